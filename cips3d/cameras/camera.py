@@ -1,0 +1,121 @@
+"""Pinhole cameras and their rays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Rays(NamedTuple):
+    """Rays of a batch of images; `origins + t * directions` is at distance t (scene units) from the camera."""
+
+    origins: Tensor  # [B, R, 3]
+    directions: Tensor  # [B, R, 3], unit length
+
+    def subset(self, index: Tensor) -> Rays:
+        """The rays at positions `index` [N] of every image."""
+        return Rays(self.origins[:, index], self.directions[:, index])
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of pinhole cameras that look along their own -z axis.
+
+    World up is +y. Columns of `rotation` are the camera's right, up and backward axes in world coordinates.
+    """
+
+    rotation: Tensor  # [B, 3, 3] camera to world
+    position: Tensor  # [B, 3] in scene units
+    fov_degrees: Tensor  # [B] full angle of view over the picture's height
+
+    @classmethod
+    def from_angles(
+        cls, pitch: Tensor, yaw: Tensor, fov_degrees: float | Tensor = 12.0, radius: float = 1.0
+    ) -> Cameras:
+        """Cameras on a sphere around the origin that look at its centre (CIPS-3D's and pi-GAN's).
+
+        position = radius · (sin φ cos θ, cos φ, sin φ sin θ), with pitch φ and yaw θ; both at π/2 is the front.
+
+        Args:
+            pitch: [B] radians in (0, π).
+            yaw: [B] radians.
+            fov_degrees: angle of view, one for all or [B].
+            radius: distance from the origin in scene units.
+        """
+        if pitch.dim() != 1 or pitch.shape != yaw.shape:
+            raise ValueError(
+                f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}"
+            )
+        direction = torch.stack(
+            [torch.sin(pitch) * torch.cos(yaw), torch.cos(pitch), torch.sin(pitch) * torch.sin(yaw)], dim=1
+        )
+        return cls.look_at(radius * direction, fov_degrees=fov_degrees)
+
+    @classmethod
+    def look_at(
+        cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0
+    ) -> Cameras:
+        """Cameras at `position` [B, 3] that look at `target` [B, 3] or [3] (default: the origin), upright in +y."""
+        forward = -position if target is None else target - position
+        forward = F.normalize(forward, dim=1)
+        world_up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(forward)
+        left = F.normalize(torch.cross(world_up, forward, dim=1), dim=1)
+        up = F.normalize(torch.cross(forward, left, dim=1), dim=1)
+        rotation = torch.stack([-left, up, -forward], dim=-1)
+        fov = torch.as_tensor(fov_degrees, dtype=position.dtype, device=position.device)
+        return cls(rotation, position, fov.expand(len(position)))
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def __getitem__(self, index: slice | Tensor) -> Cameras:
+        return Cameras(self.rotation[index], self.position[index], self.fov_degrees[index])
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return Cameras(self.rotation.to(device), self.position.to(device), self.fov_degrees.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.position.device
+
+    @property
+    def yaw(self) -> Tensor:
+        """[B] radians: the angle of the position around +y; π/2 is the front."""
+        return torch.atan2(self.position[:, 2], self.position[:, 0])
+
+    @property
+    def pitch(self) -> Tensor:
+        """[B] radians: the angle of the position from +y; π/2 is the horizon."""
+        return torch.acos((self.position[:, 1] / self.position.norm(dim=1)).clamp(-1, 1))
+
+    def rays(self, resolution: int | tuple[int, int], index: Tensor | None = None) -> Rays:
+        """Rays through the pixels of pictures of `resolution` (side, or (height, width)).
+
+        Pixels lie on an inclusive grid: the first and last rows are at ±1 of the picture's half height, and columns at
+        ± width/height of it, so that pixels are square.
+
+        Args:
+            resolution: side of a square picture, or (height, width).
+            index: [R] integer positions in row-major order; only these rays are made. Default: all, R = height·width.
+        """
+        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        if height < 1 or width < 1:
+            raise ValueError(f"resolution must be at least 1, got {resolution}")
+        like = {"dtype": self.position.dtype, "device": self.device}
+        aspect = 1.0 if height == width else max(width - 1, 1) / max(height - 1, 1)
+        column = torch.linspace(-aspect, aspect, width, **like)  # type: ignore[arg-type]
+        row = torch.linspace(1, -1, height, **like)  # type: ignore[arg-type]
+        if index is None:
+            x, y = column.repeat(height), row.repeat_interleave(width)
+        else:
+            x, y = column[index % width], row[torch.div(index, width, rounding_mode="floor")]
+        focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))  # of a picture whose half height is 1
+        xy = torch.stack([x, y], dim=-1).expand(len(self), -1, 2)
+        local = torch.cat([xy, -focal[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1)
+        directions = F.normalize(local, dim=-1) @ self.rotation.transpose(1, 2)
+        return Rays(self.position[:, None].expand_as(directions), directions)

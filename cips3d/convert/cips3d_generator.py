@@ -1,0 +1,121 @@
+"""The published CIPS-3D generator's state dict, read into `Generator` and written from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cips3d.convert.state import load_renamed, require_keys
+from cips3d.models.generator import Generator, GeneratorConfig
+
+UNUSED = re.compile(r"inr_net\.network\.\d+\.mod[12]\.norm\.(weight|bias)")  # carried by checkpoints, never applied
+
+
+def generator_reference_names(config: GeneratorConfig) -> dict[str, str]:
+    """Names of our parameters -> names in the published state dict."""
+    names: dict[str, str] = {}
+
+    def linear(ours: str, original: str) -> None:
+        names[f"{ours}.weight"] = f"{original}.weight"
+        names[f"{ours}.bias"] = f"{original}.bias"
+
+    film = {"nerf.layers.0": "siren.network.0", "nerf.layers.1": "siren.network.1"}
+    for ours, original in (film | {"nerf.color": "siren.color_layer_sine"}).items():
+        linear(f"{ours}.linear", f"{original}.linear")
+        linear(f"{ours}.gain", f"{original}.gain_fc")
+        linear(f"{ours}.shift", f"{original}.bias_fc")
+    linear("nerf.density", "siren.final_layer")
+    linear("nerf.output", "siren.color_layer_linear.0")
+    for k in range(config.shape_mapping_layers):
+        linear(f"shape_mapping.linears.{k}", f"mapping_network_nerf.base_net.{2 * k}")
+    for block in range(config.inr_blocks):
+        size = 4 << block  # the published blocks are named after resolutions
+        for k in range(2):
+            ours, original = f"inr.layers.{2 * block + k}", f"inr_net.network.{size}.mod{k + 1}"
+            names[f"{ours}.weight"] = f"{original}.weight"
+            linear(f"{ours}.modulation", f"{original}.modulation")
+        if block >= config.inr_rgb_from:
+            linear(f"inr.to_rgb.{block - config.inr_rgb_from}", f"inr_net.to_rgbs.{size}.linear")
+    for k in range(config.appearance_mapping_layers):
+        linear(f"appearance_mapping.linears.{k}", f"mapping_network_inr.base_net.{3 * k}")
+        linear(f"appearance_mapping.norms.{k}", f"mapping_network_inr.base_net.{3 * k + 1}")
+    linear("aux_to_rgb", "aux_to_rbg.0")  # spelled so in the published code
+    return names
+
+
+def config_of_reference(state: Mapping[str, Tensor]) -> GeneratorConfig:
+    """Dimensions of a published generator, read off the shapes of its state dict."""
+    corners = (
+        "siren.network.1.linear.weight",
+        "siren.color_layer_linear.0.weight",
+        "mapping_network_nerf.base_net.0.weight",
+        "mapping_network_inr.base_net.0.weight",
+        "inr_net.network.4.mod2.weight",
+    )
+    require_keys(state, corners, "a CIPS-3D generator")
+    nerf, output, shape_map, appearance_map, inr = (state[key].shape for key in corners)
+
+    def count(pattern: str) -> int:
+        return len([key for key in state if re.fullmatch(pattern, key)])
+
+    return GeneratorConfig(
+        z_shape_dim=shape_map[1],
+        shape_style_dim=shape_map[0],
+        shape_mapping_layers=count(r"mapping_network_nerf\.base_net\.\d+\.weight"),
+        nerf_width=nerf[0],
+        nerf_color_width=output[1],
+        features=output[0],
+        z_appearance_dim=appearance_map[1],
+        appearance_style_dim=appearance_map[0],
+        appearance_mapping_layers=count(r"mapping_network_inr\.base_net\.\d+\.weight") // 2,
+        inr_width=inr[-1],
+        inr_blocks=count(r"inr_net\.network\.\d+\.mod1\.weight"),
+    )
+
+
+def generator_from_reference(state: Mapping[str, Tensor]) -> Generator:
+    """A `Generator` with the weights of a published state dict.
+
+    Raises:
+        UserError: keys are missing, unknown, or of a shape that does not fit.
+    """
+    config = config_of_reference(state)
+    unused_rgb = {
+        f"inr_net.to_rgbs.{4 << b}.linear.{kind}"
+        for b in range(config.inr_rgb_from)
+        for kind in ("weight", "bias")
+    }
+    needed = {key: value for key, value in state.items() if not UNUSED.fullmatch(key) and key not in unused_rgb}
+    # The published weights have a leading dimension of one.
+    needed = {
+        key: value[0] if re.fullmatch(r"inr_net\.network\.\d+\.mod[12]\.weight", key) else value
+        for key, value in needed.items()
+    }
+    generator = Generator(config)
+    load_renamed(generator, needed, generator_reference_names(config), "a CIPS-3D generator")
+    return generator
+
+
+def generator_to_reference(generator: Generator) -> dict[str, Tensor]:
+    """The published state dict of a generator: the inverse of `generator_from_reference`.
+
+    The never-applied LayerNorms and colour layers of the published network get ones and zeros.
+    """
+    config = generator.config
+    ours = generator.state_dict()
+    state = {
+        original: ours[name].detach().clone() for name, original in generator_reference_names(config).items()
+    }
+    for block in range(config.inr_blocks):
+        for k in (1, 2):
+            key = f"inr_net.network.{4 << block}.mod{k}"
+            state[f"{key}.norm.weight"] = torch.ones(state[f"{key}.weight"].shape[0])
+            state[f"{key}.norm.bias"] = torch.zeros(state[f"{key}.weight"].shape[0])
+            state[f"{key}.weight"] = state[f"{key}.weight"][None]
+        if block < config.inr_rgb_from:
+            state[f"inr_net.to_rgbs.{4 << block}.linear.weight"] = torch.zeros(3, config.inr_width)
+            state[f"inr_net.to_rgbs.{4 << block}.linear.bias"] = torch.zeros(3)
+    return state

@@ -1,0 +1,44 @@
+"""Reading a state dict whose names are another system's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cips3d.errors import UserError
+
+
+def require_keys(state: Mapping[str, Tensor], keys: Iterable[str], what: str) -> None:
+    """Raise `UserError` unless all keys are there."""
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise UserError(f"the state dict is not that of {what}: {listed(missing)} missing")
+
+
+def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> None:
+    """Fill `module` from `state`, where parameter `ours` is called `names[ours]`.
+
+    Raises:
+        UserError: keys are missing or left over, or a shape does not fit.
+    """
+    require_keys(state, names.values(), what)
+    left_over = sorted(set(state) - set(names.values()))
+    if left_over:
+        raise UserError(f"the state dict is not that of {what}: {listed(left_over)} unknown")
+    parameters = module.state_dict()
+    with torch.no_grad():
+        for ours, original in names.items():
+            if parameters[ours].shape != state[original].shape:
+                raise UserError(
+                    f"the state dict is not that of {what}: {original} has shape {list(state[original].shape)} "
+                    f"where {list(parameters[ours].shape)} is needed"
+                )
+            parameters[ours].copy_(state[original])
+
+
+def listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'are' if len(names) > 1 else 'is'}"

@@ -1,0 +1,82 @@
+"""The INR branch: a deep per-pixel network of modulated fully connected layers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cips3d.models.mapping import LEAKY_SLOPE
+from cips3d.ops import apply_modulated_weight, modulate_weight
+
+
+class ModulatedFC(nn.Module):
+    """Weight [in, out] and the linear map from the style to its modulation, m = 1 + A s + a."""
+
+    def __init__(self, width_in: int, width_out: int, style_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_in, width_out))
+        self.modulation = nn.Linear(style_dim, width_in)
+        # On the (in, out) matrix "fan_in" is the number of outputs: what the published network trains with.
+        nn.init.kaiming_normal_(self.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
+        nn.init.kaiming_normal_(self.modulation.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
+
+    def folded_weight(self, style: Tensor) -> Tensor:
+        """style [B, style_dim] -> modulated and demodulated weight [B, in, out]."""
+        return modulate_weight(self.weight, 1 + self.modulation(style))
+
+
+class INR(nn.Module):
+    """Features of pixels to colours: blocks of two modulated layers, residual sums, RGB from every later block.
+
+    No spatial operator: each pixel is computed alone, so any set of pixels at any resolution can be rendered.
+
+    Source: CIPS-3D (arXiv 2110.09788), section 3.2.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: int,
+        width: int,
+        blocks: int,
+        style_dim: int,
+        skip_from: int,
+        rgb_from: int,
+        rgb_init: float,
+    ) -> None:
+        super().__init__()
+        if not 0 <= rgb_from < blocks:
+            raise ValueError(f"rgb_from must be the index of one of {blocks} blocks, got {rgb_from}")
+        self.skip_from = skip_from
+        self.rgb_from = rgb_from
+        widths = [features] + [width] * (2 * blocks)
+        self.layers = nn.ModuleList(ModulatedFC(i, o, style_dim) for i, o in zip(widths, widths[1:], strict=False))
+        self.to_rgb = nn.ModuleList(nn.Linear(width, 3) for _ in range(rgb_from, blocks))
+        for linear in self.to_rgb:
+            bound = math.sqrt(6 / width) * rgb_init
+            nn.init.uniform_(linear.weight, -bound, bound)
+
+    @property
+    def blocks(self) -> int:
+        return len(self.layers) // 2
+
+    def fold(self, style: Tensor) -> list[Tensor]:
+        """Weights [B, in, out] of all layers for a style [B, style_dim] or [B, layers, style_dim]."""
+        styles = style.unbind(1) if style.dim() == 3 else (style,) * len(self.layers)
+        return [layer.folded_weight(s) for layer, s in zip(self.layers, styles, strict=True)]
+
+    def forward(self, features: Tensor, folded: list[Tensor]) -> Tensor:
+        """features [B, N, features], weights of `fold` -> RGB [B, N, 3] in [-1, 1]."""
+        x = features
+        rgb: Tensor | None = None
+        for block in range(self.blocks):
+            skip = x if block >= self.skip_from else None
+            x = apply_modulated_weight(x, folded[2 * block], negative_slope=LEAKY_SLOPE)
+            x = apply_modulated_weight(x, folded[2 * block + 1], negative_slope=LEAKY_SLOPE, skip=skip)
+            if block >= self.rgb_from:
+                block_rgb = self.to_rgb[block - self.rgb_from](x)
+                rgb = block_rgb if rgb is None else rgb + block_rgb
+        assert rgb is not None  # rgb_from < blocks
+        return torch.tanh(rgb)

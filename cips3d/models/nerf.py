@@ -1,0 +1,104 @@
+"""The NeRF branch: a shallow FiLM-SIREN network that gives a feature per ray."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from cips3d.cameras import Rays
+from cips3d.models.mapping import LEAKY_SLOPE
+from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, render_volume
+from cips3d.ops import film_siren
+
+GAIN_SCALE, GAIN_CENTRE = 15.0, 30.0  # gain = 15·(A s + c) + 30: frequencies around SIREN's ω₀ = 30
+SIREN_INIT_DIVISOR = 25.0  # hidden weights U(±√(6/in)/25), pi-GAN's
+
+
+def siren_uniform_(weight: Tensor) -> Tensor:
+    """Fill with U(±√(6/in)/25), the initialisation of pi-GAN's sine layers."""
+    bound = math.sqrt(6 / weight.shape[1]) / SIREN_INIT_DIVISOR
+    return nn.init.uniform_(weight, -bound, bound)
+
+
+class FilmSiren(nn.Module):
+    """y = sin(gain ⊙ (W x + b) + shift), gain = 15·(A_g s + c_g) + 30, shift = A_b s + c_b, from the style s."""
+
+    def __init__(self, width_in: int, width_out: int, style_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out)
+        self.gain = nn.Linear(style_dim, width_out)
+        self.shift = nn.Linear(style_dim, width_out)
+        with torch.no_grad():
+            siren_uniform_(self.linear.weight)
+            self.gain.weight.mul_(0.25)
+            self.shift.weight.mul_(0.25)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """x [B, N, in], style [B, style_dim] -> [B, N, out]."""
+        gain = GAIN_SCALE * self.gain(style) + GAIN_CENTRE
+        return film_siren(x, self.linear.weight, self.linear.bias, gain, self.shift(style))
+
+
+class NeRF(nn.Module):
+    """Points to densities and features: FiLM 3→w, FiLM w→w, density w→1; colour FiLM w→v, linear v→features.
+
+    No layer sees the viewing direction. The last linear layer commutes with compositing, Σ w (C h + c) = C Σ w h +
+    c Σ w, so it is applied once a ray instead of once a sample.
+
+    Source: CIPS-3D (arXiv 2110.09788), section 3.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        color_width: int,
+        features: int,
+        style_dim: int,
+        point_scale: float,
+        density_scale: float,
+    ) -> None:
+        super().__init__()
+        self.point_scale = point_scale
+        self.density_scale = density_scale
+        self.layers = nn.ModuleList([FilmSiren(3, width, style_dim), FilmSiren(width, width, style_dim)])
+        self.density = nn.Linear(width, 1)
+        self.color = FilmSiren(width, color_width, style_dim)
+        self.output = nn.Linear(color_width, features)
+        nn.init.kaiming_normal_(self.output.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
+        if density_scale != 1:  # a bias drawn at random would be scaled too, and fill or empty the whole volume
+            nn.init.zeros_(self.density.bias)
+
+    def evaluate(self, points: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw density and colour activations.
+
+        Args:
+            points: [B, N, 3] in scene units.
+            style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
+
+        Returns:
+            raw density [B, N], activations [B, N, color_width] (before the last linear layer).
+        """
+        layer_styles = style.unbind(1) if style.dim() == 3 else (style,) * (len(self.layers) + 1)
+        x = points * self.point_scale
+        for layer, layer_style in zip(self.layers, layer_styles[:-1], strict=True):
+            x = layer(x, layer_style)
+        density = self.density(x)[..., 0]
+        if self.density_scale != 1:
+            density = density * self.density_scale
+        return density, self.color(x, layer_styles[-1])
+
+    def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
+        """Features of rays [B, R, features] from composited activations."""
+        features = nn.functional.linear(ray.values, self.output.weight) + self.output.bias * ray.weight_sum
+        return features + (1 - ray.weight_sum) if white_back else features
+
+    def forward(
+        self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RandomDraws
+    ) -> tuple[Tensor, RayValues]:
+        """Features [B, R, features] of rays, and depth, weights and depths as `RayValues`."""
+        ray = render_volume(partial(self.evaluate, style=style), rays, settings, draws)
+        return self.features(ray, white_back=settings.white_back), ray

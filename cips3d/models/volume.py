@@ -1,0 +1,166 @@
+"""Volume rendering along rays: stratified depths, importance depths, merge, compositing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cips3d.cameras import Rays
+from cips3d.ops import accumulate, composite_weights, importance_depths, ray_points, stratified_depths
+from cips3d.ops.composite import DensityActivation
+
+
+class Field(Protocol):
+    """A radiance field: what is at a point."""
+
+    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """points [B, N, 3] -> raw density [B, N], values to be composited [B, N, C]."""
+
+
+@dataclass(frozen=True)
+class VolumeSettings:
+    """How a ray is sampled and composited."""
+
+    samples: int = 12
+    """coarse samples a ray"""
+    fine_samples: int | None = None
+    """importance samples a ray; default: as many as coarse ones; 0: none"""
+    t_near: float = 0.88
+    """where rays begin, in scene units from the camera"""
+    t_far: float = 1.12
+    """where rays end"""
+    density_activation: DensityActivation = "relu"
+    last_back: bool = False
+    """the last sample takes the light that is left"""
+    white_back: bool = False
+    """a background of ones behind the last sample"""
+
+    @property
+    def fine(self) -> int:
+        return self.samples if self.fine_samples is None else self.fine_samples
+
+
+class RandomDraws(NamedTuple):
+    """Every random number that a picture depends on, apart from z and the camera."""
+
+    stratified: Tensor  # [B, R, S] in [0, 1)
+    importance: Tensor | None  # [B, R, F] in [0, 1), None without fine samples
+    coarse_noise: Tensor | None  # [B, R, S] added to the raw density
+    merged_noise: Tensor | None  # [B, R, S + F]
+
+    def subset(self, index: Tensor | slice) -> RandomDraws:
+        """The draws of the rays at positions `index`."""
+        return RandomDraws(*(None if draw is None else draw[:, index] for draw in self))
+
+
+def draw_random(
+    batch: int,
+    rays: int,
+    settings: VolumeSettings,
+    *,
+    density_noise: float = 0.0,
+    stratified_u: Tensor | None = None,
+    importance_u: Tensor | None = None,
+    jitter: bool = True,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> RandomDraws:
+    """Draw what `render_volume` needs.
+
+    Args:
+        density_noise: standard deviation of the Gaussian added to raw densities.
+        stratified_u: [B, R, S] given draws, used instead of drawing.
+        importance_u: [B, R, F] likewise.
+        jitter: False puts every depth in the middle of its bin and the importance draws at equal steps: no noise in
+            the picture, the same picture every time.
+    """
+    samples, fine = settings.samples, settings.fine
+
+    def uniform(count: int) -> Tensor:
+        if jitter:
+            return torch.rand(batch, rays, count, generator=generator, device=device)
+        return ((torch.arange(count, device=device) + 0.5) / count).expand(batch, rays, count)
+
+    def gaussian(count: int) -> Tensor | None:
+        if density_noise == 0:
+            return None
+        return density_noise * torch.randn(batch, rays, count, generator=generator, device=device)
+
+    def given(name: str, draw: Tensor, count: int) -> Tensor:
+        if tuple(draw.shape) != (batch, rays, count):
+            raise ValueError(f"{name} must have shape [{batch}, {rays}, {count}], got {list(draw.shape)}")
+        return draw
+
+    if stratified_u is not None:
+        stratified = given("stratified_u", stratified_u, samples)
+    else:
+        stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device)
+    importance = None
+    if fine > 0:
+        importance = uniform(fine) if importance_u is None else given("importance_u", importance_u, fine)
+    return RandomDraws(stratified, importance, gaussian(samples), gaussian(samples + fine) if fine > 0 else None)
+
+
+class RayValues(NamedTuple):
+    """What compositing leaves of a ray's samples."""
+
+    values: Tensor  # [B, R, C] Σ w v
+    weight_sum: Tensor  # [B, R, 1] Σ w
+    depth: Tensor  # [B, R] Σ w t
+    weights: Tensor  # [B, R, S + F], front to back
+    depths: Tensor  # [B, R, S + F], front to back
+
+
+def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RandomDraws) -> RayValues:
+    """Sample a field along rays, coarse then fine, and composite the merged samples.
+
+    Only scalars are put in order: the weights of the merged samples go back to where the values lie, so that no
+    C-channel sample is ever sorted, gathered or copied.
+
+    Source: NeRF (arXiv 2003.08934), section 5, as pi-GAN and CIPS-3D use it (one field, one final compositing).
+    """
+    depths = stratified_depths(draws.stratified, settings.t_near, settings.t_far)
+    density, values = evaluate(field, rays, depths)
+    if draws.importance is None:
+        weights, _ = composite_weights(
+            density,
+            depths,
+            noise=draws.coarse_noise,
+            activation=settings.density_activation,
+            last_back=settings.last_back,
+        )
+        return RayValues(
+            accumulate(weights, values),
+            weights.sum(-1, keepdim=True),
+            (weights * depths).sum(-1),
+            weights,
+            depths,
+        )
+    with torch.no_grad():  # the background options act on the final compositing only
+        coarse_weights, _ = composite_weights(
+            density, depths, noise=draws.coarse_noise, activation=settings.density_activation
+        )
+        fine, merged, order = importance_depths(depths, coarse_weights, draws.importance)
+    fine_density, fine_values = evaluate(field, rays, fine)
+    weights, _ = composite_weights(
+        torch.cat([density, fine_density], dim=-1).gather(-1, order),
+        merged,
+        noise=draws.merged_noise,
+        activation=settings.density_activation,
+        last_back=settings.last_back,
+    )
+    in_place = torch.zeros_like(weights).scatter(-1, order, weights)  # the weights of cat(coarse, fine)
+    samples = depths.shape[-1]
+    summed = accumulate(in_place[..., :samples], values) + accumulate(in_place[..., samples:], fine_values)
+    return RayValues(summed, weights.sum(-1, keepdim=True), (weights * merged).sum(-1), weights, merged)
+
+
+def evaluate(field: Field, rays: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
+    """Density [B, R, S] and values [B, R, S, C] of a field at depths [B, R, S]."""
+    batch, count, samples = depths.shape
+    points = ray_points(rays.origins, rays.directions, depths)
+    density, values = field(points.view(batch, count * samples, 3))
+    return density.view(batch, count, samples), values.view(batch, count, samples, -1)

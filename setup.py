@@ -1,0 +1,5 @@
+"""Entry point of the build; all metadata is in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
