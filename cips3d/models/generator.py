@@ -69,6 +69,10 @@ class Rendering(NamedTuple):
     weights: Tensor  # [B, H·W, samples] compositing weights, front to back
     sample_depths: Tensor  # [B, H·W, samples]
 
+    def filled_depth(self, t_far: float) -> Tensor:
+        """Depth [B, 1, H, W] of a scene with a wall at t_far: Σ w t + (1 - Σ w) t_far; empty rays end far away."""
+        return self.depth + (1 - self.weights.sum(-1).view_as(self.depth)) * t_far
+
 
 class _Pixels(NamedTuple):
     rgb: Tensor  # [B, N, 3]
@@ -123,6 +127,11 @@ class Generator(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.aux_to_rgb.weight.device
+
+    def set_autocast(self, *, nerf: torch.dtype | None, inr: torch.dtype | None) -> None:
+        """Mixed precision of either network; None is full precision."""
+        self.nerf.autocast_dtype = nerf
+        self.inr.autocast_dtype = inr
 
     def sample_z(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Standard normal z_shape [batch, z_shape_dim] and z_appearance [batch, z_appearance_dim]."""

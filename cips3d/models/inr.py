@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.models.mapping import LEAKY_SLOPE
+from cips3d.models.precision import autocast, full_precision
 from cips3d.ops import apply_modulated_weight, modulate_weight
 
 
@@ -49,6 +50,7 @@ class INR(nn.Module):
         super().__init__()
         if not 0 <= rgb_from < blocks:
             raise ValueError(f"rgb_from must be the index of one of {blocks} blocks, got {rgb_from}")
+        self.autocast_dtype: torch.dtype | None = None
         self.skip_from = skip_from
         self.rgb_from = rgb_from
         widths = [features] + [width] * (2 * blocks)
@@ -72,11 +74,13 @@ class INR(nn.Module):
         x = features
         rgb: Tensor | None = None
         for block in range(self.blocks):
-            skip = x if block >= self.skip_from else None
-            x = apply_modulated_weight(x, folded[2 * block], negative_slope=LEAKY_SLOPE)
-            x = apply_modulated_weight(x, folded[2 * block + 1], negative_slope=LEAKY_SLOPE, skip=skip)
+            with autocast(x.device, self.autocast_dtype):
+                skip = x if block >= self.skip_from else None
+                x = apply_modulated_weight(x, folded[2 * block], negative_slope=LEAKY_SLOPE)
+                x = apply_modulated_weight(x, folded[2 * block + 1], negative_slope=LEAKY_SLOPE, skip=skip)
             if block >= self.rgb_from:
-                block_rgb = self.to_rgb[block - self.rgb_from](x)
+                with full_precision(x.device):  # colours are sums over blocks: rounding would show as banding
+                    block_rgb = self.to_rgb[block - self.rgb_from](x.to(features.dtype))
                 rgb = block_rgb if rgb is None else rgb + block_rgb
         assert rgb is not None  # rgb_from < blocks
         return torch.tanh(rgb)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
+from cips3d.models.precision import autocast
 from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, render_volume
 from cips3d.ops import film_siren
 
@@ -62,6 +63,7 @@ class NeRF(nn.Module):
         density_scale: float,
     ) -> None:
         super().__init__()
+        self.autocast_dtype: torch.dtype | None = None
         self.point_scale = point_scale
         self.density_scale = density_scale
         self.layers = nn.ModuleList([FilmSiren(3, width, style_dim), FilmSiren(width, width, style_dim)])
@@ -84,12 +86,14 @@ class NeRF(nn.Module):
         """
         layer_styles = style.unbind(1) if style.dim() == 3 else (style,) * (len(self.layers) + 1)
         x = points * self.point_scale
-        for layer, layer_style in zip(self.layers, layer_styles[:-1], strict=True):
-            x = layer(x, layer_style)
-        density = self.density(x)[..., 0]
+        with autocast(points.device, self.autocast_dtype):
+            for layer, layer_style in zip(self.layers, layer_styles[:-1], strict=True):
+                x = layer(x, layer_style)
+            density = self.density(x)[..., 0]
+            activations = self.color(x, layer_styles[-1])
         if self.density_scale != 1:
             density = density * self.density_scale
-        return density, self.color(x, layer_styles[-1])
+        return density.to(points.dtype), activations.to(points.dtype)
 
     def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""

@@ -78,16 +78,17 @@ def draw_random(
             the picture, the same picture every time.
     """
     samples, fine = settings.samples, settings.fine
+    drawn_on = device if generator is None else generator.device
 
     def uniform(count: int) -> Tensor:
         if jitter:
-            return torch.rand(batch, rays, count, generator=generator, device=device)
+            return torch.rand(batch, rays, count, generator=generator, device=drawn_on).to(device)
         return ((torch.arange(count, device=device) + 0.5) / count).expand(batch, rays, count)
 
     def gaussian(count: int) -> Tensor | None:
         if density_noise == 0:
             return None
-        return density_noise * torch.randn(batch, rays, count, generator=generator, device=device)
+        return density_noise * torch.randn(batch, rays, count, generator=generator, device=drawn_on).to(device)
 
     def given(name: str, draw: Tensor, count: int) -> Tensor:
         if tuple(draw.shape) != (batch, rays, count):

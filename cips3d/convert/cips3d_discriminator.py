@@ -1,0 +1,140 @@
+"""The published CIPS-3D discriminators' state dicts, read into `Discriminator` and written from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cips3d.convert.state import load_renamed, require_keys
+from cips3d.errors import UserError
+from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
+from cips3d.ops.upfirdn2d import binomial_kernel
+
+MAIN_PREFIX, AUX_PREFIX = "main_disc.", "aux_disc."  # of the published module that holds both
+MINIBATCH_STD_GROUP = 4  # the published group where minibatch statistics are on; no weight tells it
+BLUR_KEY = re.compile(r"convs\.\d+\.(conv1|conv2|skip)\.down_blur\.kernel")
+
+
+def discriminator_from_reference(state: Mapping[str, Tensor]) -> Discriminator:
+    """A `Discriminator` with the weights of a published state dict; dimensions are read off the shapes.
+
+    Keys with the prefixes main_disc. and aux_disc. give both parts; without them, there is only a main part.
+    The constant blur kernels may be missing. Where they are there, they tell in which convolution blocks
+    downsample; otherwise it is the second in a main part and the first in an auxiliary one.
+
+    Raises:
+        UserError: keys are missing, unknown, or of a shape that does not fit.
+    """
+    main, aux = _below(state, MAIN_PREFIX), _below(state, AUX_PREFIX)
+    if not main and not aux:
+        return Discriminator(_part_from_reference(state, is_aux=False))
+    if len(main) + len(aux) != len(state):
+        first = next(key for key in state if not key.startswith((MAIN_PREFIX, AUX_PREFIX)))
+        raise UserError(
+            f"the state dict is not that of CIPS-3D discriminators: {first} has neither "
+            f"the prefix {MAIN_PREFIX} nor {AUX_PREFIX}"
+        )
+    return Discriminator(
+        _part_from_reference(main, is_aux=False, prefix=MAIN_PREFIX),
+        _part_from_reference(aux, is_aux=True, prefix=AUX_PREFIX) if aux else None,
+    )
+
+
+def discriminator_reference_names(discriminator: Discriminator) -> dict[str, str]:
+    """Names of our parameters -> names in the published state dict (prefixed where there are two parts)."""
+    return {
+        f"{name}.{ours}": prefix + original
+        for name, prefix, part in _parts(discriminator)
+        for ours, original in _part_names(part).items()
+    }
+
+
+def discriminator_to_reference(discriminator: Discriminator) -> dict[str, Tensor]:
+    """The published state dict, blur kernels included: the inverse of `discriminator_from_reference`."""
+    ours = discriminator.state_dict()
+    names = discriminator_reference_names(discriminator)
+    state = {original: ours[name].detach().clone() for name, original in names.items()}
+    for _, prefix, part in _parts(discriminator):
+        for resolution in part.blocks:
+            for conv in ("conv1" if part.downsample_first else "conv2", "skip"):
+                state[f"{prefix}convs.{resolution}.{conv}.down_blur.kernel"] = _published_blur()
+    return state
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _parts(discriminator: Discriminator) -> list[tuple[str, str, ImageDiscriminator]]:
+    """(our name, published prefix, module) of each part."""
+    if discriminator.aux is None:
+        return [("main", "", discriminator.main)]
+    return [("main", MAIN_PREFIX, discriminator.main), ("aux", AUX_PREFIX, discriminator.aux)]
+
+
+def _part_names(part: ImageDiscriminator) -> dict[str, str]:
+    names: dict[str, str] = {}
+
+    def activated(ours: str, original: str) -> None:
+        names[f"{ours}.conv.weight"] = f"{original}.equal_conv.weight"
+        names[f"{ours}.bias"] = f"{original}.flrelu.bias"
+
+    for resolution in part.from_rgb:
+        activated(f"from_rgb.{resolution}", f"conv_in.{resolution}")
+    for resolution in part.blocks:
+        for conv in ("conv1", "conv2"):
+            activated(f"blocks.{resolution}.{conv}", f"convs.{resolution}.{conv}")
+        names[f"blocks.{resolution}.skip.weight"] = f"convs.{resolution}.skip.equal_conv.weight"
+    activated("final", "final_conv")
+    for ours, original in (("hidden", "space_linear"), ("output", "out_linear")):
+        for kind in ("weight", "bias"):
+            names[f"{ours}.{kind}"] = f"{original}.{kind}"
+    return names
+
+
+def _part_from_reference(
+    state: Mapping[str, Tensor], *, is_aux: bool, prefix: str = ""
+) -> ImageDiscriminator:
+    what = f"a CIPS-3D discriminator (keys {prefix}*)" if prefix else "a CIPS-3D discriminator"
+    found = (re.fullmatch(r"conv_in\.(\d+)\.equal_conv\.weight", key) for key in state)
+    resolution_max = max([RESOLUTION_MIN, *(int(match[1]) for match in found if match)])
+    resolutions = [RESOLUTION_MIN << k for k in range((resolution_max // RESOLUTION_MIN).bit_length())]
+    from_rgb = {r: f"conv_in.{r}.equal_conv.weight" for r in resolutions}
+    require_keys(state, [*from_rgb.values(), "final_conv.equal_conv.weight"], what)
+    channels = {r: state[key].shape[0] for r, key in from_rgb.items()}
+    blurs = {key: value for key, value in state.items() if BLUR_KEY.fullmatch(key)}
+    _require_published_blurs(blurs, what)
+    has_minibatch_std = state["final_conv.equal_conv.weight"].shape[1] == channels[RESOLUTION_MIN] + 1
+    part = ImageDiscriminator(
+        resolutions[-1],
+        channels,
+        MINIBATCH_STD_GROUP if has_minibatch_std else 0,
+        downsample_first=_downsamples_first(blurs, is_aux),
+    )
+    weights = {key: value for key, value in state.items() if key not in blurs}
+    load_renamed(part, weights, _part_names(part), what)
+    return part
+
+
+def _downsamples_first(blurs: Mapping[str, Tensor], is_aux: bool) -> bool:
+    convs = {match[1] for key in blurs if (match := BLUR_KEY.fullmatch(key))} - {"skip"}
+    if len(convs) > 1:
+        raise UserError(
+            "the state dict is not a CIPS-3D discriminator's: both convolutions of a block have blur kernels"
+        )
+    return convs == {"conv1"} if convs else is_aux
+
+
+def _require_published_blurs(blurs: Mapping[str, Tensor], what: str) -> None:
+    expected = _published_blur()
+    for key, kernel in blurs.items():
+        if kernel.shape != expected.shape or not torch.allclose(kernel.cpu().to(expected.dtype), expected):
+            raise UserError(f"the state dict is not that of {what}: {key} is not [1, 3, 3, 1]/8 on both axes")
+
+
+def _published_blur() -> Tensor:
+    taps = binomial_kernel()
+    return torch.outer(taps, taps)

@@ -1,0 +1,130 @@
+"""Image files decoded to square uint8 tensors.
+
+Decoding is one fixed sequence: EXIF orientation; grey, palette and CMYK to RGB; transparency onto white;
+centre crop to a square; antialiased resize. The same file gives the same pixels wherever it is decoded: while
+a set is opened, in a worker process, or when a set is prepared in advance.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+# What a file may hold, whatever its ending: collected photographs often carry a wrong one. The list is closed
+# since Pillow would otherwise hand a file to any of its decoders, some of which start other programs.
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# What Pillow and zipfile raise on damaged files.
+UNREADABLE_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,  # zipfile: an encrypted entry, or a compression it does not know
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {  # EXIF 2.3, section 4.6.4: what turns a picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, resolution: int) -> Tensor:
+    """Decode an image file, crop its central square and resize it with antialiasing (Lanczos).
+
+    Args:
+        data: contents of the file.
+        resolution: side of the result in pixels.
+
+    Returns:
+        uint8 [3, resolution, resolution].
+
+    Raises:
+        one of UNREADABLE_ERRORS, see `read_rgb`.
+    """
+    image = read_rgb(data)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if image.size != (side, side):
+        image = image.crop((left, top, left + side, top + side))
+    if side != resolution:
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def read_rgb(data: bytes, *, smallest: bool = False) -> Image.Image:
+    """Decode an image file to upright RGB; of an animation, its first frame.
+
+    Grey gets three equal channels; 16-bit grey is scaled (65535 becomes 255), not clipped; transparency is
+    composited onto white. Colour profiles are not applied.
+
+    Args:
+        data: contents of the file.
+        smallest: decode a JPEG at its smallest scale, which reads all of the file in a part of the time.
+
+    Raises:
+        one of UNREADABLE_ERRORS when the file is damaged, truncated, unreasonably large or of an unknown
+        format.
+    """
+    with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+        if smallest:
+            image.draft("RGB", (1, 1))
+        image.load()
+        turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        rgb = _flatten(_to_eight_bits(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale modes of more than 8 bits to L, or to LA where one grey value is declared transparent.
+
+    "I;16" and "I" hold 0 to 65535; "F" holds 0 to 1, or 0 to 255 where its largest value is above 1.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))  # float64 holds every mode's values exactly
+    full = 65535.0 if image.mode.startswith("I") else (255.0 if values.max() > 1 else 1.0)
+    grey = Image.fromarray(np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8))
+    if image.has_transparency_data:
+        opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+        grey.putalpha(Image.fromarray(opaque))
+    return grey
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """RGB, with transparency composited onto white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def describe(error: Exception) -> str:
+    """One line on why a file is unreadable."""
+    if isinstance(error, UnidentifiedImageError):  # its own text shows an address in memory
+        return f"no {', '.join(PILLOW_FORMATS)} content"
+    return printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Escape what cannot be printed on one line, such as file names that are not valid text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

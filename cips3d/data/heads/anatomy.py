@@ -1,0 +1,235 @@
+"""The body of a head: signed distances to its skin, shirt, hair, hat and glasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from cips3d.data.heads.parameters import Glasses, HairStyle, Hat, HeadParameters
+from cips3d.data.heads.shapes import Ellipsoid, Ellipsoids, Points, smooth_max, smooth_min, smooth_step
+
+
+class Material(IntEnum):
+    """Rows of `HeadShape.distances`."""
+
+    SKIN = 0
+    SHIRT = 1
+    HAIR = 2
+    HAT = 3
+    GLASSES = 4
+
+
+ABSENT = 9.0  # added to the distance of what a head does not wear: farther away than anything in the scene
+
+EYE_Y = 0.06
+EYE_Z = 0.295  # centre of the eyeball, which has the radius EYE_RADIUS
+EYE_RADIUS = 0.095
+SKULL_Y, SKULL_Z = 0.17, -0.06
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Where the parts of the face are; heights and depths as tensors [N, 1] or [N], like the parameters given."""
+
+    nose_y: Tensor  # tip of the nose
+    nose_z: Tensor
+    mouth_y: Tensor
+    mouth_z: Tensor
+    chin_y: Tensor
+
+    @classmethod
+    def of(cls, parameters: HeadParameters) -> Landmarks:
+        length = parameters.face_length
+        return cls(
+            nose_y=-0.15 * parameters.nose_length * length,
+            nose_z=0.44 * parameters.depth + 0.095 * parameters.nose_depth,
+            mouth_y=-0.315 * length - 0.04 * (parameters.nose_length - 1),
+            mouth_z=0.385 * parameters.depth,
+            chin_y=-0.455 * length,
+        )
+
+
+class HeadShape:
+    """The signed distance functions of a batch of heads."""
+
+    def __init__(self, parameters: HeadParameters) -> None:
+        self.parameters = parameters.columns()
+        parts = _face(parameters) | _body(parameters) | _hair(parameters) | _worn(parameters)
+        self._ellipsoids = Ellipsoids(parts, len(parameters), parameters.width.device)
+
+    def distances(self, points: Points) -> Tensor:
+        """Signed distances [5, N, R] in head units, one row per `Material`."""
+        parts = self._ellipsoids.distances(points)
+        return torch.stack(
+            [
+                self._skin(parts),
+                self._shirt(points, parts),
+                self._hair(points, parts),
+                self._hat(points, parts),
+                self._glasses(points),
+            ]
+        )
+
+    def distance(self, points: Points) -> Tensor:
+        """The signed distance [N, R] to the nearest material."""
+        return self.distances(points).amin(0)
+
+    def _skin(self, parts: Mapping[str, Tensor]) -> Tensor:
+        skin = smooth_min(parts["skull"], parts["jaw"], 0.18)
+        skin = smooth_min(skin, parts["chin"], 0.12)
+        skin = smooth_min(skin, parts["cheeks"], 0.14)
+        skin = smooth_min(skin, parts["brows"], 0.1)
+        skin = smooth_max(skin, -parts["sockets"], 0.08)
+        skin = smooth_min(skin, parts["eyeballs"], 0.025)
+        skin = smooth_min(skin, parts["nose bridge"], 0.08)
+        skin = smooth_min(skin, parts["nose tip"], 0.06)
+        skin = smooth_min(skin, parts["nostrils"], 0.03)
+        skin = smooth_min(skin, smooth_min(parts["upper lip"], parts["lower lip"], 0.015), 0.035)
+        skin = smooth_min(skin, parts["ears"], 0.03)
+        skin = smooth_min(skin, parts["neck"], 0.1)
+        return smooth_min(skin, parts["chest"], 0.12)
+
+    def _shirt(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
+        shirt = smooth_min(parts["torso"], parts["shoulders"], 0.2)
+        shirt = smooth_min(shirt, parts["collar"], 0.14)
+        return smooth_max(shirt, -parts["neckline"], 0.03)
+
+    def _hair(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
+        p = self.parameters
+        hair = parts["skull"] - self._hair_thickness(points)
+        hair = smooth_min(hair, parts["back hair"], 0.1)
+        hair = smooth_max(hair, -self._face_opening(points), 0.05)
+        hair = smooth_max(hair, self._hair_end(points) - points.y, 0.06)
+        hair = smooth_min(hair, parts["front lock"], 0.06)
+        hair = smooth_min(hair, parts["bun"], 0.03)
+        under_hat = points.y - self._hat_edge(points) - torch.where(p.hat == Hat.NONE, ABSENT, 0.02)
+        return smooth_max(hair, under_hat, 0.03)
+
+    def _hair_thickness(self, points: Points) -> Tensor:
+        """How far the hair stands off the skull: more on top, most where it is combed from the parting to -x."""
+        p = self.parameters
+        top = smooth_step(-0.05, 0.55, points.y)
+        combed = smooth_step(0.05, -0.12, points.x - p.parting)
+        front = smooth_step(0.0, 0.35, points.z)
+        groove = 0.03 * top / (1 + ((points.x - p.parting) / 0.03).square())
+        thickness = torch.lerp(p.hair_side, p.hair_top, top) + p.fringe_lift * combed * front * top.clamp_min(0.4)
+        curls = torch.sin(23 * points.x + 9 * points.y) * torch.sin(23 * points.y - 7 * points.z)
+        return thickness - groove + p.curl * curls * torch.sin(23 * points.z + 5 * points.x)
+
+    def _face_opening(self, points: Points) -> Tensor:
+        """The region that hair leaves free, negative inside: in front of the temples and below the slanted fringe."""
+        p = self.parameters
+        from_parting = points.x - p.parting
+        left = (-from_parting).clamp_min(0) / 0.55
+        right = from_parting.clamp_min(0)
+        fringe = p.hairline - p.fringe_drop * left * (2 - left).clamp_min(0) ** 0.5 - 1.2 * right.square()
+        temple = 0.13 - 0.35 * (points.y - 0.1).clamp(-0.5, 0)
+        return smooth_max(points.y - fringe, temple - points.z, 0.1)
+
+    def _hair_end(self, points: Points) -> Tensor:
+        """The height at which the hair ends: a line falling to the nape, or level for long hair."""
+        p = self.parameters
+        short = (p.style == HairStyle.SHORT) | (p.style == HairStyle.BUN)
+        nape = p.side_length + 0.5 * (points.z - 0.05)
+        return torch.where(short, nape, p.hair_length - 0.06 * points.x)
+
+    def _hat_edge(self, points: Points) -> Tensor:
+        p = self.parameters
+        return p.hat_height + 0.16 * points.z + p.hat_tilt * points.x
+
+    def _hat(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
+        p = self.parameters
+        above_edge = points.y - self._hat_edge(points)
+        beanie = p.hat == Hat.BEANIE
+        dome = smooth_max(parts["skull"] - torch.where(beanie, 0.115, 0.1), -above_edge, 0.03)
+        fold = smooth_max(parts["skull"] - 0.135, (above_edge - 0.07).abs() - 0.07, 0.03)
+        hat = torch.minimum(dome, fold + torch.where(beanie, 0.0, ABSENT))
+        hat = smooth_min(hat, parts["brim"] + torch.where(beanie, ABSENT, 0.0), 0.03)
+        return hat + torch.where(p.hat == Hat.NONE, ABSENT, 0.0)
+
+    def _glasses(self, points: Points) -> Tensor:
+        """Two rings (or dark discs), a bridge and the arms that lead to the ears."""
+        p = self.parameters
+        side = points.x.abs()
+        plane = points.z - 0.455 * p.depth + 0.25 * side.square()  # the rims follow the face
+        across, up = side - p.eye_distance - 0.01, points.y - EYE_Y + 0.01
+        round_rim = (across.square() + up.square()).sqrt() - 0.115
+        square_rim = ((across / 1.15) ** 4 + (up / 0.85) ** 4).sqrt().sqrt() - 0.11
+        rim = torch.where(p.glasses == Glasses.ROUND, round_rim, square_rim)
+        rim = torch.where(p.glasses == Glasses.SUN, rim.clamp_min(0), rim.abs())
+        frame = (rim.square() + plane.square()).sqrt() - 0.014
+        bridge = torch.maximum(((up - 0.03).square() + plane.square()).sqrt() - 0.014, side - 0.07)
+        outside = side - 0.435 * p.width
+        arm_span = torch.maximum(points.z - 0.42 * p.depth, -0.05 - points.z)
+        arms = torch.maximum(((up - 0.04).square() + outside.square()).sqrt() - 0.016, arm_span)
+        glasses = torch.minimum(torch.minimum(frame, bridge), arms)
+        return glasses + torch.where(p.glasses == Glasses.NONE, ABSENT, 0.0)
+
+
+def _face(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """Skull, jaw and features."""
+    at = Landmarks.of(p)
+    w, d, length = p.width, p.depth, p.face_length
+    nose_middle = 0.5 * (at.nose_y + 0.09)
+    return {
+        "skull": Ellipsoid((0.0, SKULL_Y, SKULL_Z), (0.42 * w, 0.49 * p.height, 0.5 * d)),
+        "jaw": Ellipsoid((0.0, -0.16 * length, 0.1), (0.33 * w * p.jaw_width, 0.36 * length, 0.33 * d)),
+        "chin": Ellipsoid((0.0, at.chin_y, 0.31 * d), (0.11 * p.chin_size, 0.085, 0.1)),
+        "cheeks": Ellipsoid((0.21 * w, -0.08, 0.27 * d), (0.12 * p.cheek_size, 0.12, 0.12), mirrored=True),
+        "brows": Ellipsoid((0.15, EYE_Y + 0.11, 0.36 * d), (0.13, 0.045, 0.07), (0.0, 0.45, 0.0), mirrored=True),
+        "sockets": Ellipsoid((p.eye_distance + 0.005, EYE_Y, 0.455 * d), (0.12, 0.07, 0.075), mirrored=True),
+        "eyeballs": Ellipsoid((p.eye_distance, EYE_Y, EYE_Z * d), (0.105, 0.085, EYE_RADIUS), mirrored=True),
+        "nose bridge": Ellipsoid(
+            (0.0, nose_middle, 0.5 * (at.nose_z + 0.37 * d)),
+            (0.045 * p.nose_width, 0.15 * p.nose_length, 0.06),
+            (-0.42 * p.nose_depth, 0.0, 0.0),
+        ),
+        "nose tip": Ellipsoid((0.0, at.nose_y, at.nose_z), (0.06 * p.nose_width, 0.05, 0.065)),
+        "nostrils": Ellipsoid(
+            (0.055 * p.nose_width, at.nose_y - 0.012, at.nose_z - 0.04), (0.035, 0.034, 0.05), mirrored=True
+        ),
+        "upper lip": Ellipsoid((0.0, at.mouth_y + 0.018, at.mouth_z), (0.85 * p.mouth_width, 0.024, 0.055)),
+        "lower lip": Ellipsoid((0.0, at.mouth_y - 0.028, at.mouth_z), (0.7 * p.mouth_width, 0.03, 0.052)),
+        "ears": Ellipsoid(
+            (0.425 * w, -0.01, -0.05), (0.035, 0.12 * p.ear_size, 0.08 * p.ear_size), (0.2, 0.5, 0.0), mirrored=True
+        ),
+    }
+
+
+def _body(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """Neck, chest and the shirt."""
+    s = p.shoulder_width
+    return {
+        "neck": Ellipsoid((0.0, -0.68, -0.1), (0.2 * p.neck_width, 0.5, 0.2), (0.18, 0.0, 0.0)),
+        "chest": Ellipsoid((0.0, -1.2, -0.1), (0.6 * s, 0.36, 0.27)),
+        "torso": Ellipsoid((0.0, -1.5, -0.1), (0.8 * s, 0.6, 0.36)),
+        "shoulders": Ellipsoid((0.52 * s, -1.16, -0.12), (0.34, 0.2, 0.22), (0.0, 0.0, -0.35), mirrored=True),
+        "collar": Ellipsoid((0.0, -0.96, -0.12), (0.28 * p.neck_width, 0.18, 0.25)),
+        "neckline": Ellipsoid(
+            (0.0, -0.78, 0.12), (0.24 * p.neck_width, 0.16 + p.neckline, 0.3), (-0.3, 0.0, 0.0)
+        ),
+    }
+
+
+def _hair(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """Masses of hair beside the layer on the skull; a style without one has it far away."""
+    long, bob, bun = (p.style == style for style in (HairStyle.LONG, HairStyle.BOB, HairStyle.BUN))
+    away = torch.where(long | bob, 0.0, ABSENT)
+    reach = torch.where(long, 0.75, 0.5)
+    return {
+        "back hair": Ellipsoid((0.0, -0.12 - away, -0.16), (0.42 * p.width + p.hair_side, reach, 0.42)),
+        "front lock": Ellipsoid(
+            (-0.4 * p.width, -0.42 - torch.where(long, 0.0, ABSENT), 0.1), (0.1, 0.46, 0.11), (0.05, 0.0, 0.08)
+        ),
+        "bun": Ellipsoid((-0.1, 0.72 - torch.where(bun, 0.0, ABSENT), -0.3), (0.19, 0.17, 0.19)),
+    }
+
+
+def _worn(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """The brim of a cap."""
+    height = p.hat_height + 0.16 * 0.5
+    return {"brim": Ellipsoid((0.0, height, 0.42), (0.36, 0.035, 0.32), (0.2, 0.0, p.hat_tilt))}

@@ -1,0 +1,140 @@
+"""Signed distances: ellipsoids in any position, smooth unions and cuts.
+
+A signed distance is negative inside a body, zero on its surface and grows outside. `N` is the number of heads and `R`
+the number of points examined in each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor  # a number for all heads, or one per head [N]
+Triple = tuple[Scalar, Scalar, Scalar]
+
+SQUARE_FLOOR = 1e-12  # rounding can leave a sum of squares slightly negative at an ellipsoid's centre
+
+
+class Points(NamedTuple):
+    """Points in head units (scene units times 10): +y is up, +z is where the face looks, +x is the picture's right."""
+
+    x: Tensor  # [N, R]
+    y: Tensor  # [N, R]
+    z: Tensor  # [N, R]
+
+    def moved(self, x: Scalar = 0.0, y: Scalar = 0.0, z: Scalar = 0.0) -> Points:
+        """The points after a step."""
+        return Points(self.x + x, self.y + y, self.z + z)
+
+
+def smooth_min(a: Tensor, b: Tensor, radius: float) -> Tensor:
+    """Union of two bodies with a fillet of about `radius`: min(a, b) - max(0, radius - |a - b|)² / (4 radius).
+
+    Source: I. Quilez, "smooth minimum" (the quadratic polynomial form).
+    """
+    overlap = (a - b).abs_().sub_(radius).clamp_max_(0)
+    return torch.minimum(a, b).sub_(overlap.square_(), alpha=0.25 / radius)
+
+
+def smooth_max(a: Tensor, b: Tensor, radius: float) -> Tensor:
+    """Intersection of two bodies with a rounded edge: max(a, b) + max(0, radius - |a - b|)² / (4 radius)."""
+    overlap = (a - b).abs_().sub_(radius).clamp_max_(0)
+    return torch.maximum(a, b).add_(overlap.square_(), alpha=0.25 / radius)
+
+
+def smooth_step(low: Scalar, high: Scalar, value: Tensor) -> Tensor:
+    """Rise from 0 at `low` to 1 at `high` as 3t² - 2t³; `low` above `high` makes it fall."""
+    t = ((value - low) / (high - low)).clamp_(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """An ellipsoid, the same for all heads or different for each."""
+
+    centre: Triple
+    radii: Triple
+    turn: Triple = (0.0, 0.0, 0.0)
+    """Radians around the x axis, then y, then z."""
+    mirrored: bool = False
+    """A pair: a second one stands at -x."""
+
+
+class Ellipsoids:
+    """Several ellipsoids whose distances are found together.
+
+    With q(p) = (p - c)ᵀ A (p - c), A = R diag(1/r²) Rᵀ, k0 = √q and k1 = √((p - c)ᵀ A² (p - c)), the distance is
+    k0 (k0 - 1) / k1, exact on the axes and to first order near the surface. Both squares are quadratic in x, |x|, y
+    and z, so that one matrix product with a table of coefficients serves all ellipsoids.
+    """
+
+    def __init__(self, parts: Mapping[str, Ellipsoid], heads: int, device: torch.device) -> None:
+        self.names = tuple(parts)
+        quadratic = [_coefficients(part, heads, device) for part in parts.values()]
+        k0 = torch.stack([pair[0] for pair in quadratic], dim=1)
+        k1 = torch.stack([pair[1] for pair in quadratic], dim=1)
+        self.coefficients = torch.cat([k0, k1], dim=1)  # [N, 2·parts, 13]
+
+    def distances(self, points: Points) -> dict[str, Tensor]:
+        """The signed distance [N, R] to every ellipsoid, by name."""
+        squares = torch.bmm(self.coefficients, _monomials(points))
+        k0, k1 = squares.clamp_min_(SQUARE_FLOOR).sqrt_().chunk(2, dim=1)  # [N, parts, R]
+        distance = (k0 - 1).mul_(k0).div_(k1)
+        return dict(zip(self.names, distance.unbind(1), strict=True))
+
+
+def _monomials(points: Points) -> Tensor:
+    """The 13 monomials [N, 13, R] in which a pair of mirrored ellipsoids is quadratic."""
+    x, y, z = points
+    mirrored = x.abs()
+    return torch.stack(
+        [x * x, y * y, z * z, y * z, x * y, x * z, mirrored * y, mirrored * z, x, mirrored, y, z, torch.ones_like(x)],
+        dim=1,
+    )
+
+
+def _coefficients(part: Ellipsoid, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Coefficients [N, 13] of k0² and k1² in the order of `_monomials`."""
+
+    def column(values: Triple) -> Tensor:  # [N, 3]
+        return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).expand(heads) for v in values], 1)
+
+    centre, radii = column(part.centre), column(part.radii)
+    rotation = _rotation(column(part.turn))
+    return (
+        _expand_quadratic(rotation, radii.pow(-2), centre, part.mirrored),
+        _expand_quadratic(rotation, radii.pow(-4), centre, part.mirrored),
+    )
+
+
+def _expand_quadratic(rotation: Tensor, scale: Tensor, centre: Tensor, mirrored: bool) -> Tensor:
+    """(p - c)ᵀ R diag(scale) Rᵀ (p - c), multiplied out; float64 inside since the constant cancels the squares."""
+    matrix = rotation @ torch.diag_embed(scale) @ rotation.transpose(1, 2)  # [N, 3, 3]
+    linear = -2 * (matrix @ centre[:, :, None])[:, :, 0]
+    constant = -0.5 * (linear * centre).sum(1)
+    xy, xz, yz = 2 * matrix[:, 0, 1], 2 * matrix[:, 0, 2], 2 * matrix[:, 1, 2]
+    none = torch.zeros_like(xy)
+    signed, absolute = (none, none, none), (xy, xz, linear[:, 0])
+    if not mirrored:
+        signed, absolute = absolute, signed
+    columns = [matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2], yz, signed[0], signed[1], absolute[0], absolute[1]]
+    columns += [signed[2], absolute[2], linear[:, 1], linear[:, 2], constant]
+    return torch.stack(columns, dim=1).float()
+
+
+def _rotation(angles: Tensor) -> Tensor:
+    """Rotation matrices [N, 3, 3] around x, then y, then z by `angles` [N, 3]."""
+    one, none = torch.ones_like(angles[:, 0]), torch.zeros_like(angles[:, 0])
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
+
+    def matrix(*entries: Tensor) -> Tensor:
+        return torch.stack(entries, dim=1).view(-1, 3, 3)
+
+    around_x = matrix(one, none, none, none, cx, -sx, none, sx, cx)
+    around_y = matrix(cy, none, sy, none, one, none, -sy, none, cy)
+    around_z = matrix(cz, -sz, none, sz, cz, none, none, none, one)
+    return around_z @ around_y @ around_x

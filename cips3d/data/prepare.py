@@ -1,0 +1,308 @@
+"""Prepared sets: photographs cropped, resized and written once, so that training decodes small files only.
+
+A prepared set is a folder in the layout that StyleGAN's tools write and read (`00000/img00000000.png`), or a
+zip of one with uncompressed entries. The number in a name is the place of the picture among the source's
+sorted names, so unreadable files leave gaps. `dataset.json` records where the set comes from and whether it
+is complete.
+
+Interruptions lose nothing: a picture appears under its name only when it is whole on the disk, and the same
+call goes on with those that are missing. A zip is collected as a folder beside its destination
+(`NAME.zip.partial`) which is packed in the end, so it goes on as well; while it is packed, the disk holds the
+set twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, printable
+from cips3d.data.images import (
+    MANIFEST,
+    MANIFEST_KEY,
+    ImageFolder,
+    ImageSource,
+    ImageZip,
+    find_images,
+    in_threads,
+    read_manifest,
+)
+from cips3d.errors import UserError
+
+ImageFormat = Literal["png", "webp", "jpg"]
+
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP", "lossless": True},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+HEADS = "heads"  # the SOURCE that stands for synthetic heads
+HEADS_COUNT = 4096
+ZIP_ENTRY_MODE = 0o644 << 16  # without it, unpacking makes files that nobody may read
+ZIP_ENTRY_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest there is: equal sets make equal archives
+PICTURES_PER_FOLDER = 1000
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """What `prepare_dataset` made or found."""
+
+    path: Path
+    images: int
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Unreadable file of the source: why."""
+    found_complete: bool = False
+    """Nothing had to be done."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One source and how its pictures are to be written."""
+
+    source: str  # as the manifest records it
+    names: list[str]
+    picture: Callable[[int], Tensor]  # uint8 [3, H, W]
+    unreadable: tuple[type[Exception], ...]  # what `picture` raises for a damaged file
+    resolution: int
+    image_format: str
+
+    def identity(self) -> dict[str, object]:
+        """What has to agree for going on with pictures written earlier."""
+        digest = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape")).hexdigest()
+        return {
+            "source": self.source,
+            "resolution": self.resolution,
+            "format": self.image_format,
+            "source_names_sha256": digest,
+        }
+
+    def file_name(self, index: int) -> str:
+        return f"{index // PICTURES_PER_FOLDER:05d}/img{index:08d}.{self.image_format}"
+
+
+def prepare_dataset(
+    source: str | Path,
+    destination: str | Path,
+    resolution: int,
+    *,
+    image_format: ImageFormat = "png",
+    workers: int = 0,
+    count: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> PreparedSet:
+    """Write a source's pictures as squares of one resolution, or go on where an earlier call was interrupted.
+
+    Args:
+        source: folder, zip, or the word "heads" for synthetic heads ("./heads" is a folder of that name).
+        destination: folder, or zip by its ending; new, empty, or begun by the same call.
+        resolution: side of the pictures in pixels.
+        image_format: png and webp are lossless, jpg is written at quality 95.
+        workers: threads; 0 takes one a processor core, 16 at most.
+        count: number of heads, 4096 unless given.
+        seed: of the heads, 0 unless given.
+        progress: show a bar.
+
+    Raises:
+        UserError: an argument is wrong, the destination holds something else, nothing is readable, or writing
+            failed.
+    """
+    destination = Path(destination)
+    if resolution < 1:
+        raise UserError(f"--resolution {resolution} is not a size in pixels; give 1 or more")
+    if image_format not in get_args(ImageFormat):
+        formats = ", ".join(get_args(ImageFormat))
+        raise UserError(f"--format {image_format} is unknown; choose one of {formats}")
+    if workers < 0:
+        raise UserError(f"--workers {workers} is negative; give a number of threads, or 0 for every core")
+    if source == HEADS:  # a Path is never the word
+        job = _heads_job(HEADS_COUNT if count is None else count, seed or 0, resolution, image_format)
+    elif count is not None or seed is not None:
+        raise UserError(f"--count and --seed are for SOURCE heads, but it is {source}; leave them out")
+    else:
+        job = _files_job(Path(source), destination, resolution, image_format)
+    write = _write_zip if destination.suffix.lower() == ".zip" else _write_folder
+    try:
+        return write(job, destination, workers, progress)
+    except OSError as error:
+        reason = f"{error.strerror or error}: {error.filename or destination}"
+        raise UserError(
+            f"DEST {destination} cannot be written ({reason}); make room or mend its rights, then run the same "
+            f"command again to go on"
+        ) from error
+
+
+def _files_job(source: Path, destination: Path, resolution: int, image_format: str) -> _Job:
+    if source.is_dir() and destination.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"DEST {destination} lies within SOURCE {source}; choose a place outside of it")
+    files, names = find_images(source, "SOURCE")
+
+    def picture(index: int) -> Tensor:
+        return decode_image(files.read(names[index]), resolution)
+
+    return _Job(str(source.resolve()), names, picture, UNREADABLE_ERRORS, resolution, image_format)
+
+
+def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Job:
+    if count < 1:
+        raise UserError(f"--count {count} is not a number of heads; give 1 or more")
+    from cips3d.data.heads import SyntheticHeads
+
+    heads: ImageSource = SyntheticHeads(count, resolution, seed=seed)
+    names = [str(index) for index in range(count)]
+    return _Job(f"{HEADS} of seed {seed}", names, heads.__getitem__, (), resolution, image_format)
+
+
+def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
+    """Write all pictures that `folder` does not hold yet."""
+    manifest = _manifest_of_folder(job, folder)
+    missing = [index for index in range(len(job.names)) if not (folder / job.file_name(index)).exists()]
+    if manifest.get("complete") and {job.names[index] for index in missing} == manifest["unreadable"].keys():
+        return PreparedSet(folder, manifest["images"], manifest["unreadable"], found_complete=True)
+    _write_manifest(folder, job, {"complete": False})
+    for subfolder in {(folder / job.file_name(index)).parent for index in missing}:
+        subfolder.mkdir(exist_ok=True)
+
+    done = len(job.names) - len(missing)
+    with tqdm(desc=f"preparing {folder}", total=len(job.names), initial=done, disable=not progress) as bar:
+        failures = in_threads(partial(_write_picture, job, folder), missing, bar, threads=workers)
+    reasons = {job.names[i]: why for i, why in zip(missing, failures, strict=True) if why is not None}
+    images = len(job.names) - len(reasons)
+    if images == 0:
+        first, why = next(iter(reasons.items()))
+        raise UserError(
+            f"SOURCE {job.source}: none of its {len(reasons):,} files could be read, the first, "
+            f"{printable(first)}, because of {why}; give a folder or zip of sound images"
+        )
+    for path in (folder / MANIFEST, *(folder / job.file_name(index) for index in missing)):
+        _remove_leftovers(path)
+    _write_manifest(folder, job, {"complete": True, "images": images, "unreadable": reasons})
+    return PreparedSet(folder, images, reasons)
+
+
+def _manifest_of_folder(job: _Job, folder: Path) -> dict[str, Any]:
+    """What an earlier call recorded in `folder`, {} when it is new or empty.
+
+    Raises:
+        UserError: the folder holds anything else, which is left as it is.
+    """
+    if not folder.exists():
+        folder.mkdir(parents=True)
+    if not folder.is_dir():
+        raise UserError(f"DEST {folder} is a file; give a folder or a name that ends in .zip")
+    manifest = read_manifest(ImageFolder(folder))
+    if manifest is not None:
+        _refuse_other(job, manifest, folder)
+        return manifest
+    leftovers = set(_leftovers(folder / MANIFEST))  # of a first call that was killed at once
+    if any(entry not in leftovers for entry in folder.iterdir()):
+        raise UserError(f"DEST {folder} holds files that this command did not make; give an empty folder")
+    return {}
+
+
+def _refuse_other(job: _Job, manifest: dict[str, Any], path: Path) -> None:
+    for key, value in job.identity().items():
+        if manifest.get(key) != value:
+            what = f"{key} {manifest.get(key)}, not {value}"
+            if key == "source_names_sha256":
+                what = "other files in its source"
+            raise UserError(f"DEST {path} was begun with {what}; remove it to start afresh, or choose another DEST")
+
+
+def _write_picture(job: _Job, folder: Path, index: int) -> str | None:
+    """Write one picture; returns why its file is unreadable, None when all went well."""
+    try:
+        picture = job.picture(index)
+    except job.unreadable as error:
+        return describe(error)
+    encoded = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(encoded, **SAVE_OPTIONS[job.image_format])
+    _write_whole(folder / job.file_name(index), encoded.getvalue())
+    return None
+
+
+def _write_manifest(folder: Path, job: _Job, state: dict[str, object]) -> None:
+    """`labels` is what StyleGAN's tools look for in this file."""
+    manifest = {"labels": None, MANIFEST_KEY: {**job.identity(), **state}}
+    _write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file is written before it gets its name: hidden, so that no reader takes it for a picture."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole under its name or not there."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_zip(job: _Job, archive: Path, workers: int, progress: bool) -> PreparedSet:
+    """Collect a folder beside the archive, pack it, rename the archive into place and remove the folder."""
+    folder = archive.with_name(f"{archive.name}.partial")
+    if archive.exists():
+        manifest = _manifest_of_zip(archive)
+        _refuse_other(job, manifest, archive)
+        if folder.exists():  # the earlier call was interrupted after it had put the archive into place
+            _remove(job, folder)
+        return PreparedSet(archive, manifest["images"], manifest["unreadable"], found_complete=True)
+    prepared = _write_folder(job, folder, workers, progress)
+    _pack(folder, archive, progress)
+    _remove(job, folder)
+    return PreparedSet(archive, prepared.images, prepared.reasons)
+
+
+def _manifest_of_zip(archive: Path) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(ImageZip(archive))
+    except (zipfile.BadZipFile, RuntimeError):
+        manifest = None
+    if manifest is None:
+        raise UserError(f"DEST {archive} exists and was not made by this command; choose another DEST")
+    return manifest
+
+
+def _pack(folder: Path, archive: Path, progress: bool) -> None:
+    temporary = _temporary(archive)
+    names = [MANIFEST, *ImageFolder(folder).names()]
+    try:
+        with temporary.open("wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as entries:
+                for name in tqdm(names, desc=f"packing {archive}", disable=not progress):
+                    entry = zipfile.ZipInfo(name, ZIP_ENTRY_DATE)
+                    entry.external_attr = ZIP_ENTRY_MODE
+                    entries.writestr(entry, (folder / name).read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(archive)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove(job: _Job, folder: Path) -> None:
+    """Remove a folder that this command made for this very job."""
+    _refuse_other(job, read_manifest(ImageFolder(folder)) or {}, folder)
+    shutil.rmtree(folder)

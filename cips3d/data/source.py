@@ -1,0 +1,26 @@
+"""Where training pictures come from: the user's files, or synthetic heads."""
+
+from __future__ import annotations
+
+from cips3d.cameras import PoseDistribution
+from cips3d.data.images import ImageSource, open_images
+
+
+def open_training_source(
+    data: str | None, resolution: int, *, heads: int = 4096, poses: PoseDistribution | None = None
+) -> ImageSource:
+    """The pictures of a folder or zip, or synthetic heads where no data are named.
+
+    Args:
+        data: folder or zip of images, or None.
+        resolution: side that pictures are resized to.
+        heads: how many synthetic heads there shall be.
+        poses: distribution of the cameras that see the synthetic heads.
+
+    Raises:
+        UserError: the data cannot be read, or hold no image.
+    """
+    if data is None:
+        from cips3d.data.heads import load_heads
+        return load_heads(resolution, heads, poses=poses or PoseDistribution())
+    return open_images(data, resolution)

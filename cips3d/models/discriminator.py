@@ -1,0 +1,290 @@
+"""Discriminators: one network for all resolutions, alone or as a pair for image and auxiliary image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cips3d.errors import UserError
+from cips3d.models.equalized import EqualizedConv2d, EqualizedLinear
+from cips3d.ops.bias_leaky_relu import bias_leaky_relu
+from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
+
+RESOLUTION_MIN = 4  # the residual blocks end here
+MINIBATCH_STD_EPS = 1e-8  # keeps the root's gradient finite where all images of a group agree
+SUM_SCALE = math.sqrt(0.5)  # the sum of two paths of unit variance gets unit variance
+
+
+def channel_table(resolution_max: int = 1024, base: int = 32768, cap: int = 512) -> dict[int, int]:
+    """Channels of every resolution from 4 to `resolution_max`: min(cap, base / resolution).
+
+    The defaults are the published main discriminator's: 512 up to 64², then 256, 128, 64, 32 at 128² to
+    1024²; with `cap=256` the auxiliary one's: 256 up to 128², then 128, 64, 32.
+
+    Raises:
+        UserError: the resolution is not a power of two from 4 on, or no channel would be left at it.
+    """
+    _require_power_of_two(resolution_max)
+    if base < resolution_max or cap < 1:
+        raise UserError(
+            f"base {base} and cap {cap} leave no channel at resolution {resolution_max}; "
+            f"give a base of {resolution_max} or more and a cap of 1 or more"
+        )
+    return {r: min(cap, base // r) for r in _resolutions_up_to(resolution_max)}
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Widths of the discriminators. `channel_table` makes the tables."""
+
+    main_channels: dict[int, int] = field(default_factory=channel_table)
+    """channels of the main discriminator at each resolution, 4 to the largest: a power of two each"""
+    aux_channels: dict[int, int] | None = field(default_factory=lambda: channel_table(cap=256))
+    """channels of the auxiliary discriminator, which sees the NeRF's image; None: there is none"""
+    main_minibatch_std_group: int = 0
+    """images that the main discriminator compares with each other (4 in StyleGAN2); 0: none"""
+    aux_minibatch_std_group: int = 0
+    """the same for the auxiliary discriminator"""
+
+    def __post_init__(self) -> None:
+        for name, channels in (("main_channels", self.main_channels), ("aux_channels", self.aux_channels)):
+            if channels is None:
+                continue
+            resolutions = _resolutions_up_to(max(channels, default=0))
+            if not resolutions or sorted(channels) != resolutions or min(channels.values()) < 1:
+                raise UserError(
+                    f"{name} {channels} is no table of channels; give at least 1 for every power of two "
+                    "from 4 to the largest resolution, such as 4: 64, 8: 64, 16: 32"
+                )
+        groups = {"main": self.main_minibatch_std_group, "aux": self.aux_minibatch_std_group}
+        for part, group in groups.items():
+            if group < 0 or group == 1:
+                raise UserError(
+                    f"{part}_minibatch_std_group {group} compares nothing; give 0 (none) or 2 and more images"
+                )
+
+
+class ActivatedConv(nn.Module):
+    """Equalised convolution, bias and leaky ReLU · √2; with `downsample`, of the blurred x at stride 2."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, downsample: bool = False
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        stride, padding = (2, 0) if downsample else (1, kernel_size // 2)
+        self.conv = EqualizedConv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        if downsample:
+            self.register_buffer("taps", binomial_kernel(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, in, H, W] -> [B, out, H, W], or [B, out, H/2, W/2]."""
+        if self.downsample:
+            # 2 a side: an output pixel of 3x3 taps behind 4 blur taps is centred on two input pixels.
+            x = upfirdn2d(x, self.get_buffer("taps"), padding=2)
+        x = self.conv(x)
+        return bias_leaky_relu(x, self.bias.to(x.dtype))
+
+
+class DownsamplingBlock(nn.Module):
+    """Two activated 3x3 convolutions beside a blurred 1x1 shortcut, at half the resolution: (h + skip) / √2.
+
+    Source: StyleGAN2 (arXiv 1912.04958), section 4.1; `downsample_first` as in CIPS-3D's auxiliary one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, downsample_first: bool = False) -> None:
+        super().__init__()
+        self.conv1 = ActivatedConv(in_channels, in_channels, 3, downsample=downsample_first)
+        self.conv2 = ActivatedConv(in_channels, out_channels, 3, downsample=not downsample_first)
+        self.skip = EqualizedConv2d(in_channels, out_channels, 1)
+        self.register_buffer("taps", binomial_kernel(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, in, H, W] -> [B, out, H/2, W/2]."""
+        h = self.conv2(self.conv1(x))
+        # The published order, blur then 1x1 at stride 2, drops three of four blurred pixels: skip them.
+        skip = self.skip(upfirdn2d(x, self.get_buffer("taps"), down=2, padding=1))
+        return (h + skip) * SUM_SCALE
+
+
+def append_minibatch_std(x: Tensor, group: int) -> Tensor:
+    """Append one channel that tells how much the images of a group differ.
+
+    s = mean over C, H, W of sqrt(var over the group + 1e-8), the same for all pixels of all images of the
+    group. A group has G = min(B, group) images: those with equal position mod B/G.
+
+    Args:
+        x: [B, C, H, W], B a multiple of G.
+        group: largest number of images in a group.
+
+    Returns:
+        [B, C + 1, H, W].
+
+    Raises:
+        ValueError: the batch cannot be split into groups.
+
+    Source: ProGAN (arXiv 1710.10196), section 3, with StyleGAN2's groups.
+    """
+    batch, _, height, width = x.shape
+    group = min(batch, group)
+    if batch % group:
+        raise ValueError(f"the batch of {batch} images cannot be split into groups of {group}")
+    grouped = x.view(group, batch // group, -1)
+    std = (grouped.var(0, unbiased=False) + MINIBATCH_STD_EPS).sqrt().mean(1)  # [B/G]
+    channel = std.repeat(group)[:, None, None, None].expand(-1, 1, height, width)
+    return torch.cat([x, channel], dim=1)
+
+
+class ImageDiscriminator(nn.Module):
+    """Residual discriminator of images of any resolution 4², 8², ... up to its largest.
+
+    Every resolution has its own 1x1 layer from RGB; smaller images enter at later blocks. Behind the blocks:
+    3x3 at 4², a fully connected layer as wide as 4² has channels, one logit.
+
+    Args:
+        resolution_max: the largest resolution, a power of two from 4 on.
+        channels: of every resolution up to it.
+        minibatch_std_group: images that the minibatch standard deviation compares, at 4²; 0: it is left out.
+        downsample_first: blocks halve the resolution in their first convolution, not in the second (cheaper).
+
+    Source: CIPS-3D (arXiv 2110.09788), section 3.4, on StyleGAN2's residual discriminator (arXiv 1912.04958).
+    """
+
+    def __init__(
+        self,
+        resolution_max: int,
+        channels: Mapping[int, int],
+        minibatch_std_group: int = 0,
+        downsample_first: bool = False,
+    ) -> None:
+        super().__init__()
+        resolutions = _resolutions_up_to(resolution_max)
+        if not resolutions or resolutions[-1] != resolution_max:
+            raise ValueError(f"resolution_max must be a power of two from 4 on, got {resolution_max}")
+        missing = [r for r in resolutions if r not in channels]
+        if missing:
+            raise ValueError(f"channels must name every resolution up to {resolution_max}; {missing} missing")
+        self.resolution_max = resolution_max
+        self.channels = {r: channels[r] for r in resolutions}
+        self.minibatch_std_group = minibatch_std_group
+        self.downsample_first = downsample_first
+        self.from_rgb = nn.ModuleDict({str(r): ActivatedConv(3, channels[r], 1) for r in resolutions})
+        self.blocks = nn.ModuleDict(
+            {
+                str(r): DownsamplingBlock(channels[r], channels[r // 2], downsample_first=downsample_first)
+                for r in resolutions[1:]
+            }
+        )
+        width = channels[RESOLUTION_MIN]
+        self.final = ActivatedConv(width + (minibatch_std_group > 0), width, 3)
+        self.hidden = EqualizedLinear(width * RESOLUTION_MIN**2, width, activation=True)
+        self.output = EqualizedLinear(width, 1)
+
+    def forward(self, image: Tensor, fade: float = 1.0) -> Tensor:
+        """Logits of images.
+
+        Args:
+            image: [B, 3, R, R] in [-1, 1], R a power of two between 4 and `resolution_max`.
+            fade: α in [0, 1]; below 1, the first block's output is mixed with the half-size image's entry:
+                α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(half image) (ProGAN's fade-in).
+
+        Returns:
+            [B, 1].
+
+        Raises:
+            ValueError: `image` has another shape, or `fade` is outside of its range.
+        """
+        resolution = self._checked_resolution(image, fade)
+        x = self.from_rgb[str(resolution)](image)
+        while resolution > RESOLUTION_MIN:
+            x = self.blocks[str(resolution)](x)
+            resolution //= 2
+            if fade < 1:
+                # Halving by bilinear interpolation without aligned corners is the mean of 2x2 pixels.
+                half = self.from_rgb[str(resolution)](F.avg_pool2d(image, 2))
+                x = fade * x + (1 - fade) * half
+                fade = 1.0
+        if self.minibatch_std_group:
+            x = append_minibatch_std(x, self.minibatch_std_group)
+        return self.output(self.hidden(self.final(x).flatten(1)))
+
+    def _checked_resolution(self, image: Tensor, fade: float) -> int:
+        resolution = image.shape[-1] if image.dim() == 4 else 0
+        if image.shape[1:] != (3, resolution, resolution) or resolution not in self.channels:
+            raise ValueError(
+                "image must have shape [B, 3, R, R] with R a power of two "
+                f"from {RESOLUTION_MIN} to {self.resolution_max}, got {list(image.shape)}"
+            )
+        if not 0 <= fade <= 1:
+            raise ValueError(f"fade must be in [0, 1], got {fade}")
+        if fade < 1 and resolution == RESOLUTION_MIN:
+            raise ValueError(f"fade must be 1 at the smallest resolution, got {fade}")
+        return resolution
+
+
+class Discriminator(nn.Module):
+    """The main discriminator and, where there is one, the auxiliary discriminator of the NeRF's image.
+
+    Source: CIPS-3D (arXiv 2110.09788), section 3.4: the auxiliary one removes the mirror symmetry.
+    """
+
+    def __init__(self, main: ImageDiscriminator, aux: ImageDiscriminator | None = None) -> None:
+        super().__init__()
+        self.main = main
+        self.aux = aux
+
+    @classmethod
+    def from_config(cls, config: DiscriminatorConfig) -> Discriminator:
+        """Random weights; the auxiliary part's blocks halve the resolution in their first convolution."""
+        channels, aux_channels = config.main_channels, config.aux_channels
+        main = ImageDiscriminator(max(channels), channels, config.main_minibatch_std_group)
+        if aux_channels is None:
+            return cls(main)
+        group = config.aux_minibatch_std_group
+        return cls(main, ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True))
+
+    @overload
+    def forward(self, image: Tensor, aux_image: None = None, fade: float = 1.0) -> Tensor: ...
+    @overload
+    def forward(self, image: Tensor, aux_image: Tensor, fade: float = 1.0) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of images and of auxiliary images.
+
+        Args:
+            image: [B, 3, R, R] in [-1, 1]; see `ImageDiscriminator.forward`.
+            aux_image: [B, 3, R', R'] for the auxiliary discriminator (a real image goes to both), or None.
+            fade: of both.
+
+        Returns:
+            Main logits [B, 1]; with `aux_image`, (main logits, auxiliary logits).
+
+        Raises:
+            ValueError: there is an `aux_image` but no auxiliary discriminator, or an argument does not fit.
+        """
+        logits = self.main(image, fade)
+        if aux_image is None:
+            return logits
+        if self.aux is None:
+            raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
+        return logits, self.aux(aux_image, fade)
+
+
+def _resolutions_up_to(resolution_max: int) -> list[int]:
+    """4, 8, 16, ... as far as they do not exceed `resolution_max`."""
+    return [1 << k for k in range(2, resolution_max.bit_length()) if 1 << k <= resolution_max]
+
+
+def _require_power_of_two(resolution: int) -> None:
+    if resolution < RESOLUTION_MIN or resolution & (resolution - 1):
+        raise UserError(
+            f"resolution {resolution} is not a power of two from {RESOLUTION_MIN} on; give 32, 64 or the like"
+        )

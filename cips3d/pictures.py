@@ -1,0 +1,341 @@
+"""From tensors to what people look at: grids, depth maps, image files and animations."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cips3d.errors import UserError
+
+# What Pillow is told for each ending.
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"},
+    ".webp": {"format": "WEBP", "quality": 95},
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+}
+ANIMATION_OPTIONS: dict[str, dict[str, Any]] = {
+    ".gif": {"format": "GIF"},
+    ".webp": {"format": "WEBP", "quality": 90},
+}
+IMAGE_ENDINGS = tuple(IMAGE_OPTIONS)
+ANIMATION_ENDINGS = tuple(ANIMATION_OPTIONS)
+
+GAP = 2  # pixels between the pictures of a grid
+PAPER = 255  # grey level of gaps, margins and empty cells
+INK = 0  # grey level of labels
+SMALLEST_TEXT, LARGEST_TEXT = 11, 20  # height of letters in pixels
+
+MAX_SIDE = {
+    ".webp": 16383,
+    ".jpg": 65500,
+    ".jpeg": 65500,
+    ".gif": 65535,
+    ".png": 65535,
+}  # the formats' own limits
+MAX_PIXELS = 178_956_970  # Pillow refuses to open larger pictures (twice its MAX_IMAGE_PIXELS)
+
+# Frames a second. A GIF counts in hundredths of a second; viewers slow down frames shorter than two of them.
+MIN_FPS = 0.1
+MAX_FPS = {".gif": 50.0, ".webp": 1000.0}
+TICK_MS = {".gif": 10, ".webp": 1}  # the formats' unit of a frame's duration
+
+PALETTE_PIXELS = 2**19  # looked at to choose a GIF's colours
+DITHER_STEP = 12.0  # grey levels: about the distance of neighbouring colours in a palette of 256
+
+# The colour map "magma" (S. van der Walt and N. Smith, 2015, CC0) at ten equal steps: lightness rises evenly
+# from black to a pale yellow, so equal steps in depth look equally large and survive a grey print.
+MAGMA = (
+    (0x00, 0x00, 0x04),
+    (0x18, 0x0F, 0x3D),
+    (0x44, 0x0F, 0x76),
+    (0x72, 0x1F, 0x81),
+    (0x9E, 0x2F, 0x7F),
+    (0xCD, 0x40, 0x71),
+    (0xF1, 0x60, 0x5D),
+    (0xFD, 0x96, 0x68),
+    (0xFE, 0xCA, 0x8D),
+    (0xFC, 0xFD, 0xBF),
+)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Grey levels round(127.5 (x + 1)) of values in [-1, 1], any shape; what lies outside is clipped.
+
+    Raises:
+        ValueError: a value is not a number.
+    """
+    if torch.isnan(images).any():
+        raise ValueError("images must hold numbers, got NaN")
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def depth_image(depth: Tensor, t_near: float, t_far: float) -> Tensor:
+    """Colour a depth map: near is bright, far is dark (the colour map magma).
+
+    Args:
+        depth: [N, 1, H, W] distances in scene units.
+        t_near: distance that gets the brightest colour, as everything nearer does.
+        t_far: distance that gets the darkest colour, as everything farther does.
+
+    Returns:
+        [N, 3, H, W] in [-1, 1].
+    """
+    if depth.dim() != 4 or depth.shape[1] != 1:
+        raise ValueError(f"depth must have shape [N, 1, H, W], got {list(depth.shape)}")
+    if not t_near < t_far:
+        raise ValueError(f"t_near must be below t_far, got {t_near} and {t_far}")
+    colors = torch.tensor(MAGMA, dtype=torch.float32, device=depth.device) / 127.5 - 1  # [10, 3]
+    nearness = ((t_far - depth[:, 0].float()) / (t_far - t_near)).clamp(0, 1)  # [N, H, W]
+    place = nearness * (len(MAGMA) - 1)
+    below = place.floor().clamp(max=len(MAGMA) - 2)
+    share = (place - below)[..., None]
+    index = below.long()
+    return torch.lerp(colors[index], colors[index + 1], share).permute(0, 3, 1, 2)
+
+
+def grid_size(count: int, columns: int, height: int, width: int, enlarge: int = 1) -> tuple[int, int]:
+    """(width, height) in pixels of the `image_grid` of `count` pictures of height·width, without labels."""
+    rows = math.ceil(count / columns)
+    return columns * (width * enlarge + GAP) - GAP, rows * (height * enlarge + GAP) - GAP
+
+
+def image_grid(
+    images: Tensor,
+    columns: int,
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    enlarge: int = 1,
+) -> Image.Image:
+    """Pictures side by side, row after row, with narrow gaps; labels lie outside and change no picture.
+
+    Args:
+        images: [N, 3, H, W] in [-1, 1].
+        columns: pictures a row; an incomplete last row stays empty at its end.
+        row_labels: a text for every row, drawn left of it.
+        column_labels: a text for every column, drawn above it.
+        enlarge: whole factor by which pixels are repeated, so that small pictures can be seen.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
+        raise ValueError(f"images must have shape [N, 3, H, W] with N > 0, got {list(images.shape)}")
+    if columns < 1 or enlarge < 1:
+        raise ValueError(f"columns and enlarge must be at least 1, got {columns} and {enlarge}")
+    count, _, height, width = images.shape
+    rows = math.ceil(count / columns)
+    for name, labels, wanted in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+        if labels is not None and len(labels) != wanted:
+            raise ValueError(f"{name} must be {wanted} texts, got {len(labels)}")
+    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu()  # [N, H, W, 3]
+    pixels = pixels.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+    grid_width, grid_height = grid_size(count, columns, height, width, enlarge)
+    canvas = torch.full((grid_height, grid_width, 3), PAPER, dtype=torch.uint8)
+    for index, picture in enumerate(pixels):
+        top = index // columns * (height * enlarge + GAP)
+        left = index % columns * (width * enlarge + GAP)
+        canvas[top : top + height * enlarge, left : left + width * enlarge] = picture
+    grid = Image.fromarray(canvas.numpy())
+    cell = (width * enlarge, height * enlarge)
+    return _with_labels(grid, cell, row_labels or (), column_labels or ())
+
+
+def _with_labels(
+    grid: Image.Image, cell: tuple[int, int], row_labels: Sequence[str], column_labels: Sequence[str]
+) -> Image.Image:
+    """The grid in the lower right of a larger picture, with texts in the margins."""
+    if not row_labels and not column_labels:
+        return grid
+    size = min(max(cell[1] // 8, SMALLEST_TEXT), LARGEST_TEXT)
+    row_texts = [_text(label, size) for label in row_labels]
+    column_texts = [_text(label, size, room=cell[0]) for label in column_labels]
+    left = max((text.width for text in row_texts), default=0)
+    top = max((text.height for text in column_texts), default=0)
+    labelled = Image.new("RGB", (left + grid.width, top + grid.height), (PAPER, PAPER, PAPER))
+    for row, text in enumerate(row_texts):
+        middle = top + row * (cell[1] + GAP) + cell[1] // 2
+        labelled.paste(text, (left - text.width, max(middle - text.height // 2, 0)))
+    for column, text in enumerate(column_texts):
+        middle = left + column * (cell[0] + GAP) + cell[0] // 2
+        labelled.paste(text, (max(middle - text.width // 2, 0), 0))
+    labelled.paste(grid, (left, top))  # last: over texts that are larger than their cells
+    return labelled
+
+
+def _text(label: str, size: int, room: float = math.inf) -> Image.Image:
+    """A line of text with a margin, in smaller letters where it would be wider than `room` pixels."""
+    font = _font(size)
+    while font.getlength(label) > room and size > SMALLEST_TEXT:
+        size -= 1
+        font = _font(size)
+    margin = size // 3
+    ascent, descent = font.getmetrics()
+    paper = (math.ceil(font.getlength(label)) + 2 * margin, ascent + descent + 2)
+    text = Image.new("RGB", paper, (PAPER, PAPER, PAPER))
+    ImageDraw.Draw(text).text((margin, 1), label, font=font, fill=(INK, INK, INK))
+    return text
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # with a size, Pillow gives its scalable font or raises
+    return font
+
+
+def save_image(path: Path, image: Image.Image) -> None:
+    """Write a picture whole or not at all; the format follows the ending, missing folders are made.
+
+    Raises:
+        UserError: the ending is not one of `IMAGE_ENDINGS`, or the file cannot be written.
+    """
+    check_path(path, IMAGE_ENDINGS, "a picture")
+    check_size(path, image.width, image.height)
+    with _atomic_file(path) as file:
+        image.convert("RGB").save(file, **IMAGE_OPTIONS[path.suffix.lower()])
+
+
+def save_animation(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
+    """Write frames that are shown over and over, as a GIF or an animated WebP, whole or not at all.
+
+    A GIF has one palette for all frames, chosen from all of them, and ordered dithering: what does not change
+    from frame to frame does not flicker. Equal frames that follow each other become one that is shown longer.
+    Where the format cannot express 1/fps, durations differ by one unit: together they last len(frames)/fps.
+
+    Args:
+        path: ends in .gif or .webp; missing folders are made.
+        frames: pictures of one size.
+        fps: frames a second.
+
+    Raises:
+        UserError: the ending is another, fps is out of the format's range, or the file cannot be written.
+    """
+    check_path(path, ANIMATION_ENDINGS, "an animation")
+    ending = path.suffix.lower()
+    check_fps(ending, fps)
+    if not frames:
+        raise ValueError("frames must hold at least one picture, got none")
+    if len({frame.size for frame in frames}) > 1:
+        raise ValueError(f"frames must have one size, got {sorted({frame.size for frame in frames})}")
+    check_size(path, frames[0].width, frames[0].height)
+    durations = frame_durations(len(frames), fps, TICK_MS[ending])
+    shown = with_shared_palette(frames) if ending == ".gif" else (frame.convert("RGB") for frame in frames)
+    first = next(shown)
+    options = ANIMATION_OPTIONS[ending]
+    with _atomic_file(path) as file:
+        first.save(file, save_all=True, append_images=shown, duration=durations, loop=0, **options)
+
+
+def frame_durations(count: int, fps: float, tick_ms: int) -> list[int]:
+    """Milliseconds of `count` frames, in whole ticks; their sum is count/fps to the nearest tick."""
+    ends = [round(index * 1000 / fps / tick_ms) for index in range(count + 1)]
+    return [tick_ms * (end - start) for start, end in pairwise(ends)]
+
+
+def with_shared_palette(frames: Sequence[Image.Image]) -> Iterator[Image.Image]:
+    """The frames in one palette of 256 colours, with ordered dithering.
+
+    Error diffusion would look better in a single frame, but its noise depends on the whole picture and crawls
+    when anything moves; a threshold that only depends on a pixel's place stands still.
+    """
+    palette = shared_palette(frames)
+    threshold = bayer_matrix(3)
+    for frame in frames:
+        pixels = np.asarray(frame.convert("RGB"), dtype=np.float32)
+        repeats = (math.ceil(frame.height / 8), math.ceil(frame.width / 8))
+        pattern = np.tile(threshold, repeats)[: frame.height, : frame.width, None]
+        dithered = np.clip(np.rint(pixels + DITHER_STEP * pattern), 0, 255).astype(np.uint8)
+        yield Image.fromarray(dithered).quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def shared_palette(frames: Sequence[Image.Image]) -> Image.Image:
+    """256 colours for all frames, from an even selection of their pixels.
+
+    Pillow's octree is here as exact as its median cut with k-means (RMS error 3.2 against 3.2 grey levels on smooth
+    pictures, 3.9 against 3.6 on a photograph), and finer where colours change slowly, at a thirtieth of the time.
+    """
+    total = len(frames) * frames[0].width * frames[0].height
+    stride = math.ceil(total / PALETTE_PIXELS)
+    chosen = [np.asarray(frame.convert("RGB")).reshape(-1, 3)[k % stride :: stride] for k, frame in enumerate(frames)]
+    pixels = np.concatenate(chosen)[None]  # [1, N, 3]
+    return Image.fromarray(pixels).quantize(256, method=Image.Quantize.FASTOCTREE)
+
+
+def bayer_matrix(order: int) -> np.ndarray:
+    """Bayer's threshold matrix of side 2^order with values in (-0.5, 0.5), each once (B. Bayer, 1973)."""
+    matrix = np.zeros((1, 1), dtype=np.float32)
+    for _ in range(order):
+        matrix = np.block([[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]])
+    return (matrix + 0.5) / matrix.size - 0.5
+
+
+def check_path(path: Path, endings: Sequence[str], what: str) -> None:
+    """Raise `UserError` where `path` cannot become a file with one of the endings; makes its folder."""
+    if path.suffix.lower() not in endings:
+        raise UserError(f"--out {path}: {what} must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give the name of a file")
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_fps(ending: str, fps: float) -> None:
+    """Raise `UserError` where a format cannot show `fps` frames a second."""
+    if not MIN_FPS <= fps <= MAX_FPS[ending]:
+        raise UserError(f"--fps {fps:g} is out of range; a {ending} takes {MIN_FPS:g} to {MAX_FPS[ending]:g}")
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Raise `UserError` where a picture is too large for its format or for those who are to open it."""
+    limit = MAX_SIDE[path.suffix.lower()]
+    if max(width, height) > limit or width * height > MAX_PIXELS:
+        raise UserError(
+            f"--out {path} would have {width} x {height} pixels, more than {limit} a side or "
+            f"{MAX_PIXELS // 10**6} million in all; give fewer seeds or views, or a lower --resolution"
+        )
+
+
+@contextmanager
+def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name when it is complete, or not at all."""
+    with _reported(path):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # as a plain open() would have made it
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn what the file system says about `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: {path} was not written; free some space or choose another --out"
+            ) from error
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from error

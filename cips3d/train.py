@@ -1,0 +1,87 @@
+"""Command: train a 3-D generator on images.
+
+    python -m cips3d.train                                  # synthetic heads, a preset that fits this machine
+    python -m cips3d.train --data photos/ --preset ffhq     # the published schedule on your own pictures
+    python -m cips3d.train --resume runs/00000-tiny         # go on with a run
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import tyro
+
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
+from cips3d.training.config import TrainConfig
+from cips3d.training.loop import train
+from cips3d.training.presets import preset
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that a command line means: a preset, or the resumed run's own, and the flags on top."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--resume", type=Path)
+    first.add_argument("--init-from", "--init_from", type=Path)
+    known, _ = first.parse_known_args(arguments)
+    return tyro.cli(
+        TrainConfig,
+        args=list(arguments),
+        default=defaults(known.preset, known.resume, known.init_from),
+        prog="python -m cips3d.train",
+        description=__doc__,
+    )
+
+
+def defaults(preset_name: str | None, resume: Path | None, init_from: Path | None) -> TrainConfig:
+    """What applies where no flag says otherwise.
+
+    Raises:
+        UserError: unknown preset, unreadable checkpoint, or a fine-tuning without one.
+    """
+    if resume is not None:
+        return replace(config_of(resume), resume=resume, init_from=None, out=None)
+    name = preset_name or ("heads64" if torch.cuda.is_available() else "tiny")
+    config = preset(name)
+    if init_from is not None:
+        trained = config_of(init_from)
+        return replace(
+            config,
+            generator=trained.generator,
+            discriminator=trained.discriminator,
+            volume=trained.volume,
+            poses=trained.poses,
+            fov_degrees=trained.fov_degrees,
+        )
+    if name == "finetune":
+        raise UserError("--preset finetune starts from a trained model; name one with --init-from RUN_OR_CHECKPOINT")
+    return config
+
+
+def config_of(path: Path) -> TrainConfig:
+    """The configuration that a run or checkpoint was trained with."""
+    checkpoint = find_checkpoint(path)
+    try:
+        return TrainConfig.from_json(load_checkpoint(checkpoint)["config"])
+    except ValueError as error:
+        raise UserError(
+            f"{checkpoint} was written by a version of cips3d with other settings ({error}); train again"
+        ) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def command() -> int:
+        _, exit_code = train(parse(sys.argv[1:] if arguments is None else arguments))
+        return exit_code
+
+    return exit_on_user_error(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,76 @@
+"""Checkpoints: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cips3d.errors import UserError
+from cips3d.files import atomic_file
+
+FORMAT = "cips3d training checkpoint"
+FORMAT_VERSION = 1
+CHECKPOINT_FOLDER = "checkpoints"
+BEST = "best.pt"
+STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) to `path`, atomically."""
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, file)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only tensors and plain values are ever built.
+
+    Raises:
+        UserError: there is no such file, it is truncated, or it is something else.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give a run folder or a .pt file in its {CHECKPOINT_FOLDER}/")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # torch reports foreign and truncated files by many types of exception
+        raise UserError(
+            f"{path} is not a complete checkpoint of this package ({type(error).__name__}); "
+            "it may be truncated or of another kind: try an older one"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a training checkpoint of this package; give one that cips3d.train wrote")
+    if state["format_version"] > FORMAT_VERSION:
+        raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
+    return state
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that `path` means: itself, or the newest one of a run folder.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a run folder or a checkpoint file")
+    newest = list_checkpoints(path / CHECKPOINT_FOLDER if (path / CHECKPOINT_FOLDER).is_dir() else path)
+    if not newest:
+        raise UserError(f"{path} holds no checkpoint; give a run folder of cips3d.train or a checkpoint file")
+    return newest[-1]
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a folder, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := STEP_NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def keep_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all numbered checkpoints but the newest `keep`."""
+    for path in list_checkpoints(folder)[:-keep]:
+        path.unlink()

@@ -1,0 +1,123 @@
+"""Several processes, started by torchrun: who this one is, and what it does together with the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cips3d.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all that train together; one alone needs no process group."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files and talks."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their mean over all processes, in one transfer.
+
+        Every process must have the same parameters with gradients; which those are depends on the stage alone.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.world_size == 1 or not gradients:
+            return
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers."""
+        if self.world_size > 1:
+            for tensor in [*module.parameters(), *module.buffers()]:
+                dist.broadcast(tensor.data, src=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in order of rank."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value."""
+        if self.world_size == 1:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Take the process group down."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: the name is not a device, or that device is not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name} asks for a GPU and none is usable here; give --device cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name} does not exist; {torch.cuda.device_count()} GPU(s) are here, counted from cuda:0"
+            )
+    return device
+
+
+def join_processes(device_name: str) -> Processes:
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be one alone."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(device_name)
+    if world_size == 1:
+        return Processes(device=device)
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node of torchrun asks for more processes than the {torch.cuda.device_count()} GPUs here; "
+                "start one a GPU, or give --device cpu"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size(), device)

@@ -1,0 +1,22 @@
+"""The generator's exponential moving average: the weights that pictures are made with."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, module: nn.Module, *, step: int, decay: float, start: int) -> None:
+    """θ_ema ← d θ_ema + (1 - d) θ with d = min(decay, (1 + t)/(10 + t)); before `start`, a plain copy.
+
+    Args:
+        step: steps finished before this one, t = step - start.
+    """
+    since = step - start
+    d = 0.0 if since < 0 else min(decay, (1 + since) / (10 + since))
+    pairs = zip(average.parameters(), module.parameters(), strict=True)
+    averages, values = map(list, zip(*pairs, strict=True))
+    torch._foreach_lerp_(averages, values, 1 - d)
+    for buffer, value in zip(average.buffers(), module.buffers(), strict=True):
+        buffer.copy_(value)

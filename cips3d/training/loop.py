@@ -1,0 +1,250 @@
+"""The training loop: data in, steps, reports and checkpoints out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cips3d.data.images import ImageSource
+from cips3d.data.loader import TrainingImages
+from cips3d.data.source import open_training_source
+from cips3d.errors import UserError
+from cips3d.training.checkpoint import (
+    BEST,
+    CHECKPOINT_FOLDER,
+    find_checkpoint,
+    keep_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from cips3d.training.config import TrainConfig, settled
+from cips3d.training.distributed import Processes, join_processes
+from cips3d.training.report import Reporter
+from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
+from cips3d.training.schedule import Moment, moment
+from cips3d.training.score import Score
+from cips3d.training.signals import StopRequest, stop_on_signals
+from cips3d.training.state import TrainingState
+from cips3d.training.step import StepReport, TrainingStep
+
+MOST_SKIPPED_IN_A_ROW = 10
+
+
+class TrainingDiverged(UserError):
+    """Losses or gradients stayed non-finite; the last good weights are saved."""
+
+
+def train(config: TrainConfig) -> tuple[Path, int]:
+    """Train as `config` says, in this process or in all that torchrun started.
+
+    Returns:
+        the run's folder, and the exit code: 0, or 128 + the signal that ended the run early.
+
+    Raises:
+        UserError: something outside the program is wrong; what had been trained is saved.
+    """
+    processes = join_processes(config.device)
+    try:
+        with Training(settled(config), processes) as training:
+            return training.folder, training.run()
+    finally:
+        processes.leave()
+
+
+class Training:
+    """A run: its state, its data, its folder."""
+
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+        self.config = config
+        self.processes = processes
+        for stage in config.stages:
+            if stage.batch_size % (processes.world_size * stage.accumulation):
+                raise UserError(
+                    f"--batch-size {stage.batch_size} cannot be shared by {processes.world_size} processes in "
+                    f"{stage.accumulation} parts; give a multiple of {processes.world_size * stage.accumulation}"
+                )
+        checkpoint = self._checkpoint_to_continue()
+        self.state = TrainingState(config, processes)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        processes.broadcast(self.state.generator)
+        processes.broadcast(self.state.discriminator)
+        self.step = TrainingStep(self.state, config)
+        self.source: ImageSource | None = None
+        self.images: TrainingImages | None = None
+        self.score: Score | None = None
+        self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
+        self.folder = self._folder()
+        self.reporter = Reporter(self.folder, config, self.state.step) if processes.is_first else None
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.images is not None:
+            self.images.close()
+        if self.reporter is not None:
+            self.reporter.close()
+
+    def run(self) -> int:
+        """Train to the end or to a signal; returns the exit code."""
+        if self.reporter is not None:
+            self.reporter.begin(self.state, self.source)
+        skipped_in_a_row = 0
+        with stop_on_signals() as stop:
+            while self.state.step < self.config.total_steps and not self._stop_agreed(stop):
+                now = moment(self.config, self.state.step)
+                self._enter_stage(now)
+                assert self.images is not None
+                real = next(self.images).to(self.processes.device, non_blocking=True)
+                report = self.step(real, now)
+                self.state.position = self.images.position
+                self.state.step += 1
+                skipped_in_a_row = self._count_skipped(report, skipped_in_a_row)
+                self._report(report, now)
+            self._finish(stop)
+            return stop.exit_code
+
+    def _enter_stage(self, now: Moment) -> None:
+        if self.state.stage_index != now.stage_index:
+            self._open_data(now)
+            self.state.enter_stage(now.stage_index, now.stage)
+
+    def _open_data(self, now: Moment) -> None:
+        """Images at the stage's resolution, from the position where the run stands."""
+        resolution = now.stage.resolution
+        if self.source is None or self.source.resolution != resolution:
+            if not self.processes.is_first:
+                self.processes.wait()  # the first process prepares what is then read by all
+            self.source = open_training_source(
+                self.config.data, resolution, heads=self.config.heads, poses=self.config.poses
+            )
+            if self.processes.is_first:
+                self.processes.wait()
+            self.score = None
+        batch = now.stage.batch_size // self.processes.world_size
+        if self.images is not None:
+            self.images.close()
+        self.images = TrainingImages(
+            self.source,
+            batch,
+            seed=self.config.seed,
+            x_flip=self.config.x_flip,
+            workers=self.config.workers,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            position=self.state.position,
+        )
+
+    def _stop_agreed(self, stop: StopRequest) -> bool:
+        """True in all processes or in none: each may hear a signal at another step."""
+        if self.processes.world_size == 1:
+            return bool(stop)
+        votes = torch.tensor([float(bool(stop))], device=self.processes.device)
+        return bool(self.processes.sum_(votes) > 0)
+
+    def _count_skipped(self, report: StepReport, in_a_row: int) -> int:
+        if report.finite:
+            return 0
+        self.state.skipped += 1
+        in_a_row = in_a_row if report.overflow else in_a_row + 1
+        if in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            path = self._save()
+            raise TrainingDiverged(
+                f"losses or gradients were not finite in {in_a_row} steps in a row, up to step {self.state.step}; "
+                f"{path} holds the weights from before. Lower the learning rates (--stages.N.lr-...) or, with "
+                "--amp, use bf16 or none, and go on with --resume"
+            )
+        return in_a_row
+
+    def _report(self, report: StepReport, now: Moment) -> None:
+        """Whatever is due at this step."""
+        reports, step = self.config.reports, self.state.step
+        is_last = step == self.config.total_steps
+        if self.reporter is not None:
+            self.reporter.step(report, now, self.state)
+            if step % reports.pictures_every == 0 or is_last:
+                self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
+        if reports.score_every > 0 and (step % reports.score_every == 0 or is_last):
+            self._score(now)
+        if step % reports.checkpoint_every == 0 and not is_last:  # the end has its own
+            self._save()
+
+    def _score(self, now: Moment) -> None:
+        """Score the averaged generator; the best so far is kept."""
+        is_best = False
+        if self.reporter is not None:
+            assert self.source is not None
+            if self.score is None:
+                self.score = Score(self.source, self.config.reports.score_images)
+            value = self.score(self.state.generator_ema, self.config, now.stage.resolution)
+            self.reporter.scalar("score/frechet_random_conv", value, self.state.step)
+            is_best = self.state.best_score is None or value < self.state.best_score
+            if is_best:
+                self.state.best_score = value
+        if self.processes.from_first(is_best):
+            self._save(BEST)
+
+    def _save(self, name: str | None = None) -> Path:
+        """Write a checkpoint; every process takes part, the first one writes."""
+        path = self.folder / CHECKPOINT_FOLDER / (name or f"step-{self.state.step:08d}.pt")
+        state = self.state.state_dict()
+        if self.processes.is_first:
+            save_checkpoint(path, {"config": self.config.to_json(), "versions": versions(), **state})
+            keep_checkpoints(path.parent, self.config.reports.keep)
+        self.processes.wait()
+        return path
+
+    def _finish(self, stop: StopRequest) -> None:
+        path = self._save()
+        if self.reporter is None:
+            return
+        if self.state.step < self.config.total_steps:
+            self.reporter.say(
+                f"stopped after step {self.state.step}; go on with: python -m cips3d.train --resume {self.folder}"
+            )
+        else:
+            turntable = self.reporter.turntable(self.state.generator_ema, self.config.stages[-1].resolution)
+            self.reporter.say(
+                f"done: checkpoint {path}, pictures in {self.reporter.picture_folder}, turntable {turntable}"
+            )
+
+    def _checkpoint_to_continue(self) -> dict[str, Any] | None:
+        path = self.config.resume or self.config.init_from
+        return None if path is None else load_checkpoint(find_checkpoint(path))
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        if self.config.resume is None:
+            self.state.load_weights(checkpoint)
+            self.state.generator.load_state_dict(checkpoint["generator_ema"])
+            return
+        self.state.load_state_dict(checkpoint)
+        if self.state.step >= self.config.total_steps:
+            raise UserError(
+                f"--resume {self.config.resume} has finished its {self.state.step} steps; "
+                "give a larger --steps to train on"
+            )
+        now = moment(self.config, self.state.step)
+        if self.state.stage_index == now.stage_index:
+            self.state.enter_stage(now.stage_index, now.stage)
+
+    def _folder(self) -> Path:
+        """The run's folder, the same in all processes; a run that goes on keeps its own."""
+        folder: Path | None = None
+        failure: UserError | None = None
+        if self.processes.is_first:
+            try:
+                if self.config.resume is not None and self.config.out is None:
+                    folder = run_folder_of(find_checkpoint(self.config.resume))
+                else:
+                    folder = make_run_folder(self.config)
+                write_configuration(folder, self.config)
+            except UserError as error:
+                failure = error
+        folder, failure = self.processes.from_first((folder, failure))
+        if failure is not None:
+            raise failure
+        assert folder is not None
+        return folder

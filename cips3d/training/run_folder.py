@@ -1,0 +1,83 @@
+"""The folder that a run writes into."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import cips3d
+from cips3d.errors import UserError
+from cips3d.files import atomic_file
+from cips3d.training.checkpoint import CHECKPOINT_FOLDER
+from cips3d.training.config import TrainConfig
+
+RUNS = Path("runs")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {
+        "cips3d": cips3d.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """A new folder: `--out`, or the next number under runs/.
+
+    Raises:
+        UserError: the folder holds something already, or cannot be made.
+    """
+    try:
+        if config.out is None:
+            return _next_numbered(RUNS, config.preset)
+        config.out.mkdir(parents=True, exist_ok=True)
+        if any(config.out.iterdir()):
+            raise UserError(
+                f"--out {config.out} is not empty; give a new folder, or go on with a run by --resume {config.out}"
+            )
+    except OSError as error:
+        raise UserError(f"--out {error.filename} cannot be made: {error.strerror}; give another folder") from None
+    return config.out
+
+
+def _next_numbered(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [int(m[1]) for path in parent.iterdir() if (m := re.match(r"(\d{5})-", path.name))]
+    number = max(taken, default=-1) + 1
+    while True:  # two runs that start at once each get a folder of their own
+        folder = parent / f"{number:05d}-{name}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint lies in."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == CHECKPOINT_FOLDER else folder
+
+
+def write_configuration(folder: Path, config: TrainConfig) -> None:
+    """config.json: the configuration, the versions and the command of a run."""
+    content: dict[str, Any] = {
+        "config": json.loads(config.to_json()),
+        "versions": versions(),
+        "command": sys.argv,
+    }
+    with atomic_file(folder / "config.json") as file:
+        file.write(json.dumps(content, indent=2).encode())

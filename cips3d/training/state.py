@@ -1,0 +1,166 @@
+"""Everything that a run is made of at one moment: networks, averages, optimizers, counters, random states."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cips3d.errors import UserError
+from cips3d.models.discriminator import Discriminator
+from cips3d.models.generator import Generator
+from cips3d.training.config import Amp, AmpKind, Stage, TrainConfig
+from cips3d.training.distributed import Processes
+
+ADAM_EPS = 1e-8
+RANK_STRIDE = 1_000_003  # seeds of different processes and of different runs must not meet
+
+
+def amp_dtype(kind: AmpKind) -> torch.dtype | None:
+    """The dtype of `torch.autocast`, None for none."""
+    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+
+
+class TrainingState:
+    """Networks, optimizers and counters of a run, and their one `state_dict` that a checkpoint holds."""
+
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+        device = processes.device
+        torch.manual_seed(config.seed)  # the same first weights in every process
+        self.generator = Generator(config.generator).to(device)
+        self.discriminator = Discriminator.from_config(config.discriminator).to(device)
+        self.generator.set_autocast(nerf=amp_dtype(config.amp.nerf), inr=amp_dtype(config.amp.inr))
+        self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.generator_ema.set_autocast(nerf=None, inr=None)
+
+        self.optimizer_g = torch.optim.Adam(
+            [{"params": list(group)} for group in parameter_groups(self.generator).values()],
+            lr=0.0,
+            betas=config.adam_betas,
+            eps=ADAM_EPS,
+            fused=True,
+        )
+        self.optimizer_d = torch.optim.Adam(
+            self.discriminator.parameters(), lr=0.0, betas=config.adam_betas, eps=ADAM_EPS, fused=True
+        )
+        self.scaler_g, self.scaler_d = gradient_scalers(config.amp, device)
+        self.random = torch.Generator(device)
+        self.random.manual_seed(config.seed + RANK_STRIDE * (processes.rank + 1))
+
+        self.step = 0
+        self.stage_index = -1  # of the stage that has been entered; -1: none yet
+        self.position = 0  # images handed out by the data so far, over all processes
+        self.skipped = 0  # steps left out because a loss or gradient was not finite
+        self.best_score: float | None = None
+        self.processes = processes
+
+    def enter_stage(self, index: int, stage: Stage) -> None:
+        """Freeze what a stage freezes; called once when a stage begins."""
+        if stage.freeze_nerf and self.stage_index != index:
+            for module, average in zip(
+                nerf_side(self.generator), nerf_side(self.generator_ema), strict=True
+            ):
+                module.load_state_dict(average.state_dict())
+        for module in nerf_side(self.generator):
+            module.requires_grad_(not stage.freeze_nerf)
+        self.stage_index = index
+
+    def set_learning_rates(self, stage: Stage, rate: float) -> None:
+        rates = {"nerf": stage.lr_nerf, "mapping": stage.lr_mapping, "inr": stage.lr_inr}
+        for group, name in zip(self.optimizer_g.param_groups, parameter_groups(self.generator), strict=True):
+            group["lr"] = rates[name] * rate
+        for group in self.optimizer_d.param_groups:
+            group["lr"] = stage.lr_discriminator * rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, in tensors and plain values; every process must call it, since each has random states."""
+        return {
+            "step": self.step,
+            "stage_index": self.stage_index,
+            "position": self.position,
+            "skipped": self.skipped,
+            "best_score": self.best_score,
+            "generator": self.generator.state_dict(),
+            "generator_ema": self.generator_ema.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer_g": self.optimizer_g.state_dict(),
+            "optimizer_d": self.optimizer_d.state_dict(),
+            "scaler_g": self.scaler_g.state_dict(),
+            "scaler_d": self.scaler_d.state_dict(),
+            "random": self.processes.gather(self.random_states()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`; raises `UserError` where it belongs to other networks."""
+        self.load_weights(state)
+        self.optimizer_g.load_state_dict(state["optimizer_g"])
+        self.optimizer_d.load_state_dict(state["optimizer_d"])
+        self.scaler_g.load_state_dict(state["scaler_g"])
+        self.scaler_d.load_state_dict(state["scaler_d"])
+        self.step = state["step"]
+        self.stage_index = state["stage_index"]
+        self.position = state["position"]
+        self.skipped = state["skipped"]
+        self.best_score = state["best_score"]
+        if self.processes.rank < len(state["random"]):
+            self.restore_random_states(state["random"][self.processes.rank])
+        else:  # more processes than before: the additional ones draw numbers that none has drawn
+            self.random.manual_seed(self.random.initial_seed() + self.step + 1)
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Networks only, as fine-tuning starts."""
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.generator_ema.load_state_dict(state["generator_ema"])
+            self.discriminator.load_state_dict(state["discriminator"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise UserError(
+                f"the checkpoint's networks differ from the configuration ({reason}); leave out the flags that change them"
+            ) from None
+
+    def random_states(self) -> dict[str, Tensor]:
+        states = {"draws": self.random.get_state(), "torch": torch.get_rng_state()}
+        if self.processes.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.processes.device)
+        return states
+
+    def restore_random_states(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["torch"])
+        if ("cuda" in states) == (self.processes.device.type == "cuda"):
+            self.random.set_state(states["draws"])
+            if "cuda" in states:
+                torch.cuda.set_rng_state(states["cuda"], self.processes.device)
+        else:  # a checkpoint of another kind of device: its random numbers cannot be continued here
+            self.random.manual_seed(self.random.initial_seed() + self.step + 1)
+
+
+def nerf_side(generator: Generator) -> tuple[nn.Module, ...]:
+    """What the last stage freezes: the 3-D part."""
+    return generator.nerf, generator.shape_mapping, generator.aux_to_rgb
+
+
+def parameter_groups(generator: Generator) -> dict[str, Iterator[nn.Parameter]]:
+    """The generator's parameters by learning rate."""
+
+    def parameters(*modules: nn.Module) -> Iterator[nn.Parameter]:
+        for module in modules:
+            yield from module.parameters()
+
+    return {
+        "nerf": parameters(generator.nerf, generator.aux_to_rgb),
+        "mapping": parameters(generator.shape_mapping, generator.appearance_mapping),
+        "inr": parameters(generator.inr),
+    }
+
+
+def gradient_scalers(amp: Amp, device: torch.device) -> tuple[torch.amp.GradScaler, torch.amp.GradScaler]:
+    """Loss scalers of generator and discriminator, active where float16 is used."""
+    generator_fp16 = "fp16" in (amp.nerf, amp.inr)
+    return (
+        torch.amp.GradScaler(device.type, enabled=generator_fp16),
+        torch.amp.GradScaler(device.type, enabled=amp.discriminator == "fp16"),
+    )

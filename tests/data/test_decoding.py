@@ -1,0 +1,182 @@
+"""Decoding: modes, depths, orientation, transparency, cropping, resizing and damage."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, printable, read_rgb
+
+ORIENTATION = 0x0112
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def colour_of(data: bytes) -> list[int]:
+    """The colour of a picture that has only one."""
+    pixels = decode_image(data, 4).flatten(1)
+    assert (pixels == pixels[:, :1]).all()
+    return pixels[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (Image.new("RGB", (4, 4), (10, 20, 30)), "PNG", (10, 20, 30)),
+        (Image.new("L", (4, 4), 77), "PNG", (77, 77, 77)),
+        (Image.new("L", (4, 4), 77), "JPEG", (77, 77, 77)),
+        (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
+        (Image.new("RGB", (4, 4), (200, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", (200, 20, 30)),
+        (Image.new("RGBA", (4, 4), (10, 20, 30, 255)), "PNG", (10, 20, 30)),
+        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), "PNG", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (0, 51)), "PNG", (204, 204, 204)),  # 255 - 51, a fifth of black on white
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 255)), "JPEG", (0, 0, 0)),
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
+        (Image.new("I;16", (4, 4), 65535), "PNG", (255, 255, 255)),
+        (Image.new("I;16", (4, 4), 257 * 40), "PNG", (40, 40, 40)),
+        (Image.new("I;16", (4, 4), 300), "PNG", (1, 1, 1)),  # clipping would give 255, dropping the high byte 44
+        (Image.new("I", (4, 4), 257 * 40), "TIFF", (40, 40, 40)),
+        (Image.new("I", (4, 4), 10**6), "TIFF", (255, 255, 255)),
+        (Image.new("F", (4, 4), 0.5), "TIFF", (128, 128, 128)),
+        (Image.new("F", (4, 4), 128.0), "TIFF", (128, 128, 128)),
+        (Image.new("RGB", (4, 4), (10, 20, 30)), "GIF", (10, 20, 30)),
+    ],
+)
+def test_every_mode_becomes_rgb(image: Image.Image, kind: str, expected: tuple[int, int, int]) -> None:
+    assert colour_of(encoded(image, kind)) == list(expected)
+
+
+def test_webp_is_read() -> None:
+    image = noise(8, 8)
+    decoded = decode_image(encoded(image, "WEBP", lossless=True), 8)
+    assert torch.equal(decoded, torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def test_sixteen_bits_are_scaled_evenly() -> None:
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    decoded = decode_image(encoded(Image.fromarray(values)), 16)
+    assert (decoded == torch.arange(256, dtype=torch.uint8).view(16, 16)).all()
+
+
+def test_a_declared_transparent_value_of_sixteen_bits_becomes_white() -> None:
+    values = np.array([[100, 20000], [20000, 100]], dtype=np.uint16)
+    decoded = decode_image(encoded(Image.fromarray(values), transparency=20000), 2)
+    assert decoded[0].tolist() == [[0, 255], [255, 0]]
+
+
+def test_a_transparent_palette_entry_becomes_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 0, 0, 0, 200, 0])
+    image.putdata([0, 1])
+    decoded = np.asarray(read_rgb(encoded(image, transparency=1)))
+    assert decoded.tolist() == [[[200, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_orientation_is_applied(orientation: int, kind: str) -> None:
+    """A picture stored in each of the eight ways comes out the same (EXIF 2.3, section 4.6.4)."""
+    upright = np.asarray(noise(6, 6))
+    stored = {  # how the upright picture lies in the file
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),  # to be turned 90 degrees clockwise for display
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
+    assert np.array_equal(np.asarray(read_rgb(data)), upright)
+
+
+def test_the_centre_is_kept() -> None:
+    wide = np.zeros((4, 10, 3), dtype=np.uint8)
+    wide[:, 3:7] = 200
+    for values in (wide, wide.transpose(1, 0, 2)):
+        assert colour_of(encoded(Image.fromarray(np.ascontiguousarray(values)))) == [200, 200, 200]
+
+
+def test_the_crop_hides_what_lies_beside_it() -> None:
+    """Resizing must not look across the edges of the crop: the margin is black, the rest stays evenly white."""
+    wide = np.zeros((32, 64, 3), dtype=np.uint8)
+    wide[:, 16:48] = 255
+    assert colour_of(encoded(Image.fromarray(wide))) == [255, 255, 255]
+
+
+def test_shrinking_is_antialiased() -> None:
+    """A one-pixel checkerboard has nothing but its mean to show at an eighth of the size."""
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    decoded = decode_image(encoded(Image.fromarray(board.astype(np.uint8))), 8).float()
+    assert (decoded - 127.5).abs().max() <= 2  # Lanczos weights of a few taps do not cancel exactly at the border
+
+
+def test_small_pictures_are_enlarged() -> None:
+    assert decode_image(encoded(noise(3, 5)), 16).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("smallest", [False, True])
+def test_truncated_files_are_unreadable(kind: str, smallest: bool) -> None:
+    data = encoded(noise(48, 48), kind)
+    assert read_rgb(data, smallest=smallest).mode == "RGB"
+    for share in (0.02, 0.5, 0.9):
+        with pytest.raises(UNREADABLE_ERRORS):
+            read_rgb(data[: int(share * len(data))], smallest=smallest)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+def test_other_content_is_unreadable(data: bytes) -> None:
+    with pytest.raises(UNREADABLE_ERRORS):
+        read_rgb(data)
+
+
+def test_unreasonably_large_pictures_are_unreadable() -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(Image.DecompressionBombError):
+        read_rgb(bomb)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_damaged_bytes_raise_nothing_but_the_named_errors() -> None:
+    random = np.random.default_rng(1)
+    files = [encoded(noise(16, 12), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")]
+    unreadable = 0
+    for trial in range(500):
+        data = bytearray(files[trial % len(files)])
+        data[random.integers(min(200, len(data)))] = random.integers(256)
+        try:
+            decode_image(bytes(data), 4)
+        except UNREADABLE_ERRORS:
+            unreadable += 1
+    assert unreadable > 100  # the damage is real
+
+
+def test_reasons_fit_on_a_line() -> None:
+    assert printable("a\nb\udcffé") == "a\\nb\\udcffé"
+    assert describe(OSError("two\nlines")) == "OSError: two\\nlines"
+    assert describe(EOFError()) == "EOFError"

@@ -1,0 +1,368 @@
+"""Discriminators: shapes, fade-in, minibatch statistics, conversion, and the original's records."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference_records import meta, record, relative_l2, requires_record, state, tensor
+from torch import Tensor
+
+from cips3d.convert.cips3d_discriminator import (
+    discriminator_from_reference,
+    discriminator_reference_names,
+    discriminator_to_reference,
+)
+from cips3d.errors import UserError
+from cips3d.models.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    DownsamplingBlock,
+    ImageDiscriminator,
+    append_minibatch_std,
+    channel_table,
+)
+from cips3d.models.equalized import EqualizedConv2d, EqualizedLinear
+from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
+from cips3d.training.losses import r1_penalty
+
+CHANNELS = {4: 8, 8: 8, 16: 6, 32: 4}
+RECORDS = ["cips3d_discriminator_r32", "cips3d_discriminator_aux_r64"]
+TOLERANCE = 1e-4  # float32 in another order of summation; gradients pass ten leaky ReLUs
+
+
+def images(batch: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def small(minibatch_std_group: int = 0, downsample_first: bool = False) -> ImageDiscriminator:
+    torch.manual_seed(0)
+    return ImageDiscriminator(32, CHANNELS, minibatch_std_group, downsample_first)
+
+
+def test_published_channel_tables() -> None:
+    main = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
+    aux = {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 256, 256: 128, 512: 64, 1024: 32}
+    config = DiscriminatorConfig()
+    assert config.main_channels == main
+    assert config.aux_channels == aux
+    assert (config.main_minibatch_std_group, config.aux_minibatch_std_group) == (0, 0)
+    assert channel_table(32, base=512, cap=64) == {4: 64, 8: 64, 16: 32, 32: 16}
+    assert channel_table(32, base=512, cap=32) == {4: 32, 8: 32, 16: 32, 32: 16}
+
+
+def test_published_size() -> None:
+    with torch.device("meta"):
+        discriminator = Discriminator.from_config(DiscriminatorConfig())
+    aux = discriminator.aux
+    assert aux is not None
+    assert discriminator.main.hidden.weight.shape == (512, 8192)
+    assert aux.hidden.weight.shape == (256, 4096)
+    assert aux.downsample_first
+    assert not discriminator.main.downsample_first
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: channel_table(48), "resolution 48 is not a power of two"),
+        (lambda: channel_table(64, base=32), "base 32 and cap 512 leave no channel"),
+        (lambda: DiscriminatorConfig(main_channels={4: 8, 16: 8}), "main_channels"),
+        (lambda: DiscriminatorConfig(main_channels={}), "main_channels"),
+        (lambda: DiscriminatorConfig(aux_channels={4: 8, 8: 0}), "aux_channels"),
+        (lambda: DiscriminatorConfig(main_minibatch_std_group=1), "main_minibatch_std_group 1"),
+    ],
+)
+def test_wrong_configurations_are_named(make: object, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("downsample_first", [False, True])
+@pytest.mark.parametrize("group", [0, 4])
+@pytest.mark.parametrize("size", [4, 8, 32])
+def test_every_resolution_gives_logits(size: int, group: int, downsample_first: bool) -> None:
+    discriminator = small(group, downsample_first)
+    x = images(8, size)
+    logits = discriminator(x)
+    assert logits.shape == (8, 1)
+    assert logits.std() > 0
+    # Only layers of this resolution and below are used.
+    logits.sum().backward()
+    unused = {name for name, p in discriminator.named_parameters() if p.grad is None}
+    for name in unused:
+        block = name.split(".")[1]
+        assert name.startswith(("from_rgb.", "blocks.")) and (
+            int(block) > size or (int(block) < size and name.startswith("from_rgb."))
+        )
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 64, 64), (2, 3, 2, 2), (2, 3, 24, 24), (2, 3, 32, 16), (2, 1, 32, 32), (3, 32, 32)]
+)
+def test_wrong_images_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"image must have shape .* from 4 to 32"):
+        small()(torch.zeros(shape))
+
+
+def test_wrong_dimensions_are_named() -> None:
+    with pytest.raises(ValueError, match="resolution_max must be a power of two"):
+        ImageDiscriminator(24, CHANNELS)
+    with pytest.raises(ValueError, match=r"channels must name every resolution up to 64; \[64\] missing"):
+        ImageDiscriminator(64, CHANNELS)
+
+
+def test_fade_is_the_published_mixture() -> None:
+    discriminator = small()
+    x = images(2, 32)
+    half = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
+    block = discriminator.blocks["32"](discriminator.from_rgb["32"](x))
+    mixture = 0.3 * block + 0.7 * discriminator.from_rgb["16"](half)
+    rest = discriminator.blocks["8"](discriminator.blocks["16"](mixture))
+    expected = discriminator.output(discriminator.hidden(discriminator.final(rest).flatten(1)))
+    torch.testing.assert_close(discriminator(x, fade=0.3), expected)
+
+
+def test_fade_goes_from_the_half_image_to_the_image() -> None:
+    discriminator = small()
+    x = images(2, 32)
+    torch.testing.assert_close(discriminator(x, fade=0.0), discriminator(F.avg_pool2d(x, 2)))
+    assert not torch.allclose(discriminator(x, fade=0.0), discriminator(x, fade=1.0))
+    calls = []
+    discriminator.from_rgb["16"].register_forward_hook(lambda *_: calls.append(1))
+    discriminator(x, fade=1.0)
+    assert not calls  # nothing is computed for the half image once the fade is over
+    discriminator(x, fade=0.5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("size", "fade"), [(32, -0.1), (32, 1.1), (4, 0.5)])
+def test_wrong_fades_are_named(size: int, fade: float) -> None:
+    with pytest.raises(ValueError, match="fade must be"):
+        small()(images(1, size), fade=fade)
+
+
+@pytest.mark.parametrize("downsample_first", [False, True])
+def test_shortcut_is_blur_then_strided_convolution(downsample_first: bool) -> None:
+    torch.manual_seed(0)
+    block = DownsamplingBlock(4, 6, downsample_first=downsample_first).double()
+    x = images(2, 8).double().repeat(1, 2, 1, 1)[:, :4]
+    blurred = upfirdn2d(x, binomial_kernel(), padding=1)
+    skip = F.conv2d(blurred, block.skip.weight / 4**0.5, stride=2)
+    expected = (block.conv2(block.conv1(x)) + skip) / 2**0.5
+    torch.testing.assert_close(block(x), expected)
+    assert expected.shape == (2, 6, 4, 4)
+
+
+def test_minibatch_std_by_hand() -> None:
+    # Groups of 2 out of 4 images: 0 with 2 and 1 with 3. Values 1 and 5 -> deviation 2; 3 and 3 -> sqrt(1e-8).
+    x = torch.tensor([1.0, 3.0, 5.0, 3.0], dtype=torch.float64).view(4, 1, 1, 1).expand(4, 2, 3, 3)
+    y = append_minibatch_std(x.contiguous(), group=2)
+    assert y.shape == (4, 3, 3, 3)
+    assert torch.equal(y[:, :2], x)
+    expected = torch.tensor([2.0, 1e-4, 2.0, 1e-4], dtype=torch.float64).view(4, 1, 1, 1).expand(4, 1, 3, 3)
+    torch.testing.assert_close(y[:, 2:], expected)
+
+
+def test_minibatch_std_groups_are_no_larger_than_the_batch() -> None:
+    x = images(3, 4)
+    torch.testing.assert_close(append_minibatch_std(x, group=4), append_minibatch_std(x, group=3))
+    with pytest.raises(ValueError, match="batch of 6 images cannot be split into groups of 4"):
+        append_minibatch_std(images(6, 4), group=4)
+
+
+def test_equalized_layers_keep_the_variance() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 256)
+    for multiplier in (1.0, 0.01):
+        layer = EqualizedLinear(256, 512, lr_multiplier=multiplier, bias_init=1.0)
+        y = layer(x) - 1
+        # 256·512 weights: the variance of y is 1 within a few per cent.
+        assert y.var().item() == pytest.approx(1, abs=0.05)
+        assert layer.weight.std().item() == pytest.approx(1 / multiplier, rel=0.02)
+    conv = EqualizedConv2d(32, 64, 3, padding=1)
+    y = conv(torch.randn(8, 32, 16, 16))[:, :, 1:-1, 1:-1]
+    assert y.var().item() == pytest.approx(1, abs=0.1)
+
+
+def test_activated_linear_is_linear_bias_and_leaky_relu() -> None:
+    torch.manual_seed(0)
+    layer = EqualizedLinear(5, 4, lr_multiplier=0.5, bias_init=0.3, activation=True)
+    x = torch.randn(3, 5)
+    z = x @ layer.weight.t() * (0.5 / 5**0.5) + 0.3
+    torch.testing.assert_close(layer(x), F.leaky_relu(z, 0.2) * 2**0.5)
+
+
+@pytest.mark.parametrize(("group", "downsample_first"), [(0, False), (2, True)])
+def test_r1_gradient_is_right(group: int, downsample_first: bool) -> None:
+    """The derivative of R1 along a random direction of all weights, against a central difference in float64."""
+    discriminator = small(group, downsample_first).double()
+    x = images(4, 16).double().requires_grad_()
+    parameters = list(discriminator.parameters())
+    gradients = torch.autograd.grad(r1_penalty(discriminator(x, fade=0.6), x), parameters, allow_unused=True)
+    torch.manual_seed(1)
+    direction = [torch.randn_like(p) for p in parameters]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
+
+    def penalty_at(step: float) -> Tensor:
+        moved = copy.deepcopy(discriminator)
+        with torch.no_grad():
+            for p, d in zip(moved.parameters(), direction, strict=True):
+                p.add_(d, alpha=step)
+        return r1_penalty(moved(x, fade=0.6), x).detach()
+
+    step = 1e-7  # small, so that hardly any leaky ReLU changes its side; truncation is far below rounding
+    difference = (penalty_at(step) - penalty_at(-step)) / (2 * step)
+    torch.testing.assert_close(slope, difference, rtol=1e-4, atol=0)
+
+
+def test_pair() -> None:
+    torch.manual_seed(0)
+    config = DiscriminatorConfig(main_channels=CHANNELS, aux_channels={4: 4, 8: 4, 16: 4})
+    discriminator = Discriminator.from_config(config)
+    assert discriminator.aux is not None
+    image, aux_image = images(2, 32), images(2, 16, seed=1)
+    assert discriminator(image, fade=0.4).shape == (2, 1)
+    logits, aux_logits = discriminator(image, aux_image, fade=0.6)
+    torch.testing.assert_close(logits, discriminator.main(image, 0.6))
+    torch.testing.assert_close(aux_logits, discriminator.aux(aux_image, 0.6))
+
+
+def test_aux_image_needs_an_aux_part() -> None:
+    discriminator = Discriminator.from_config(DiscriminatorConfig(main_channels=CHANNELS, aux_channels=None))
+    assert discriminator.aux is None
+    with pytest.raises(ValueError, match="aux_image is given"):
+        discriminator(images(1, 8), images(1, 8))
+
+
+def test_mixed_precision_stays_close() -> None:
+    discriminator = small()
+    x = images(4, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = discriminator(x)
+    # bfloat16 has 8 bits; errors of ten layers add up.
+    assert relative_l2(logits, discriminator(x)) < 0.1
+
+
+def pair() -> Discriminator:
+    torch.manual_seed(0)
+    main = ImageDiscriminator(16, CHANNELS)
+    aux = ImageDiscriminator(8, {4: 5, 8: 3}, minibatch_std_group=4, downsample_first=True)
+    discriminator = Discriminator(main, aux)
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.normal_()  # biases too
+    return discriminator
+
+
+@pytest.mark.parametrize("with_aux", [True, False])
+@pytest.mark.parametrize("with_blurs", [True, False])
+def test_conversion_there_and_back(with_aux: bool, with_blurs: bool) -> None:
+    discriminator = pair() if with_aux else Discriminator(pair().main)
+    published = discriminator_to_reference(discriminator)
+    assert all(key.startswith(("main_disc.", "aux_disc.")) == with_aux for key in published)
+    if not with_blurs:
+        published = {key: value for key, value in published.items() if "down_blur" not in key}
+    back = discriminator_from_reference(published)
+    ours, again = discriminator.state_dict(), back.state_dict()
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(ours[key], again[key]) for key in ours)
+    x = images(4, 8)
+    if with_aux:
+        for a, b in zip(discriminator(x, x, fade=0.5), back(x, x, fade=0.5), strict=True):
+            assert torch.equal(a, b)
+    else:
+        assert torch.equal(discriminator(x), back(x))
+
+
+def test_names_cover_all_parameters_once() -> None:
+    discriminator = pair()
+    names = discriminator_reference_names(discriminator)
+    assert names.keys() == dict(discriminator.named_parameters()).keys()
+    assert len(set(names.values())) == len(names)
+    assert names["main.blocks.16.conv2.bias"] == "main_disc.convs.16.conv2.flrelu.bias"
+    assert names["aux.hidden.weight"] == "aux_disc.space_linear.weight"
+
+
+def _without(key: str) -> object:
+    return lambda state: {k: v for k, v in state.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_without("main_disc.convs.8.conv1.flrelu.bias"), "convs.8.conv1.flrelu.bias is missing"),
+        (_without("main_disc.conv_in.8.equal_conv.weight"), "conv_in.8.equal_conv.weight is missing"),
+        (_without("main_disc.final_conv.equal_conv.weight"), "final_conv.equal_conv.weight is missing"),
+        (lambda s: s | {"main_disc.extra": torch.zeros(1)}, "extra is unknown"),
+        (lambda s: s | {"extra": torch.zeros(1)}, "extra has neither the prefix"),
+        (lambda s: {k: v for k, v in s.items() if k.startswith("aux")}, r"main_disc.*missing"),
+        (lambda s: s | {"aux_disc.out_linear.bias": torch.zeros(2)}, r"out_linear.bias has shape \[2\]"),
+        (lambda s: s | {"aux_disc.convs.8.skip.down_blur.kernel": torch.ones(4, 4) / 16}, r"not \[1, 3, 3, 1\]/8"),
+        (
+            lambda s: s | {"aux_disc.convs.8.conv2.down_blur.kernel": s["aux_disc.convs.8.skip.down_blur.kernel"]},
+            "both",
+        ),
+        (lambda s: {}, "missing"),
+    ],
+)
+def test_wrong_states_are_named(change: object, named: str) -> None:
+    published = change(discriminator_to_reference(pair()))  # type: ignore[operator]
+    with pytest.raises(UserError, match=named):
+        discriminator_from_reference(published)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=requires_record(name)) for name in RECORDS])
+class TestMatchesOriginal:
+    def load(self, name: str) -> tuple[dict, ImageDiscriminator, Tensor]:
+        loaded = record(name)
+        discriminator = discriminator_from_reference(state(loaded))
+        assert discriminator.aux is None
+        return loaded, discriminator.main, tensor(loaded, "in/image")
+
+    def test_settings_are_read_off(self, name: str) -> None:
+        loaded, discriminator, _ = self.load(name)
+        settings = meta(loaded)
+        assert discriminator.downsample_first == settings["first_downsample"]
+        assert discriminator.minibatch_std_group == settings["stddev_group"]
+        assert discriminator.channels == {int(r): c for r, c in settings["channels"].items()}
+
+    @pytest.mark.parametrize("fade", [1.0, 0.3])
+    def test_logits(self, name: str, fade: float) -> None:
+        loaded, discriminator, image = self.load(name)
+        assert relative_l2(discriminator(image, fade), tensor(loaded, f"out/logits_alpha_{fade}")) < TOLERANCE
+
+    def test_input_gradient_and_r1(self, name: str) -> None:
+        loaded, discriminator, image = self.load(name)
+        image.requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(image).sum(), image)
+        assert relative_l2(gradient, tensor(loaded, "out/input_grad")) < TOLERANCE
+        r1 = tensor(loaded, "out/r1")
+        torch.testing.assert_close(
+            gradient.square().sum((1, 2, 3), keepdim=True)[..., 0, 0], r1, rtol=TOLERANCE, atol=0
+        )
+        penalty = r1_penalty(discriminator(image), image)
+        torch.testing.assert_close(penalty, r1.mean(), rtol=TOLERANCE, atol=0)
+
+    def test_parameter_gradients_of_r1(self, name: str) -> None:
+        loaded, main, image = self.load(name)
+        discriminator = Discriminator(main)
+        image.requires_grad_()
+        r1_penalty(discriminator(image), image).backward()
+        expected = state(loaded, "grad/")
+        originals = discriminator_reference_names(discriminator)
+        seen = {originals[n]: p.grad for n, p in discriminator.named_parameters() if p.grad is not None}
+        assert expected.keys() <= seen.keys()
+        for key, gradient in seen.items():
+            if key in expected:
+                assert relative_l2(gradient, expected[key]) < TOLERANCE, key
+            else:
+                assert not gradient.any(), key
+
+    def test_state_is_written_back(self, name: str) -> None:
+        published = state(record(name))
+        written = discriminator_to_reference(discriminator_from_reference(published))
+        assert written.keys() == published.keys()
+        assert all(torch.equal(written[key], published[key]) for key in published)
