@@ -31,8 +31,8 @@ class DatasetConfig:
     """What to prepare, and where to."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Folder (searched recursively) or zip of jpg, jpeg, png and webp files, or the word `heads` for
-    synthetic heads."""
+    """Folder (searched recursively) or zip of jpg, jpeg, png and webp files, or the word `heads` for synthetic
+    heads (`./heads` is a folder of that name)."""
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """New or empty folder, or a name that ends in .zip."""
     resolution: int = 256
@@ -42,7 +42,7 @@ class DatasetConfig:
     workers: int = 0
     """Threads that decode and write; 0 takes one a processor core, 16 at most."""
     count: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """How many synthetic heads; 10,000 unless given."""
+    """How many synthetic heads; 4096 unless given."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Seed of the synthetic heads; 0 unless given."""
 

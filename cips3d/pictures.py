@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cips3d.errors import UserError
+from cips3d.files import atomic_file
 
 # What Pillow is told for each ending.
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
@@ -204,7 +203,7 @@ def save_image(path: Path, image: Image.Image) -> None:
     """
     check_path(path, IMAGE_ENDINGS, "a picture")
     check_size(path, image.width, image.height)
-    with _atomic_file(path) as file:
+    with _reported(path), atomic_file(path) as file:
         image.convert("RGB").save(file, **IMAGE_OPTIONS[path.suffix.lower()])
 
 
@@ -235,7 +234,7 @@ def save_animation(path: Path, frames: Sequence[Image.Image], fps: float) -> Non
     shown = with_shared_palette(frames) if ending == ".gif" else (frame.convert("RGB") for frame in frames)
     first = next(shown)
     options = ANIMATION_OPTIONS[ending]
-    with _atomic_file(path) as file:
+    with _reported(path), atomic_file(path) as file:
         first.save(file, save_all=True, append_images=shown, duration=durations, loop=0, **options)
 
 
@@ -283,13 +282,20 @@ def bayer_matrix(order: int) -> np.ndarray:
 
 
 def check_path(path: Path, endings: Sequence[str], what: str) -> None:
-    """Raise `UserError` where `path` cannot become a file with one of the endings; makes its folder."""
+    """Raise `UserError` where `path` cannot become a file with one of the endings; makes its folder.
+
+    Good to call before long work whose result is to go there.
+    """
     if path.suffix.lower() not in endings:
         raise UserError(f"--out {path}: {what} must end in {' or '.join(endings)}")
-    if path.is_dir():
-        raise UserError(f"--out {path} is a folder; give the name of a file")
     with _reported(path):
+        if path.is_dir():
+            raise UserError(f"--out {path} is a folder; give the name of a file")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise UserError(f"--out {path} lies in {path.parent}, which is not a folder; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # can files be made there?
+            pass
 
 
 def check_fps(ending: str, fps: float) -> None:
@@ -309,33 +315,9 @@ def check_size(path: Path, width: int, height: int) -> None:
 
 
 @contextmanager
-def _atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name when it is complete, or not at all."""
-    with _reported(path):
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # as a plain open() would have made it
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
 def _reported(path: Path) -> Iterator[None]:
     """Turn what the file system says about `path` into a `UserError`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full: {path} was not written; free some space or choose another --out"
-            ) from error
-        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--out {path} cannot be written ({error.strerror or error}); choose another place") from error

@@ -176,12 +176,12 @@ def render_views(
 
 
 def _kept(rendering: Rendering, settings: VolumeSettings, depth: bool) -> list[Tensor]:
+    """What of a batch is asked for, on the CPU; the rest, many times as large, is let go."""
     kept = [rendering.image.cpu()]
     if rendering.aux_image is not None:
         kept.append(rendering.aux_image.cpu())
     if depth:
-        light_left = 1 - rendering.weights.sum(-1).view_as(rendering.depth)
-        kept.append((rendering.depth + light_left * settings.t_far).cpu())
+        kept.append(rendering.filled_depth(settings.t_far).cpu())
     return kept
 
 

@@ -95,9 +95,7 @@ def _part_names(part: ImageDiscriminator) -> dict[str, str]:
     return names
 
 
-def _part_from_reference(
-    state: Mapping[str, Tensor], *, is_aux: bool, prefix: str = ""
-) -> ImageDiscriminator:
+def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: str = "") -> ImageDiscriminator:
     what = f"a CIPS-3D discriminator (keys {prefix}*)" if prefix else "a CIPS-3D discriminator"
     found = (re.fullmatch(r"conv_in\.(\d+)\.equal_conv\.weight", key) for key in state)
     resolution_max = max([RESOLUTION_MIN, *(int(match[1]) for match in found if match)])

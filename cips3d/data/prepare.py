@@ -19,11 +19,12 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from PIL import Image
 from torch import Tensor
@@ -49,6 +50,7 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True},
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
+NAMES_DIGEST = "source_names_sha256"  # in the manifest
 HEADS = "heads"  # the SOURCE that stands for synthetic heads
 HEADS_COUNT = 4096
 ZIP_ENTRY_MODE = 0o644 << 16  # without it, unpacking makes files that nobody may read
@@ -86,7 +88,7 @@ class _Job:
             "source": self.source,
             "resolution": self.resolution,
             "format": self.image_format,
-            "source_names_sha256": digest,
+            NAMES_DIGEST: digest,
         }
 
     def file_name(self, index: int) -> str:
@@ -163,7 +165,7 @@ def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Jo
 
     heads: ImageSource = SyntheticHeads(count, resolution, seed=seed)
     names = [str(index) for index in range(count)]
-    return _Job(f"{HEADS} of seed {seed}", names, heads.__getitem__, (), resolution, image_format)
+    return _Job(f"{count} heads of seed {seed}", names, heads.__getitem__, (), resolution, image_format)
 
 
 def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
@@ -187,8 +189,7 @@ def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> Prep
             f"SOURCE {job.source}: none of its {len(reasons):,} files could be read, the first, "
             f"{printable(first)}, because of {why}; give a folder or zip of sound images"
         )
-    for path in (folder / MANIFEST, *(folder / job.file_name(index) for index in missing)):
-        _remove_leftovers(path)
+    _remove_temporaries(folder, *folder.iterdir())
     _write_manifest(folder, job, {"complete": True, "images": images, "unreadable": reasons})
     return PreparedSet(folder, images, reasons)
 
@@ -207,19 +208,23 @@ def _manifest_of_folder(job: _Job, folder: Path) -> dict[str, Any]:
     if manifest is not None:
         _refuse_other(job, manifest, folder)
         return manifest
-    leftovers = set(_leftovers(folder / MANIFEST))  # of a first call that was killed at once
-    if any(entry not in leftovers for entry in folder.iterdir()):
+    if any(not _is_temporary(entry, MANIFEST) for entry in folder.iterdir()):  # such as a call killed at once leaves
         raise UserError(f"DEST {folder} holds files that this command did not make; give an empty folder")
     return {}
 
 
-def _refuse_other(job: _Job, manifest: dict[str, Any], path: Path) -> None:
+def _difference(job: _Job, manifest: dict[str, Any]) -> str | None:
+    """In what an earlier call, whose manifest this is, was another job; None if it was the same."""
     for key, value in job.identity().items():
         if manifest.get(key) != value:
-            what = f"{key} {manifest.get(key)}, not {value}"
-            if key == "source_names_sha256":
-                what = "other files in its source"
-            raise UserError(f"DEST {path} was begun with {what}; remove it to start afresh, or choose another DEST")
+            return "other files in SOURCE" if key == NAMES_DIGEST else f"{key} {manifest.get(key)}, not {value}"
+    return None
+
+
+def _refuse_other(job: _Job, manifest: dict[str, Any], path: Path) -> None:
+    difference = _difference(job, manifest)
+    if difference is not None:
+        raise UserError(f"DEST {path} was begun with {difference}; remove it to start afresh, or choose another DEST")
 
 
 def _write_picture(job: _Job, folder: Path, index: int) -> str | None:
@@ -230,27 +235,28 @@ def _write_picture(job: _Job, folder: Path, index: int) -> str | None:
         return describe(error)
     encoded = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(encoded, **SAVE_OPTIONS[job.image_format])
-    _write_whole(folder / job.file_name(index), encoded.getvalue())
+    with _whole_file(folder / job.file_name(index)) as file:
+        file.write(encoded.getvalue())
     return None
 
 
 def _write_manifest(folder: Path, job: _Job, state: dict[str, object]) -> None:
     """`labels` is what StyleGAN's tools look for in this file."""
     manifest = {"labels": None, MANIFEST_KEY: {**job.identity(), **state}}
-    _write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    with _whole_file(folder / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1).encode())
 
 
-def _temporary(path: Path) -> Path:
-    """Where a file is written before it gets its name: hidden, so that no reader takes it for a picture."""
-    return path.with_name(f".{path.name}.partial")
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that is either whole under its name in the end or not there.
 
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole under its name or not there."""
-    temporary = _temporary(path)
+    Until then it has a hidden name, which no reader takes for a picture's, of this process alone.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -259,18 +265,35 @@ def _write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def _is_temporary(path: Path, name: str = "") -> bool:
+    """Whether a path is what a killed process has left of `_whole_file`, for the file `name` or any."""
+    return path.name.startswith(f".{name}") and path.suffix == ".partial" and path.is_file()
+
+
+def _remove_temporaries(*folders: Path) -> None:
+    for folder in folders:
+        if folder.is_dir():
+            for path in filter(_is_temporary, list(folder.iterdir())):
+                path.unlink()
+
+
 def _write_zip(job: _Job, archive: Path, workers: int, progress: bool) -> PreparedSet:
     """Collect a folder beside the archive, pack it, rename the archive into place and remove the folder."""
     folder = archive.with_name(f"{archive.name}.partial")
     if archive.exists():
         manifest = _manifest_of_zip(archive)
         _refuse_other(job, manifest, archive)
-        if folder.exists():  # the earlier call was interrupted after it had put the archive into place
-            _remove(job, folder)
+        left = read_manifest(ImageFolder(folder)) if folder.is_dir() else None
+        if left is not None and _difference(job, left) is None:  # of a call interrupted before it could tidy up
+            shutil.rmtree(folder)
         return PreparedSet(archive, manifest["images"], manifest["unreadable"], found_complete=True)
     prepared = _write_folder(job, folder, workers, progress)
-    _pack(folder, archive, progress)
-    _remove(job, folder)
+    with _whole_file(archive) as file:
+        _pack(folder, file, progress)
+    shutil.rmtree(folder)
+    for path in archive.parent.iterdir():
+        if _is_temporary(path, archive.name):
+            path.unlink()
     return PreparedSet(archive, prepared.images, prepared.reasons)
 
 
@@ -284,25 +307,10 @@ def _manifest_of_zip(archive: Path) -> dict[str, Any]:
     return manifest
 
 
-def _pack(folder: Path, archive: Path, progress: bool) -> None:
-    temporary = _temporary(archive)
+def _pack(folder: Path, file: IO[bytes], progress: bool) -> None:
     names = [MANIFEST, *ImageFolder(folder).names()]
-    try:
-        with temporary.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as entries:
-                for name in tqdm(names, desc=f"packing {archive}", disable=not progress):
-                    entry = zipfile.ZipInfo(name, ZIP_ENTRY_DATE)
-                    entry.external_attr = ZIP_ENTRY_MODE
-                    entries.writestr(entry, (folder / name).read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(archive)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _remove(job: _Job, folder: Path) -> None:
-    """Remove a folder that this command made for this very job."""
-    _refuse_other(job, read_manifest(ImageFolder(folder)) or {}, folder)
-    shutil.rmtree(folder)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in tqdm(names, desc=f"packing {folder}", disable=not progress):
+            entry = zipfile.ZipInfo(name, ZIP_ENTRY_DATE)
+            entry.external_attr = ZIP_ENTRY_MODE
+            archive.writestr(entry, (folder / name).read_bytes())

@@ -73,9 +73,7 @@ class DiscriminatorConfig:
 class ActivatedConv(nn.Module):
     """Equalised convolution, bias and leaky ReLU · √2; with `downsample`, of the blurred x at stride 2."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, downsample: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, downsample: bool = False) -> None:
         super().__init__()
         self.downsample = downsample
         stride, padding = (2, 0) if downsample else (1, kernel_size // 2)
@@ -136,9 +134,10 @@ def append_minibatch_std(x: Tensor, group: int) -> Tensor:
     group = min(batch, group)
     if batch % group:
         raise ValueError(f"the batch of {batch} images cannot be split into groups of {group}")
-    grouped = x.view(group, batch // group, -1)
+    # In float32 at least: the floor is 0 in float16, and the root's gradient would not be finite.
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(group, batch // group, -1)
     std = (grouped.var(0, unbiased=False) + MINIBATCH_STD_EPS).sqrt().mean(1)  # [B/G]
-    channel = std.repeat(group)[:, None, None, None].expand(-1, 1, height, width)
+    channel = std.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, height, width)
     return torch.cat([x, channel], dim=1)
 
 

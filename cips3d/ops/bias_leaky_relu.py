@@ -21,9 +21,7 @@ def check_bias_leaky_relu(x: Tensor, bias: Tensor | None, negative_slope: float,
         if bias.shape != x.shape[1:2]:
             raise ValueError(f"bias must have shape [{x.shape[1]}], got {list(bias.shape)}")
         if bias.dtype != x.dtype or bias.device != x.device:
-            raise ValueError(
-                f"bias must be {x.dtype} on {x.device} like x, got {bias.dtype} on {bias.device}"
-            )
+            raise ValueError(f"bias must be {x.dtype} on {x.device} like x, got {bias.dtype} on {bias.device}")
     if negative_slope < 0:
         raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
     if gain <= 0:
@@ -54,8 +52,5 @@ def bias_leaky_relu(
     """
     check_bias_leaky_relu(x, bias, negative_slope, gain)
     # gain · lrelu(a) = lrelu(gain · a): one pass for the affine part, one in place, which keeps the output.
-    if bias is None:
-        scaled = x * gain
-    else:
-        scaled = torch.add((bias * gain).view(-1, *[1] * (x.dim() - 2)), x, alpha=gain)
+    scaled = x * gain if bias is None else torch.add((bias * gain).view(-1, *[1] * (x.dim() - 2)), x, alpha=gain)
     return F.leaky_relu(scaled, negative_slope, inplace=True)

@@ -145,7 +145,5 @@ def _axis_geometry(
         raise ValueError(f"padding ({pad_before}, {pad_after}) crops away all {size * up} {axis} of x")
     padded = size * up + pad_before + pad_after
     if padded < taps:
-        raise ValueError(
-            f"kernel has {taps} taps along the {axis} of x, more than its {padded} padded samples"
-        )
+        raise ValueError(f"kernel has {taps} taps along the {axis} of x, more than its {padded} padded samples")
     return AxisGeometry(size, taps, up, down, pad_before, pad_after, (padded - taps) // down + 1)

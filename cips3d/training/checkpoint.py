@@ -34,8 +34,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist; give a run folder or a .pt file in its {CHECKPOINT_FOLDER}/")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     except Exception as error:  # torch reports foreign and truncated files by many types of exception
         raise UserError(
             f"{path} is not a complete checkpoint of this package ({type(error).__name__}); "

@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     return {
         "cips3d": cips3d.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which a safe reader refuses
         "cuda": str(torch.version.cuda),
         "numpy": numpy.__version__,
         "platform": platform.platform(),

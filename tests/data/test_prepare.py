@@ -163,6 +163,7 @@ def test_an_interruption_while_packing_leaves_no_archive(
         interrupt_after(6, patch, KeyboardInterrupt())  # 5 pictures and the manifest once more, then the archive
         run(photos, tmp_path / "set.zip")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "set.zip.partial"]
+    (tmp_path / ".set.zip.1.partial").write_bytes(b"half")  # of an earlier one that was killed
     monkeypatch.setattr(prepare_module, "decode_image", lambda *a: pytest.fail("decoded again"))
     assert run(photos, tmp_path / "set.zip").images == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "set.zip"]
@@ -172,21 +173,24 @@ def test_an_interruption_before_tidying_is_tidied_later(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_remove", lambda *a: None)
+        patch.setattr(prepare_module.shutil, "rmtree", lambda path: None)
         run(photos, tmp_path / "set.zip")
     assert (tmp_path / "set.zip.partial").exists()
     assert run(photos, tmp_path / "set.zip").found_complete
     assert not (tmp_path / "set.zip.partial").exists()
+    (tmp_path / "set.zip.partial").mkdir()  # somebody else's
+    assert run(photos, tmp_path / "set.zip").found_complete
+    assert (tmp_path / "set.zip.partial").exists()
 
 
 def test_what_a_killed_process_left_is_replaced(photos: Path, tmp_path: Path) -> None:
     """A killed process cannot remove its unfinished temporary files."""
     folder = tmp_path / "set"
     folder.mkdir()
-    (folder / ".dataset.json.partial").write_bytes(b"half")
+    (folder / ".dataset.json.1.partial").write_bytes(b"half")
     run(photos, folder)
     whole = contents(folder)
-    (folder / "00000" / "img00000002.png").rename(folder / "00000" / ".img00000002.png.partial")
+    (folder / "00000" / "img00000002.png").rename(folder / "00000" / ".img00000002.png.1.partial")
     assert len(open_images(folder, 8)) == 4  # the temporary name is no picture
     assert run(photos, folder).images == 5
     assert contents(folder) == whole
@@ -238,7 +242,7 @@ def test_another_job_in_the_same_place_is_refused(
     with pytest.raises(UserError, match=r"begun with format png, not webp"):
         run(photos, place, image_format="webp")
     (photos / "0a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"begun with other files in its source"):
+    with pytest.raises(UserError, match=r"begun with other files in SOURCE"):
         run(photos, place)
     assert (place.read_bytes() if place.is_file() else None) == before
 
@@ -263,6 +267,13 @@ def test_what_others_made_is_not_touched(photos: Path, tmp_path: Path) -> None:
             run(photos, tmp_path / name)
         assert name in str(caught.value)
         assert contents(tmp_path) == before
+
+
+def test_a_folder_named_heads_is_a_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos.rename("heads")
+    assert run("./heads", tmp_path / "a").images == 5
+    assert run(Path("heads"), tmp_path / "b").images == 5
 
 
 def test_a_destination_within_the_source_is_refused(photos: Path) -> None:
@@ -331,9 +342,9 @@ def test_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_images(tmp_path / "set", 8)
     assert [int(source[i][0, 0, 0]) for i in range(4)] == [20, 21, 22, 23]
     assert run("heads", tmp_path / "set", count=4, seed=2).found_complete
-    with pytest.raises(UserError, match="begun with source heads of seed 2, not heads of seed 0"):
+    with pytest.raises(UserError, match="begun with source 4 heads of seed 2, not 4 heads of seed 0"):
         run("heads", tmp_path / "set", count=4)
-    with pytest.raises(UserError, match="begun with other files"):
+    with pytest.raises(UserError, match="begun with source 4 heads of seed 2, not 5 heads of seed 2"):
         run("heads", tmp_path / "set", count=5, seed=2)
 
 

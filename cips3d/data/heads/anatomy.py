@@ -57,9 +57,21 @@ class HeadShape:
     """The signed distance functions of a batch of heads."""
 
     def __init__(self, parameters: HeadParameters) -> None:
-        self.parameters = parameters.columns()
+        self.parameters = p = parameters.columns()
         parts = _face(parameters) | _body(parameters) | _hair(parameters) | _worn(parameters)
         self._ellipsoids = Ellipsoids(parts, len(parameters), parameters.width.device)
+        # What follows is the same for all points of a head, [N, 1].
+        self._hat_absent = torch.where(p.hat == Hat.NONE, ABSENT, 0.0)
+        self._hair_over_hat = torch.where(p.hat == Hat.NONE, ABSENT, 0.03)
+        self._fold_absent = torch.where(p.hat == Hat.BEANIE, 0.0, ABSENT)
+        self._brim_absent = torch.where(p.hat == Hat.CAP, 0.0, ABSENT)
+        self._hat_gap = torch.where(p.hat == Hat.BEANIE, 0.075, 0.07)
+        hangs = (p.style == HairStyle.BOB) | (p.style == HairStyle.LONG)
+        self._hair_end = torch.where(hangs, p.hair_length, p.side_length - 0.02)
+        self._nape_rise = torch.where(hangs, 0.0, 0.5)
+        self._spectacled = torch.nonzero(parameters.glasses != Glasses.NONE)[:, 0]
+        self._round_rims = (p.glasses == Glasses.ROUND)[self._spectacled]
+        self._dark_lenses = (p.glasses == Glasses.SUN)[self._spectacled]
 
     def distances(self, points: Points) -> Tensor:
         """Signed distances [5, N, R] in head units, one row per `Material`."""
@@ -99,23 +111,24 @@ class HeadShape:
         return smooth_max(shirt, -parts["neckline"], 0.03)
 
     def _hair(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
-        p = self.parameters
         hair = parts["skull"] - self._hair_thickness(points)
         hair = smooth_min(hair, parts["back hair"], 0.1)
         hair = smooth_max(hair, -self._face_opening(points), 0.05)
-        hair = smooth_max(hair, self._hair_end(points) - points.y, 0.06)
-        hair = smooth_min(hair, parts["front lock"], 0.06)
+        # Short hair ends in a line that falls to the nape, long hair nearly level, lower on the fringe's side.
+        end = self._hair_end + self._nape_rise * points.z + 0.06 * points.x
+        hair = smooth_max(hair, end - points.y, 0.06)
+        hair = smooth_min(hair, parts["front lock"], 0.1)
         hair = smooth_min(hair, parts["bun"], 0.03)
-        under_hat = points.y - self._hat_edge(points) - torch.where(p.hat == Hat.NONE, ABSENT, 0.02)
-        return smooth_max(hair, under_hat, 0.03)
+        return smooth_max(hair, self._above_hat_edge(points) - self._hair_over_hat, 0.03)
 
     def _hair_thickness(self, points: Points) -> Tensor:
         """How far the hair stands off the skull: more on top, most where it is combed from the parting to -x."""
         p = self.parameters
+        from_parting = points.x - p.parting
         top = smooth_step(-0.05, 0.55, points.y)
-        combed = smooth_step(0.05, -0.12, points.x - p.parting)
+        combed = smooth_step(0.05, -0.12, from_parting)
         front = smooth_step(0.0, 0.35, points.z)
-        groove = 0.03 * top / (1 + ((points.x - p.parting) / 0.03).square())
+        groove = 0.03 * top / (1 + (from_parting / 0.03).square())
         thickness = torch.lerp(p.hair_side, p.hair_top, top) + p.fringe_lift * combed * front * top.clamp_min(0.4)
         curls = torch.sin(23 * points.x + 9 * points.y) * torch.sin(23 * points.y - 7 * points.z)
         return thickness - groove + p.curl * curls * torch.sin(23 * points.z + 5 * points.x)
@@ -124,50 +137,49 @@ class HeadShape:
         """The region that hair leaves free, negative inside: in front of the temples and below the slanted fringe."""
         p = self.parameters
         from_parting = points.x - p.parting
-        left = (-from_parting).clamp_min(0) / 0.55
+        left = from_parting.clamp(-0.9, 0) / -0.55
         right = from_parting.clamp_min(0)
-        fringe = p.hairline - p.fringe_drop * left * (2 - left).clamp_min(0) ** 0.5 - 1.2 * right.square()
-        temple = 0.13 - 0.35 * (points.y - 0.1).clamp(-0.5, 0)
+        fringe = p.hairline - p.fringe_drop * left * (2 - left).sqrt() - 1.2 * right.square()
+        # Sideburns in front of the ears; below the jaw the opening recedes and frees the neck.
+        temple = 0.13 - 0.35 * (points.y - 0.1).clamp(-0.4, 0) + 1.5 * (points.y + 0.3).clamp(-0.35, 0)
         return smooth_max(points.y - fringe, temple - points.z, 0.1)
 
-    def _hair_end(self, points: Points) -> Tensor:
-        """The height at which the hair ends: a line falling to the nape, or level for long hair."""
+    def _above_hat_edge(self, points: Points) -> Tensor:
         p = self.parameters
-        short = (p.style == HairStyle.SHORT) | (p.style == HairStyle.BUN)
-        nape = p.side_length + 0.5 * (points.z - 0.05)
-        return torch.where(short, nape, p.hair_length - 0.06 * points.x)
-
-    def _hat_edge(self, points: Points) -> Tensor:
-        p = self.parameters
-        return p.hat_height + 0.16 * points.z + p.hat_tilt * points.x
+        return points.y - p.hat_height - 0.2 * points.z - p.hat_tilt * points.x
 
     def _hat(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
-        p = self.parameters
-        above_edge = points.y - self._hat_edge(points)
-        beanie = p.hat == Hat.BEANIE
-        dome = smooth_max(parts["skull"] - torch.where(beanie, 0.115, 0.1), -above_edge, 0.03)
-        fold = smooth_max(parts["skull"] - 0.135, (above_edge - 0.07).abs() - 0.07, 0.03)
-        hat = torch.minimum(dome, fold + torch.where(beanie, 0.0, ABSENT))
-        hat = smooth_min(hat, parts["brim"] + torch.where(beanie, ABSENT, 0.0), 0.03)
-        return hat + torch.where(p.hat == Hat.NONE, ABSENT, 0.0)
+        """A dome that follows the skull, with the brim of a cap or the fold of a beanie."""
+        above = self._above_hat_edge(points)
+        dome = smooth_max(parts["skull"] - self._hat_gap, -above, 0.04)
+        fold = smooth_max(parts["skull"] - 0.1, (above - 0.06).abs() - 0.06, 0.05)
+        hat = torch.minimum(dome, fold + self._fold_absent)
+        return smooth_min(hat, parts["brim"] + self._brim_absent, 0.03) + self._hat_absent
 
     def _glasses(self, points: Points) -> Tensor:
-        """Two rings (or dark discs), a bridge and the arms that lead to the ears."""
-        p = self.parameters
-        side = points.x.abs()
-        plane = points.z - 0.455 * p.depth + 0.25 * side.square()  # the rims follow the face
-        across, up = side - p.eye_distance - 0.01, points.y - EYE_Y + 0.01
-        round_rim = (across.square() + up.square()).sqrt() - 0.115
-        square_rim = ((across / 1.15) ** 4 + (up / 0.85) ** 4).sqrt().sqrt() - 0.11
-        rim = torch.where(p.glasses == Glasses.ROUND, round_rim, square_rim)
-        rim = torch.where(p.glasses == Glasses.SUN, rim.clamp_min(0), rim.abs())
+        """Two rims (dark discs for sunglasses), a bridge and the arms that lead to the ears."""
+        glasses = torch.full_like(points.x, ABSENT)
+        rows = self._spectacled
+        if len(rows) == 0:
+            return glasses
+        width, depth, eye = (getattr(self.parameters, name)[rows] for name in ("width", "depth", "eye_distance"))
+        x, y, z = (axis[rows] for axis in points)
+        side, up = x.abs(), y - EYE_Y + 0.01
+        plane = z - 0.46 * depth + 0.35 * side.square()  # the rims follow the face
+        across = side - eye - 0.01
+        round_rim = (across.square() + up.square()).sqrt() - 0.112
+        square_rim = ((across / 1.15).square().square() + (up / 0.85).square().square()).sqrt().sqrt() - 0.108
+        rim = torch.where(self._round_rims, round_rim, square_rim)
+        rim = torch.where(self._dark_lenses, rim.clamp_min(0), rim.abs())
         frame = (rim.square() + plane.square()).sqrt() - 0.014
         bridge = torch.maximum(((up - 0.03).square() + plane.square()).sqrt() - 0.014, side - 0.07)
-        outside = side - 0.435 * p.width
-        arm_span = torch.maximum(points.z - 0.42 * p.depth, -0.05 - points.z)
-        arms = torch.maximum(((up - 0.04).square() + outside.square()).sqrt() - 0.016, arm_span)
-        glasses = torch.minimum(torch.minimum(frame, bridge), arms)
-        return glasses + torch.where(p.glasses == Glasses.NONE, ABSENT, 0.0)
+        front_end, back_end = 0.46 * depth - 0.03, -0.06
+        along = (front_end - z) / (front_end - back_end)
+        outward = side - torch.lerp(eye + 0.125, 0.455 * width, along)
+        arms = ((up - 0.04).square() + outward.square()).sqrt() - 0.015
+        arms = torch.maximum(arms, torch.maximum(z - front_end, back_end - z))
+        glasses[rows] = torch.minimum(torch.minimum(frame, bridge), arms)
+        return glasses
 
 
 def _face(p: HeadParameters) -> dict[str, Ellipsoid]:
@@ -177,8 +189,8 @@ def _face(p: HeadParameters) -> dict[str, Ellipsoid]:
     nose_middle = 0.5 * (at.nose_y + 0.09)
     return {
         "skull": Ellipsoid((0.0, SKULL_Y, SKULL_Z), (0.42 * w, 0.49 * p.height, 0.5 * d)),
-        "jaw": Ellipsoid((0.0, -0.16 * length, 0.1), (0.33 * w * p.jaw_width, 0.36 * length, 0.33 * d)),
-        "chin": Ellipsoid((0.0, at.chin_y, 0.31 * d), (0.11 * p.chin_size, 0.085, 0.1)),
+        "jaw": Ellipsoid((0.0, -0.16 * length, 0.1), (0.345 * w * p.jaw_width, 0.37 * length, 0.33 * d)),
+        "chin": Ellipsoid((0.0, at.chin_y, 0.31 * d), (0.125 * p.chin_size, 0.085, 0.1)),
         "cheeks": Ellipsoid((0.21 * w, -0.08, 0.27 * d), (0.12 * p.cheek_size, 0.12, 0.12), mirrored=True),
         "brows": Ellipsoid((0.15, EYE_Y + 0.11, 0.36 * d), (0.13, 0.045, 0.07), (0.0, 0.45, 0.0), mirrored=True),
         "sockets": Ellipsoid((p.eye_distance + 0.005, EYE_Y, 0.455 * d), (0.12, 0.07, 0.075), mirrored=True),
@@ -204,13 +216,13 @@ def _body(p: HeadParameters) -> dict[str, Ellipsoid]:
     """Neck, chest and the shirt."""
     s = p.shoulder_width
     return {
-        "neck": Ellipsoid((0.0, -0.68, -0.1), (0.2 * p.neck_width, 0.5, 0.2), (0.18, 0.0, 0.0)),
-        "chest": Ellipsoid((0.0, -1.2, -0.1), (0.6 * s, 0.36, 0.27)),
-        "torso": Ellipsoid((0.0, -1.5, -0.1), (0.8 * s, 0.6, 0.36)),
-        "shoulders": Ellipsoid((0.52 * s, -1.16, -0.12), (0.34, 0.2, 0.22), (0.0, 0.0, -0.35), mirrored=True),
-        "collar": Ellipsoid((0.0, -0.96, -0.12), (0.28 * p.neck_width, 0.18, 0.25)),
+        "neck": Ellipsoid((0.0, -0.6, -0.1), (0.2 * p.neck_width, 0.5, 0.2), (0.18, 0.0, 0.0)),
+        "chest": Ellipsoid((0.0, -1.07, -0.1), (0.6 * s, 0.36, 0.27)),
+        "torso": Ellipsoid((0.0, -1.42, -0.1), (0.8 * s, 0.64, 0.36)),
+        "shoulders": Ellipsoid((0.52 * s, -1.03, -0.12), (0.36, 0.2, 0.22), (0.0, 0.0, -0.38), mirrored=True),
+        "collar": Ellipsoid((0.0, -0.82, -0.12), (0.28 * p.neck_width, 0.18, 0.25)),
         "neckline": Ellipsoid(
-            (0.0, -0.78, 0.12), (0.24 * p.neck_width, 0.16 + p.neckline, 0.3), (-0.3, 0.0, 0.0)
+            (0.0, -0.64, 0.12), (0.24 * p.neck_width, 0.16 + p.neckline, 0.3), (-0.3, 0.0, 0.0)
         ),
     }
 
@@ -223,13 +235,12 @@ def _hair(p: HeadParameters) -> dict[str, Ellipsoid]:
     return {
         "back hair": Ellipsoid((0.0, -0.12 - away, -0.16), (0.42 * p.width + p.hair_side, reach, 0.42)),
         "front lock": Ellipsoid(
-            (-0.4 * p.width, -0.42 - torch.where(long, 0.0, ABSENT), 0.1), (0.1, 0.46, 0.11), (0.05, 0.0, 0.08)
+            (-0.37 * p.width, -0.4 - torch.where(long, 0.0, ABSENT), 0.05), (0.12, 0.46, 0.16), (0.1, 0.0, 0.06)
         ),
-        "bun": Ellipsoid((-0.1, 0.72 - torch.where(bun, 0.0, ABSENT), -0.3), (0.19, 0.17, 0.19)),
+        "bun": Ellipsoid((-0.1, 0.7 - torch.where(bun, 0.0, ABSENT), -0.3), (0.19, 0.17, 0.19)),
     }
 
 
 def _worn(p: HeadParameters) -> dict[str, Ellipsoid]:
     """The brim of a cap."""
-    height = p.hat_height + 0.16 * 0.5
-    return {"brim": Ellipsoid((0.0, height, 0.42), (0.36, 0.035, 0.32), (0.2, 0.0, p.hat_tilt))}
+    return {"brim": Ellipsoid((0.0, p.hat_height + 0.085, 0.4), (0.33, 0.035, 0.33), (0.22, 0.0, p.hat_tilt))}

@@ -80,7 +80,8 @@ def _beard(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Te
     above_neck = smooth_step(-0.62, -0.5, points.y + 0.25 * (0.3 - points.z))
     moustache = _inside((points.x / 0.14).square() + ((points.y - at.mouth_y - 0.065) / 0.035).square() - 1, 0.8)
     cover = torch.maximum(jaw * above_neck, moustache) * smooth_step(0.0, 0.1, points.z)
-    return _over(skin, 0.6 * p.hair_colour, p.beard * 0.85 * cover)
+    shade = torch.minimum(0.7 * p.hair_colour, 0.6 * p.skin_colour)  # never paler than the skin around it
+    return _over(skin, shade, p.beard * 0.85 * cover)
 
 
 def _mouth(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Glasses(IntEnum):
 
 @dataclass(frozen=True)
 class HeadParameters:
-    """A batch of heads. Lengths are in head units (scene units times 10), colours are linear RGB in [0, 1]."""
+    """A batch of heads. Lengths are in head units (`render.HEAD_UNITS` per scene unit), colours are linear RGB in [0, 1]."""
 
     # Skull and face, factors around 1 unless stated.
     width: Tensor  # [N]
@@ -176,7 +176,7 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         height=draw.uniform(0.94, 1.05),
         depth=draw.uniform(0.95, 1.06),
         face_length=draw.uniform(0.93, 1.07),
-        jaw_width=draw.uniform(0.86, 1.1),
+        jaw_width=draw.uniform(0.85, 1.14),
         chin_size=draw.uniform(0.75, 1.25),
         cheek_size=draw.uniform(0.85, 1.15),
         nose_length=draw.uniform(0.85, 1.15),
@@ -187,7 +187,7 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         shoulder_width=draw.uniform(0.85, 1.1),
         eye_distance=draw.uniform(0.157, 0.178),
         eye_size=draw.uniform(0.92, 1.15),
-        eye_openness=draw.uniform(0.8, 1.15),
+        eye_openness=draw.uniform(0.7, 1.05),
         eye_slant=draw.uniform(-0.08, 0.22),
         gaze=torch.stack([draw.uniform(-0.012, 0.012), draw.uniform(-0.006, 0.006)], dim=1),
         brow_height=draw.uniform(0.105, 0.14),
@@ -195,16 +195,16 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         brow_slant=draw.uniform(-0.12, 0.2),
         mouth_width=draw.uniform(0.1, 0.145),
         mouth_open=draw.chance(0.3) * draw.uniform(0.012, 0.03),
-        smile=draw.uniform(-0.01, 0.04),
+        smile=draw.uniform(-0.005, 0.055),
         lip_size=draw.uniform(0.75, 1.25),
         beard=draw.chance(BEARD_SHARE) * short * draw.uniform(0.45, 1.0),
         style=style,
-        hair_top=torch.where(hatted, draw.uniform(0.04, 0.06), draw.uniform(0.06, 0.14)),
-        hair_side=torch.where(hatted, hair_side.clamp_max(0.075), hair_side),
+        hair_top=torch.where(hatted, draw.uniform(0.03, 0.05), draw.uniform(0.06, 0.14)),
+        hair_side=torch.where(hatted, hair_side.clamp_max(0.06), hair_side),
         parting=draw.uniform(0.1, 0.22),
         hairline=draw.uniform(0.4, 0.48),
         fringe_drop=draw.uniform(0.22, 0.4),
-        fringe_lift=torch.where(hatted, draw.uniform(0.03, 0.05), draw.uniform(0.04, 0.09)),
+        fringe_lift=torch.where(hatted, draw.uniform(0.02, 0.03), draw.uniform(0.04, 0.09)),
         side_length=draw.uniform(-0.12, 0.06),
         hair_length=hair_length,
         curl=torch.where(hatted, torch.zeros_like(curl), curl),
@@ -265,4 +265,4 @@ class _Draw:
         """A pale or medium colour of any hue, [N, 3] linear."""
         hue = 2 * math.pi * self.uniform(0, 1)
         wheel = torch.stack([torch.cos(hue + 2 * math.pi * channel / 3) for channel in range(3)], dim=1)
-        return to_linear(self.uniform(0.45, 0.9)[:, None] + self.uniform(0, 0.16)[:, None] * wheel)
+        return to_linear(self.uniform(0.42, 0.85)[:, None] + self.uniform(0, 0.1)[:, None] * wheel)

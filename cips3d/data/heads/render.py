@@ -16,16 +16,16 @@ from cips3d.data.heads.paint import paint
 from cips3d.data.heads.parameters import HeadParameters, to_display
 from cips3d.data.heads.shapes import Points
 
-HEAD_UNITS = 10.0  # head units per scene unit
-NEAR, FAR = 8.8, 11.2  # distances along a ray between which the scene lies, head units
+HEAD_UNITS = 9.3  # head units per scene unit
+NEAR, FAR = 0.88 * HEAD_UNITS, 1.12 * HEAD_UNITS  # the scene lies between these distances along a ray
 
 TILE = 4  # side of the square of rays that is first traced as one cone
 CONE_STEPS = 9
-ROUNDS = (3, 2, 2, 3, 4, 6)  # steps between two looks at which rays have arrived
+ROUNDS = (3, 2, 2, 3, 5, 10)  # steps between two looks at which rays have arrived
 CAUTION = 0.93  # share of a distance that is stepped: smooth unions of ellipsoids overestimate it slightly
 SLANT = 0.6  # the least share of a step by which the distance is taken to shrink
 ARRIVED = 0.003  # head units
-HIT = 0.02  # rays that end this close are hits: grazing ones creep
+HIT = 0.012  # rays that end this close are hits: grazing ones creep
 NORMAL_STEP = 0.008
 RAYS_AT_ONCE = 2**16  # rays of a batch of images: tensors that stay in the processor's caches
 
@@ -203,8 +203,8 @@ def _shade(shape: HeadShape, parameters: HeadParameters, points: Points) -> Tens
     lit = openness(F.normalize(normal + light, dim=0), 0.16)
     facing = (normal * light).sum(0)
     key = ((facing + 0.25) / 1.25).clamp_min(0) * (0.25 + 0.75 * lit)
-    ambient = (0.36 + 0.14 * normal[1]) * (0.35 + 0.65 * near)
-    brightness = ambient[:, None] + (0.95 * key)[:, None] * p.light_colour
+    ambient = (0.32 + 0.13 * normal[1]) * (0.35 + 0.65 * near)
+    brightness = ambient[:, None] + (0.8 * key)[:, None] * p.light_colour
     half = F.normalize(light + light.new_tensor([0.0, 0.0, 1.0])[:, None, None], dim=0)
     gloss = (normal * half).sum(0).clamp_min(0).pow(24) * 0.05 * lit
     return paint(parameters, material, points) * brightness + gloss[:, None]

@@ -20,7 +20,7 @@ SQUARE_FLOOR = 1e-12  # rounding can leave a sum of squares slightly negative at
 
 
 class Points(NamedTuple):
-    """Points in head units (scene units times 10): +y is up, +z is where the face looks, +x is the picture's right."""
+    """Points in head units: +y is up, +z is where the face looks, +x is the picture's right."""
 
     x: Tensor  # [N, R]
     y: Tensor  # [N, R]

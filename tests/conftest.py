@@ -1,0 +1,74 @@
+"""Fixtures that tests of several folders share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cips3d.models.discriminator import DiscriminatorConfig, channel_table
+from cips3d.models.generator import GeneratorConfig
+from cips3d.models.volume import VolumeSettings
+from cips3d.training.config import Reports, Stage, TrainConfig
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 colourful pictures of 20 x 16 pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for k in range(12):
+        coarse = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((20, 16), Image.Resampling.BICUBIC).save(folder / f"{k:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def small_config(photo_folder: Path, tmp_path: Path) -> TrainConfig:
+    """A run of 6 steps at 8² with the smallest networks that have every part."""
+    return TrainConfig(
+        data=str(photo_folder),
+        out=tmp_path / "run",
+        device="cpu",
+        stages=(
+            Stage(
+                resolution=8,
+                steps=6,
+                batch_size=4,
+                lr_nerf=1e-3,
+                lr_inr=1e-3,
+                lr_mapping=1e-3,
+                lr_discriminator=2e-3,
+            ),
+        ),
+        generator=GeneratorConfig(
+            z_shape_dim=4,
+            shape_style_dim=6,
+            shape_mapping_layers=2,
+            nerf_width=8,
+            nerf_color_width=6,
+            features=5,
+            z_appearance_dim=7,
+            appearance_style_dim=8,
+            appearance_mapping_layers=2,
+            inr_width=8,
+            inr_blocks=2,
+            inr_skip_from=1,
+            inr_rgb_from=0,
+            density_scale=100.0,
+        ),
+        discriminator=DiscriminatorConfig(
+            main_channels=channel_table(16, base=64, cap=8), aux_channels=channel_table(16, base=64, cap=4)
+        ),
+        volume=VolumeSettings(samples=4),
+        x_flip=True,
+        ema_start=2,
+        density_noise_steps=4,
+        r1_every=2,
+        r1_gamma=1.0,
+        reports=Reports(
+            pictures_every=100, checkpoint_every=3, score_every=0, faces=2, turntable_frames=4, scalars_every=2
+        ),
+    )

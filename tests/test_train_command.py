@@ -1,0 +1,99 @@
+"""The command: flags on top of presets, mistakes in one sentence, real photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from cips3d import train as command
+from cips3d.errors import UserError
+from cips3d.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from cips3d.training.config import TrainConfig
+from cips3d.training.loop import train
+from cips3d.training.presets import PRESETS
+
+QUICK = ("--reports.faces", "2", "--reports.turntable-frames", "2", "--reports.score-every", "0")
+
+
+def test_flags_go_on_top_of_the_preset() -> None:
+    config = command.parse(["--preset", "ffhq", "--seed", "7", "--generator.inr-width", "64"])
+    assert config.preset == "ffhq" and config.seed == 7
+    assert config.generator.inr_width == 64
+    assert config.stages == PRESETS["ffhq"].stages
+
+
+def test_default_preset_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.parse([]).preset == "tiny"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert command.parse([]).preset == "heads64"
+
+
+def test_resume_takes_the_run_s_own_settings(small_config: TrainConfig) -> None:
+    folder, _ = train(small_config)
+    config = command.parse(["--resume", str(folder), "--steps", "9"])
+    assert config.generator == small_config.generator
+    assert config.steps == 9 and config.resume == folder
+
+
+def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:
+    folder, _ = train(small_config)
+    config = command.parse(["--preset", "finetune", "--init-from", str(folder)])
+    assert config.generator == small_config.generator
+    assert config.stages == PRESETS["finetune"].stages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--preset", "tyny"], "--preset tyny"),
+        (["--resolution", "4"], "--resolution 4"),
+        (["--resume", "no/such/run"], "no/such/run"),
+        (["--preset", "finetune"], "--init-from"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--batch-size", "0"], "--batch-size 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and words in error
+    assert "\n" not in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_flag_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--stps", "3"])
+    assert stopped.value.code == 2
+    assert "--stps" in capsys.readouterr().err
+
+
+def test_settings_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.pt"
+    save_checkpoint(path, {"config": '{"colour": 1}'})
+    with pytest.raises(UserError, match="other settings"):
+        command.config_of(path)
+
+
+def test_real_photographs(tmp_path: Path) -> None:
+    """A hundred small grey photographs of faces go all the way: decoded, enlarged, trained on."""
+    photos = tmp_path / "lfw"
+    photos.mkdir()
+    for k, face in enumerate(data.lfw_subset()[:100]):  # [200, 25, 25], the first half are faces
+        Image.fromarray((face * 255).astype("uint8")).save(photos / f"{k:03d}.png")
+    out = tmp_path / "run"
+    arguments = ["--data", str(photos), "--preset", "tiny", "--steps", "3", "--device", "cpu", "--out", str(out)]
+    assert command.main([*arguments, *QUICK]) == 0
+    state = load_checkpoint(find_checkpoint(out))
+    assert state["step"] == 3 and state["position"] == 24
+    with Image.open(out / "pictures" / "00000003.png") as grid:
+        assert grid.convert("L").getextrema()[1] > 0

@@ -1,0 +1,81 @@
+"""Several processes: the same weights everywhere, one writer, exact resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cips3d.errors import UserError
+from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
+from cips3d.training.config import TrainConfig
+from cips3d.training.distributed import choose_device
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+from cips3d.training.config import TrainConfig, settled
+from cips3d.training.distributed import join_processes
+from cips3d.training.loop import Training
+
+torch.set_num_threads(1)
+config = TrainConfig.from_json(Path(sys.argv[1]).read_text())
+processes = join_processes(config.device)
+with Training(settled(config), processes) as training:
+    assert training.run() == 0
+    flat = torch.cat([p.detach().reshape(-1) for p in training.state.generator.parameters()])
+    every = processes.gather(flat)
+    assert all(torch.equal(flat, other) for other in every)
+    draws = processes.gather(training.state.random.get_state())
+    assert not torch.equal(draws[0], draws[1])
+processes.leave()
+"""
+
+
+def run_two(config: TrainConfig, folder: Path) -> None:
+    script, settings = folder / "worker.py", folder / "config.json"
+    script.write_text(WORKER)
+    settings.write_text(config.to_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, str(script), str(settings)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path) -> None:
+    """One run of two processes, stopped after 4 of 6 steps and resumed, against one without a stop."""
+    whole, part = replace(small_config, out=tmp_path / "whole"), replace(small_config, out=tmp_path / "part", steps=4)
+    run_two(whole, tmp_path)
+    run_two(part, tmp_path)
+    run_two(replace(small_config, out=None, resume=tmp_path / "part"), tmp_path)
+    a, b = (load_checkpoint(find_checkpoint(tmp_path / name)) for name in ("whole", "part"))
+    assert a["step"] == b["step"] == 6
+    assert a["position"] == 24  # 6 batches of 4 images over both processes
+    assert len(a["random"]) == 2
+    for name, value in a["generator_ema"].items():
+        assert torch.equal(value, b["generator_ema"][name]), name
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps:x", "meta"])
+def test_unknown_devices(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device {name}"):
+        choose_device(name)
+
+
+def test_absent_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")

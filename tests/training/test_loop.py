@@ -1,0 +1,197 @@
+"""Whole runs: resuming, stopping, diverging, several stages, what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cips3d.errors import UserError
+from cips3d.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from cips3d.training.config import TrainConfig
+from cips3d.training.loop import TrainingDiverged, train
+from cips3d.training.step import StepReport, TrainingStep
+
+
+def assert_equal_states(a: Any, b: Any, where: str = "") -> None:
+    """Bit for bit, through nested dictionaries and lists."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key != "config":  # names the folder
+                assert_equal_states(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal_states(x, y, f"{where}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def after_steps(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Do something when a number of steps has been made."""
+    original = TrainingStep.__call__
+
+    def counted(self: TrainingStep, *arguments: Any) -> StepReport:
+        report = original(self, *arguments)
+        if self.state.step + 1 == step:
+            action()
+        return report
+
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
+
+
+def test_run_writes_everything(small_config: TrainConfig) -> None:
+    config = replace(small_config, reports=replace(small_config.reports, score_every=3, score_images=8))
+    folder, exit_code = train(config)
+    assert exit_code == 0
+    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-00000003.pt", "step-00000006.pt"]
+    assert load_checkpoint(folder / "checkpoints" / "best.pt")["best_score"] > 0
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["versions"]["torch"] == torch.__version__
+    assert TrainConfig.from_json(json.dumps(stored["config"])).generator == config.generator
+    with Image.open(folder / "pictures" / "00000006.png") as grid:
+        assert grid.height >= 7 * 8 * (96 // 8)  # front, tilted, two yaws, auxiliary, depth, truncated
+    with Image.open(folder / "turntable.webp") as turntable:
+        assert getattr(turntable, "n_frames", 1) == 4
+    assert list((folder / "tensorboard").glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_is_the_uninterrupted_one(
+    small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    whole, _ = train(replace(small_config, out=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        after_steps(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        part, exit_code = train(replace(small_config, out=tmp_path / "part", workers=workers))
+    assert exit_code == 128 + signal.SIGTERM
+    assert load_checkpoint(find_checkpoint(part))["step"] == 4
+    resumed, exit_code = train(replace(small_config, out=None, resume=part))
+    assert exit_code == 0 and resumed.resolve() == part.resolve()
+    assert_equal_states(load_checkpoint(find_checkpoint(whole)), load_checkpoint(find_checkpoint(resumed)))
+
+
+def test_interrupt_says_how_to_go_on(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    folder, exit_code = train(small_config)
+    assert exit_code == 130
+    assert f"--resume {folder}" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def two_stages(config: TrainConfig) -> TrainConfig:
+    first = replace(config.stages[0], steps=3)
+    second = replace(
+        first,
+        resolution=16,
+        fade_steps=2,
+        freeze_nerf=True,
+        aux_weight=0.0,
+        diff_augment=("color", "translation", "cutout"),
+        grad_points=50,
+    )
+    return replace(config, stages=(first, second))
+
+
+def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_path: Path) -> None:
+    """A run of two stages equals one that ended with the first stage and was resumed."""
+    config = two_stages(small_config)
+    whole, _ = train(replace(config, out=tmp_path / "whole"))
+    first, _ = train(replace(config, out=tmp_path / "part", steps=3))
+    resumed, _ = train(replace(config, out=None, resume=first))
+    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (whole, resumed))
+    assert_equal_states(a, b)
+    assert a["stage_index"] == 1
+    frozen = load_checkpoint(whole / "checkpoints" / "step-00000003.pt")
+    for name, value in frozen["generator_ema"].items():
+        if name.startswith(("nerf.", "shape_mapping.", "aux_to_rgb.")):
+            assert torch.equal(a["generator"][name], value), name
+
+
+def test_fine_tuning_starts_from_the_average(small_config: TrainConfig, tmp_path: Path) -> None:
+    trained, _ = train(replace(small_config, out=tmp_path / "trained"))
+    still = replace(small_config.stages[0], steps=1, lr_nerf=0.0, lr_inr=0.0, lr_mapping=0.0)
+    tuned, _ = train(replace(small_config, stages=(still,), out=tmp_path / "tuned", init_from=trained, ema_start=0))
+    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (trained, tuned))
+    assert b["step"] == 1
+    assert_equal_states(a["generator_ema"], b["generator"])
+
+
+def test_ten_bad_steps_stop_the_run(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainingStep.discriminator_loss
+
+    def broken(self: TrainingStep, *arguments: Any) -> torch.Tensor:
+        loss = original(self, *arguments)
+        return loss * float("nan") if self.state.step >= 2 else loss
+
+    monkeypatch.setattr(TrainingStep, "discriminator_loss", broken)
+    config = replace(small_config, steps=50, reports=replace(small_config.reports, checkpoint_every=2))
+    with pytest.raises(TrainingDiverged, match="10 steps in a row"):
+        train(config)
+    assert config.out is not None
+    state = load_checkpoint(find_checkpoint(config.out))
+    assert state["step"] == 12 and state["skipped"] == 10
+    before = {name: value for name, value in state["generator"].items()}
+    assert all(torch.isfinite(value).all() for value in before.values())
+
+
+def test_single_bad_steps_are_counted(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainingStep.generator_loss
+
+    def broken(self: TrainingStep, *arguments: Any) -> torch.Tensor:
+        return original(self, *arguments) * (float("inf") if self.state.step == 2 else 1.0)
+
+    monkeypatch.setattr(TrainingStep, "generator_loss", broken)
+    folder, _ = train(small_config)
+    assert load_checkpoint(find_checkpoint(folder))["skipped"] == 1
+
+
+def test_finished_run_asks_for_more_steps(small_config: TrainConfig) -> None:
+    folder, _ = train(small_config)
+    with pytest.raises(UserError, match="larger --steps"):
+        train(replace(small_config, out=None, resume=folder))
+    train(replace(small_config, out=None, resume=folder, steps=8))
+    assert load_checkpoint(find_checkpoint(folder))["step"] == 8
+
+
+def test_other_networks_are_refused(small_config: TrainConfig) -> None:
+    folder, _ = train(replace(small_config, steps=1))
+    wider = replace(small_config, generator=replace(small_config.generator, inr_width=16))
+    with pytest.raises(UserError, match="networks differ"):
+        train(replace(wider, out=None, resume=folder))
+
+
+def test_used_folder_is_refused(small_config: TrainConfig) -> None:
+    assert small_config.out is not None
+    small_config.out.mkdir()
+    (small_config.out / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        train(small_config)
+    assert (small_config.out / "thesis.tex").read_text() == "years of work"
+
+
+def test_bad_data_leave_no_folder(small_config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError):
+        train(replace(small_config, data=str(tmp_path / "empty")))
+    assert small_config.out is not None and not small_config.out.exists()
+
+
+def test_runs_are_numbered(small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(small_config, out=None, steps=1)
+    assert [train(config)[0].name for _ in range(2)] == ["00000-tiny", "00001-tiny"]

@@ -1,0 +1,50 @@
+"""What changes with the step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cips3d.training.config import TrainConfig
+from cips3d.training.presets import FFHQ
+from cips3d.training.schedule import moment
+
+
+def test_stages_follow_each_other() -> None:
+    assert [moment(FFHQ, step).stage_index for step in (0, 79_999, 80_000, 279_999, 280_000, 10_000_000)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_new_blocks_fade_in() -> None:
+    assert moment(FFHQ, 0).fade == 1.0  # nothing fades in the first stage
+    assert moment(FFHQ, 80_000).fade == 0.0
+    assert moment(FFHQ, 82_500).fade == pytest.approx(0.25)
+    assert moment(FFHQ, 90_000).fade == 1.0
+
+
+def test_density_noise_fades_out() -> None:
+    # systems.md: N(0, 1) · max(0, 1 - step / 5000).
+    assert moment(FFHQ, 0).density_noise == 1.0
+    assert moment(FFHQ, 1250).density_noise == pytest.approx(0.75)
+    assert moment(FFHQ, 5000).density_noise == 0.0
+    assert moment(FFHQ, 100_000).density_noise == 0.0
+
+
+def test_lazy_r1() -> None:
+    config = replace(FFHQ, r1_every=4)
+    assert [moment(config, step).r1_now for step in range(6)] == [True, False, False, False, True, False]
+    assert not moment(replace(FFHQ, r1_gamma=0.0), 0).r1_now
+
+
+def test_cooldown_is_linear_at_the_end(small_config: TrainConfig) -> None:
+    stage = replace(small_config.stages[0], steps=100)
+    config = replace(small_config, stages=(stage,), cooldown=0.2)
+    rates = [moment(config, step).rate for step in (0, 80, 90, 99)]
+    assert rates == pytest.approx([1.0, 1.0, 0.5, 0.05])

@@ -1,0 +1,148 @@
+"""One step of training: what it learns, freezes, skips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cips3d.training.config import Amp, TrainConfig
+from cips3d.training.distributed import Processes
+from cips3d.training.schedule import moment
+from cips3d.training.state import TrainingState, nerf_side
+from cips3d.training.step import StepReport, TrainingStep
+
+
+def real_images(batch: int = 4) -> Tensor:
+    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingState, StepReport]:
+    if stage:
+        config = replace(config, stages=(replace(config.stages[0], **stage),))
+    state = TrainingState(config, Processes())
+    state.enter_stage(0, config.stages[0])
+    step = TrainingStep(state, config)
+    for k in range(steps):
+        report = step(real_images(), moment(config, k))
+        state.step += 1
+    return state, report
+
+
+def weights(module: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+@pytest.mark.parametrize("reuse_fakes", [False, True])
+def test_both_networks_learn(small_config: TrainConfig, reuse_fakes: bool) -> None:
+    config = replace(small_config, reuse_fakes=reuse_fakes)
+    before = TrainingState(config, Processes())
+    after, report = run(config)
+    assert report.finite
+    for name in ("generator", "discriminator"):
+        assert not torch.equal(weights(getattr(before, name)), weights(getattr(after, name))), name
+    assert {"d/loss", "d/aux_loss", "d/r1", "g/loss", "g/aux_loss"} <= set(report.scalars)
+    assert torch.equal(weights(after.generator_ema), weights(after.generator))  # before ema_start: a copy
+
+
+def test_discriminator_separates_fixed_images(small_config: TrainConfig) -> None:
+    """With a generator that stands still, real logits rise above fake ones: the losses have the right signs."""
+    _, report = run(small_config, 40, lr_nerf=0.0, lr_inr=0.0, lr_mapping=0.0)
+    assert report.scalars["d/real"] > report.scalars["d/fake"] + 0.5
+
+
+def test_generator_fools_a_fixed_discriminator(small_config: TrainConfig) -> None:
+    config = replace(small_config, stages=(replace(small_config.stages[0], lr_discriminator=0.0),))
+    _, first = run(config)
+    _, last = run(config, 60)
+    assert last.scalars["g/loss"] < first.scalars["g/loss"]
+
+
+def test_without_auxiliary_discriminator(small_config: TrainConfig) -> None:
+    before = TrainingState(small_config, Processes())
+    state, report = run(small_config, aux_weight=0.0)
+    assert "d/aux_loss" not in report.scalars
+    assert before.discriminator.aux is not None and state.discriminator.aux is not None
+    assert torch.equal(weights(before.discriminator.aux), weights(state.discriminator.aux))
+
+
+def test_frozen_nerf_comes_from_its_average(small_config: TrainConfig) -> None:
+    config = replace(small_config, stages=(replace(small_config.stages[0], freeze_nerf=True, aux_weight=0.0),))
+    state = TrainingState(config, Processes())
+    with torch.no_grad():
+        for parameter in state.generator_ema.parameters():
+            parameter.add_(0.25)
+    average = [weights(module) for module in nerf_side(state.generator_ema)]
+    state.enter_stage(0, config.stages[0])
+    step = TrainingStep(state, config)
+    inr = weights(state.generator.inr)
+    step(real_images(), moment(config, 0))
+    for module, expected in zip(nerf_side(state.generator), average, strict=True):
+        assert torch.equal(weights(module), expected)
+    assert not torch.equal(weights(state.generator.inr), inr)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config: TrainConfig) -> None:
+    """The mean over parts of equal size is the mean over the batch; real images only, so that draws do not matter."""
+    gradients = []
+    for parts in (1, 2):
+        config = replace(small_config, r1_gamma=2.0)
+        state = TrainingState(config, Processes())
+        step = TrainingStep(state, config)
+        now = moment(config, 0)
+        fake = step.generate_without_gradient(4, now)
+        for index in torch.arange(4).chunk(parts):
+            part = replace(fake, main=fake.main[index], aux=None if fake.aux is None else fake.aux[index])
+            loss = step.discriminator_loss(real_images()[index], part, now, StepReport()) / parts
+            loss.backward()
+        gradients.append(
+            torch.cat([p.grad.reshape(-1) for p in state.discriminator.parameters() if p.grad is not None])
+        )
+    # float32 sums in another order
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_accumulated_step_runs(small_config: TrainConfig) -> None:
+    _, report = run(small_config, accumulation=2)
+    assert report.finite
+
+
+def test_partial_gradients_and_augmentation(small_config: TrainConfig) -> None:
+    _, report = run(small_config, 2, grad_points=10, diff_augment=("color", "translation", "cutout"), fade_steps=4)
+    assert report.finite
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_mixed_precision_of_every_network(small_config: TrainConfig, kind: Any) -> None:
+    config = replace(small_config, amp=Amp(nerf=kind, inr=kind, discriminator=kind))
+    state, report = run(config, 2)
+    plain_state, plain = run(small_config, 2)
+    assert report.finite
+    assert state.scaler_g.is_enabled() == (kind == "fp16")
+    # 8 (bf16) or 11 (fp16) bits of mantissa, amplified by the sine's frequency of 30
+    assert report.scalars["d/loss"].item() == pytest.approx(plain.scalars["d/loss"].item(), abs=0.05)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_non_finite_gradients_leave_the_weights_alone(small_config: TrainConfig, network: str) -> None:
+    state = TrainingState(small_config, Processes())
+    state.enter_stage(0, small_config.stages[0])
+    *_, parameter = getattr(state, network).parameters()
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(getattr(state, network))
+    report = TrainingStep(state, small_config)(real_images(), moment(small_config, 0))
+    assert not report.finite and not report.overflow
+    assert torch.equal(weights(getattr(state, network)), before)
+    assert all(p.requires_grad for p in state.discriminator.parameters())
+
+
+def test_gradients_are_clipped(small_config: TrainConfig) -> None:
+    state = TrainingState(small_config, Processes())
+    state.enter_stage(0, small_config.stages[0])
+    config = replace(small_config, clip_gradient=1e-3)
+    TrainingStep(state, config)(real_images(), moment(config, 0))
+    norm = torch.stack([p.grad.norm() for p in state.generator.parameters() if p.grad is not None]).norm()
+    assert norm.item() <= 1e-3 * 1.001
