@@ -115,13 +115,20 @@ def render(options: Options) -> int:
             pictures.save_animation(options.out, sheet.animation(styles), options.fps)
         else:
             pictures.save_image(options.out, sheet.still(styles))
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
-            f"the GPU has too little memory for --batch-size {options.batch_size} at --resolution "
+            f"{device} has too little memory for --batch-size {options.batch_size} at --resolution "
             f"{sheet.resolution}; lower one of them"
         ) from error
     print(f"{options.out} shows {sheet.contents} at step {loaded.step}")
     return 0
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for torch's complaints about memory; those of the CPU have no type of their own."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class Sheet:

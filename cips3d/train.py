@@ -1,8 +1,8 @@
 """Command: train a 3-D generator on images.
 
-    python -m cips3d.train                                  # synthetic heads, a preset that fits this machine
-    python -m cips3d.train --data photos/ --preset ffhq     # the published schedule on your own pictures
-    python -m cips3d.train --resume runs/00000-tiny         # go on with a run
+python -m cips3d.train                                  # synthetic heads, a preset that fits this machine
+python -m cips3d.train --data photos/ --preset ffhq     # the published schedule on your own pictures
+python -m cips3d.train --resume runs/00000-tiny         # go on with a run
 """
 
 from __future__ import annotations

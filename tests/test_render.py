@@ -32,7 +32,7 @@ SAME = {"atol": 1e-5, "rtol": 0.0}
 STEP = 1200
 
 
-def write_checkpoint(path: Path, config: TrainConfig, **changes: object) -> None:
+def write_checkpoint(path: Path, config: TrainConfig, /, **changes: object) -> None:
     torch.manual_seed(0)
     averaged = Generator(dataclasses.replace(config.generator, rgb_init=1.0, aux_init=1.0))  # visible differences
     state = {"config": config.to_json(), "generator_ema": averaged.state_dict(), "step": STEP}
@@ -62,8 +62,9 @@ def command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert code == (2 if fails else 0), printed.err
         if not fails:
             return printed.out
-        assert printed.err.startswith("error: ")
-        assert printed.err.count("\n") == 1
+        last = printed.err.rpartition("\r")[2]  # what is left to see after a progress bar
+        assert last.startswith("error: ")
+        assert last.count("\n") == 1
         assert not (tmp_path / out).is_file()
         return printed.err
 
@@ -441,12 +442,25 @@ class TestMistakes:
         (tmp_path / "file").write_text("mine")
         assert "not a folder" in command(source=tmp_path / "nowhere", out="file/a.png", fails=True)
 
-    def test_too_little_gpu_memory(self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("where", ["cuda", "cpu"])
+    def test_too_little_memory(self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         def fail(*arguments: object, **options: object) -> None:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            if where == "cuda":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            torch.empty(2**60)
 
         monkeypatch.setattr(Generator, "synthesis", fail)
-        assert "--batch-size 4" in command(fails=True)
+        assert "too little memory for --batch-size 4" in command(fails=True)
+
+    def test_programming_errors_keep_their_traceback(
+        self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: object, **options: object) -> None:
+            raise RuntimeError("shapes do not match")
+
+        monkeypatch.setattr(Generator, "synthesis", fail)
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            command()
 
     def test_process_ends_with_code_2_and_no_traceback(self, tmp_path: Path) -> None:
         done = subprocess.run(

@@ -60,7 +60,11 @@ def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:
     ],
 )
 def test_mistakes_are_one_sentence(
-    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert command.main(arguments) == 2

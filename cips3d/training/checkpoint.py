@@ -31,7 +31,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: there is no such file, it is truncated, or it is something else.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give a run folder or a .pt file in its {CHECKPOINT_FOLDER}/")
+        raise UserError(f"checkpoint {path} does not exist; give a run folder or a checkpoint in it")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:

@@ -180,7 +180,7 @@ def settled(config: TrainConfig) -> TrainConfig:
 def stages_up_to(stages: list[Stage], resolution: int) -> list[Stage]:
     """The stages below `resolution`, and one at it: the preset's own or the nearest one's settings."""
     if resolution < 8 or resolution & (resolution - 1):
-        raise UserError(f"--resolution {resolution} cannot be trained; give a power of two, 8 or more (such as 32 or 64)")
+        raise UserError(f"--resolution {resolution} cannot be trained; give a power of two from 8 on")
     lower = [stage for stage in stages if stage.resolution < resolution]
     same = [stage for stage in stages if stage.resolution == resolution]
     if not same:
@@ -218,7 +218,7 @@ def check_stage(stage: Stage, config: TrainConfig) -> None:
     largest = max(config.discriminator.main_channels)
     if not 8 <= stage.resolution <= largest:
         raise UserError(
-            f"resolution {stage.resolution} does not fit the discriminator's channels, which reach from 8 to {largest}; "
+            f"resolution {stage.resolution} does not fit the discriminator's channels, which go from 8 to {largest}; "
             "give one of these, or set --discriminator channels up to it"
         )
     if config.volume.fine > 0 and config.volume.samples < 3:

@@ -58,7 +58,12 @@ TINY = TrainConfig(
     cooldown=0.25,
     reuse_fakes=True,
     reports=Reports(
-        pictures_every=100, checkpoint_every=250, score_every=500, score_images=512, scalars_every=5, turntable_frames=40
+        pictures_every=100,
+        checkpoint_every=250,
+        score_every=500,
+        score_images=512,
+        scalars_every=5,
+        turntable_frames=40,
     ),
 )
 

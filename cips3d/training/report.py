@@ -8,21 +8,19 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cips3d.cameras import Cameras
 from cips3d.data.images import ImageSource
-from cips3d.models.generator import Generator, Rendering, Styles
+from cips3d.models.generator import Generator
 from cips3d.pictures import depth_image, image_grid, save_animation, save_image, to_uint8
+from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds, yaw_sweep
 from cips3d.training.config import TrainConfig
 from cips3d.training.schedule import Moment
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport
 
-FACES_SEED = 71  # the z of all grids: the same faces from the first grid of a run to the last
 MEAN_SAMPLES = 2048  # z whose mean style the truncated row leans towards
 TRUNCATION = 0.7
 TILT, TURN, SWING = 0.25, 0.4, 0.6  # radians from the front: pitch of the tilted row, ± yaw pair, turntable
@@ -104,8 +102,8 @@ class Reporter:
     def pictures(self, generator: Generator, resolution: int, step: int) -> None:
         """The same faces seen in every way that tells something, as a PNG and in TensorBoard."""
         started = time.perf_counter()
-        rows = face_rows(generator, self.config, resolution)
         faces = self.config.reports.faces
+        rows = face_rows(as_loaded(generator, self.config, resolution, step), faces)
         grid = image_grid(
             torch.cat(list(rows.values())), columns=faces, row_labels=list(rows), enlarge=self._enlarge(resolution)
         )
@@ -116,15 +114,16 @@ class Reporter:
 
     def turntable(self, generator: Generator, resolution: int) -> Path:
         """The faces swinging from side to side, as an animated WebP."""
-        config = self.config
-        styles = fixed_styles(generator, config.reports.faces)
-        count = config.reports.turntable_frames
-        frames: list[Image.Image] = []
-        for k in tqdm(range(count), desc="turntable", unit="frame", leave=False):
-            yaw = SWING * math.sin(2 * math.pi * k / count)
-            images = view(generator, config, styles, resolution, yaw=yaw).image
-            columns = math.ceil(math.sqrt(len(images) * 2))  # twice as wide as high, as screens are
-            frames.append(image_grid(images, columns=columns, enlarge=self._enlarge(resolution)))
+        reports = self.config.reports
+        loaded = as_loaded(generator, self.config, resolution, self.config.total_steps)
+        yaw = loaded.poses.yaw_mean + yaw_sweep((-SWING, SWING), reports.turntable_frames)
+        pitch = torch.full_like(yaw, loaded.poses.pitch_mean)
+        styles = styles_of_seeds(loaded, range(reports.faces))
+        views = render_views(loaded, styles, pitch, yaw, resolution, progress=True)
+        columns = math.ceil(math.sqrt(2 * reports.faces))  # twice as wide as high, as screens are
+        frames = [
+            image_grid(images, columns=columns, enlarge=self._enlarge(resolution)) for images in views.image.unbind(1)
+        ]
         path = self.folder / "turntable.webp"
         save_animation(path, frames, TURNTABLE_FPS)
         return path
@@ -133,46 +132,31 @@ class Reporter:
         return max(1, self.config.reports.enlarge_to // resolution)
 
 
-def face_rows(generator: Generator, config: TrainConfig, resolution: int) -> dict[str, Tensor]:
-    """Rows of pictures [faces, 3, R, R] by name; the pair of turned views shows mirrored hair at a glance."""
-    styles = fixed_styles(generator, config.reports.faces)
-    front = view(generator, config, styles, resolution, aux=True)
-    assert front.aux_image is not None
-    mean = generator.mean_styles(MEAN_SAMPLES)
-    truncated = styles.truncate(mean, TRUNCATION)
+def as_loaded(generator: Generator, config: TrainConfig, resolution: int, step: int) -> LoadedGenerator:
+    """The generator in training, as the rendering functions take it."""
+    return LoadedGenerator(generator, config.volume, config.fov_degrees, resolution, config.poses, step)
+
+
+def face_rows(loaded: LoadedGenerator, faces: int) -> dict[str, Tensor]:
+    """Rows of pictures [faces, 3, R, R] by name; the pair of turned views shows mirrored hair at a glance.
+
+    The faces are those of the seeds 0, 1, ..., as in `python -m cips3d.render`.
+    """
+    poses, settings = loaded.poses, loaded.settings
+    styles = styles_of_seeds(loaded, range(faces))
+    yaw = poses.yaw_mean + torch.tensor([0.0, 0.0, -TURN, TURN])
+    pitch = poses.pitch_mean + torch.tensor([0.0, -TILT, 0.0, 0.0])
+    views = render_views(loaded, styles, pitch, yaw, loaded.resolution, aux=True, depth=True)
+    assert views.aux_image is not None and views.depth is not None
+    front, tilted, left, right = views.image.unbind(1)
+    mean = loaded.generator.mean_styles(MEAN_SAMPLES)
+    truncated = render_views(loaded, styles.truncate(mean, TRUNCATION), pitch[:1], yaw[:1], loaded.resolution)
     return {
-        "front": front.image,
-        "tilted": view(generator, config, styles, resolution, pitch=-TILT).image,
-        f"yaw {-TURN:+.1f}": view(generator, config, styles, resolution, yaw=-TURN).image,
-        f"yaw {TURN:+.1f}": view(generator, config, styles, resolution, yaw=TURN).image,
-        "auxiliary": front.aux_image,
-        "depth": depth_image(front.filled_depth(config.volume.t_far), config.volume.t_near, config.volume.t_far),
-        f"truncated {TRUNCATION}": view(generator, config, truncated, resolution).image,
+        "front": front,
+        "tilted": tilted,
+        f"yaw {-TURN:+.1f}": left,
+        f"yaw {TURN:+.1f}": right,
+        "auxiliary": views.aux_image[:, 0],
+        "depth": depth_image(views.depth[:, 0], settings.t_near, settings.t_far),
+        f"truncated {TRUNCATION}": truncated.image[:, 0],
     }
-
-
-@torch.no_grad()
-def fixed_styles(generator: Generator, count: int) -> Styles:
-    """Styles of the faces that all grids of a run show."""
-    z = generator.sample_z(count, generator=torch.Generator().manual_seed(FACES_SEED))
-    return generator.mapping(*z)
-
-
-@torch.no_grad()
-def view(
-    generator: Generator,
-    config: TrainConfig,
-    styles: Styles,
-    resolution: int,
-    *,
-    yaw: float = 0.0,
-    pitch: float = 0.0,
-    aux: bool = False,
-) -> Rendering:
-    """All styles from one camera, `yaw` and `pitch` radians from the middle of the training poses, without jitter."""
-    poses = config.poses
-    angles = torch.tensor([[poses.pitch_mean + pitch, poses.yaw_mean + yaw]]).expand(len(styles.shape), 2)
-    cameras = Cameras.from_angles(angles[:, 0], angles[:, 1], config.fov_degrees).to(generator.device)
-    return generator.synthesis(
-        styles, cameras, config.volume, resolution=resolution, return_aux=aux, jitter=False
-    )

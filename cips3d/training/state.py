@@ -60,9 +60,7 @@ class TrainingState:
     def enter_stage(self, index: int, stage: Stage) -> None:
         """Freeze what a stage freezes; called once when a stage begins."""
         if stage.freeze_nerf and self.stage_index != index:
-            for module, average in zip(
-                nerf_side(self.generator), nerf_side(self.generator_ema), strict=True
-            ):
+            for module, average in zip(nerf_side(self.generator), nerf_side(self.generator_ema), strict=True):
                 module.load_state_dict(average.state_dict())
         for module in nerf_side(self.generator):
             module.requires_grad_(not stage.freeze_nerf)
@@ -119,7 +117,7 @@ class TrainingState:
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise UserError(
-                f"the checkpoint's networks differ from the configuration ({reason}); leave out the flags that change them"
+                f"the checkpoint's networks differ from the configuration ({reason}); leave out flags that change them"
             ) from None
 
     def random_states(self) -> dict[str, Tensor]:

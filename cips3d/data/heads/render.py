@@ -128,7 +128,8 @@ def trace(distance: Callable[[Points], Tensor], rays: Rays, side: int) -> Tensor
         for _ in range(steps):
             now = distance(_points(origins, directions, at))
             # Where a surface is met at a slant, the distance shrinks by less than the step: step as far as it tells.
-            step_at = now / ((before - now) / step_at).clamp(SLANT, 1 / CAUTION)
+            closing = ((before - now) / step_at).nan_to_num_(1.0)  # 0 / 0 once a ray has arrived exactly
+            step_at = now / closing.clamp_(SLANT, 1 / CAUTION)
             at, before = at + step_at, now
         for values, reached in ((t, at), (free, before), (step, step_at)):
             values.scatter_(1, index, reached)

@@ -1,0 +1,124 @@
+"""How well a preset learns: distances to held-out heads and the answer to the camera, over several seeds.
+
+    python benchmarks/learning.py                      # preset tiny, seeds 0 1 2
+    python benchmarks/learning.py --seeds 0 --steps 300
+
+Distances (smaller is better) compare images of the averaged generator with held-out synthetic heads:
+``fr`` Fréchet on fixed random convolutions, ``fp`` Fréchet on a pose regressor's features, ``swd`` patch sliced
+Wasserstein. The yaw slope is seen over requested yaw for fixed faces: 1 for a head that turns as it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cips3d.cameras import PoseDistribution
+from cips3d.data.heads import load_heads
+from cips3d.data.images import ImageSource
+from cips3d.evaluation.frechet import features_of, frechet_distance
+from cips3d.evaluation.pose import PoseRegressor, poses_from_front, response_of, train_pose_regressor, yaw_response
+from cips3d.evaluation.sliced_wasserstein import patch_sliced_wasserstein
+from cips3d.rendering import load_generator
+from cips3d.training.config import settled
+from cips3d.training.loop import train
+from cips3d.training.presets import preset
+from cips3d.training.score import generated_images
+
+HELD_OUT_SEED, REGRESSOR_SEED = 1000, 2000  # heads that training (seed 0) never sees
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Distances:
+    fr: float
+    fp: float
+    swd: float
+
+
+class Judge:
+    """Held-out heads at one resolution, and a pose regressor taught on others."""
+
+    def __init__(self, resolution: int, images: int) -> None:
+        self.real = pixels(load_heads(resolution, images, HELD_OUT_SEED))
+        wide = PoseDistribution("uniform", yaw_std=0.9, pitch_std=0.45)
+        self.regressor: PoseRegressor = train_pose_regressor(load_heads(resolution, 3072, REGRESSOR_SEED, poses=wide))
+        self.real_features = features_of([self.real]), features_of([self.real], self.regressor.features)
+
+    def __call__(self, images: Tensor) -> Distances:
+        fr = frechet_distance(features_of([images]), self.real_features[0])
+        fp = frechet_distance(features_of([images], self.regressor.features), self.real_features[1])
+        return Distances(fr, fp, patch_sliced_wasserstein(images, self.real))
+
+
+def pixels(source: ImageSource) -> Tensor:
+    """All images [N, 3, R, R] in [-1, 1]."""
+    return torch.stack([source[i] for i in range(len(source))]).float() / 127.5 - 1
+
+
+def row(name: str, seconds: float | None, distances: Distances, rest: str = "") -> str:
+    minutes = "" if seconds is None else f"{seconds / 60:.1f}"
+    return f"| {name} | {minutes} | {distances.fr:.3f} | {distances.fp:.3f} | {distances.swd:.2f} | {rest} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--images", type=int, default=768, help="images a distance is measured with")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; default: a temporary one")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+
+    base = replace(preset(arguments.preset), steps=arguments.steps)
+    resolution = settled(base).stages[-1].resolution
+    load_heads(resolution, base.heads)  # made outside of the time that is measured
+    judge = Judge(resolution, arguments.images)
+    other = load_heads(resolution, arguments.images, HELD_OUT_SEED + 1)
+    with torch.no_grad():
+        truth = poses_from_front(other)[:, 0]
+        seen = judge.regressor(pixels(other))[:, 0]
+    real_response = response_of(truth, seen[None])
+    print("\n| | minutes | fr | fp | swd | yaw slope (correlation) |\n|---|---|---|---|---|---|", flush=True)
+    real = f"{real_response.slope:.2f} ({real_response.correlation:.2f})"
+    print(row("real heads, other seed", None, judge(pixels(other)), real), flush=True)
+    noise = torch.rand(arguments.images, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    print(row("noise", None, judge(noise)), flush=True)
+
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = arguments.runs or Path(temporary)
+        for seed in arguments.seeds:
+            started = time.perf_counter()
+            folder, _ = train(replace(base, seed=seed, out=runs / f"{arguments.preset}-seed{seed}"))
+            seconds = time.perf_counter() - started
+            loaded = load_generator(folder, "cpu")
+            images = torch.cat(list(generated_images(loaded.generator, base, resolution, arguments.images)))
+            distances = judge(images)
+            response = yaw_response(loaded.generator, judge.regressor, base.volume, resolution=resolution)
+            turned = f"{response.slope:.2f} ({response.correlation:.2f})"
+            print(row(f"seed {seed}", seconds, distances, turned), flush=True)
+            results.append({"seed": seed, "seconds": seconds, **asdict(distances), "yaw": asdict(response)})
+    print("\nSeen yaw (mean over 32 fixed faces) by requested yaw, radians from the front:")
+    for result in results:
+        curve = result["yaw"]
+        assert isinstance(curve, dict)
+        pairs = zip(curve["requested"], curve["seen"], strict=True)
+        print(f"seed {result['seed']}: " + ", ".join(f"{x:+.2f} → {y:+.2f}" for x, y in pairs))
+    if arguments.json:
+        machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": platform.processor()}
+        content = {"preset": arguments.preset, "steps": base.steps, "machine": machine, "runs": results}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
