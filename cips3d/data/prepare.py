@@ -161,9 +161,9 @@ def _files_job(source: Path, destination: Path, resolution: int, image_format: s
 def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Job:
     if count < 1:
         raise UserError(f"--count {count} is not a number of heads; give 1 or more")
-    from cips3d.data.heads import SyntheticHeads
+    from cips3d.data.heads import load_heads
 
-    heads: ImageSource = SyntheticHeads(count, resolution, seed=seed)
+    heads: ImageSource = load_heads(resolution, count, seed=seed)
     names = [str(index) for index in range(count)]
     return _Job(f"{count} heads of seed {seed}", names, heads.__getitem__, (), resolution, image_format)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from cips3d.cameras import PoseDistribution
-from cips3d.data.images import ImageSource, open_images
+from cips3d.data.heads import SyntheticHeads, load_heads
+from cips3d.data.images import ImageFiles, open_images
 
 
 def open_training_source(
     data: str | None, resolution: int, *, heads: int = 4096, poses: PoseDistribution | None = None
-) -> ImageSource:
+) -> ImageFiles | SyntheticHeads:
     """The pictures of a folder or zip, or synthetic heads where no data are named.
 
     Args:
@@ -21,6 +22,5 @@ def open_training_source(
         UserError: the data cannot be read, or hold no image.
     """
     if data is None:
-        from cips3d.data.heads import load_heads
-        return load_heads(resolution, heads, poses=poses or PoseDistribution())
+        return load_heads(resolution, heads, poses=poses)
     return open_images(data, resolution)

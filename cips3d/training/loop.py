@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from cips3d.data.images import ImageSource
+from cips3d.data.heads import SyntheticHeads
+from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
@@ -53,18 +54,32 @@ def train(config: TrainConfig) -> tuple[Path, int]:
         processes.leave()
 
 
+def check_batches(config: TrainConfig, world_size: int) -> None:
+    """Raise `UserError` where a batch cannot be shared by all processes, or a share not be split into parts."""
+    groups = (config.discriminator.main_minibatch_std_group, config.discriminator.aux_minibatch_std_group)
+    for stage in config.stages:
+        parts = world_size * stage.accumulation
+        if stage.batch_size % parts:
+            raise UserError(
+                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes in {stage.accumulation} "
+                f"parts; give a multiple of {parts}"
+            )
+        images = stage.batch_size // parts
+        for group in groups:
+            if group and images % min(images, group):
+                raise UserError(
+                    f"--batch-size {stage.batch_size} leaves {images} images to be compared in groups of {group}; "
+                    f"give a multiple of {parts * group}"
+                )
+
+
 class Training:
     """A run: its state, its data, its folder."""
 
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
         self.config = config
         self.processes = processes
-        for stage in config.stages:
-            if stage.batch_size % (processes.world_size * stage.accumulation):
-                raise UserError(
-                    f"--batch-size {stage.batch_size} cannot be shared by {processes.world_size} processes in "
-                    f"{stage.accumulation} parts; give a multiple of {processes.world_size * stage.accumulation}"
-                )
+        check_batches(config, processes.world_size)
         checkpoint = self._checkpoint_to_continue()
         self.state = TrainingState(config, processes)
         if checkpoint is not None:
@@ -72,7 +87,7 @@ class Training:
         processes.broadcast(self.state.generator)
         processes.broadcast(self.state.discriminator)
         self.step = TrainingStep(self.state, config)
-        self.source: ImageSource | None = None
+        self.source: ImageFiles | SyntheticHeads | None = None
         self.images: TrainingImages | None = None
         self.score: Score | None = None
         self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
@@ -91,6 +106,7 @@ class Training:
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
         if self.reporter is not None:
+            assert self.source is not None
             self.reporter.begin(self.state, self.source)
         skipped_in_a_row = 0
         with stop_on_signals() as stop:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cips3d.data.images import ImageSource
+from cips3d.data.heads import SyntheticHeads
+from cips3d.data.images import ImageFiles
 from cips3d.models.generator import Generator
 from cips3d.pictures import depth_image, image_grid, save_animation, save_image, to_uint8
 from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds, yaw_sweep
@@ -55,7 +56,7 @@ class Reporter:
         """A line above the progress bar."""
         self.bar.write(line, file=sys.stderr)
 
-    def begin(self, state: TrainingState, source: ImageSource | None) -> None:
+    def begin(self, state: TrainingState, source: ImageFiles | SyntheticHeads) -> None:
         """What is trained, on what, where."""
         counts = {
             name: sum(p.numel() for p in network.parameters())
@@ -63,9 +64,7 @@ class Reporter:
         }
         sizes = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
         self.say(f"{self.folder}: preset {self.config.preset}, {sizes}, on {state.processes.device}")
-        if source is not None:
-            report = getattr(source, "report", None)
-            self.say(report() if report is not None else f"{len(source):,} synthetic heads")
+        self.say(source.report())
         self.writer.add_text("config", f"```json\n{self.config.to_json()}\n```", state.step)
 
     def scalar(self, name: str, value: float, step: int) -> None:

@@ -326,7 +326,7 @@ def test_an_unfinished_set_is_no_source(photos: Path, tmp_path: Path, monkeypatc
 
 
 class FakeHeads:
-    def __init__(self, count: int, resolution: int, *, seed: int) -> None:
+    def __init__(self, resolution: int, count: int, *, seed: int) -> None:
         self.count, self.resolution, self.seed = count, resolution, seed
 
     def __len__(self) -> int:
@@ -337,7 +337,7 @@ class FakeHeads:
 
 
 def test_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cips3d.data.heads, "SyntheticHeads", FakeHeads, raising=False)
+    monkeypatch.setattr(cips3d.data.heads, "load_heads", FakeHeads, raising=False)
     assert run("heads", tmp_path / "set", count=4, seed=2).images == 4
     source = open_images(tmp_path / "set", 8)
     assert [int(source[i][0, 0, 0]) for i in range(4)] == [20, 21, 22, 23]
@@ -355,6 +355,6 @@ def test_errors_in_rendering_heads_are_not_taken_for_unreadable_files(
         def __getitem__(self, index: int) -> torch.Tensor:
             raise ValueError("a bug")
 
-    monkeypatch.setattr(cips3d.data.heads, "SyntheticHeads", Broken, raising=False)
+    monkeypatch.setattr(cips3d.data.heads, "load_heads", Broken, raising=False)
     with pytest.raises(ValueError, match="a bug"):
         run("heads", tmp_path / "set", count=2)

@@ -17,7 +17,7 @@ from PIL import Image
 from cips3d.errors import UserError
 from cips3d.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.training.config import TrainConfig
-from cips3d.training.loop import TrainingDiverged, train
+from cips3d.training.loop import TrainingDiverged, check_batches, train
 from cips3d.training.step import StepReport, TrainingStep
 
 
@@ -145,8 +145,7 @@ def test_ten_bad_steps_stop_the_run(small_config: TrainConfig, monkeypatch: pyte
     assert config.out is not None
     state = load_checkpoint(find_checkpoint(config.out))
     assert state["step"] == 12 and state["skipped"] == 10
-    before = {name: value for name, value in state["generator"].items()}
-    assert all(torch.isfinite(value).all() for value in before.values())
+    assert all(torch.isfinite(value).all() for value in state["generator"].values())
 
 
 def test_single_bad_steps_are_counted(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,3 +194,16 @@ def test_runs_are_numbered(small_config: TrainConfig, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     config = replace(small_config, out=None, steps=1)
     assert [train(config)[0].name for _ in range(2)] == ["00000-tiny", "00001-tiny"]
+
+
+def test_batches_must_be_shared_equally(small_config: TrainConfig) -> None:
+    check_batches(small_config, world_size=2)
+    with pytest.raises(UserError, match="--batch-size 4 cannot be shared by 3 processes"):
+        check_batches(small_config, world_size=3)
+    grouped = replace(
+        small_config,
+        stages=(replace(small_config.stages[0], batch_size=6),),
+        discriminator=replace(small_config.discriminator, main_minibatch_std_group=4),
+    )
+    with pytest.raises(UserError, match="groups of 4"):
+        check_batches(grouped, world_size=1)

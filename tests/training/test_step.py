@@ -119,7 +119,7 @@ def test_partial_gradients_and_augmentation(small_config: TrainConfig) -> None:
 def test_mixed_precision_of_every_network(small_config: TrainConfig, kind: Any) -> None:
     config = replace(small_config, amp=Amp(nerf=kind, inr=kind, discriminator=kind))
     state, report = run(config, 2)
-    plain_state, plain = run(small_config, 2)
+    _, plain = run(small_config, 2)
     assert report.finite
     assert state.scaler_g.is_enabled() == (kind == "fp16")
     # 8 (bf16) or 11 (fp16) bits of mantissa, amplified by the sine's frequency of 30

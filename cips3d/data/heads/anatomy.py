@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -10,11 +10,20 @@ import torch
 from torch import Tensor
 
 from cips3d.data.heads.parameters import Glasses, HairStyle, Hat, HeadParameters
-from cips3d.data.heads.shapes import Ellipsoid, Ellipsoids, Points, smooth_max, smooth_min, smooth_step
+from cips3d.data.heads.shapes import (
+    Ellipsoid,
+    Ellipsoids,
+    Parts,
+    Points,
+    smooth_max,
+    smooth_min,
+    smooth_step,
+    smooth_union,
+)
 
 
 class Material(IntEnum):
-    """Rows of `HeadShape.distances`."""
+    """What a surface is made of, in the order of `HeadShape.distances`."""
 
     SKIN = 0
     SHIRT = 1
@@ -26,8 +35,6 @@ class Material(IntEnum):
 ABSENT = 9.0  # added to the distance of what a head does not wear: farther away than anything in the scene
 
 EYE_Y = 0.06
-EYE_Z = 0.295  # centre of the eyeball, which has the radius EYE_RADIUS
-EYE_RADIUS = 0.095
 SKULL_Y, SKULL_Z = 0.17, -0.06
 
 
@@ -58,8 +65,11 @@ class HeadShape:
 
     def __init__(self, parameters: HeadParameters) -> None:
         self.parameters = p = parameters.columns()
-        parts = _face(parameters) | _body(parameters) | _hair(parameters) | _worn(parameters)
-        self._ellipsoids = Ellipsoids(parts, len(parameters), parameters.width.device)
+        parts = _flesh(parameters) | _features(parameters) | _shirt(parameters) | _hair(parameters) | _worn(parameters)
+        device = parameters.width.device
+        self._ellipsoids = Ellipsoids(parts, len(parameters), device)
+        self._flesh_radii = torch.tensor(FLESH_RADII, device=device)
+        self._feature_radii = torch.tensor(FEATURE_RADII, device=device)
         # What follows is the same for all points of a head, [N, 1].
         self._hat_absent = torch.where(p.hat == Hat.NONE, ABSENT, 0.0)
         self._hair_over_hat = torch.where(p.hat == Hat.NONE, ABSENT, 0.03)
@@ -73,44 +83,33 @@ class HeadShape:
         self._round_rims = (p.glasses == Glasses.ROUND)[self._spectacled]
         self._dark_lenses = (p.glasses == Glasses.SUN)[self._spectacled]
 
-    def distances(self, points: Points) -> Tensor:
-        """Signed distances [5, N, R] in head units, one row per `Material`."""
+    def distances(self, points: Points) -> list[Tensor]:
+        """Signed distances [N, R] in head units, one for each `Material`."""
         parts = self._ellipsoids.distances(points)
-        return torch.stack(
-            [
-                self._skin(parts),
-                self._shirt(points, parts),
-                self._hair(points, parts),
-                self._hat(points, parts),
-                self._glasses(points),
-            ]
-        )
+        return [
+            self._skin(parts),
+            self._shirt(parts),
+            self._hair(points, parts),
+            self._hat(points, parts),
+            self._glasses(points),
+        ]
 
     def distance(self, points: Points) -> Tensor:
         """The signed distance [N, R] to the nearest material."""
-        return self.distances(points).amin(0)
+        return functools.reduce(torch.minimum, self.distances(points))
 
-    def _skin(self, parts: Mapping[str, Tensor]) -> Tensor:
+    def _skin(self, parts: Parts) -> Tensor:
         skin = smooth_min(parts["skull"], parts["jaw"], 0.18)
-        skin = smooth_min(skin, parts["chin"], 0.12)
-        skin = smooth_min(skin, parts["cheeks"], 0.14)
-        skin = smooth_min(skin, parts["brows"], 0.1)
+        skin = smooth_union(skin, parts.span("chin", "neck"), self._flesh_radii)
         skin = smooth_max(skin, -parts["sockets"], 0.08)
-        skin = smooth_min(skin, parts["eyeballs"], 0.025)
-        skin = smooth_min(skin, parts["nose bridge"], 0.08)
-        skin = smooth_min(skin, parts["nose tip"], 0.06)
-        skin = smooth_min(skin, parts["nostrils"], 0.03)
-        skin = smooth_min(skin, smooth_min(parts["upper lip"], parts["lower lip"], 0.015), 0.035)
-        skin = smooth_min(skin, parts["ears"], 0.03)
-        skin = smooth_min(skin, parts["neck"], 0.1)
-        return smooth_min(skin, parts["chest"], 0.12)
+        return smooth_union(skin, parts.span("eyeballs", "chest"), self._feature_radii)
 
-    def _shirt(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
+    def _shirt(self, parts: Parts) -> Tensor:
         shirt = smooth_min(parts["torso"], parts["shoulders"], 0.2)
         shirt = smooth_min(shirt, parts["collar"], 0.14)
         return smooth_max(shirt, -parts["neckline"], 0.03)
 
-    def _hair(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
+    def _hair(self, points: Points, parts: Parts) -> Tensor:
         hair = parts["skull"] - self._hair_thickness(points)
         hair = smooth_min(hair, parts["back hair"], 0.1)
         hair = smooth_max(hair, -self._face_opening(points), 0.05)
@@ -148,7 +147,7 @@ class HeadShape:
         p = self.parameters
         return points.y - p.hat_height - 0.2 * points.z - p.hat_tilt * points.x
 
-    def _hat(self, points: Points, parts: Mapping[str, Tensor]) -> Tensor:
+    def _hat(self, points: Points, parts: Parts) -> Tensor:
         """A dome that follows the skull, with the brim of a cap or the fold of a beanie."""
         above = self._above_hat_edge(points)
         dome = smooth_max(parts["skull"] - self._hat_gap, -above, 0.04)
@@ -182,48 +181,53 @@ class HeadShape:
         return glasses
 
 
-def _face(p: HeadParameters) -> dict[str, Ellipsoid]:
-    """Skull, jaw and features."""
+# How widely the parts of the face run into what they sit on; in the order in which `_flesh` and `_features` list them.
+FLESH_RADII = (0.12, 0.14, 0.14, 0.08, 0.1)
+FEATURE_RADII = (0.025, 0.06, 0.03, 0.035, 0.035, 0.03, 0.12)
+
+
+def _flesh(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """Skull, jaw, what lies upon them, and the hollows of the eyes."""
     at = Landmarks.of(p)
     w, d, length = p.width, p.depth, p.face_length
-    nose_middle = 0.5 * (at.nose_y + 0.09)
+    bridge_y, bridge_z = 0.5 * (at.nose_y + 0.09), 0.5 * (at.nose_z + 0.37 * d)
+    bridge_radii = (0.045 * p.nose_width, 0.15 * p.nose_length, 0.06)
     return {
-        "skull": Ellipsoid((0.0, SKULL_Y, SKULL_Z), (0.42 * w, 0.49 * p.height, 0.5 * d)),
-        "jaw": Ellipsoid((0.0, -0.16 * length, 0.1), (0.345 * w * p.jaw_width, 0.37 * length, 0.33 * d)),
+        "skull": Ellipsoid((0.0, SKULL_Y, SKULL_Z), (0.41 * w, 0.49 * p.height, 0.5 * d)),
+        "jaw": Ellipsoid((0.0, -0.16 * length, 0.1), (0.355 * w * p.jaw_width, 0.37 * length, 0.33 * d)),
         "chin": Ellipsoid((0.0, at.chin_y, 0.31 * d), (0.125 * p.chin_size, 0.085, 0.1)),
         "cheeks": Ellipsoid((0.21 * w, -0.08, 0.27 * d), (0.12 * p.cheek_size, 0.12, 0.12), mirrored=True),
-        "brows": Ellipsoid((0.15, EYE_Y + 0.11, 0.36 * d), (0.13, 0.045, 0.07), (0.0, 0.45, 0.0), mirrored=True),
+        "brows": Ellipsoid((0.12, EYE_Y + 0.115, 0.35 * d), (0.14, 0.05, 0.065), (0.0, 0.45, 0.0), mirrored=True),
+        "nose bridge": Ellipsoid((0.0, bridge_y, bridge_z), bridge_radii, (-0.42 * p.nose_depth, 0.0, 0.0)),
+        "neck": Ellipsoid((0.0, -0.6, -0.1), (0.2 * p.neck_width, 0.5, 0.2), (0.18, 0.0, 0.0)),
         "sockets": Ellipsoid((p.eye_distance + 0.005, EYE_Y, 0.455 * d), (0.12, 0.07, 0.075), mirrored=True),
-        "eyeballs": Ellipsoid((p.eye_distance, EYE_Y, EYE_Z * d), (0.105, 0.085, EYE_RADIUS), mirrored=True),
-        "nose bridge": Ellipsoid(
-            (0.0, nose_middle, 0.5 * (at.nose_z + 0.37 * d)),
-            (0.045 * p.nose_width, 0.15 * p.nose_length, 0.06),
-            (-0.42 * p.nose_depth, 0.0, 0.0),
-        ),
-        "nose tip": Ellipsoid((0.0, at.nose_y, at.nose_z), (0.06 * p.nose_width, 0.05, 0.065)),
-        "nostrils": Ellipsoid(
-            (0.055 * p.nose_width, at.nose_y - 0.012, at.nose_z - 0.04), (0.035, 0.034, 0.05), mirrored=True
-        ),
-        "upper lip": Ellipsoid((0.0, at.mouth_y + 0.018, at.mouth_z), (0.85 * p.mouth_width, 0.024, 0.055)),
-        "lower lip": Ellipsoid((0.0, at.mouth_y - 0.028, at.mouth_z), (0.7 * p.mouth_width, 0.03, 0.052)),
-        "ears": Ellipsoid(
-            (0.425 * w, -0.01, -0.05), (0.035, 0.12 * p.ear_size, 0.08 * p.ear_size), (0.2, 0.5, 0.0), mirrored=True
-        ),
     }
 
 
-def _body(p: HeadParameters) -> dict[str, Ellipsoid]:
-    """Neck, chest and the shirt."""
+def _features(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """Eyes, tip of the nose, lips, ears, and the chest."""
+    at = Landmarks.of(p)
+    nostril = (0.055 * p.nose_width, at.nose_y - 0.012, at.nose_z - 0.04)
+    ear = (0.035, 0.12 * p.ear_size, 0.08 * p.ear_size)
+    return {
+        "eyeballs": Ellipsoid((p.eye_distance, EYE_Y, 0.295 * p.depth), (0.105, 0.085, 0.095), mirrored=True),
+        "nose tip": Ellipsoid((0.0, at.nose_y, at.nose_z), (0.06 * p.nose_width, 0.05, 0.065)),
+        "nostrils": Ellipsoid(nostril, (0.035, 0.034, 0.05), mirrored=True),
+        "upper lip": Ellipsoid((0.0, at.mouth_y + 0.018, at.mouth_z), (0.85 * p.mouth_width, 0.024, 0.055)),
+        "lower lip": Ellipsoid((0.0, at.mouth_y - 0.028, at.mouth_z), (0.7 * p.mouth_width, 0.03, 0.052)),
+        "ears": Ellipsoid((0.425 * p.width, -0.01, -0.05), ear, (0.2, 0.5, 0.0), mirrored=True),
+        "chest": Ellipsoid((0.0, -1.1, -0.12), (0.5 * p.shoulder_width, 0.34, 0.23)),
+    }
+
+
+def _shirt(p: HeadParameters) -> dict[str, Ellipsoid]:
+    """The shirt."""
     s = p.shoulder_width
     return {
-        "neck": Ellipsoid((0.0, -0.6, -0.1), (0.2 * p.neck_width, 0.5, 0.2), (0.18, 0.0, 0.0)),
-        "chest": Ellipsoid((0.0, -1.07, -0.1), (0.6 * s, 0.36, 0.27)),
         "torso": Ellipsoid((0.0, -1.42, -0.1), (0.8 * s, 0.64, 0.36)),
         "shoulders": Ellipsoid((0.52 * s, -1.03, -0.12), (0.36, 0.2, 0.22), (0.0, 0.0, -0.38), mirrored=True),
         "collar": Ellipsoid((0.0, -0.82, -0.12), (0.28 * p.neck_width, 0.18, 0.25)),
-        "neckline": Ellipsoid(
-            (0.0, -0.64, 0.12), (0.24 * p.neck_width, 0.16 + p.neckline, 0.3), (-0.3, 0.0, 0.0)
-        ),
+        "neckline": Ellipsoid((0.0, -0.64, 0.12), (0.24 * p.neck_width, 0.16 + p.neckline, 0.3), (-0.3, 0.0, 0.0)),
     }
 
 

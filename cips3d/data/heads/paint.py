@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from cips3d.data.heads.anatomy import EYE_Y, Landmarks, Material
-from cips3d.data.heads.parameters import Glasses, HeadParameters
-from cips3d.data.heads.shapes import Points, smooth_step
+from cips3d.data.heads.parameters import HeadParameters
+from cips3d.data.heads.shapes import Points, select, smooth_step
 
 EYE_WHITE = (0.80, 0.78, 0.75)
 DARK = (0.012, 0.009, 0.009)
 TEETH = (0.72, 0.70, 0.66)
 
 
-def paint(parameters: HeadParameters, material: Tensor, points: Points) -> Tensor:
+def paint(parameters: HeadParameters, made_of: Sequence[Tensor], points: Points) -> Tensor:
     """The colour of surface points before lighting.
 
     Args:
         parameters: of N heads.
-        material: [N, R] `Material` of every point.
+        made_of: for each `Material`, which points [N, R] are made of it.
         points: [N, R] in head units.
 
     Returns:
         [N, 3, R] linear RGB.
     """
     p = parameters.columns()
-    layers = {
-        Material.SKIN: _skin(p, points),
-        Material.SHIRT: _shirt(p, points),
-        Material.HAIR: _hair(p, points),
-        Material.HAT: _hat(p, points),
-        Material.GLASSES: p.glasses_colour,
+    painters = {
+        Material.SKIN: _skin,
+        Material.SHIRT: _shirt,
+        Material.HAIR: _hair,
+        Material.HAT: _hat,
+        Material.GLASSES: _glasses,
     }
-    colour = layers[Material.SKIN]
-    for kind in (Material.SHIRT, Material.HAIR, Material.HAT, Material.GLASSES):
-        colour = torch.where((material == kind)[:, None], layers[kind], colour)
-    return colour
+    colours = [painters[kind](p, points) for kind in Material]
+    return select([mask[:, None] for mask in made_of], colours)
 
 
 def _over(below: Tensor, colour: Tensor | tuple[float, float, float], cover: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ def _blush(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Te
 
 def _beard(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Tensor:
     """Stubble to a full beard over jaw and upper lip, in a darker shade of the hair."""
-    edge = at.mouth_y + 0.045 + 1.6 * (points.x.abs() - 0.12).clamp_min(0)
-    jaw = smooth_step(0.03, -0.03, points.y - edge) * smooth_step(-0.06, 0.04, points.z)
+    edge = at.mouth_y - 0.02 + 4.5 * (points.x.abs() - 0.08).clamp_min(0).square()
+    jaw = smooth_step(0.04, -0.04, points.y - edge) * smooth_step(-0.06, 0.04, points.z)
     above_neck = smooth_step(-0.62, -0.5, points.y + 0.25 * (0.3 - points.z))
     moustache = _inside((points.x / 0.14).square() + ((points.y - at.mouth_y - 0.065) / 0.035).square() - 1, 0.8)
     cover = torch.maximum(jaw * above_neck, moustache) * smooth_step(0.0, 0.1, points.z)
@@ -93,8 +93,8 @@ def _mouth(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Te
     bow = 1 - 0.25 * torch.exp(-(across / 0.18).square())
     upper = 0.04 * p.lip_size * full * bow + 0.5 * p.mouth_open * full
     lower = 0.052 * p.lip_size * full + 0.5 * p.mouth_open * full
-    lips = _inside(above - upper) * _inside(-above - lower) * (full > 0)
-    gap = _inside(above.abs() - 0.5 * p.mouth_open * full - 0.005 * full.sqrt(), 0.01) * (full > 0)
+    lips = _inside(above - upper) * _inside(-above - lower) * smooth_step(0.0, 0.2, full)
+    gap = _inside(above.abs() - 0.5 * p.mouth_open * full - 0.005 * full.sqrt(), 0.01) * smooth_step(0.0, 0.1, full)
     teeth = _inside(-(above - 0.1 * p.mouth_open), 0.01) * (p.mouth_open > 0)
     skin = _over(skin, p.lip_colour, 0.9 * lips * front)
     skin = _over(skin, 0.12 * p.lip_colour, gap * front)
@@ -144,16 +144,27 @@ def _shirt(p: HeadParameters, points: Points) -> Tensor:
 def _hair(p: HeadParameters, points: Points) -> Tensor:
     """Strands that run from the parting down to either side, and hang further below."""
     from_parting = points.x - p.parting
-    combed = points.y - 0.5 * from_parting + 0.5 * points.z
-    hanging = points.x + 0.8 * points.z
-    flow = torch.lerp(hanging, combed, smooth_step(-0.1, 0.25, points.y))
-    strands = 0.5 * torch.sin(38 * flow) + 0.3 * torch.sin(83 * flow + 1.3) + 0.2 * torch.sin(151 * flow)
-    hair = p.hair_colour * (1 + 0.3 * strands)[:, None]
-    line = _inside(from_parting.abs() - 0.01, 0.02) * smooth_step(0.4, 0.5, points.y) * smooth_step(-0.35, -0.2, points.z)
+    combed = points.y + 0.5 * from_parting.abs() - 0.8 * points.z
+    hanging = 0.5 * torch.atan2(points.x, 0.1 - points.z)  # cut open at the face
+    strands = torch.lerp(_strands(hanging), _strands(combed), smooth_step(-0.15, 0.25, points.y))
+    hair = p.hair_colour * (1 + 0.28 * strands)[:, None]
+    line = (
+        _inside(from_parting.abs() - 0.01, 0.02) * smooth_step(0.4, 0.5, points.y) * smooth_step(-0.35, -0.2, points.z)
+    )
     return _over(hair, 0.7 * p.skin_colour, 0.5 * line)
+
+
+def _strands(across: Tensor) -> Tensor:
+    """Irregular stripes between -1 and 1 along a coordinate."""
+    broad = torch.sin(29 * across + 0.8 * torch.sin(11 * across))
+    return 0.5 * broad + 0.3 * torch.sin(73 * across + 1.3) + 0.2 * torch.sin(131 * across)
 
 
 def _hat(p: HeadParameters, points: Points) -> Tensor:
     """A knitted or sewn cap: faint vertical ribs."""
     ribs = 1 + 0.08 * torch.sin(60 * torch.atan2(points.x, points.z + 0.06) / 3)
     return p.hat_colour * ribs[:, None]
+
+
+def _glasses(p: HeadParameters, points: Points) -> Tensor:
+    return p.glasses_colour.expand(-1, -1, points.x.shape[1])

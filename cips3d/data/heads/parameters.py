@@ -123,8 +123,22 @@ class HeadParameters:
 
 
 # sRGB colours as a painter would name them.
-SKIN = ("f6d7c3", "f0c6a4", "e3b08a", "d29b72", "b97f55", "9a6440", "7a4a2e", "5f3925")
-HAIR = ("1d1715", "2b1d15", "46301f", "6b4426", "8f5f33", "b98a4c", "dcbc7c", "8d8d92", "c9c6c0", "a2401f", "c4682f")
+SKIN = ("f3cdb4", "eec09c", "e2ad86", "d29b72", "b97f55", "9a6440", "7a4a2e", "5f3925")
+HAIR = (
+    "1d1715",
+    "1d1715",
+    "2b1d15",
+    "35241a",
+    "46301f",
+    "6b4426",
+    "8f5f33",
+    "b98a4c",
+    "dcbc7c",
+    "8d8d92",
+    "c9c6c0",
+    "a2401f",
+    "c4682f",
+)
 DYED = ("c0508c", "3a77b5", "3f9a8a", "7a4fb0")
 IRIS = ("4f7fb5", "5d8f63", "6b4526", "3d2616", "7f97a3", "8a6a33")
 CLOTH = ("2f4b7c", "8a3040", "3f7a57", "dcd7ca", "35353d", "cf9438", "6d4f86", "4aa0a8", "b9583a", "9aa2ad", "e6a9a2")
@@ -188,11 +202,11 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         eye_distance=draw.uniform(0.157, 0.178),
         eye_size=draw.uniform(0.92, 1.15),
         eye_openness=draw.uniform(0.7, 1.05),
-        eye_slant=draw.uniform(-0.08, 0.22),
+        eye_slant=draw.uniform(-0.1, 0.14),
         gaze=torch.stack([draw.uniform(-0.012, 0.012), draw.uniform(-0.006, 0.006)], dim=1),
         brow_height=draw.uniform(0.105, 0.14),
         brow_thickness=draw.uniform(0.014, 0.032),
-        brow_slant=draw.uniform(-0.12, 0.2),
+        brow_slant=draw.uniform(-0.2, 0.1),
         mouth_width=draw.uniform(0.1, 0.145),
         mouth_open=draw.chance(0.3) * draw.uniform(0.012, 0.03),
         smile=draw.uniform(-0.005, 0.055),
@@ -200,7 +214,7 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         beard=draw.chance(BEARD_SHARE) * short * draw.uniform(0.45, 1.0),
         style=style,
         hair_top=torch.where(hatted, draw.uniform(0.03, 0.05), draw.uniform(0.06, 0.14)),
-        hair_side=torch.where(hatted, hair_side.clamp_max(0.06), hair_side),
+        hair_side=torch.where(hatted, hair_side.clamp_max(0.085), hair_side),
         parting=draw.uniform(0.1, 0.22),
         hairline=draw.uniform(0.4, 0.48),
         fringe_drop=draw.uniform(0.22, 0.4),
@@ -223,7 +237,9 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         hat_colour=draw.colour(CLOTH, 0.3),
         glasses_colour=draw.colour(FRAMES, 0.2),
         light_direction=draw.light(),
-        light_colour=draw.uniform(0.85, 1.1)[:, None] * (1 + 0.06 * draw.normal(3)).clamp(0.88, 1.12),
+        light_colour=draw.uniform(0.85, 1.1)[:, None]
+        * (1 + 0.05 * draw.normal(3)).clamp(0.9, 1.1)
+        * torch.tensor([1.04, 1.0, 0.95]),
         background_top=sky,
         background_bottom=sky * draw.uniform(0.6, 1.0)[:, None],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,21 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.cameras import Cameras, Rays
-from cips3d.data.heads.anatomy import HeadShape
+from cips3d.data.heads.anatomy import HeadShape, Material
 from cips3d.data.heads.paint import paint
 from cips3d.data.heads.parameters import HeadParameters, to_display
-from cips3d.data.heads.shapes import Points
+from cips3d.data.heads.shapes import Points, select
 
 HEAD_UNITS = 9.3  # head units per scene unit
 NEAR, FAR = 0.88 * HEAD_UNITS, 1.12 * HEAD_UNITS  # the scene lies between these distances along a ray
 
 TILE = 4  # side of the square of rays that is first traced as one cone
 CONE_STEPS = 9
-ROUNDS = (3, 2, 2, 3, 5, 10)  # steps between two looks at which rays have arrived
+ROUNDS = (3, 2, 2, 3, 4, 6)  # steps between two looks at which rays have arrived
 CAUTION = 0.93  # share of a distance that is stepped: smooth unions of ellipsoids overestimate it slightly
-SLANT = 0.6  # the least share of a step by which the distance is taken to shrink
-ARRIVED = 0.003  # head units
-HIT = 0.012  # rays that end this close are hits: grazing ones creep
+SLANT, STEEP = 0.45, 4.0  # least and greatest rate, per step length, at which the distance is taken to shrink
+ARRIVED = 0.004  # head units
+HIT = 0.03  # rays that end this close are hits: what has not arrived by then creeps along a surface
 NORMAL_STEP = 0.008
 RAYS_AT_ONCE = 2**16  # rays of a batch of images: tensors that stay in the processor's caches
 
@@ -39,9 +40,7 @@ class HeadImages(NamedTuple):
 
 
 @torch.no_grad()
-def render_heads(
-    parameters: HeadParameters, cameras: Cameras, resolution: int, supersampling: int = 2
-) -> HeadImages:
+def render_heads(parameters: HeadParameters, cameras: Cameras, resolution: int, supersampling: int = 2) -> HeadImages:
     """Render heads, one camera each.
 
     Args:
@@ -116,7 +115,7 @@ def trace(distance: Callable[[Points], Tensor], rays: Rays, side: int) -> Tensor
         [N, side²] distances from the camera in head units; infinite where nothing was met.
     """
     t = _trace_cones(distance, rays, side)
-    free = torch.full_like(t, math.inf)  # the distance at the last point examined ...
+    free = torch.full_like(t, math.nan)  # the distance at the last point examined (none yet) ...
     step = torch.ones_like(t)  # ... and the step taken from there
     active = t < FAR
     for steps in ROUNDS:
@@ -128,8 +127,8 @@ def trace(distance: Callable[[Points], Tensor], rays: Rays, side: int) -> Tensor
         for _ in range(steps):
             now = distance(_points(origins, directions, at))
             # Where a surface is met at a slant, the distance shrinks by less than the step: step as far as it tells.
-            closing = ((before - now) / step_at).nan_to_num_(1.0)  # 0 / 0 once a ray has arrived exactly
-            step_at = now / closing.clamp_(SLANT, 1 / CAUTION)
+            closing = ((before - now) / step_at).nan_to_num_(1 / CAUTION)
+            step_at = now / closing.clamp_(SLANT, STEEP)
             at, before = at + step_at, now
         for values, reached in ((t, at), (free, before), (step, step_at)):
             values.scatter_(1, index, reached)
@@ -187,11 +186,13 @@ def _shade(shape: HeadShape, parameters: HeadParameters, points: Points) -> Tens
     """Linear colours [N, 3, R] of surface points: soft key light, sky and ground light, darkened where enclosed."""
     p = parameters.columns()
     distances = shape.distances(points)
-    nearest, material = distances.min(0)
+    nearest = functools.reduce(torch.minimum, distances)
+    made_of = [distances[kind] == nearest for kind in Material]
 
     def slope(x: float = 0, y: float = 0, z: float = 0) -> Tensor:
-        step = points.moved(x * NORMAL_STEP, y * NORMAL_STEP, z * NORMAL_STEP)
-        return shape.distances(step).gather(0, material[None])[0] - nearest
+        """The change of the distance to the point's own material."""
+        step = shape.distances(points.moved(x * NORMAL_STEP, y * NORMAL_STEP, z * NORMAL_STEP))
+        return select(made_of, step) - nearest
 
     normal = F.normalize(torch.stack([slope(x=1), slope(y=1), slope(z=1)]), dim=0)  # [3, N, R]
     light = p.light_direction.transpose(0, 1)  # [3, N, 1]
@@ -208,7 +209,7 @@ def _shade(shape: HeadShape, parameters: HeadParameters, points: Points) -> Tens
     brightness = ambient[:, None] + (0.8 * key)[:, None] * p.light_colour
     half = F.normalize(light + light.new_tensor([0.0, 0.0, 1.0])[:, None, None], dim=0)
     gloss = (normal * half).sum(0).clamp_min(0).pow(24) * 0.05 * lit
-    return paint(parameters, material, points) * brightness + gloss[:, None]
+    return paint(parameters, made_of, points) * brightness + gloss[:, None]
 
 
 def _background(parameters: HeadParameters, side: int) -> Tensor:

@@ -6,7 +6,7 @@ the number of points examined in each of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,10 +46,29 @@ def smooth_max(a: Tensor, b: Tensor, radius: float) -> Tensor:
     return torch.maximum(a, b).add_(overlap.square_(), alpha=0.25 / radius)
 
 
+def smooth_union(body: Tensor, parts: Tensor, radii: Tensor) -> Tensor:
+    """Union of a body [N, R] with parts [N, K, R] that each have a fillet [K] where they meet it.
+
+    min(body, parts) - sum of max(0, radius - |body - part|)² / (4 radius): `smooth_min` with all parts at once, which
+    is the same where no two fillets overlap.
+    """
+    body = body[:, None]
+    overlap = (parts - body).abs_().sub_(radii[:, None]).clamp_max_(0).square_().mul_(0.25 / radii[:, None])
+    return torch.minimum(body[:, 0], parts.amin(1)).sub_(overlap.sum(1))
+
+
 def smooth_step(low: Scalar, high: Scalar, value: Tensor) -> Tensor:
     """Rise from 0 at `low` to 1 at `high` as 3t² - 2t³; `low` above `high` makes it fall."""
     t = ((value - low) / (high - low)).clamp_(0, 1)
     return t * t * (3 - 2 * t)
+
+
+def select(masks: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """From `values`, at every point the last one whose mask is True; the first where none is."""
+    chosen = values[0]
+    for mask, value in zip(masks[1:], values[1:], strict=True):
+        chosen = torch.where(mask, value, chosen)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,21 @@ class Ellipsoid:
     """A pair: a second one stands at -x."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Signed distances to named ellipsoids."""
+
+    distances: Tensor  # [N, parts, R]
+    places: dict[str, int]
+
+    def __getitem__(self, name: str) -> Tensor:  # [N, R]
+        return self.distances[:, self.places[name]]
+
+    def span(self, first: str, last: str) -> Tensor:
+        """From one part to another, both included, in the order in which they were given; [N, K, R]."""
+        return self.distances[:, self.places[first] : self.places[last] + 1]
+
+
 class Ellipsoids:
     """Several ellipsoids whose distances are found together.
 
@@ -73,18 +107,24 @@ class Ellipsoids:
     """
 
     def __init__(self, parts: Mapping[str, Ellipsoid], heads: int, device: torch.device) -> None:
-        self.names = tuple(parts)
-        quadratic = [_coefficients(part, heads, device) for part in parts.values()]
-        k0 = torch.stack([pair[0] for pair in quadratic], dim=1)
-        k1 = torch.stack([pair[1] for pair in quadratic], dim=1)
+        def table(triples: list[Triple]) -> Tensor:  # [N, parts, 3]
+            columns = [torch.as_tensor(value, dtype=torch.float64, device=device) for t in triples for value in t]
+            return torch.stack([column.expand(heads) for column in columns], dim=1).view(heads, -1, 3)
+
+        self.places = {name: place for place, name in enumerate(parts)}
+        centre = table([part.centre for part in parts.values()])
+        radii = table([part.radii for part in parts.values()])
+        rotation = _rotation(table([part.turn for part in parts.values()]))
+        mirrored = torch.tensor([part.mirrored for part in parts.values()], device=device)
+        k0, k1 = (_coefficients(rotation, radii.pow(power), centre, mirrored) for power in (-2, -4))
         self.coefficients = torch.cat([k0, k1], dim=1)  # [N, 2·parts, 13]
 
-    def distances(self, points: Points) -> dict[str, Tensor]:
-        """The signed distance [N, R] to every ellipsoid, by name."""
+    def distances(self, points: Points) -> Parts:
+        """The signed distance to every ellipsoid."""
         squares = torch.bmm(self.coefficients, _monomials(points))
         k0, k1 = squares.clamp_min_(SQUARE_FLOOR).sqrt_().chunk(2, dim=1)  # [N, parts, R]
         distance = (k0 - 1).mul_(k0).div_(k1)
-        return dict(zip(self.names, distance.unbind(1), strict=True))
+        return Parts(distance, self.places)
 
 
 def _monomials(points: Points) -> Tensor:
@@ -97,42 +137,38 @@ def _monomials(points: Points) -> Tensor:
     )
 
 
-def _coefficients(part: Ellipsoid, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Coefficients [N, 13] of k0² and k1² in the order of `_monomials`."""
+def _coefficients(rotation: Tensor, scale: Tensor, centre: Tensor, mirrored: Tensor) -> Tensor:
+    """(p - c)ᵀ R diag(scale) Rᵀ (p - c) multiplied out, in the order of `_monomials`.
 
-    def column(values: Triple) -> Tensor:  # [N, 3]
-        return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).expand(heads) for v in values], 1)
+    Args:
+        rotation: [N, parts, 3, 3].
+        scale: [N, parts, 3].
+        centre: [N, parts, 3].
+        mirrored: [parts] bool.
 
-    centre, radii = column(part.centre), column(part.radii)
-    rotation = _rotation(column(part.turn))
-    return (
-        _expand_quadratic(rotation, radii.pow(-2), centre, part.mirrored),
-        _expand_quadratic(rotation, radii.pow(-4), centre, part.mirrored),
-    )
-
-
-def _expand_quadratic(rotation: Tensor, scale: Tensor, centre: Tensor, mirrored: bool) -> Tensor:
-    """(p - c)ᵀ R diag(scale) Rᵀ (p - c), multiplied out; float64 inside since the constant cancels the squares."""
-    matrix = rotation @ torch.diag_embed(scale) @ rotation.transpose(1, 2)  # [N, 3, 3]
-    linear = -2 * (matrix @ centre[:, :, None])[:, :, 0]
-    constant = -0.5 * (linear * centre).sum(1)
-    xy, xz, yz = 2 * matrix[:, 0, 1], 2 * matrix[:, 0, 2], 2 * matrix[:, 1, 2]
-    none = torch.zeros_like(xy)
-    signed, absolute = (none, none, none), (xy, xz, linear[:, 0])
-    if not mirrored:
-        signed, absolute = absolute, signed
-    columns = [matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, 2, 2], yz, signed[0], signed[1], absolute[0], absolute[1]]
-    columns += [signed[2], absolute[2], linear[:, 1], linear[:, 2], constant]
-    return torch.stack(columns, dim=1).float()
+    Returns:
+        [N, parts, 13] float32, computed in float64 since the constant nearly cancels the squares.
+    """
+    matrix = rotation @ torch.diag_embed(scale) @ rotation.transpose(-1, -2)
+    linear = -2 * (matrix @ centre[..., None])[..., 0]
+    constant = -0.5 * (linear * centre).sum(-1)
+    xy, xz, yz = 2 * matrix[..., 0, 1], 2 * matrix[..., 0, 2], 2 * matrix[..., 1, 2]
+    with_x = torch.stack([xy, xz, linear[..., 0]], dim=-1)
+    signed = torch.where(mirrored[:, None], 0.0, with_x)
+    absolute = with_x - signed
+    columns = [matrix[..., 0, 0], matrix[..., 1, 1], matrix[..., 2, 2], yz, signed[..., 0], signed[..., 1]]
+    columns += [absolute[..., 0], absolute[..., 1], signed[..., 2], absolute[..., 2]]
+    columns += [linear[..., 1], linear[..., 2], constant]
+    return torch.stack(columns, dim=-1).float()
 
 
 def _rotation(angles: Tensor) -> Tensor:
-    """Rotation matrices [N, 3, 3] around x, then y, then z by `angles` [N, 3]."""
-    one, none = torch.ones_like(angles[:, 0]), torch.zeros_like(angles[:, 0])
-    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(1), angles.sin().unbind(1)
+    """Rotation matrices [..., 3, 3] around x, then y, then z by `angles` [..., 3]."""
+    one, none = torch.ones_like(angles[..., 0]), torch.zeros_like(angles[..., 0])
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(-1), angles.sin().unbind(-1)
 
     def matrix(*entries: Tensor) -> Tensor:
-        return torch.stack(entries, dim=1).view(-1, 3, 3)
+        return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
 
     around_x = matrix(one, none, none, none, cx, -sx, none, sx, cx)
     around_y = matrix(cy, none, sy, none, one, none, -sy, none, cy)

@@ -1,0 +1,114 @@
+"""Cameras and rays: conventions of systems that share them, geometry that is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cips3d.cameras import Cameras
+
+FRONT = math.pi / 2
+
+
+def cameras_at(*angles: tuple[float, float], fov_degrees: float = 12.0) -> Cameras:
+    pitch, yaw = torch.tensor(angles, dtype=torch.float64).T
+    return Cameras.from_angles(pitch, yaw, fov_degrees)
+
+
+def test_front_camera() -> None:
+    """(π/2, π/2) stands on +z, looks along -z, sees +x on its right and +y above."""
+    camera = cameras_at((FRONT, FRONT))
+    assert torch.allclose(camera.position[0], torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(camera.rotation[0], torch.eye(3, dtype=torch.float64), atol=1e-12)
+    rays = camera.rays(3)
+    expected = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
+    assert torch.allclose(rays.directions[0, 4], expected, atol=1e-12)
+    assert rays.directions[0, 0, 0] < 0 < rays.directions[0, 2, 0]  # first row: left to right
+    assert rays.directions[0, 0, 1] > 0 > rays.directions[0, 6, 1]  # first column: top to bottom
+
+
+def test_position_formula() -> None:
+    pitch, yaw = 1.2, 2.0
+    position = cameras_at((pitch, yaw)).position[0]
+    expected = [math.sin(pitch) * math.cos(yaw), math.cos(pitch), math.sin(pitch) * math.sin(yaw)]
+    assert position.tolist() == pytest.approx(expected)
+
+
+def test_angles_are_read_back() -> None:
+    angles = [(1.2, 2.0), (1.8, 0.7), (FRONT, FRONT)]
+    cameras = cameras_at(*angles)
+    assert cameras.pitch.tolist() == pytest.approx([p for p, _ in angles])
+    assert cameras.yaw.tolist() == pytest.approx([y for _, y in angles])
+
+
+def test_rotation_is_orthonormal_and_looks_at_the_origin() -> None:
+    cameras = cameras_at((1.2, 2.0), (0.1, -1.0), (3.0, 4.0))
+    identity = torch.eye(3, dtype=torch.float64).expand(3, 3, 3)
+    assert torch.allclose(cameras.rotation @ cameras.rotation.transpose(1, 2), identity, atol=1e-12)
+    assert torch.allclose(torch.linalg.det(cameras.rotation), torch.ones(3, dtype=torch.float64))
+    centre = cameras.rays(5).directions[:, 12]
+    assert torch.allclose(centre, -cameras.position, atol=1e-12)  # radius 1
+
+
+def test_look_at_another_target() -> None:
+    position = torch.tensor([[0.3, 0.2, 1.0]], dtype=torch.float64)
+    target = torch.tensor([0.1, -0.1, 0.0], dtype=torch.float64)
+    camera = Cameras.look_at(position, target)
+    direction = camera.rays(1 + 2).directions[0, 4]
+    assert torch.allclose(direction, torch.nn.functional.normalize(target - position, dim=1)[0])
+
+
+@pytest.mark.parametrize("fov", [12.0, 30.0, 90.0])
+def test_corner_rays_span_the_angle_of_view(fov: float) -> None:
+    directions = cameras_at((FRONT, FRONT), fov_degrees=fov).rays(5).directions[0]
+    top, bottom = directions[2], directions[22]
+    assert math.degrees(math.acos(float(top @ bottom))) == pytest.approx(fov)
+    assert directions.norm(dim=-1).tolist() == pytest.approx([1.0] * 25)
+
+
+def test_subset_of_rays() -> None:
+    cameras = cameras_at((1.2, 2.0), (1.6, 1.4))
+    index = torch.tensor([7, 0, 23, 7])
+    every, some = cameras.rays((4, 6)), cameras.rays((4, 6), index)
+    assert torch.equal(some.directions, every.directions[:, index])
+    assert torch.equal(some.origins, every.subset(index).origins)
+
+
+def test_wide_pictures_have_square_pixels() -> None:
+    directions = cameras_at((FRONT, FRONT)).rays((3, 7)).directions[0].view(3, 7, 3)
+    x, y = directions[..., 0] / -directions[..., 2], directions[..., 1] / -directions[..., 2]
+    assert torch.allclose(x[0, 1:] - x[0, :-1], (y[0, 0] - y[1, 0]).expand(6))
+
+
+def test_fov_of_each_camera() -> None:
+    angle = torch.full((2,), FRONT)
+    cameras = Cameras.from_angles(angle, angle, torch.tensor([12.0, 24.0]))
+    spread = [float(rays[2] @ rays[22]) for rays in cameras.rays(5).directions]
+    assert [math.degrees(math.acos(s)) for s in spread] == pytest.approx([12, 24], rel=1e-3)
+
+
+def test_selection_and_length() -> None:
+    cameras = cameras_at((1.2, 2.0), (1.6, 1.4), (1.5, 1.0))
+    assert len(cameras) == 3 and len(cameras[1:]) == 2
+    assert torch.equal(cameras[torch.tensor([2, 0])].position, cameras.position[[2, 0]])
+    assert cameras.to("cpu").device == torch.device("cpu")
+
+
+def test_rays_are_differentiable() -> None:
+    """Fitting a camera to a picture needs gradients to its angles."""
+    pitch = torch.tensor([1.4], dtype=torch.float64, requires_grad=True)
+    yaw = torch.tensor([1.7], dtype=torch.float64, requires_grad=True)
+
+    def rays(p: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(Cameras.from_angles(p, y).rays(2))
+
+    assert torch.autograd.gradcheck(rays, (pitch, yaw))
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="pitch and yaw"):
+        Cameras.from_angles(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(ValueError, match="resolution"):
+        cameras_at((FRONT, FRONT)).rays(0)

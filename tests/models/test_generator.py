@@ -1,0 +1,218 @@
+"""The generator: what it gives, and that how it is computed does not show."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from cips3d.cameras import Cameras
+from cips3d.models.generator import Generator, GeneratorConfig, Rendering, Styles
+
+CONFIG = GeneratorConfig(
+    z_shape_dim=6,
+    shape_style_dim=8,
+    shape_mapping_layers=2,
+    nerf_width=16,
+    nerf_color_width=8,
+    features=5,
+    z_appearance_dim=7,
+    appearance_style_dim=9,
+    appearance_mapping_layers=2,
+    inr_width=12,
+    inr_blocks=3,
+    inr_skip_from=1,
+    inr_rgb_from=1,
+    density_scale=200.0,
+)
+BATCH = 2
+
+
+@pytest.fixture
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(CONFIG).double()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, Cameras]:
+    random = torch.Generator().manual_seed(1)
+    z_shape = torch.randn(BATCH, CONFIG.z_shape_dim, generator=random, dtype=torch.float64)
+    z_appearance = torch.randn(BATCH, CONFIG.z_appearance_dim, generator=random, dtype=torch.float64)
+    pitch, yaw = math.pi / 2 + 0.2 * torch.randn(2, BATCH, generator=random, dtype=torch.float64)
+    return z_shape, z_appearance, Cameras.from_angles(pitch, yaw)
+
+
+def draws(rays: int, samples: int = 4) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(2)
+    shape = (BATCH, rays, samples)
+    return {
+        "stratified_u": torch.rand(shape, generator=random, dtype=torch.float64),
+        "importance_u": torch.rand(shape, generator=random, dtype=torch.float64),
+    }
+
+
+def render(model: Generator, resolution: Any = 6, **settings: Any) -> Rendering:
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    settings = {"samples": 4, "return_aux": True, **draws(height * width), **settings}
+    return model(*inputs(), resolution=resolution, **settings)
+
+
+@pytest.mark.parametrize("resolution", [1, 5, 6, (3, 7)])
+def test_shapes_at_any_resolution(generator: Generator, resolution: Any) -> None:
+    out = render(generator, resolution)
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    assert out.image.shape == (BATCH, 3, height, width)
+    assert out.aux_image is not None and out.aux_image.shape == out.image.shape
+    assert out.depth.shape == (BATCH, 1, height, width)
+    assert out.features.shape == (BATCH, CONFIG.features, height, width)
+    assert out.weights.shape == out.sample_depths.shape == (BATCH, height * width, 8)
+    assert out.image.abs().max() <= 1 and out.aux_image.abs().max() <= 1
+    assert (out.sample_depths.diff(dim=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("chunk_rays", [1, 7, 35, 36, 1000])
+@pytest.mark.parametrize("fine_samples", [4, 0])
+def test_chunks_do_not_show(generator: Generator, chunk_rays: int, fine_samples: int) -> None:
+    settings: dict[str, Any] = {"fine_samples": fine_samples}
+    if fine_samples == 0:
+        settings["importance_u"] = None
+    whole = render(generator, **settings)  # with gradients nothing is chunked
+    with torch.no_grad():
+        chunked = render(generator, chunk_rays=chunk_rays, **settings)
+    for name, a, b in zip(Rendering._fields, whole, chunked, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-11), name  # float64 rounding
+
+
+def test_partial_gradients(generator: Generator) -> None:
+    """The picture is the whole one; the gradient is that of the chosen rays alone."""
+    weight = torch.randn(BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    whole = render(generator)
+    partial = render(generator, grad_points=10, generator=torch.Generator().manual_seed(4))
+    assert torch.allclose(whole.image, partial.image, rtol=0, atol=1e-11)
+    (partial.image * weight).sum().backward()
+    found = [p.grad.clone() for p in generator.parameters() if p.grad is not None]
+    generator.zero_grad()
+    chosen = torch.randperm(36, generator=torch.Generator().manual_seed(4))[:10]
+    mask = torch.zeros(36, dtype=torch.float64).index_fill(0, chosen, 1.0).view(6, 6)
+    (render(generator).image * weight * mask).sum().backward()
+    expected = [p.grad for p in generator.parameters() if p.grad is not None]
+    for a, b in zip(found, expected, strict=False):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_random_numbers(generator: Generator) -> None:
+    def image(**settings: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return generator.float()(
+                *(x.float() for x in inputs()[:2]),
+                Cameras.from_angles(torch.ones(BATCH), torch.ones(BATCH)),
+                resolution=5,
+                samples=4,
+                **settings,
+            ).image
+
+    assert torch.equal(image(jitter=False), image(jitter=False))
+    seeded = [image(generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6)]
+    assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+    noisy = image(jitter=False, density_noise=100.0, generator=torch.Generator().manual_seed(5))
+    assert not torch.allclose(noisy, image(jitter=False))
+
+
+def test_backgrounds(generator: Generator) -> None:
+    plain = render(generator)
+    left_over = 1 - plain.weights.sum(-1)
+    assert left_over.max() > 0.01  # some rays are not opaque, or nothing is tested
+    white = render(generator, white_back=True)
+    added = (white.features - plain.features).flatten(2)
+    assert torch.allclose(added, left_over[:, None].expand_as(added), atol=1e-12)
+    back = render(generator, last_back=True)
+    assert torch.allclose(back.weights.sum(-1), torch.ones_like(left_over))
+    assert torch.allclose(back.weights[..., :-1], plain.weights[..., :-1])
+
+
+def test_filled_depth_lies_in_the_volume(generator: Generator) -> None:
+    out = render(generator)
+    depth = out.filled_depth(1.12)
+    assert depth.min() > 0.8 and depth.max() < 1.16  # jitter reaches half a bin beyond [0.88, 1.12]
+
+
+def test_styles(generator: Generator) -> None:
+    z_shape, z_appearance, _ = inputs()
+    styles = generator.mapping(z_shape, z_appearance)
+    assert styles.shape.shape == (BATCH, 8) and styles.appearance.shape == (BATCH, 9)
+    mean = Styles(styles.shape.mean(0, keepdim=True), styles.appearance.mean(0, keepdim=True))
+    for psi, expected in ((1.0, styles), (0.0, mean)):
+        truncated = styles.truncate(mean, psi)
+        assert torch.allclose(truncated.shape, expected.shape.expand_as(styles.shape))
+        assert torch.allclose(truncated.appearance, expected.appearance.expand_as(styles.appearance))
+    half = styles.truncate(mean, 0.5)
+    assert torch.allclose(half.shape, (styles.shape + mean.shape) / 2)
+
+
+def test_mean_styles_are_fixed(generator: Generator) -> None:
+    generator.float()
+    first, again = generator.mean_styles(100), generator.mean_styles(100)
+    assert first.shape.shape == (1, 8)
+    assert torch.equal(first.shape, again.shape) and torch.equal(first.appearance, again.appearance)
+
+
+def test_a_style_for_every_layer(generator: Generator) -> None:
+    from cips3d.models.volume import VolumeSettings
+
+    z_shape, z_appearance, cameras = inputs()
+    styles = generator.mapping(z_shape, z_appearance)
+    repeated = Styles(styles.shape[:, None].expand(-1, 3, -1), styles.appearance[:, None].expand(-1, 6, -1))
+    settings = VolumeSettings(samples=4)
+    a, b = (
+        generator.synthesis(s, cameras, settings, resolution=4, jitter=False).image for s in (styles, repeated)
+    )
+    assert torch.allclose(a, b, atol=1e-12)
+    other = repeated.appearance.clone()
+    other[:, 3:] = other[:, 3:].flip(0)  # mixing: the later layers take the other image's style
+    mixed = generator.synthesis(Styles(repeated.shape, other), cameras, settings, resolution=4, jitter=False).image
+    assert not torch.allclose(a, mixed)
+
+
+def test_gradients_reach_every_parameter(generator: Generator) -> None:
+    out = render(generator)
+    assert out.aux_image is not None
+    (out.image.square().sum() + out.aux_image.square().sum()).backward()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_gradients_reach_the_camera(generator: Generator) -> None:
+    z_shape, z_appearance, _ = inputs()
+    yaw = torch.full((BATCH,), 1.5, dtype=torch.float64, requires_grad=True)
+    cameras = Cameras.from_angles(torch.full((BATCH,), 1.6, dtype=torch.float64), yaw)
+    generator(z_shape, z_appearance, cameras, resolution=4, samples=4, jitter=False).image.sum().backward()
+    assert yaw.grad is not None and (yaw.grad != 0).all()
+
+
+def test_z_is_drawn_from_the_generator(generator: Generator) -> None:
+    first = generator.sample_z(3, generator=torch.Generator().manual_seed(0))
+    again = generator.sample_z(3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert first[0].shape == (3, 6) and first[1].shape == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stratified_u": torch.zeros(1, 2, 3)}, "stratified_u"),
+        ({"importance_u": torch.zeros(BATCH, 36, 5)}, "importance_u"),
+    ],
+)
+def test_wrong_draws_are_named(generator: Generator, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        render(generator, **change)
+
+
+def test_wrong_inputs_are_named(generator: Generator) -> None:
+    z_shape, z_appearance, cameras = inputs()
+    with pytest.raises(ValueError, match="z must have shape"):
+        generator(z_appearance, z_appearance, cameras, resolution=4)
+    with pytest.raises(ValueError, match="cameras"):
+        generator(z_shape, z_appearance, cameras[:1], resolution=4)
