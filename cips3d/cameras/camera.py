@@ -48,18 +48,14 @@ class Cameras:
             radius: distance from the origin in scene units.
         """
         if pitch.dim() != 1 or pitch.shape != yaw.shape:
-            raise ValueError(
-                f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}"
-            )
+            raise ValueError(f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}")
         direction = torch.stack(
             [torch.sin(pitch) * torch.cos(yaw), torch.cos(pitch), torch.sin(pitch) * torch.sin(yaw)], dim=1
         )
         return cls.look_at(radius * direction, fov_degrees=fov_degrees)
 
     @classmethod
-    def look_at(
-        cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0
-    ) -> Cameras:
+    def look_at(cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0) -> Cameras:
         """Cameras at `position` [B, 3] that look at `target` [B, 3] or [3] (default: the origin), upright in +y."""
         forward = -position if target is None else target - position
         forward = F.normalize(forward, dim=1)
@@ -106,10 +102,10 @@ class Cameras:
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
         if height < 1 or width < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}")
-        like = {"dtype": self.position.dtype, "device": self.device}
+        dtype, device = self.position.dtype, self.device
         aspect = 1.0 if height == width else max(width - 1, 1) / max(height - 1, 1)
-        column = torch.linspace(-aspect, aspect, width, **like)  # type: ignore[arg-type]
-        row = torch.linspace(1, -1, height, **like)  # type: ignore[arg-type]
+        column = torch.linspace(-aspect, aspect, width, dtype=dtype, device=device)
+        row = torch.linspace(1, -1, height, dtype=dtype, device=device)
         if index is None:
             x, y = column.repeat(height), row.repeat_interleave(width)
         else:

@@ -84,9 +84,7 @@ def generator_from_reference(state: Mapping[str, Tensor]) -> Generator:
     """
     config = config_of_reference(state)
     unused_rgb = {
-        f"inr_net.to_rgbs.{4 << b}.linear.{kind}"
-        for b in range(config.inr_rgb_from)
-        for kind in ("weight", "bias")
+        f"inr_net.to_rgbs.{4 << b}.linear.{kind}" for b in range(config.inr_rgb_from) for kind in ("weight", "bias")
     }
     needed = {key: value for key, value in state.items() if not UNUSED.fullmatch(key) and key not in unused_rgb}
     # The published weights have a leading dimension of one.
@@ -106,9 +104,7 @@ def generator_to_reference(generator: Generator) -> dict[str, Tensor]:
     """
     config = generator.config
     ours = generator.state_dict()
-    state = {
-        original: ours[name].detach().clone() for name, original in generator_reference_names(config).items()
-    }
+    state = {original: ours[name].detach().clone() for name, original in generator_reference_names(config).items()}
     for block in range(config.inr_blocks):
         for k in (1, 2):
             key = f"inr_net.network.{4 << block}.mod{k}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,9 @@ class INR(nn.Module):
         self.rgb_from = rgb_from
         widths = [features] + [width] * (2 * blocks)
         self.layers = nn.ModuleList(ModulatedFC(i, o, style_dim) for i, o in zip(widths, widths[1:], strict=False))
-        self.to_rgb = nn.ModuleList(nn.Linear(width, 3) for _ in range(rgb_from, blocks))
-        for linear in self.to_rgb:
+        to_rgb = [nn.Linear(width, 3) for _ in range(rgb_from, blocks)]
+        self.to_rgb = nn.ModuleList(to_rgb)
+        for linear in to_rgb:
             bound = math.sqrt(6 / width) * rgb_init
             nn.init.uniform_(linear.weight, -bound, bound)
 
@@ -67,12 +69,16 @@ class INR(nn.Module):
     def fold(self, style: Tensor) -> list[Tensor]:
         """Weights [B, in, out] of all layers for a style [B, style_dim] or [B, layers, style_dim]."""
         styles = style.unbind(1) if style.dim() == 3 else (style,) * len(self.layers)
-        return [layer.folded_weight(s) for layer, s in zip(self.layers, styles, strict=True)]
+        layers = cast("list[ModulatedFC]", self.layers)
+        return [layer.folded_weight(s) for layer, s in zip(layers, styles, strict=True)]
 
     def forward(self, features: Tensor, folded: list[Tensor]) -> Tensor:
         """features [B, N, features], weights of `fold` -> RGB [B, N, 3] in [-1, 1]."""
         x = features
-        rgb: Tensor | None = None
+        # Colours are summed channel by channel, [3, B·N]: a product with three rows is several times quicker than one
+        # with three columns.
+        to_rgb = cast("list[nn.Linear]", self.to_rgb)
+        rgb = torch.stack([linear.bias for linear in to_rgb]).sum(0)[:, None]
         for block in range(self.blocks):
             with autocast(x.device, self.autocast_dtype):
                 skip = x if block >= self.skip_from else None
@@ -80,7 +86,6 @@ class INR(nn.Module):
                 x = apply_modulated_weight(x, folded[2 * block + 1], negative_slope=LEAKY_SLOPE, skip=skip)
             if block >= self.rgb_from:
                 with full_precision(x.device):  # colours are sums over blocks: rounding would show as banding
-                    block_rgb = self.to_rgb[block - self.rgb_from](x.to(features.dtype))
-                rgb = block_rgb if rgb is None else rgb + block_rgb
-        assert rgb is not None  # rgb_from < blocks
-        return torch.tanh(rgb)
+                    pixels = x.to(features.dtype).flatten(0, 1)  # [B·N, width]
+                    rgb = torch.addmm(rgb, to_rgb[block - self.rgb_from].weight, pixels.t())
+        return torch.tanh(rgb).t().view(*features.shape[:2], 3)

@@ -28,9 +28,10 @@ class MappingNetwork(nn.Module):
         self.z_dim = z_dim
         self.style_dim = style_dim
         widths = [z_dim] + [style_dim] * layers
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        linears = [nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False)]
+        self.linears = nn.ModuleList(linears)
         self.norms = nn.ModuleList(nn.LayerNorm(style_dim) for _ in range(layers)) if layer_norm else None
-        for linear in self.linears:
+        for linear in linears:
             nn.init.kaiming_normal_(linear.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
 
     def forward(self, z: Tensor) -> Tensor:

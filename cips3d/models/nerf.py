@@ -12,7 +12,7 @@ from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.precision import autocast
 from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, render_volume
-from cips3d.ops import film_siren
+from cips3d.ops.film_siren import FoldedLayer, fold_film, siren_field
 
 GAIN_SCALE, GAIN_CENTRE = 15.0, 30.0  # gain = 15·(A s + c) + 30: frequencies around SIREN's ω₀ = 30
 SIREN_INIT_DIVISOR = 25.0  # hidden weights U(±√(6/in)/25), pi-GAN's
@@ -37,10 +37,10 @@ class FilmSiren(nn.Module):
             self.gain.weight.mul_(0.25)
             self.shift.weight.mul_(0.25)
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x [B, N, in], style [B, style_dim] -> [B, N, out]."""
+    def fold(self, style: Tensor) -> FoldedLayer:
+        """The layer modulated by a style [B, style_dim]."""
         gain = GAIN_SCALE * self.gain(style) + GAIN_CENTRE
-        return film_siren(x, self.linear.weight, self.linear.bias, gain, self.shift(style))
+        return fold_film(self.linear.weight, self.linear.bias, gain, self.shift(style))
 
 
 class NeRF(nn.Module):
@@ -61,11 +61,13 @@ class NeRF(nn.Module):
         style_dim: int,
         point_scale: float,
         density_scale: float,
+        initial_radius: float | None = None,
     ) -> None:
         super().__init__()
         self.autocast_dtype: torch.dtype | None = None
         self.point_scale = point_scale
         self.density_scale = density_scale
+        self.initial_radius = initial_radius
         self.layers = nn.ModuleList([FilmSiren(3, width, style_dim), FilmSiren(width, width, style_dim)])
         self.density = nn.Linear(width, 1)
         self.color = FilmSiren(width, color_width, style_dim)
@@ -73,6 +75,17 @@ class NeRF(nn.Module):
         nn.init.kaiming_normal_(self.output.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
         if density_scale != 1:  # a bias drawn at random would be scaled too, and fill or empty the whole volume
             nn.init.zeros_(self.density.bias)
+
+    def fold(self, style: Tensor) -> list[FoldedLayer]:
+        """The trunk's layers, then the colour layer, modulated by a style.
+
+        Args:
+            style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
+        """
+        layers = [*self.layers, self.color]
+        styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
+        first, *others = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
+        return [FoldedLayer(first.weight * self.point_scale, first.bias), *others]
 
     def evaluate(self, points: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density and colour activations.
@@ -84,16 +97,18 @@ class NeRF(nn.Module):
         Returns:
             raw density [B, N], activations [B, N, color_width] (before the last linear layer).
         """
-        layer_styles = style.unbind(1) if style.dim() == 3 else (style,) * (len(self.layers) + 1)
-        x = points * self.point_scale
+        return self.evaluate_folded(points, self.fold(style))
+
+    def evaluate_folded(self, points: Tensor, folded: list[FoldedLayer]) -> tuple[Tensor, Tensor]:
+        """`evaluate` with layers that `fold` made of the style: once an image, however often it is evaluated."""
+        *trunk, color = folded
+        weight, bias = self.density.weight[0] * self.density_scale, self.density.bias * self.density_scale
         with autocast(points.device, self.autocast_dtype):
-            for layer, layer_style in zip(self.layers, layer_styles[:-1], strict=True):
-                x = layer(x, layer_style)
-            density = self.density(x)[..., 0]
-            activations = self.color(x, layer_styles[-1])
-        if self.density_scale != 1:
-            density = density * self.density_scale
-        return density.to(points.dtype), activations.to(points.dtype)
+            density, activations = siren_field(points, trunk, color, weight, bias)
+        density = density.to(points.dtype)
+        if self.initial_radius is not None:
+            density = density + self.density_scale * (1 - points.norm(dim=-1) / self.initial_radius)
+        return density, activations.to(points.dtype)
 
     def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""
@@ -104,5 +119,5 @@ class NeRF(nn.Module):
         self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RandomDraws
     ) -> tuple[Tensor, RayValues]:
         """Features [B, R, features] of rays, and depth, weights and depths as `RayValues`."""
-        ray = render_volume(partial(self.evaluate, style=style), rays, settings, draws)
+        ray = render_volume(partial(self.evaluate_folded, folded=self.fold(style)), rays, settings, draws)
         return self.features(ray, white_back=settings.white_back), ray

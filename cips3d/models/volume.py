@@ -53,7 +53,17 @@ class RandomDraws(NamedTuple):
 
     def subset(self, index: Tensor | slice) -> RandomDraws:
         """The draws of the rays at positions `index`."""
-        return RandomDraws(*(None if draw is None else draw[:, index] for draw in self))
+        return self.part(slice(None), index)
+
+    def part(self, images: slice, rays: Tensor | slice) -> RandomDraws:
+        """The draws of some rays of some images."""
+
+        def of(draw: Tensor | None) -> Tensor | None:
+            return None if draw is None else draw[images, rays]
+
+        return RandomDraws(
+            self.stratified[images, rays], of(self.importance), of(self.coarse_noise), of(self.merged_noise)
+        )
 
 
 def draw_random(
@@ -67,6 +77,7 @@ def draw_random(
     jitter: bool = True,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> RandomDraws:
     """Draw what `render_volume` needs.
 
@@ -82,13 +93,14 @@ def draw_random(
 
     def uniform(count: int) -> Tensor:
         if jitter:
-            return torch.rand(batch, rays, count, generator=generator, device=drawn_on).to(device)
-        return ((torch.arange(count, device=device) + 0.5) / count).expand(batch, rays, count)
+            return torch.rand(batch, rays, count, generator=generator, device=drawn_on).to(device, dtype)
+        return ((torch.arange(count, device=device, dtype=dtype) + 0.5) / count).expand(batch, rays, count)
 
     def gaussian(count: int) -> Tensor | None:
         if density_noise == 0:
             return None
-        return density_noise * torch.randn(batch, rays, count, generator=generator, device=drawn_on).to(device)
+        noise = torch.randn(batch, rays, count, generator=generator, device=drawn_on)
+        return density_noise * noise.to(device, dtype)
 
     def given(name: str, draw: Tensor, count: int) -> Tensor:
         if tuple(draw.shape) != (batch, rays, count):
@@ -98,7 +110,7 @@ def draw_random(
     if stratified_u is not None:
         stratified = given("stratified_u", stratified_u, samples)
     else:
-        stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device)
+        stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device, dtype=dtype)
     importance = None
     if fine > 0:
         importance = uniform(fine) if importance_u is None else given("importance_u", importance_u, fine)

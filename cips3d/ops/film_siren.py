@@ -1,11 +1,49 @@
-"""FiLM-SIREN layer: a sine layer whose phase is scaled and shifted per image."""
+"""FiLM-SIREN: sine layers whose phase is scaled and shifted per image, alone and as a whole radiance field."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cips3d.ops.checks import check_shape
+from cips3d.ops.second_order import differentiate_reference
+
+BLOCK_ELEMENTS = 1 << 18  # activations of one layer worked on at a time on a CPU: 1 MB, half of a core's L2
+
+
+class FoldedLayer(NamedTuple):
+    """A sine layer of every image, with gain and shift folded in: y = sin(x Wᵀ + b)."""
+
+    weight: Tensor  # [B, out, in] gain ⊙ W
+    bias: Tensor  # [B, out] gain ⊙ b + shift
+
+
+def fold_film(weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> FoldedLayer:
+    """Fold the modulation into the layer: gain ⊙ (x Wᵀ + b) + shift = x (gain ⊙ W)ᵀ + (gain ⊙ b + shift).
+
+    That leaves one product and one sine a sample: no pass over the samples for the modulation, and nothing kept for
+    its backward.
+
+    Args:
+        weight: [out, in].
+        bias: [out].
+        gain: [B, out] frequency of every channel of an image.
+        shift: [B, out] phase, in radians.
+
+    Returns:
+        `FoldedLayer`.
+
+    Raises:
+        ValueError: a shape does not fit; the argument is named.
+    """
+    width_out, _ = check_shape("weight", weight, (None, None))
+    check_shape("bias", bias, (width_out,))
+    batch, _ = check_shape("gain", gain, (None, width_out))
+    check_shape("shift", shift, (batch, width_out))
+    return FoldedLayer(gain[:, :, None] * weight, torch.addcmul(shift, gain, bias))
 
 
 def film_siren(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
@@ -35,12 +73,138 @@ def film_siren(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Ten
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
     width_out, _ = check_shape("weight", weight, (None, width_in))
-    check_shape("bias", bias, (width_out,))
     check_shape("gain", gain, (batch, width_out))
-    check_shape("shift", shift, (batch, width_out))
-    # Folding gain and shift into the layer leaves one product and one sine per sample: no pass over [B, N, out] of its
-    # own for the modulation, and none kept for the backward.
-    folded_weight = gain[:, :, None] * weight  # [B, out, in]
-    folded_bias = torch.addcmul(shift, gain, bias)  # [B, out]
-    phase = torch.baddbmm(folded_bias[:, None], x, folded_weight.transpose(1, 2))
+    return sine_layer(x, fold_film(weight, bias, gain, shift))
+
+
+def sine_layer(x: Tensor, layer: FoldedLayer) -> Tensor:
+    """sin(x Wᵀ + b) for x [B, N, in] and a folded layer of B images."""
+    phase = torch.baddbmm(layer.bias[:, None], x, layer.weight.transpose(1, 2))
     return torch.sin(phase) if phase.requires_grad else phase.sin_()
+
+
+def siren_field(
+    points: Tensor,
+    trunk: Sequence[FoldedLayer],
+    color: FoldedLayer,
+    density_weight: Tensor,
+    density_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A radiance field of sine layers: a trunk, a linear density on top of it, and a colour layer beside the density.
+
+    h = trunk(x), σ = h · v + c, colour = sin(h Wᵀ + b).
+
+    On a CPU the samples go through all layers in blocks that fit its cache, forward and backward, and the backward
+    computes the activations anew instead of keeping them. Elsewhere, and in mixed precision, autograd keeps them.
+
+    Args:
+        points: [B, N, 3], or any other input of the first layer.
+        trunk: sine layers of B images, one after the other; at least one.
+        color: the sine layer [B, C, width] on the trunk's output.
+        density_weight: [width], shared by the images.
+        density_bias: [1].
+
+    Returns:
+        raw density [B, N], colour activations [B, N, C].
+
+    Raises:
+        ValueError: a shape does not fit, or the trunk is empty; the argument is named.
+
+    Source: pi-GAN (arXiv 2012.00926), section 3.1; CIPS-3D (arXiv 2110.09788), section 3.1.
+    """
+    if not trunk:
+        raise ValueError("trunk must hold at least one layer")
+    batch, _, width = check_shape("points", points, (None, None, None))
+    for k, layer in enumerate((*trunk, color)):
+        name = f"trunk[{k}]" if k < len(trunk) else "color"
+        _, width_out, _ = check_shape(f"{name}.weight", layer.weight, (batch, None, width))
+        check_shape(f"{name}.bias", layer.bias, (batch, width_out))
+        width = width_out if k < len(trunk) else width
+    check_shape("density_weight", density_weight, (width,))
+    check_shape("density_bias", density_bias, (1,))
+    flat = [tensor for layer in (*trunk, color) for tensor in layer]
+    if points.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return _BlockwiseField.apply(points, density_weight, density_bias, *flat)
+    return _reference_field(points, density_weight, density_bias, *flat)
+
+
+def _reference_field(
+    points: Tensor, density_weight: Tensor, density_bias: Tensor, *flat: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`siren_field` layer by layer; `flat` holds weight and bias of the trunk's layers, then of the colour's."""
+    *trunk, color = _layers(flat)
+    x = points
+    for layer in trunk:
+        x = sine_layer(x, layer)
+    return x @ density_weight + density_bias, sine_layer(x, color)
+
+
+def _layers(flat: Sequence[Tensor]) -> list[FoldedLayer]:
+    return [FoldedLayer(w, b) for w, b in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def _blocks(points: Tensor, layers: Sequence[FoldedLayer]) -> Iterator[tuple[int, slice]]:
+    """Images and row ranges whose widest activations have at most `BLOCK_ELEMENTS` elements."""
+    rows = max(BLOCK_ELEMENTS // max(layer.weight.shape[1] for layer in layers), 1)
+    for image in range(points.shape[0]):
+        for start in range(0, points.shape[1], rows):
+            yield image, slice(start, start + rows)
+
+
+def _phase(x: Tensor, layer: FoldedLayer, image: int) -> Tensor:
+    return torch.addmm(layer.bias[image], x, layer.weight[image].t())  # [rows, out]
+
+
+class _BlockwiseField(torch.autograd.Function):
+    """`_reference_field` in blocks of samples that stay in a CPU's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, points: Tensor, density_weight: Tensor, density_bias: Tensor, *flat: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(points, density_weight, density_bias, *flat)
+        *trunk, color_layer = layers = _layers(flat)
+        density = points.new_empty(points.shape[:2])
+        color = points.new_empty(*points.shape[:2], color_layer.weight.shape[1])
+        for image, rows in _blocks(points, layers):
+            x = points[image, rows]
+            for layer in trunk:
+                x = _phase(x, layer, image).sin_()
+            torch.addmv(density_bias, x, density_weight, out=density[image, rows])
+            torch.sin(_phase(x, color_layer, image), out=color[image, rows])
+        return density, color
+
+    @staticmethod
+    def backward(ctx: Any, grad_density: Tensor, grad_color: Tensor) -> tuple[Tensor | None, ...]:
+        points, density_weight, density_bias, *flat = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiate_reference(
+                _reference_field,
+                (points, density_weight, density_bias, *flat),
+                ctx.needs_input_grad,
+                (grad_density, grad_color),
+            )
+        *trunk, color_layer = layers = _layers(flat)
+        grads = [FoldedLayer(torch.zeros_like(w), torch.zeros_like(b)) for w, b in layers]
+        grad_weight = torch.zeros_like(density_weight)
+        grad_points = torch.empty_like(points) if ctx.needs_input_grad[0] else None
+        for image, rows in _blocks(points, layers):
+            inputs, phases = [points[image, rows]], []
+            for layer in trunk:
+                phases.append(_phase(inputs[-1], layer, image))
+                inputs.append(torch.sin(phases[-1]))
+            phases.append(_phase(inputs[-1], color_layer, image))
+            grad = grad_color[image, rows]  # of the layer's output
+            for k in reversed(range(len(layers))):
+                slope = phases[k].cos_().mul_(grad)  # [rows, out] gradient of the phase
+                grads[k].weight[image].addmm_(slope.t(), inputs[k])
+                grads[k].bias[image].add_(slope.sum(0))
+                if k > 0:
+                    grad = slope @ layers[k].weight[image]
+                elif grad_points is not None:
+                    torch.mm(slope, layers[0].weight[image], out=grad_points[image, rows])
+                if k == len(trunk):
+                    grad.addr_(grad_density[image, rows], density_weight)
+                    grad_weight.addmv_(inputs[k].t(), grad_density[image, rows])
+        grad_bias = grad_density.sum().view_as(density_bias)
+        return grad_points, grad_weight, grad_bias, *(tensor for layer in grads for tensor in layer)

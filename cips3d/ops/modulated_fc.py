@@ -34,7 +34,9 @@ def modulate_weight(weight: Tensor, modulation: Tensor, *, demodulate: bool = Tr
     check_shape("modulation", modulation, (None, width_in))
     folded = weight * modulation[:, :, None]  # [B, in, out]
     if demodulate:
-        folded = folded * torch.rsqrt(folded.square().sum(1, keepdim=True) + DEMODULATION_EPS)
+        # Σ_in (W m)² = m² W²: one product of small matrices in place of two passes over [B, in, out].
+        norm_squared = modulation.square() @ weight.square()  # [B, out]
+        folded = folded * torch.rsqrt(norm_squared + DEMODULATION_EPS)[:, None]
     return folded
 
 
@@ -46,25 +48,27 @@ def apply_modulated_weight(
     Args:
         x: [B, N, in], N pixels of each of B images.
         folded: [B, in, out].
-        negative_slope: slope of the leaky ReLU; None for a linear layer.
+        negative_slope: slope of the leaky ReLU, not negative; None for a linear layer.
         skip: [B, N, out] added to the result, or None.
 
     Returns:
         [B, N, out].
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape does not fit or the slope is negative; the argument is named.
     """
     batch, pixels, width_in = check_shape("x", x, (None, None, None))
     _, _, width_out = check_shape("folded", folded, (batch, width_in, None))
     if skip is not None:
         check_shape("skip", skip, (batch, pixels, width_out))
+    if negative_slope is not None and negative_slope < 0:
+        raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
     y = torch.bmm(x, folded)
-    in_place = not y.requires_grad
     if negative_slope is not None:
-        y = F.leaky_relu(y, negative_slope, inplace=in_place)
+        # In place also under autograd: the sign of the output tells the slope, so the product need not be kept.
+        y = F.leaky_relu(y, negative_slope, inplace=True)
     if skip is not None:
-        y = y.add_(skip) if in_place else y + skip
+        y = y + skip if y.requires_grad else y.add_(skip)
     return y
 
 
@@ -84,14 +88,14 @@ def modulated_fc(
     Args:
         x: [B, N, in], N pixels of each of B images.
         weight: [in, out]; modulation: [B, in]; demodulate: see `modulate_weight`.
-        negative_slope: slope of the leaky ReLU; None for a linear layer.
+        negative_slope: slope of the leaky ReLU, not negative; None for a linear layer.
         skip: [B, N, out] added to the result, or None.
 
     Returns:
         [B, N, out].
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape does not fit or the slope is negative; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
     """

@@ -60,6 +60,32 @@ def test_pitch_keeps_clear_of_the_poles() -> None:
     assert pitch.min() >= 1e-5 * 0.99 and pitch.max() <= math.pi - 1e-5 * 0.99
 
 
+def test_every_coordinate_on_the_whole_sphere_is_uniform() -> None:
+    """Archimedes: x, y and z of a uniform direction are each uniform in [-1, 1]."""
+    pitch, yaw = draw("spherical_uniform", yaw_std=math.pi, pitch_std=math.pi / 2)
+    for coordinate in (pitch.sin() * yaw.cos(), pitch.cos(), pitch.sin() * yaw.sin()):
+        distance = (coordinate.sort().values - torch.linspace(-1, 1, COUNT)).abs().max().item() / 2
+        assert distance < 2.0 / math.sqrt(COUNT)  # Kolmogorov-Smirnov: exceeded with probability 2 exp(-8)
+
+
+def test_spherical_band() -> None:
+    """pi-GAN's CARLA: pitch_mean = pitch_std = π/4 · 85/90 covers heights from 1 - 85/90 to 1."""
+    band = math.pi / 4 * 85 / 90
+    height = draw("spherical_uniform", pitch_mean=band, pitch_std=band)[0].cos()
+    assert 1 - 85 / 90 - 1e-6 < height.min().item() < 1 - 85 / 90 + 2e-3
+    assert height.max().item() > 1 - 2e-3
+    assert height.mean().item() == pytest.approx(1 - 85 / 180, abs=0.01)
+
+
+def test_hybrid_takes_yaw_and_pitch_from_the_same_half() -> None:
+    """Beyond 2 std there are only Gaussian draws, of both angles together."""
+    pitch, yaw = draw("hybrid")
+    off_yaw, off_pitch = (yaw - FRONT).abs() / 0.3, (pitch - FRONT).abs() / 0.155
+    tail = math.erfc(math.sqrt(2))
+    for found, expected in (((off_yaw > 2), tail / 2), ((off_yaw > 2) & (off_pitch > 2), tail**2 / 2)):
+        assert abs(found.double().mean().item() - expected) < 5 * math.sqrt(expected / COUNT)
+
+
 @pytest.mark.parametrize("kind", POSE_DISTRIBUTIONS)
 def test_generator_decides(kind: Any) -> None:
     first, again = draw(kind), draw(kind)
@@ -67,5 +93,5 @@ def test_generator_decides(kind: Any) -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(UserError, match="pose kind 'sideways'.*gaussian"):
+    with pytest.raises(UserError, match=r"pose kind 'sideways'.*gaussian"):
         PoseDistribution("sideways")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import Generator, GeneratorConfig, Rendering, Styles
+from cips3d.models.generator import Generator, GeneratorConfig, Rendering, Styles, default_chunk_rays
 
 CONFIG = GeneratorConfig(
     z_shape_dim=6,
@@ -165,9 +166,7 @@ def test_a_style_for_every_layer(generator: Generator) -> None:
     styles = generator.mapping(z_shape, z_appearance)
     repeated = Styles(styles.shape[:, None].expand(-1, 3, -1), styles.appearance[:, None].expand(-1, 6, -1))
     settings = VolumeSettings(samples=4)
-    a, b = (
-        generator.synthesis(s, cameras, settings, resolution=4, jitter=False).image for s in (styles, repeated)
-    )
+    a, b = (generator.synthesis(s, cameras, settings, resolution=4, jitter=False).image for s in (styles, repeated))
     assert torch.allclose(a, b, atol=1e-12)
     other = repeated.appearance.clone()
     other[:, 3:] = other[:, 3:].flip(0)  # mixing: the later layers take the other image's style
@@ -216,3 +215,22 @@ def test_wrong_inputs_are_named(generator: Generator) -> None:
         generator(z_appearance, z_appearance, cameras, resolution=4)
     with pytest.raises(ValueError, match="cameras"):
         generator(z_shape, z_appearance, cameras[:1], resolution=4)
+    for name in ("chunk_rays", "grad_points"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            render(generator, **{name: 0})
+
+
+def test_chunks_suit_the_device(generator: Generator) -> None:
+    assert default_chunk_rays(torch.device("cpu")) < default_chunk_rays(torch.device("cuda", 1))
+
+
+def test_a_picture_of_several_default_chunks(generator: Generator) -> None:
+    """Full pictures with and without gradients, in float32: rounding of colours in [-1, 1]."""
+    single = copy.deepcopy(generator).float()
+    z_shape, z_appearance = single.sample_z(1, generator=torch.Generator().manual_seed(0))
+    cameras = Cameras.from_angles(torch.tensor([1.5]), torch.tensor([1.7]))
+    side = math.isqrt(default_chunk_rays(torch.device("cpu"))) + 2
+    whole = single(z_shape, z_appearance, cameras, resolution=side, samples=3, jitter=False)
+    with torch.no_grad():
+        chunked = single(z_shape, z_appearance, cameras, resolution=side, samples=3, jitter=False)
+    assert (whole.image - chunked.image).abs().max() < 1e-5

@@ -68,3 +68,14 @@ def test_initial_weights() -> None:
     assert film.linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
     assert film.gain.weight.abs().max().item() == pytest.approx(0.25 / math.sqrt(128), rel=0.01)
     assert network.output.weight.std().item() == pytest.approx((2 / (1.04 * 64)) ** 0.5, rel=0.05)
+
+
+def test_volume_that_starts_as_a_ball() -> None:
+    """Without a trained network, density crosses zero at the initial radius."""
+    network = NeRF(
+        width=8, color_width=8, features=4, style_dim=4, point_scale=8.0, density_scale=100.0, initial_radius=0.08
+    )
+    torch.nn.init.zeros_(network.density.weight)
+    points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.04, 0.0], [0.08, 0.0, 0.0], [0.0, 0.0, -0.16]]])
+    density, _ = network.evaluate(points, torch.zeros(1, 4))
+    assert density[0].tolist() == pytest.approx([100.0, 50.0, 0.0, -100.0], abs=1e-3)

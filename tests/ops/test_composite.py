@@ -115,6 +115,47 @@ def test_gradients(settings: Any) -> None:
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
+def autograd_weights(density: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+    """The formula in plain differentiable steps."""
+    delta = torch.cat([depths[..., 1:] - depths[..., :-1], torch.full_like(depths[..., :1], 1e10)], dim=-1)
+    alpha = 1 - torch.exp(-delta * density.clamp_min(0))
+    light = torch.cumprod(torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + 1e-10], dim=-1), dim=-1)
+    return alpha * light[..., :-1], light[..., -1]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 24])
+def test_gradients_equal_autograds(samples: int) -> None:
+    """Of weights and of the transmittance; empty, translucent and opaque samples; with respect to both arguments."""
+    density, _, depths = sample_inputs(2, 40, samples)
+    density = density * torch.tensor([0.1, 10.0], dtype=torch.float64).view(2, 1, 1)
+    random = torch.Generator().manual_seed(5)
+    factor = torch.randn(2, 40, samples, generator=random, dtype=torch.float64)
+    gradients = []
+    for run in (composite_weights, autograd_weights):
+        inputs = [x.clone().requires_grad_() for x in (density, depths)]
+        weights, transmittance = run(*inputs)
+        loss = (weights * factor).sum() + 3 * transmittance.sum()
+        gradients.append(torch.autograd.grad(loss, inputs))
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("front", [0.0, 1e3, 1e6])
+def test_float32_gradients_behind_opaque_samples(front: float) -> None:
+    """Sums over what lies behind are divided by 1e-10 where a sample is opaque: they must not cancel."""
+    density, _, depths = sample_inputs(2, 40, 24)
+    density[..., 4] = front
+    factor = torch.randn(2, 40, 24, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        x = density.to(dtype).requires_grad_()
+        (composite_weights(x, depths.float().to(dtype))[0] * factor.to(dtype)).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad[..., :-1].double())  # the last one's is a step
+    found, expected = gradients
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-4  # differences of depths lose 4 digits of 7
+
+
 def test_accumulate() -> None:
     random = torch.Generator().manual_seed(3)
     weights = torch.rand(2, 3, 5, generator=random, dtype=torch.float64, requires_grad=True)

@@ -16,7 +16,8 @@ def sample_inputs(batch: int = 2, samples: int = 7, width_in: int = 3, width_out
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
     gain = 30 + 5 * draw(batch, width_out)
-    return [0.1 * draw(batch, samples, width_in), draw(width_out, width_in), draw(width_out), gain, draw(batch, width_out)]
+    x, shift = 0.1 * draw(batch, samples, width_in), draw(batch, width_out)
+    return [x, draw(width_out, width_in), draw(width_out), gain, shift]
 
 
 def published(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
@@ -71,6 +72,6 @@ def test_strided_inputs() -> None:
 @pytest.mark.parametrize(("index", "name"), list(enumerate(["x", "weight", "bias", "gain", "shift"])))
 def test_wrong_shapes_are_named(index: int, name: str) -> None:
     inputs = sample_inputs()
-    inputs[index] = torch.zeros(inputs[index].shape[:-1] + (9,), dtype=torch.float64)
+    inputs[index] = torch.zeros((*inputs[index].shape[:-1], 9), dtype=torch.float64)
     with pytest.raises(ValueError, match=name if index != 0 else "x|weight"):
         film_siren(*inputs)

@@ -102,7 +102,8 @@ class HeadShape:
         skin = smooth_min(parts["skull"], parts["jaw"], 0.18)
         skin = smooth_union(skin, parts.span("chin", "neck"), self._flesh_radii)
         skin = smooth_max(skin, -parts["sockets"], 0.08)
-        return smooth_union(skin, parts.span("eyeballs", "chest"), self._feature_radii)
+        skin = smooth_union(skin, parts.span("eyeballs", "chest"), self._feature_radii)
+        return smooth_min(skin, parts["nostrils"], 0.05)
 
     def _shirt(self, parts: Parts) -> Tensor:
         shirt = smooth_min(parts["torso"], parts["shoulders"], 0.2)
@@ -181,9 +182,9 @@ class HeadShape:
         return glasses
 
 
-# How widely the parts of the face run into what they sit on; in the order in which `_flesh` and `_features` list them.
+# How widely parts run into what they sit on: chin to neck of `_flesh`, and eyeballs to chest of `_features`.
 FLESH_RADII = (0.12, 0.14, 0.14, 0.08, 0.1)
-FEATURE_RADII = (0.025, 0.06, 0.03, 0.035, 0.035, 0.03, 0.12)
+FEATURE_RADII = (0.025, 0.06, 0.035, 0.035, 0.03, 0.12)
 
 
 def _flesh(p: HeadParameters) -> dict[str, Ellipsoid]:
@@ -212,11 +213,11 @@ def _features(p: HeadParameters) -> dict[str, Ellipsoid]:
     return {
         "eyeballs": Ellipsoid((p.eye_distance, EYE_Y, 0.295 * p.depth), (0.105, 0.085, 0.095), mirrored=True),
         "nose tip": Ellipsoid((0.0, at.nose_y, at.nose_z), (0.06 * p.nose_width, 0.05, 0.065)),
-        "nostrils": Ellipsoid(nostril, (0.035, 0.034, 0.05), mirrored=True),
         "upper lip": Ellipsoid((0.0, at.mouth_y + 0.018, at.mouth_z), (0.85 * p.mouth_width, 0.024, 0.055)),
         "lower lip": Ellipsoid((0.0, at.mouth_y - 0.028, at.mouth_z), (0.7 * p.mouth_width, 0.03, 0.052)),
         "ears": Ellipsoid((0.425 * p.width, -0.01, -0.05), ear, (0.2, 0.5, 0.0), mirrored=True),
         "chest": Ellipsoid((0.0, -1.1, -0.12), (0.5 * p.shoulder_width, 0.34, 0.23)),
+        "nostrils": Ellipsoid(nostril, (0.035, 0.034, 0.05), mirrored=True),
     }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_file, sync_folder
 from cips3d.plain import to_plain
 
-FORMAT = 1  # of the cache; counted up whenever a head would look different
+FORMAT = 2  # of the cache; counted up whenever a head would look different
 BLOCK = 64  # heads drawn and rendered together: head i depends on (seed, i) alone, since blocks are always whole
 DESCRIPTION = "heads.json"  # written last: a folder without it is not complete
 MASK_LEVELS = 255
@@ -33,18 +35,27 @@ class SyntheticHeads:
     """Heads with their poses, depths and masks; `heads[i]` is picture i, uint8 [3, H, W].
 
     The arrays are mapped into memory, not read: a large set costs what is looked at.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file does not hold what the description says.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        def mapped(name: str) -> npt.NDArray[np.generic]:
-            return np.load(folder / f"{name}.npy", mmap_mode="r")[:count]
-
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.images = mapped("images")  # uint8 [N, 3, H, W]
-        self._depth, self._mask = mapped("depth"), mapped("mask")
-        poses = torch.from_numpy(np.array(mapped("poses")))
-        self.pitch, self.yaw = poses.unbind(1)  # [N] radians
-        self.resolution: int = self.images.shape[-1]
+        made = json.loads((folder / DESCRIPTION).read_bytes())
+        layout = _layout(made["resolution"], made["count"])
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in layout}
+        if any((arrays[name].dtype, arrays[name].shape) != kind for name, kind in layout.items()):
+            raise ValueError(f"{folder} does not hold what its {DESCRIPTION} says")
+        self.images: npt.NDArray[np.uint8] = arrays["images"]  # [N, 3, H, W]
+        self._depth, self._mask = arrays["depth"], arrays["mask"]
+        self.pitch, self.yaw = torch.from_numpy(np.array(arrays["poses"])).unbind(1)  # [N] radians
+        self.resolution: int = made["resolution"]
+
+    def __reduce__(self) -> tuple[type[SyntheticHeads], tuple[Path]]:
+        """Pickled as its folder, so that the workers of a loader map the same files."""
+        return SyntheticHeads, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,66 +113,88 @@ def load_heads(
         raise UserError(f"--resolution {resolution} is too small for heads; give 2 or more")
     poses = poses or PoseDistribution()
     cache = cache or cache_folder()
-    key = json.dumps([FORMAT, resolution, count, seed, to_plain(poses)])
-    name = f"heads-{resolution}-{count}-seed{seed}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    folder = cache / name
+    made = {"format": FORMAT, "resolution": resolution, "count": count, "seed": seed, "poses": to_plain(poses)}
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache / f"heads-{resolution}-{count}-seed{seed}-{digest}"
+    heads = _open(folder)
+    if heads is None:
+        try:
+            _make(folder, made, poses, progress)
+        except OSError as error:
+            raise UserError(
+                f"synthetic heads cannot be kept in {cache} ({error.strerror}); set CIPS3D_CACHE to a folder with "
+                "space that can be written"
+            ) from error
+        heads = SyntheticHeads(folder)
+    return heads
+
+
+def _open(folder: Path) -> SyntheticHeads | None:
+    """The set in a folder, or None where there is none or only a part of one."""
     try:
-        if not (folder / DESCRIPTION).is_file():
-            _make(folder, resolution, count, seed, poses, progress)
-    except OSError as error:
-        raise UserError(
-            f"synthetic heads cannot be kept in {cache} ({error.strerror}); set CIPS3D_CACHE to a folder with space "
-            "that can be written"
-        ) from error
-    return SyntheticHeads(folder, count)
+        return SyntheticHeads(folder)
+    except (OSError, ValueError, KeyError, EOFError):  # missing, cut short, or not what we wrote
+        return None
 
 
-def _make(folder: Path, resolution: int, count: int, seed: int, poses: PoseDistribution, progress: bool) -> None:
+def _make(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress: bool) -> None:
     """Render into a temporary folder and give it its name when complete; whoever comes second keeps the first's."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part")
+    temporary.mkdir(parents=True)
     try:
-        _render_into(temporary, resolution, count, seed, poses, progress)
+        _render_into(temporary, made, poses, progress)
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    if folder.is_dir() and not (folder / DESCRIPTION).is_file():
-        shutil.rmtree(folder)  # a folder of this name that is not complete: somebody deleted files
+    if folder.exists() and _open(folder) is None:  # somebody deleted or cut files
+        broken = temporary.with_suffix(".broken")
+        with suppress(FileNotFoundError):  # another process was quicker
+            folder.rename(broken)
+        shutil.rmtree(broken, ignore_errors=True)
     try:
         temporary.rename(folder)
     except OSError:
-        if not (folder / DESCRIPTION).is_file():
+        if _open(folder) is None:
             raise
         return  # another process was quicker: the same heads
     sync_folder(folder.parent)
 
 
-def _render_into(folder: Path, resolution: int, count: int, seed: int, poses: PoseDistribution, progress: bool) -> None:
+def _layout(resolution: int, count: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of the arrays in a folder."""
     square = (resolution, resolution)
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {
-        "images": ("uint8", (count, 3, *square)),
-        "depth": ("float32", (count, *square)),
-        "mask": ("uint8", (count, *square)),
-        "poses": ("float32", (count, 2)),
+    return {
+        "images": (np.dtype(np.uint8), (count, 3, *square)),
+        "depth": (np.dtype(np.float32), (count, *square)),
+        "mask": (np.dtype(np.uint8), (count, *square)),
+        "poses": (np.dtype(np.float32), (count, 2)),
     }
-    arrays = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-        for name, (dtype, shape) in layout.items()
-    }
-    with tqdm(total=count, desc=f"making synthetic heads ({resolution}²)", unit="head", disable=not progress) as bar:
+
+
+def _render_into(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress: bool) -> None:
+    """Write the arrays block by block (not through a memory map, for which a full disk is a crash)."""
+    resolution, count = made["resolution"], made["count"]
+    title = f"making synthetic heads ({resolution}²)"
+    with ExitStack() as stack:
+        files = {}
+        for name, (dtype, shape) in _layout(resolution, count).items():
+            files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], header)
+        bar = stack.enter_context(tqdm(total=count, desc=title, unit="head", disable=not progress))
         for start in range(0, count, BLOCK):
-            block = slice(start, min(start + BLOCK, count))
-            for name, values in render_block(resolution, seed, start // BLOCK, poses).items():
-                arrays[name][block] = values[: block.stop - block.start].numpy()
-            bar.update(block.stop - block.start)
-    for array in arrays.values():
-        array.flush()
-    with atomic_file(folder / DESCRIPTION) as file:
-        content = {"format": FORMAT, "resolution": resolution, "count": count, "seed": seed, "poses": to_plain(poses)}
-        file.write(json.dumps(content, indent=2).encode())
+            length = min(BLOCK, count - start)
+            for name, values in render_block(resolution, made["seed"], start // BLOCK, poses).items():
+                files[name].write(np.ascontiguousarray(values[:length].numpy()).data)
+            bar.update(length)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    with atomic_file(folder / DESCRIPTION) as description:
+        description.write(json.dumps(made, indent=2).encode())
 
 
 def render_block(resolution: int, seed: int, block: int, poses: PoseDistribution) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class Glasses(IntEnum):
 
 @dataclass(frozen=True)
 class HeadParameters:
-    """A batch of heads. Lengths are in head units (`render.HEAD_UNITS` per scene unit), colours are linear RGB in [0, 1]."""
+    """A batch of heads. Lengths are in head units (`render.HEAD_UNITS` in a scene unit), colours are linear RGB."""
 
     # Skull and face, factors around 1 unless stated.
     width: Tensor  # [N]
@@ -82,7 +82,7 @@ class HeadParameters:
     # Things worn and the colours of everything.
     hat: Tensor  # [N] Hat
     hat_height: Tensor  # [N] y of the hat's edge in the middle of the head
-    hat_tilt: Tensor  # [N] slope of the edge to the side
+    hat_tilt: Tensor  # [N] slope of the edge to the side; negative, so that it shows the fringe
     glasses: Tensor  # [N] Glasses
     neckline: Tensor  # [N] depth of the shirt's cut-out
     stripes: Tensor  # [N] 0 plain, 1 striped
@@ -217,14 +217,14 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         hair_side=torch.where(hatted, hair_side.clamp_max(0.085), hair_side),
         parting=draw.uniform(0.1, 0.22),
         hairline=draw.uniform(0.4, 0.48),
-        fringe_drop=draw.uniform(0.22, 0.4),
+        fringe_drop=torch.where(hatted, draw.uniform(0.32, 0.42), draw.uniform(0.22, 0.4)),
         fringe_lift=torch.where(hatted, draw.uniform(0.02, 0.03), draw.uniform(0.04, 0.09)),
         side_length=draw.uniform(-0.12, 0.06),
         hair_length=hair_length,
         curl=torch.where(hatted, torch.zeros_like(curl), curl),
         hat=hat,
-        hat_height=draw.uniform(0.27, 0.36),
-        hat_tilt=draw.uniform(0.02, 0.16),
+        hat_height=draw.uniform(0.3, 0.38),
+        hat_tilt=draw.uniform(-0.16, -0.02),
         glasses=glasses,
         neckline=draw.uniform(0.0, 0.16),
         stripes=draw.chance(0.25),

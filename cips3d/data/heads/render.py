@@ -28,7 +28,7 @@ SLANT, STEEP = 0.45, 4.0  # least and greatest rate, per step length, at which t
 ARRIVED = 0.004  # head units
 HIT = 0.03  # rays that end this close are hits: what has not arrived by then creeps along a surface
 NORMAL_STEP = 0.008
-RAYS_AT_ONCE = 2**16  # rays of a batch of images: tensors that stay in the processor's caches
+RAYS_AT_ONCE = 2**17  # rays of a batch of images: few calls, and tensors that still fit the processor's caches
 
 
 class HeadImages(NamedTuple):
@@ -169,10 +169,8 @@ def along(rays: Rays, index: Tensor, t: Tensor) -> Points:
 
 def _gather(rays: Rays, index: Tensor | None) -> tuple[Points, Points]:
     """Origins (head units) and directions of the rays at `index` [N, R]."""
-    directions = rays.directions.transpose(1, 2)  # [N, 3, R]
-    if index is None:
-        directions = directions.contiguous()
-    else:
+    directions = rays.directions.transpose(1, 2).contiguous()  # [N, 3, R]
+    if index is not None:
         directions = directions.gather(2, index[:, None].expand(-1, 3, -1))
     origin = HEAD_UNITS * rays.origins[:, :1]  # the pinhole is common to an image's rays
     return Points(*origin.unbind(2)), Points(*directions.unbind(1))
