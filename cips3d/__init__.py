@@ -9,4 +9,12 @@ Where the method is found:
 - ``cips3d.training``  losses, schedule, the training step and loop, checkpoints
 """
 
+import os
+
+# Threads of GNU OpenMP, which torch's CPU builds use, wait for each other by spinning. Where other processes want the
+# same cores, a thread that spins keeps the one it waits for from running, and a step of training that takes 0.1 s takes
+# 10 s. So spin briefly, then sleep: no slower on a quiet machine. It must be set before torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 __version__ = "0.1.0"

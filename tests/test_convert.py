@@ -132,11 +132,11 @@ def test_written_names_are_the_published_ones() -> None:
 
 def test_wrong_states_are_refused() -> None:
     written = generator_to_reference(Generator(SMALL))
-    with pytest.raises(UserError, match="system 'cips4d' is unknown.*cips3d"):
+    with pytest.raises(UserError, match=r"system 'cips4d' is unknown.*cips3d"):
         from_reference(written, system="cips4d")  # type: ignore[call-overload]
     with pytest.raises(UserError, match=r"siren.final_layer.bias is missing"):
         from_reference({k: v for k, v in written.items() if k != "siren.final_layer.bias"}, system="cips3d")
-    with pytest.raises(UserError, match="extra.weight is unknown"):
+    with pytest.raises(UserError, match=r"extra\.weight is unknown"):
         from_reference({**written, "extra.weight": torch.zeros(1)}, system="cips3d")
     with pytest.raises(UserError, match="has shape"):
         from_reference({**written, "siren.final_layer.bias": torch.zeros(2)}, system="cips3d")

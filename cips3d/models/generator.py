@@ -53,9 +53,9 @@ class GeneratorConfig:
     density_scale: float = 1.0
     """factor on the raw density; larger values make small, quickly trained volumes opaque"""
     initial_radius: float | None = None
-    """the volume starts as a soft ball of this radius (scene units), density_scale · (1 - |x| / radius) added to the raw
-    density, which the network bends into shape: small models then learn heads, not reliefs on a slab. None: as published
-    """
+    """the volume starts as a soft ball of this radius (scene units), density_scale · (1 - |x| / radius) added to the
+    raw density, which the network bends into shape: small models then learn heads, not reliefs on a slab. None: as
+    published"""
     rgb_init: float = 0.01
     """weights of the INR's colour layers start in U(±√(6/in)) times this"""
     aux_init: float = 0.04

@@ -19,7 +19,7 @@ TINY = TrainConfig(
     stages=(
         Stage(
             resolution=32,
-            steps=1000,
+            steps=1200,
             batch_size=8,
             lr_nerf=6e-4,
             lr_inr=7e-4,
