@@ -188,8 +188,18 @@ class TrainingImages:
         """
         if self._batches is None:
             raise RuntimeError("this TrainingImages is closed; make another one at its position to go on")
+        pictures = None
         try:
             pictures = next(self._batches)
+        except (ConnectionError, EOFError):
+            pass  # a worker died while it handed over a batch; raised below, where no frame of torch keeps it alive
+        except BaseException:
+            self.close()
+            raise
+        if pictures is None:
+            self.close()
+            raise RuntimeError("a worker that reads pictures died; see the system's log, or use fewer --workers")
+        try:
             if isinstance(pictures, UserError):
                 raise pictures
             batch = torch.empty(pictures.shape, dtype=torch.float32, pin_memory=self._pin)
