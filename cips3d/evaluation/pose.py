@@ -15,6 +15,7 @@ from cips3d.cameras import Cameras
 from cips3d.data.images import ImageSource
 from cips3d.models.generator import Generator
 from cips3d.models.volume import VolumeSettings
+from cips3d.training.diff_augment import diff_augment
 
 FRONT = math.pi / 2
 CHANNELS = (3, 24, 32, 48, 64)
@@ -75,9 +76,12 @@ def train_pose_regressor(
             group["lr"] = 2e-3 * (1 - step / steps)
         index = torch.randint(len(pixels), (batch_size,), generator=generator)
         batch = pixels[index].float() / 127.5 - 1
+        # Generated pictures are blurred, oddly coloured and wrong in places: no single clue may decide.
+        blurred = F.interpolate(F.avg_pool2d(batch[::2], 2), scale_factor=2.0, mode="bilinear")
+        batch = diff_augment(torch.cat([blurred, batch[1::2]]), ("color", "cutout"), generator=generator)
         amount = NOISE * torch.rand(batch_size, 1, 1, 1, generator=generator)
         batch = batch + amount * torch.randn(batch.shape, generator=generator)
-        loss = F.mse_loss(regressor(batch), targets[index])
+        loss = F.mse_loss(regressor(batch), targets[torch.cat([index[::2], index[1::2]])])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
