@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -160,10 +161,16 @@ def test_errors_of_the_program_surface(workers: int) -> None:
         next(TrainingImages(source, 4, seed=0, x_flip=False, workers=workers))
 
 
+def new_workers(before: list[BaseProcess]) -> list[BaseProcess]:
+    """Processes that were not there before; those of earlier tests may take a moment to end."""
+    return [process for process in multiprocessing.active_children() if process not in before]
+
+
 def test_a_killed_worker_surfaces() -> None:
+    before = multiprocessing.active_children()
     images = TrainingImages(Numbered(4), 2, seed=0, x_flip=False, workers=1)
     next(images)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = new_workers(before)
     os.kill(worker.pid or 0, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="worker"):
         for _ in range(10):  # what it had read ahead is still handed out
@@ -171,9 +178,10 @@ def test_a_killed_worker_surfaces() -> None:
 
 
 def test_closing_ends_the_workers() -> None:
+    before = multiprocessing.active_children()
     images = TrainingImages(Numbered(4), 2, seed=0, x_flip=False, workers=2)
     next(images)
-    workers = multiprocessing.active_children()
+    workers = new_workers(before)
     assert len(workers) == 2
     gc.disable()  # closing must not wait for the garbage collector
     try:
@@ -189,9 +197,10 @@ def test_closing_ends_the_workers() -> None:
 
 
 def test_workers_leave_ctrl_c_to_the_training_process() -> None:
+    before = multiprocessing.active_children()
     images = TrainingImages(Numbered(4), 2, seed=0, x_flip=False, workers=1)
     next(images)
-    for worker in multiprocessing.active_children():
+    for worker in new_workers(before):
         os.kill(worker.pid or 0, signal.SIGINT)
     for _ in range(10):
         next(images)
