@@ -25,7 +25,6 @@ TINY = TrainConfig(
             lr_inr=7e-4,
             lr_mapping=5e-4,
             lr_discriminator=6e-3,
-            aux_weight=3.0,  # the shape is learned from the NeRF's own picture, the rest follows
         ),
     ),
     generator=GeneratorConfig(
