@@ -99,7 +99,9 @@ def main() -> None:
         runs = arguments.runs or Path(temporary)
         for seed in arguments.seeds:
             started = time.perf_counter()
-            folder, _ = train(replace(base, seed=seed, out=runs / f"{arguments.preset}-seed{seed}"))
+            folder, exit_code = train(replace(base, seed=seed, out=runs / f"{arguments.preset}-seed{seed}"))
+            if exit_code != 0:
+                raise SystemExit(exit_code)
             seconds = time.perf_counter() - started
             loaded = load_generator(folder, "cpu")
             images = torch.cat(list(generated_images(loaded.generator, base, resolution, arguments.images)))
