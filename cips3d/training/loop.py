@@ -108,6 +108,9 @@ class Training:
         if self.reporter is not None:
             assert self.source is not None
             self.reporter.begin(self.state, self.source)
+            if self.state.step == 0:  # what there was before anything was learned
+                resolution = moment(self.config, 0).stage.resolution
+                self.reporter.pictures(self.state.generator_ema, resolution, 0)
         skipped_in_a_row = 0
         with stop_on_signals() as stop:
             while self.state.step < self.config.total_steps and not self._stop_agreed(stop):

@@ -61,6 +61,7 @@ def test_run_writes_everything(small_config: TrainConfig) -> None:
     stored = json.loads((folder / "config.json").read_text())
     assert stored["versions"]["torch"] == torch.__version__
     assert TrainConfig.from_json(json.dumps(stored["config"])).generator == config.generator
+    assert sorted(p.name for p in (folder / "pictures").iterdir()) == ["00000000.png", "00000006.png"]
     with Image.open(folder / "pictures" / "00000006.png") as grid:
         assert grid.height >= 7 * 8 * (96 // 8)  # front, tilted, two yaws, auxiliary, depth, truncated
     with Image.open(folder / "turntable.webp") as turntable:
