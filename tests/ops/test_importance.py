@@ -17,7 +17,7 @@ def sample_inputs(batch: int = 2, rays: int = 9, samples: int = 6, fine: int = 5
 
 
 def published(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
-    """One ray after the other: bins, distribution, inversion (systems.md, section 1; pi-GAN's sample_pdf)."""
+    """One ray after the other: bins, distribution, inversion, in the order of pi-GAN's sample_pdf."""
     fine = torch.empty_like(u)
     for place in [(b, r) for b in range(u.shape[0]) for r in range(u.shape[1])]:
         t, w = depths[place], weights[place] + 1e-5

@@ -34,7 +34,7 @@ def test_unknown_preset_names_the_known_ones() -> None:
 
 
 def test_published_schedule() -> None:
-    # systems.md: 32² (80 k) → 64² (200 k) → 128² (800 k) → 256² (800 k) and their learning rates of G / D.
+    # CIPS-3D: 32² (80 k) → 64² (200 k) → 128² (800 k) → 256² (800 k) and their learning rates of G / D.
     assert [(s.resolution, s.steps) for s in FFHQ.stages] == [
         (32, 80_000),
         (64, 200_000),

@@ -30,7 +30,7 @@ def test_new_blocks_fade_in() -> None:
 
 
 def test_density_noise_fades_out() -> None:
-    # systems.md: N(0, 1) · max(0, 1 - step / 5000).
+    # CIPS-3D: N(0, 1) · max(0, 1 - step / 5000).
     assert moment(FFHQ, 0).density_noise == 1.0
     assert moment(FFHQ, 1250).density_noise == pytest.approx(0.75)
     assert moment(FFHQ, 5000).density_noise == 0.0
