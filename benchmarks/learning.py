@@ -90,9 +90,15 @@ def main() -> None:
     real_response = response_of(truth, seen[None])
     print("\n| | minutes | fr | fp | swd | yaw slope (correlation) |\n|---|---|---|---|---|---|", flush=True)
     real = f"{real_response.slope:.2f} ({real_response.correlation:.2f})"
-    print(row("real heads, other seed", None, judge(pixels(other)), real), flush=True)
+    real_distances = judge(pixels(other))
+    print(row("real heads, other seed", None, real_distances, real), flush=True)
     noise = torch.rand(arguments.images, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    print(row("noise", None, judge(noise)), flush=True)
+    noise_distances = judge(noise)
+    print(row("noise", None, noise_distances), flush=True)
+    references = {
+        "real heads, other seed": {**asdict(real_distances), "yaw": asdict(real_response)},
+        "noise": asdict(noise_distances),
+    }
 
     results = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,7 +124,13 @@ def main() -> None:
         print(f"seed {result['seed']}: " + ", ".join(f"{x:+.2f} → {y:+.2f}" for x, y in pairs))
     if arguments.json:
         machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": platform.processor()}
-        content = {"preset": arguments.preset, "steps": base.steps, "machine": machine, "runs": results}
+        content = {
+            "preset": arguments.preset,
+            "steps": settled(base).total_steps,
+            "machine": machine,
+            "references": references,
+            "runs": results,
+        }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -15,6 +15,7 @@ from cips3d.errors import UserError
 PoseKind = Literal["gaussian", "uniform", "truncated_gaussian", "spherical_uniform", "hybrid", "fixed"]
 POSE_DISTRIBUTIONS: tuple[str, ...] = get_args(PoseKind)
 
+FRONT = math.pi / 2  # yaw and pitch of a camera that looks at the face from the front
 PITCH_MARGIN = 1e-5  # pitch stays in [margin, π - margin]: at a pole, world up and viewing direction are parallel
 TRUNCATION = 2.0  # a truncated Gaussian keeps |x| < 2 standard deviations
 
@@ -30,9 +31,9 @@ class PoseDistribution:
     kind: PoseKind = "gaussian"
     """gaussian, uniform (± std), truncated_gaussian (|x| < 2 std), spherical_uniform (uniform on the sphere),
     hybrid (half uniform ± 2 std, half gaussian), fixed (always the mean)."""
-    yaw_mean: float = math.pi / 2
+    yaw_mean: float = FRONT
     yaw_std: float = 0.3
-    pitch_mean: float = math.pi / 2
+    pitch_mean: float = FRONT
     pitch_std: float = 0.155
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import FRONT, Cameras
 from cips3d.data.images import ImageSource
 from cips3d.models.generator import Generator
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.diff_augment import diff_augment
 
-FRONT = math.pi / 2
 CHANNELS = (3, 24, 32, 48, 64)
 NOISE = 0.05  # largest standard deviation of the noise that training images get: generated ones are not clean
 FEATURES = 64

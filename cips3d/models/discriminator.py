@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ class DiscriminatorConfig:
     """images that the main discriminator compares with each other (4 in StyleGAN2); 0: none"""
     aux_minibatch_std_group: int = 0
     """the same for the auxiliary discriminator"""
+    predict_pose: bool = False
+    """both also predict the camera that an image was rendered from, which the pose loss needs"""
 
     def __post_init__(self) -> None:
         for name, channels in (("main_channels", self.main_channels), ("aux_channels", self.aux_channels)):
@@ -68,6 +70,13 @@ class DiscriminatorConfig:
                 raise UserError(
                     f"{part}_minibatch_std_group {group} compares nothing; give 0 (none) or 2 and more images"
                 )
+
+
+class Judgement(NamedTuple):
+    """What a discriminator says of images."""
+
+    logits: Tensor  # [B, 1] large where an image looks real
+    pose: Tensor | None  # [B, 2] yaw and pitch, radians from the front; None where it is not predicted
 
 
 class ActivatedConv(nn.Module):
@@ -152,6 +161,7 @@ class ImageDiscriminator(nn.Module):
         channels: of every resolution up to it.
         minibatch_std_group: images that the minibatch standard deviation compares, at 4²; 0: it is left out.
         downsample_first: blocks halve the resolution in their first convolution, not in the second (cheaper).
+        predict_pose: two more outputs of the last layer are the camera's yaw and pitch, as in pi-GAN.
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.4, on StyleGAN2's residual discriminator (arXiv 1912.04958).
     """
@@ -162,6 +172,7 @@ class ImageDiscriminator(nn.Module):
         channels: Mapping[int, int],
         minibatch_std_group: int = 0,
         downsample_first: bool = False,
+        predict_pose: bool = False,
     ) -> None:
         super().__init__()
         resolutions = _resolutions_up_to(resolution_max)
@@ -184,10 +195,15 @@ class ImageDiscriminator(nn.Module):
         width = channels[RESOLUTION_MIN]
         self.final = ActivatedConv(width + (minibatch_std_group > 0), width, 3)
         self.hidden = EqualizedLinear(width * RESOLUTION_MIN**2, width, activation=True)
-        self.output = EqualizedLinear(width, 1)
+        self.predict_pose = predict_pose
+        self.output = EqualizedLinear(width, 3 if predict_pose else 1)
 
     def forward(self, image: Tensor, fade: float = 1.0) -> Tensor:
-        """Logits of images.
+        """Logits [B, 1] of images; see `judge`."""
+        return self.judge(image, fade).logits
+
+    def judge(self, image: Tensor, fade: float = 1.0) -> Judgement:
+        """Logits of images and, where it is predicted, their pose.
 
         Args:
             image: [B, 3, R, R] in [-1, 1], R a power of two between 4 and `resolution_max`.
@@ -195,7 +211,7 @@ class ImageDiscriminator(nn.Module):
                 α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(half image) (ProGAN's fade-in).
 
         Returns:
-            [B, 1].
+            `Judgement`.
 
         Raises:
             ValueError: `image` has another shape, or `fade` is outside of its range.
@@ -212,7 +228,8 @@ class ImageDiscriminator(nn.Module):
                 fade = 1.0
         if self.minibatch_std_group:
             x = append_minibatch_std(x, self.minibatch_std_group)
-        return self.output(self.hidden(self.final(x).flatten(1)))
+        output = self.output(self.hidden(self.final(x).flatten(1)))
+        return Judgement(output[:, :1], output[:, 1:] if self.predict_pose else None)
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
         resolution = image.shape[-1] if image.dim() == 4 else 0
@@ -243,11 +260,13 @@ class Discriminator(nn.Module):
     def from_config(cls, config: DiscriminatorConfig) -> Discriminator:
         """Random weights; the auxiliary part's blocks halve the resolution in their first convolution."""
         channels, aux_channels = config.main_channels, config.aux_channels
-        main = ImageDiscriminator(max(channels), channels, config.main_minibatch_std_group)
+        pose = config.predict_pose
+        main = ImageDiscriminator(max(channels), channels, config.main_minibatch_std_group, predict_pose=pose)
         if aux_channels is None:
             return cls(main)
         group = config.aux_minibatch_std_group
-        return cls(main, ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True))
+        aux = ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True, predict_pose=pose)
+        return cls(main, aux)
 
     @overload
     def forward(self, image: Tensor, aux_image: None = None, fade: float = 1.0) -> Tensor: ...
@@ -269,12 +288,19 @@ class Discriminator(nn.Module):
         Raises:
             ValueError: there is an `aux_image` but no auxiliary discriminator, or an argument does not fit.
         """
-        logits = self.main(image, fade)
+        main, aux = self.judge(image, aux_image, fade)
+        return main.logits if aux is None else (main.logits, aux.logits)
+
+    def judge(
+        self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0
+    ) -> tuple[Judgement, Judgement | None]:
+        """Both parts' judgements; None from the auxiliary one without an `aux_image`. See `forward`."""
+        main = self.main.judge(image, fade)
         if aux_image is None:
-            return logits
+            return main, None
         if self.aux is None:
             raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
-        return logits, self.aux(aux_image, fade)
+        return main, self.aux.judge(aux_image, fade)
 
 
 def _resolutions_up_to(resolution_max: int) -> list[int]:

@@ -36,6 +36,24 @@ def logistic_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Ten
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
+def pose_loss(predicted: Tensor, pose: Tensor) -> Tensor:
+    """Mean squared error of the pose that the discriminator reads off a generated image.
+
+    Both networks make it small: the generator by letting the image tell the camera, so that heads turn with it and z
+    does not turn them on its own.
+
+    Args:
+        predicted: [B, 2] yaw and pitch, radians.
+        pose: [B, 2] of the camera that the image was rendered from.
+
+    Returns:
+        A scalar, radians².
+
+    Source: pi-GAN (arXiv 2012.00926), its published code ("position loss"; weight 15 for CelebA).
+    """
+    return F.mse_loss(predicted, pose)
+
+
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """Mean over images of ‖∇D(x)‖², the sum of squares over an image's pixels and channels.
 

@@ -25,6 +25,7 @@ TINY = TrainConfig(
             lr_inr=7e-4,
             lr_mapping=5e-4,
             lr_discriminator=6e-3,
+            pose_weight=15.0,
         ),
     ),
     generator=GeneratorConfig(
@@ -47,7 +48,9 @@ TINY = TrainConfig(
         aux_init=0.4,
     ),
     discriminator=DiscriminatorConfig(
-        main_channels=channel_table(128, base=512, cap=64), aux_channels=channel_table(128, base=512, cap=32)
+        main_channels=channel_table(128, base=512, cap=64),
+        aux_channels=channel_table(128, base=512, cap=32),
+        predict_pose=True,
     ),
     volume=VolumeSettings(samples=8, last_back=True),
     adam_betas=(0.0, 0.99),
@@ -94,7 +97,9 @@ HEADS64 = replace(
         aux_init=0.4,
     ),
     discriminator=DiscriminatorConfig(
-        main_channels=channel_table(256, base=4096, cap=256), aux_channels=channel_table(256, base=4096, cap=128)
+        main_channels=channel_table(256, base=4096, cap=256),
+        aux_channels=channel_table(256, base=4096, cap=128),
+        predict_pose=True,
     ),
     volume=VolumeSettings(samples=12, last_back=True),
     r1_gamma=1.0,

@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import FRONT, Cameras
 from cips3d.training.config import TrainConfig
 from cips3d.training.diff_augment import diff_augment
 from cips3d.training.ema import update_ema
-from cips3d.training.losses import logistic_discriminator_loss, nonsaturating_generator_loss, r1_penalty
+from cips3d.training.losses import (
+    logistic_discriminator_loss,
+    nonsaturating_generator_loss,
+    pose_loss,
+    r1_penalty,
+)
 from cips3d.training.schedule import Moment
 from cips3d.training.state import TrainingState, amp_dtype
 
@@ -36,9 +41,10 @@ class Images:
 
     main: Tensor  # [B, 3, H, W] in [-1, 1]
     aux: Tensor | None  # [B, 3, H, W]
+    pose: Tensor  # [B, 2] yaw and pitch of the cameras, radians from the front
 
     def detach(self) -> Images:
-        return Images(self.main.detach(), None if self.aux is None else self.aux.detach())
+        return Images(self.main.detach(), None if self.aux is None else self.aux.detach(), self.pose)
 
 
 class TrainingStep:
@@ -100,7 +106,7 @@ class TrainingStep:
             grad_points=now.stage.grad_points,
             generator=random,
         )
-        return Images(rendering.image, rendering.aux_image)
+        return Images(rendering.image, rendering.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT)
 
     def generate_without_gradient(self, batch: int, now: Moment) -> Images:
         with torch.no_grad():
@@ -110,8 +116,8 @@ class TrainingStep:
         """Logistic loss of both discriminators and, when due, R1 on the real images, which both of them see."""
         weight = now.stage.aux_weight
         real = real.detach().requires_grad_(now.r1_now)
-        real_main, real_aux = self.discriminate(real, real if weight > 0 else None, now, exact=now.r1_now)
-        fake_main, fake_aux = self.discriminate(fake.main, fake.aux, now)
+        real_main, real_aux, _ = self.discriminate(real, real if weight > 0 else None, now, exact=now.r1_now)
+        fake_main, fake_aux, poses = self.discriminate(fake.main, fake.aux, now)
         loss = logistic_discriminator_loss(real_main, fake_main)
         report.scalars["d/loss"] = loss.detach()
         report.scalars["d/real"] = real_main.detach().mean()
@@ -126,32 +132,45 @@ class TrainingStep:
             if real_aux is not None:
                 penalty = penalty + r1_penalty(real_aux, real)
             loss = loss + 0.5 * self.config.r1_gamma * self.config.r1_every * penalty
-        return loss
+        return loss + self.weighted_pose_loss("d", poses, fake, now, report)
 
     def generator_loss(self, fake: Images, now: Moment, report: StepReport) -> Tensor:
         """Non-saturating loss of the image and of the auxiliary image."""
-        fake_main, fake_aux = self.discriminate(fake.main, fake.aux, now)
+        fake_main, fake_aux, poses = self.discriminate(fake.main, fake.aux, now)
         loss = nonsaturating_generator_loss(fake_main)
         report.scalars["g/loss"] = loss.detach()
         if fake_aux is not None:
             aux_loss = nonsaturating_generator_loss(fake_aux)
             report.scalars["g/aux_loss"] = aux_loss.detach()
             loss = loss + now.stage.aux_weight * aux_loss
-        return loss
+        return loss + self.weighted_pose_loss("g", poses, fake, now, report)
+
+    def weighted_pose_loss(
+        self, network: str, poses: list[Tensor], fake: Images, now: Moment, report: StepReport
+    ) -> Tensor | float:
+        """The pose losses of all discriminators that predict poses; 0 where the stage has none."""
+        if now.stage.pose_weight == 0:
+            return 0.0
+        loss = torch.stack([pose_loss(predicted, fake.pose) for predicted in poses]).sum()
+        report.scalars[f"{network}/pose_loss"] = loss.detach()
+        return now.stage.pose_weight * loss
 
     def discriminate(
         self, image: Tensor, aux_image: Tensor | None, now: Moment, *, exact: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits of both discriminators; `exact` keeps float32, which R1's second derivative needs."""
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Logits of both discriminators, and the poses that they predict.
+
+        `exact` keeps float32, which R1's second derivative needs.
+        """
         random = self.state.random
         image = diff_augment(image, now.stage.diff_augment, generator=random)
         dtype = None if exact else amp_dtype(self.config.amp.discriminator)
         with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
-            if aux_image is None:
-                return self.state.discriminator(image, fade=now.fade).float(), None
-            aux_image = diff_augment(aux_image, now.stage.diff_augment, generator=random)
-            main, aux = self.state.discriminator(image, aux_image, fade=now.fade)
-        return main.float(), aux.float()
+            if aux_image is not None:
+                aux_image = diff_augment(aux_image, now.stage.diff_augment, generator=random)
+            main, aux = self.state.discriminator.judge(image, aux_image, now.fade)
+        poses = [part.pose.float() for part in (main, aux) if part is not None and part.pose is not None]
+        return main.logits.float(), None if aux is None else aux.logits.float(), poses
 
     def update(
         self,

@@ -241,6 +241,20 @@ def test_pair() -> None:
     torch.testing.assert_close(aux_logits, discriminator.aux(aux_image, 0.6))
 
 
+def test_poses_are_predicted_beside_the_logits() -> None:
+    channels = channel_table(16, base=64, cap=8)
+    discriminator = Discriminator.from_config(DiscriminatorConfig(channels, channels, predict_pose=True))
+    images = torch.rand(3, 3, 16, 16)
+    main, aux = discriminator.judge(images, images)
+    assert aux is not None
+    for judgement in (main, aux):
+        assert judgement.logits.shape == (3, 1)
+        assert judgement.pose is not None and judgement.pose.shape == (3, 2)
+    assert torch.equal(discriminator(images), main.logits)
+    plain = Discriminator.from_config(DiscriminatorConfig(channels, channels))
+    assert plain.judge(images)[0].pose is None
+
+
 def test_aux_image_needs_an_aux_part() -> None:
     discriminator = Discriminator.from_config(DiscriminatorConfig(main_channels=CHANNELS, aux_channels=None))
     assert discriminator.aux is None

@@ -86,6 +86,11 @@ def test_impossible_values_are_named(change: dict[str, int], words: str) -> None
         settled(replace(TINY, **change))
 
 
+def test_pose_loss_needs_predicted_poses() -> None:
+    with pytest.raises(UserError, match="--discriminator.predict-pose"):
+        settled(replace(TINY, discriminator=replace(TINY.discriminator, predict_pose=False)))
+
+
 def test_accumulation_must_divide_the_batch() -> None:
     stage = replace(TINY.stages[0], accumulation=3)
     with pytest.raises(UserError, match="multiple"):

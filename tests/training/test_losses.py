@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cips3d.training.losses import logistic_discriminator_loss, nonsaturating_generator_loss, r1_penalty
+from cips3d.training.losses import logistic_discriminator_loss, nonsaturating_generator_loss, pose_loss, r1_penalty
 
 LN_2 = math.log(2)
 
@@ -30,6 +30,14 @@ def test_logits_far_out_stay_finite() -> None:
     far = torch.tensor([[-200.0], [200.0]])
     assert nonsaturating_generator_loss(far).item() == pytest.approx(100.0)
     assert logistic_discriminator_loss(far, far).item() == pytest.approx(200.0)
+
+
+def test_pose_loss_by_hand() -> None:
+    predicted = torch.tensor([[0.1, 0.0], [0.0, -0.2]], requires_grad=True)
+    loss = pose_loss(predicted, torch.tensor([[0.3, 0.0], [0.0, 0.2]]))
+    assert loss.item() == pytest.approx((0.2**2 + 0.4**2) / 4)
+    loss.backward()
+    torch.testing.assert_close(predicted.grad, torch.tensor([[-0.1, 0.0], [0.0, -0.2]]))
 
 
 def test_losses_pull_the_right_way() -> None:

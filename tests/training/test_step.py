@@ -61,6 +61,39 @@ def test_generator_fools_a_fixed_discriminator(small_config: TrainConfig) -> Non
     assert last.scalars["g/loss"] < first.scalars["g/loss"]
 
 
+def test_discriminators_learn_the_cameras(small_config: TrainConfig) -> None:
+    """On images that do not change, both discriminators' predictions come nearer to the cameras."""
+    config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True))
+    now = moment(replace(config, stages=(replace(config.stages[0], pose_weight=15.0),)), 1)  # no R1 at step 1
+    state = TrainingState(config, Processes())
+    step = TrainingStep(state, config)
+    fake = step.generate_without_gradient(4, now)
+    optimizer = torch.optim.Adam(state.discriminator.parameters(), lr=1e-2)
+    reports = []
+    for _ in range(60):
+        reports.append(StepReport())
+        optimizer.zero_grad()
+        step.discriminator_loss(real_images(), fake, now, reports[-1]).backward()
+        optimizer.step()
+    assert reports[-1].scalars["d/pose_loss"] < 0.7 * reports[0].scalars["d/pose_loss"]
+    _, _, poses = step.discriminate(fake.main, fake.aux, now)
+    assert [tuple(predicted.shape) for predicted in poses] == [(4, 2), (4, 2)]  # the main and the auxiliary one's
+
+
+def test_pose_loss_reaches_the_generator(small_config: TrainConfig) -> None:
+    config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True))
+    gradients = []
+    for weight in (0.0, 15.0):
+        now = moment(replace(config, stages=(replace(config.stages[0], pose_weight=weight),)), 0)
+        state = TrainingState(config, Processes())
+        step = TrainingStep(state, config)
+        step.generator_loss(step.generate(4, now), now, StepReport()).backward()
+        gradients.append(
+            torch.cat([p.grad.reshape(-1) for p in state.generator.nerf.parameters() if p.grad is not None])
+        )
+    assert not torch.allclose(*gradients, rtol=1e-2)
+
+
 def test_without_auxiliary_discriminator(small_config: TrainConfig) -> None:
     before = TrainingState(small_config, Processes())
     state, report = run(small_config, aux_weight=0.0)
