@@ -1,0 +1,161 @@
+"""The compiled kernels: whether they are there, which tensors they take, and how they are called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# The values are the contract with `DType` in csrc/numeric.h.
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_compiled: ModuleType | None = None
+_why_not_compiled: str | None = None
+try:
+    from cips3d import _cuda as _compiled  # type: ignore[attr-defined, no-redef, unused-ignore]
+except ImportError as error:
+    _why_not_compiled = (
+        "cips3d was installed without compiled kernels (no CUDA compiler was found, or CIPS3D_CUDA=0)"
+        if "_cuda" in str(error) and "cannot import name" in str(error)
+        else f"the compiled kernels cannot be loaded: {error}"
+    )
+
+_emulated: ModuleType | None = None  # stands in for the compiled module on CPU tensors
+_disabled = False
+
+
+def compiled() -> ModuleType | None:
+    """The module that nvcc compiled, or None (see `why_not_compiled`)."""
+    return _compiled
+
+
+def why_not_compiled() -> str | None:
+    """Why `compiled` is None, in a sentence; None if it is there."""
+    return _why_not_compiled
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """Why the kernels do not run on a device, in a sentence; None if they do."""
+    if device.type == "cpu" and _emulated is not None:
+        return None
+    if device.type != "cuda":
+        return f"the kernels are for CUDA devices, not for {device.type!r}"
+    if _compiled is None:
+        return _why_not_compiled
+    index = torch.cuda.current_device() if device.index is None else device.index
+    major, minor = torch.cuda.get_device_capability(index)
+    if runs_on_capability(_compiled.architectures, major, minor):
+        return None
+    return (
+        f"the kernels were compiled for {_compiled.architectures}, which a device of compute capability "
+        f"{major}.{minor} cannot run; install again with CIPS3D_CUDA_ARCHS={major}{minor}"
+    )
+
+
+def runs_on_capability(architectures: str, major: int, minor: int) -> bool:
+    """Whether code for `architectures` ("80;90+PTX") runs on a compute capability.
+
+    Machine code runs on its own major version from its minor version on; PTX on everything from its version on.
+    """
+    for architecture in filter(None, architectures.split(";")):
+        number = int(architecture.removesuffix("+PTX").rstrip("af"))
+        if number // 10 == major and number % 10 <= minor:
+            return True
+        if architecture.endswith("+PTX") and (major, minor) >= (number // 10, number % 10):
+            return True
+    return False
+
+
+_ready: dict[int, bool] = {}  # CUDA device -> whether the kernels run there
+
+
+@torch.compiler.assume_constant_result
+def _runs_on_cuda(index: int) -> bool:
+    if index not in _ready:
+        reason = why_not_on(torch.device("cuda", index))
+        _ready[index] = reason is None
+        if reason is not None:
+            warnings.warn(f"cips3d computes with plain PyTorch on cuda:{index}: {reason}", RuntimeWarning, stacklevel=4)
+    return _ready[index]
+
+
+def take(x: Tensor) -> bool:
+    """Whether the kernels compute on a tensor's device and dtype; else the plain PyTorch reference does.
+
+    The kernels know float32, float16 and bfloat16 on CUDA devices; float64 is always the reference's, and so is
+    everything inside `disabled`. Where compiled kernels are missing on a CUDA device, a warning says so once.
+    """
+    if x.dtype not in DTYPE_CODES or _disabled:
+        return False
+    if x.device.type == "cuda":
+        return _runs_on_cuda(x.device.index)
+    return _emulated is not None and x.device.type == "cpu"
+
+
+@contextmanager
+def emulation(module: ModuleType) -> Iterator[None]:
+    """Inside, `module`, the kernels compiled for a CPU, takes CPU tensors as the compiled kernels take CUDA tensors."""
+    global _emulated
+    before, _emulated = _emulated, module
+    try:
+        yield
+    finally:
+        _emulated = before
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Inside, every op is computed by its plain PyTorch reference: to compare, or to look for a mistake."""
+    global _disabled
+    before, _disabled = _disabled, True
+    try:
+        yield
+    finally:
+        _disabled = before
+
+
+def module_for(device: torch.device) -> ModuleType:
+    """The module whose launchers run on a device."""
+    module = _compiled if device.type == "cuda" else _emulated
+    if module is None:
+        raise RuntimeError(f"no kernels on {device}: {why_not_on(device)}")
+    return module
+
+
+def launch(launcher: str, *arguments: Tensor | float | bool | torch.dtype | None) -> None:
+    """Call a launcher of the compiled module on the current stream of the tensors' device.
+
+    Tensors go in as addresses (None as 0), dtypes as codes. The tensors have to be contiguous and on one device; they
+    stay alive until the launcher has returned, and the stream's order does the rest.
+
+    Raises:
+        RuntimeError: the launch was refused; the message names the launcher and the tensors.
+    """
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    device = tensors[0].device
+    for tensor in tensors:
+        if tensor.device != device or not tensor.is_contiguous():
+            raise RuntimeError(f"{launcher}: tensors must be contiguous and on one device: {_described(tensors)}")
+    index, stream = 0, 0
+    if device.type == "cuda":
+        index, stream = device.index, torch.cuda.current_stream(device).cuda_stream
+    try:
+        getattr(module_for(device), launcher)(index, stream, *map(_argument, arguments))
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(f"{launcher}: {error} ({_described(tensors)})") from error
+
+
+def _argument(value: Tensor | float | bool | torch.dtype | None) -> float:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, torch.dtype):
+        return DTYPE_CODES[value]
+    return 0 if value is None else value
+
+
+def _described(tensors: list[Tensor]) -> str:
+    return ", ".join(f"{list(t.shape)} strides {list(t.stride())} {t.dtype} {t.device}" for t in tensors)

@@ -1,0 +1,66 @@
+"""Registration of ops with PyTorch's dispatcher: one schema, the kernel, its reference, the fake and the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cips3d.ops import kernels
+
+NAMESPACE = "cips3d"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+@dataclass(frozen=True)
+class Op:
+    """A registered op; calling it goes through the dispatcher."""
+
+    name: str
+    schema: str
+    overload: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.overload(*arguments)
+
+
+OPS: dict[str, Op] = {}
+
+
+def define(
+    schema: str,
+    *,
+    kernel: Callable[..., Any],
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Op:
+    """Register `torch.ops.cips3d.<name>`.
+
+    Args:
+        schema: "name(Tensor x, ...) -> Tensor"; the first argument is a tensor.
+        kernel: computes with launchers of the compiled module where `kernels.take(first argument)`.
+        reference: the same in plain PyTorch, for all other tensors; its outputs are no views of its inputs.
+        fake: shapes, dtypes and devices of the outputs (contiguous), without data; shares its checks with the others.
+        setup_context, backward: as in `torch.library.register_autograd`. A backward made of registered ops is itself
+            differentiable.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def run(first: Tensor, *arguments: Any) -> Any:
+        return (kernel if kernels.take(first) else reference)(first, *arguments)
+
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, run, key)
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    op = Op(name, schema, getattr(getattr(torch.ops, NAMESPACE), name).default)
+    OPS[name] = op
+    return op

@@ -1,0 +1,66 @@
+// The Python module: one line a launcher. It knows nothing of torch; cips3d/ops/kernels.py hands it addresses.
+#include <pybind11/pybind11.h>
+
+#include "ops.h"
+
+#ifndef CIPS3D_MODULE
+#define CIPS3D_MODULE _cuda
+#endif
+#ifndef CIPS3D_ARCHITECTURES
+#define CIPS3D_ARCHITECTURES ""
+#endif
+
+namespace py = pybind11;
+
+namespace cips3d {
+namespace {
+
+// Makes a device current, and the one before it again at the end.
+class DeviceGuard {
+#if defined(CIPS3D_EMULATED)
+ public:
+  explicit DeviceGuard(int) {}
+#else
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_));
+    if (device != before_) check(cudaSetDevice(device));
+    changed_ = device != before_;
+  }
+  ~DeviceGuard() {
+    if (changed_) (void)cudaSetDevice(before_);  // a destructor cannot report; the next call would
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  static void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  }
+  int before_ = 0;
+  bool changed_ = false;
+#endif
+};
+
+// Binds a launcher as name(device, stream, ...).
+template <class... Arguments>
+void bind(py::module_& module, const char* name, void (*launcher)(cudaStream_t, Arguments...)) {
+  module.def(name, [launcher](int device, uintptr_t stream, Arguments... arguments) {
+    const DeviceGuard guard(device);
+    launcher(reinterpret_cast<cudaStream_t>(stream), arguments...);
+  });
+}
+
+}  // namespace
+}  // namespace cips3d
+
+PYBIND11_MODULE(CIPS3D_MODULE, module) {
+  using namespace cips3d;
+  module.attr("architectures") = CIPS3D_ARCHITECTURES;
+  bind(module, "bias_leaky_relu", bias_leaky_relu);
+  bind(module, "bias_leaky_relu_backward", bias_leaky_relu_backward);
+  module.def("bias_leaky_relu_parts", bias_leaky_relu_parts);
+#if defined(CIPS3D_EMULATED)
+  module.def("set_schedule", emulation::set_schedule);
+#endif
+}

@@ -1,0 +1,52 @@
+// Element types and vector access that kernels share.
+#pragma once
+#include "runtime.h"
+
+namespace cips3d {
+
+// The dtypes of the Python side; the values are the contract with cips3d/ops/kernels.py.
+enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ half from_float<half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+// N elements that move in one instruction where N * sizeof(T) is 4, 8 or 16 bytes.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vector {
+  T value[N];
+};
+
+// Elements of T in the widest access of 16 bytes.
+template <class T>
+constexpr int kVectorWidth = 16 / sizeof(T);
+
+// Calls f with a value of the element type, so that `f` can be instantiated for it.
+template <class F>
+void for_dtype(int dtype, F f) {
+  switch (static_cast<DType>(dtype)) {
+    case DType::kFloat32: return f(float{});
+    case DType::kFloat16: return f(half{});
+    case DType::kBFloat16: return f(bfloat16{});
+  }
+  throw std::invalid_argument("dtype code " + std::to_string(dtype) + " is not known");
+}
+
+inline bool aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+}  // namespace cips3d

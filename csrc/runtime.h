@@ -1,0 +1,84 @@
+// What every kernel file includes: the CUDA language and a few additions to it, under nvcc and in the emulation alike.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "emulation/cuda.h"
+#endif
+
+namespace cips3d {
+
+using half = __half;
+using bfloat16 = __nv_bfloat16;
+
+constexpr size_t kSharedAlignment = 16;  // bytes; what cp.async and ldmatrix need
+
+// Bytes that SharedArrays::take<T>(count) uses: for the host, to size a launch.
+template <class T>
+constexpr size_t shared_bytes(size_t count) {
+  return (count * sizeof(T) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+}
+
+// Arrays carved out of dynamic shared memory, in the same order by every thread.
+// Under nvcc one pointer that moves on; in the emulation every array has red zones of its own.
+class SharedArrays {
+ public:
+#if defined(__CUDACC__)
+  __device__ __forceinline__ SharedArrays() {
+    extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+    next_ = dynamic_shared_memory;
+  }
+  template <class T>
+  __device__ __forceinline__ T* take(size_t count) {
+    T* array = reinterpret_cast<T*>(next_);
+    next_ += shared_bytes<T>(count);
+    return array;
+  }
+
+ private:
+  unsigned char* next_;
+#else
+  template <class T>
+  T* take(size_t count) {
+    return reinterpret_cast<T*>(emulation::shared_array(count * sizeof(T), taken_++));
+  }
+
+ private:
+  unsigned taken_ = 0;
+#endif
+};
+
+// launch(kernel<A, B>, grid, block, shared bytes, stream, arguments...): `kernel<<<...>>>` that checks itself and that
+// a C++ compiler can read. Throws std::runtime_error where the launch was refused.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+            Arguments... arguments) {
+#if defined(__CUDACC__)
+  constexpr size_t kAlwaysAllowed = 48 * 1024;
+  cudaError_t error = cudaSuccess;
+  if (shared > kAlwaysAllowed)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+#else
+  (void)stream;
+  emulation::run_grid(grid, block, shared, [=] { kernel(static_cast<Parameters>(arguments)...); });
+#endif
+}
+
+template <class T>
+constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace cips3d
