@@ -52,7 +52,7 @@ class DiscriminatorConfig:
     aux_minibatch_std_group: int = 0
     """the same for the auxiliary discriminator"""
     predict_pose: bool = False
-    """both also predict the camera that an image was rendered from, which the pose loss needs"""
+    """the main discriminator also predicts the camera that an image was rendered from, which the pose loss needs"""
 
     def __post_init__(self) -> None:
         for name, channels in (("main_channels", self.main_channels), ("aux_channels", self.aux_channels)):
@@ -260,13 +260,12 @@ class Discriminator(nn.Module):
     def from_config(cls, config: DiscriminatorConfig) -> Discriminator:
         """Random weights; the auxiliary part's blocks halve the resolution in their first convolution."""
         channels, aux_channels = config.main_channels, config.aux_channels
-        pose = config.predict_pose
-        main = ImageDiscriminator(max(channels), channels, config.main_minibatch_std_group, predict_pose=pose)
+        group = config.main_minibatch_std_group
+        main = ImageDiscriminator(max(channels), channels, group, predict_pose=config.predict_pose)
         if aux_channels is None:
             return cls(main)
         group = config.aux_minibatch_std_group
-        aux = ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True, predict_pose=pose)
-        return cls(main, aux)
+        return cls(main, ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True))
 
     @overload
     def forward(self, image: Tensor, aux_image: None = None, fade: float = 1.0) -> Tensor: ...

@@ -39,7 +39,7 @@ class Stage:
     aux_weight: float = 1.0
     """weight of the auxiliary discriminator's losses; 0 switches it off"""
     pose_weight: float = 0.0
-    """weight of the pose loss of each discriminator (--discriminator.predict-pose); 0: none"""
+    """weight of the pose loss (needs --discriminator.predict-pose); 0: none"""
     freeze_nerf: bool = False
     """freeze the NeRF, its mapping and the auxiliary colour layer, from their averages (EMA) so far"""
     fade_steps: int = 0
@@ -219,7 +219,7 @@ def check_stage(stage: Stage, config: TrainConfig) -> None:
         raise UserError("--reuse-fakes keeps a whole batch in memory; leave it out, or accumulation at 1")
     if stage.pose_weight > 0 and not config.discriminator.predict_pose:
         raise UserError(
-            f"pose_weight {stage.pose_weight} needs discriminators that predict poses; "
+            f"pose_weight {stage.pose_weight} needs a discriminator that predicts poses; "
             "pass --discriminator.predict-pose, or set the stage's pose_weight to 0"
         )
     largest = max(config.discriminator.main_channels)

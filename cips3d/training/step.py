@@ -117,7 +117,7 @@ class TrainingStep:
         weight = now.stage.aux_weight
         real = real.detach().requires_grad_(now.r1_now)
         real_main, real_aux, _ = self.discriminate(real, real if weight > 0 else None, now, exact=now.r1_now)
-        fake_main, fake_aux, poses = self.discriminate(fake.main, fake.aux, now)
+        fake_main, fake_aux, pose = self.discriminate(fake.main, fake.aux, now)
         loss = logistic_discriminator_loss(real_main, fake_main)
         report.scalars["d/loss"] = loss.detach()
         report.scalars["d/real"] = real_main.detach().mean()
@@ -132,33 +132,33 @@ class TrainingStep:
             if real_aux is not None:
                 penalty = penalty + r1_penalty(real_aux, real)
             loss = loss + 0.5 * self.config.r1_gamma * self.config.r1_every * penalty
-        return loss + self.weighted_pose_loss("d", poses, fake, now, report)
+        return loss + self.weighted_pose_loss("d", pose, fake, now, report)
 
     def generator_loss(self, fake: Images, now: Moment, report: StepReport) -> Tensor:
         """Non-saturating loss of the image and of the auxiliary image."""
-        fake_main, fake_aux, poses = self.discriminate(fake.main, fake.aux, now)
+        fake_main, fake_aux, pose = self.discriminate(fake.main, fake.aux, now)
         loss = nonsaturating_generator_loss(fake_main)
         report.scalars["g/loss"] = loss.detach()
         if fake_aux is not None:
             aux_loss = nonsaturating_generator_loss(fake_aux)
             report.scalars["g/aux_loss"] = aux_loss.detach()
             loss = loss + now.stage.aux_weight * aux_loss
-        return loss + self.weighted_pose_loss("g", poses, fake, now, report)
+        return loss + self.weighted_pose_loss("g", pose, fake, now, report)
 
     def weighted_pose_loss(
-        self, network: str, poses: list[Tensor], fake: Images, now: Moment, report: StepReport
+        self, network: str, predicted: Tensor | None, fake: Images, now: Moment, report: StepReport
     ) -> Tensor | float:
-        """The pose losses of all discriminators that predict poses; 0 where the stage has none."""
-        if now.stage.pose_weight == 0:
+        """How well the main discriminator reads the cameras off generated images, weighted; 0 in stages without."""
+        if now.stage.pose_weight == 0 or predicted is None:
             return 0.0
-        loss = torch.stack([pose_loss(predicted, fake.pose) for predicted in poses]).sum()
+        loss = pose_loss(predicted, fake.pose)
         report.scalars[f"{network}/pose_loss"] = loss.detach()
         return now.stage.pose_weight * loss
 
     def discriminate(
         self, image: Tensor, aux_image: Tensor | None, now: Moment, *, exact: bool = False
-    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Logits of both discriminators, and the poses that they predict.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits of both discriminators, and the poses that the main one predicts.
 
         `exact` keeps float32, which R1's second derivative needs.
         """
@@ -169,8 +169,8 @@ class TrainingStep:
             if aux_image is not None:
                 aux_image = diff_augment(aux_image, now.stage.diff_augment, generator=random)
             main, aux = self.state.discriminator.judge(image, aux_image, now.fade)
-        poses = [part.pose.float() for part in (main, aux) if part is not None and part.pose is not None]
-        return main.logits.float(), None if aux is None else aux.logits.float(), poses
+        pose = None if main.pose is None else main.pose.float()
+        return main.logits.float(), None if aux is None else aux.logits.float(), pose
 
     def update(
         self,

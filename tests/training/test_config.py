@@ -87,7 +87,7 @@ def test_impossible_values_are_named(change: dict[str, int], words: str) -> None
 
 
 def test_pose_loss_needs_predicted_poses() -> None:
-    with pytest.raises(UserError, match="--discriminator.predict-pose"):
+    with pytest.raises(UserError, match=r"--discriminator\.predict-pose"):
         settled(replace(TINY, discriminator=replace(TINY.discriminator, predict_pose=False)))
 
 

@@ -61,13 +61,14 @@ def test_generator_fools_a_fixed_discriminator(small_config: TrainConfig) -> Non
     assert last.scalars["g/loss"] < first.scalars["g/loss"]
 
 
-def test_discriminators_learn_the_cameras(small_config: TrainConfig) -> None:
-    """On images that do not change, both discriminators' predictions come nearer to the cameras."""
+def test_discriminator_learns_the_cameras(small_config: TrainConfig) -> None:
+    """On images that do not change, the main discriminator's predictions come nearer to the cameras."""
     config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True))
     now = moment(replace(config, stages=(replace(config.stages[0], pose_weight=15.0),)), 1)  # no R1 at step 1
     state = TrainingState(config, Processes())
     step = TrainingStep(state, config)
-    fake = step.generate_without_gradient(4, now)
+    # Pictures that differ more than those of a generator that has learned nothing.
+    fake = replace(step.generate_without_gradient(4, now), main=real_images().flip(1))
     optimizer = torch.optim.Adam(state.discriminator.parameters(), lr=1e-2)
     reports = []
     for _ in range(60):
@@ -75,9 +76,10 @@ def test_discriminators_learn_the_cameras(small_config: TrainConfig) -> None:
         optimizer.zero_grad()
         step.discriminator_loss(real_images(), fake, now, reports[-1]).backward()
         optimizer.step()
-    assert reports[-1].scalars["d/pose_loss"] < 0.7 * reports[0].scalars["d/pose_loss"]
-    _, _, poses = step.discriminate(fake.main, fake.aux, now)
-    assert [tuple(predicted.shape) for predicted in poses] == [(4, 2), (4, 2)]  # the main and the auxiliary one's
+    assert reports[-1].scalars["d/pose_loss"] < 0.3 * reports[0].scalars["d/pose_loss"]
+    _, _, predicted = step.discriminate(fake.main, fake.aux, now)
+    assert predicted is not None
+    assert predicted.shape == (4, 2)
 
 
 def test_pose_loss_reaches_the_generator(small_config: TrainConfig) -> None:
