@@ -6,8 +6,11 @@ namespace cips3d {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kVectorsAThread = 4;  // independent loads in flight
-constexpr int kPartThreads = 256;   // threads that add up one part of a channel
+constexpr int kPartThreads = 256;  // threads that add up one part of a channel
+
+// Independent loads in flight; fewer with 64-bit indices, which take the registers.
+template <class Index>
+constexpr int kVectorsAThread = sizeof(Index) == 4 ? 4 : 1;
 
 // y = gain * lrelu(x + bias), or with a sign tensor, y = gain * slope(sign) * (x + bias), slope 1 where sign > 0.
 template <class T, int N, class Index, bool kBySign>
@@ -17,10 +20,11 @@ __global__ void __launch_bounds__(kThreads)
                     const T* __restrict__ sign,  // [B, C, inner], only with kBySign
                     T* __restrict__ y,           // [B, C, inner]
                     Index vectors, Index channels, Index inner, float slope, float gain) {
-  const Index first = static_cast<Index>(blockIdx.x) * (kThreads * kVectorsAThread) + threadIdx.x;
-  Vector<T, N> in[kVectorsAThread], signs[kVectorsAThread];
+  constexpr int kVectors = kVectorsAThread<Index>;
+  const Index first = static_cast<Index>(blockIdx.x) * (kThreads * kVectors) + threadIdx.x;
+  Vector<T, N> in[kVectors], signs[kVectors];
 #pragma unroll
-  for (int k = 0; k < kVectorsAThread; k++) {
+  for (int k = 0; k < kVectors; k++) {
     const Index i = first + k * kThreads;
     if (i < vectors) {
       in[k] = reinterpret_cast<const Vector<T, N>*>(x)[i];
@@ -28,7 +32,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 #pragma unroll
-  for (int k = 0; k < kVectorsAThread; k++) {
+  for (int k = 0; k < kVectors; k++) {
     const Index i = first + k * kThreads;
     if (i >= vectors) continue;
     // N divides inner: all elements of a vector have one channel.
@@ -132,7 +136,7 @@ void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Po
       for_index(batch * channels * inner, [&](auto index) {
         using Index = decltype(index);
         const auto kernel = sign_ ? activate_kernel<T, N, Index, true> : activate_kernel<T, N, Index, false>;
-        const dim3 grid(blocks_for(vectors, kThreads * kVectorsAThread));
+        const dim3 grid(blocks_for(vectors, kThreads * kVectorsAThread<Index>));
         launch(kernel, grid, kThreads, 0, stream, x_, bias_, sign_, y_, vectors, channels, inner, slope, gain);
       });
     });

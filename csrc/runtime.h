@@ -20,9 +20,9 @@ using bfloat16 = __nv_bfloat16;
 
 constexpr size_t kSharedAlignment = 16;  // bytes; what cp.async and ldmatrix need
 
-// Bytes that SharedArrays::take<T>(count) uses: for the host, to size a launch.
+// Bytes that SharedArrays::take<T>(count) uses; the host sizes a launch with it.
 template <class T>
-constexpr size_t shared_bytes(size_t count) {
+__host__ __device__ constexpr size_t shared_bytes(size_t count) {
   return (count * sizeof(T) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
 }
 
@@ -76,8 +76,34 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
 #endif
 }
 
+constexpr size_t kSharedOverhead = 1024;  // bytes of shared memory that every block takes besides its own
+
+// What a launcher needs to cut its work.
+struct DeviceLimits {
+  int multiprocessors;
+  size_t shared_block, shared_multiprocessor;  // bytes of shared memory
+};
+
+// Of the current device; the emulation is a small GPU with the shared memory of compute capability 9.0.
+inline DeviceLimits device_limits() {
+#if defined(__CUDACC__)
+  int device = 0, multiprocessors = 0, block = 0, multiprocessor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return {multiprocessors, static_cast<size_t>(block), static_cast<size_t>(multiprocessor)};
+#else
+  return {2, 232448, 233472};
+#endif
+}
+
 template <class T>
-constexpr T ceil_div(T a, T b) {
+__host__ __device__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -19,7 +20,7 @@ try:
     from cips3d import _cuda as _compiled  # type: ignore[attr-defined, no-redef, unused-ignore]
 except ImportError as error:
     _why_not_compiled = (
-        "cips3d was installed without compiled kernels (no CUDA compiler was found, or CIPS3D_CUDA=0)"
+        f"this copy of cips3d ({Path(__file__).parents[1]}) has no compiled kernels; install it where nvcc is found"
         if "_cuda" in str(error) and "cannot import name" in str(error)
         else f"the compiled kernels cannot be loaded: {error}"
     )
