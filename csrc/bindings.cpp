@@ -60,6 +60,32 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind(module, "bias_leaky_relu", bias_leaky_relu);
   bind(module, "bias_leaky_relu_backward", bias_leaky_relu_backward);
   module.def("bias_leaky_relu_parts", bias_leaky_relu_parts);
+  bind(module, "modulated_epilogue", modulated_epilogue);
+  bind(module, "modulated_epilogue_backward", modulated_epilogue_backward);
+  module.def("modulated_epilogue_parts", modulated_epilogue_parts);
+  bind(module, "upfirdn2d_four_taps", upfirdn2d_four_taps);
+  bind(module, "upfirdn2d_filter", upfirdn2d_filter);
+  bind(module, "accumulate", accumulate);
+  bind(module, "accumulate_backward", accumulate_backward);
+  bind(module, "composite", composite);
+  bind(module, "composite_backward", composite_backward);
+  bind(module, "importance", importance);
+  bind(module, "stratified_points", stratified_points);
+  bind(module, "ray_points_backward", ray_points_backward);
+  bind(module, "film_siren", film_siren);
+  module.def("film_siren_workspace", film_siren_workspace);
+  bind(module, "film_siren_slope", film_siren_slope);
+  bind(module, "film_siren_input_gradient", film_siren_input_gradient);
+  module.def("film_siren_backward_workspace", film_siren_backward_workspace);
+  bind(module, "film_siren_weight_gradient", film_siren_weight_gradient);
+  module.def("film_siren_weight_gradient_parts", film_siren_weight_gradient_parts);
+  bind(module, "film_siren_points", film_siren_points);
+  bind(module, "film_siren_points_backward", film_siren_points_backward);
+  module.def("film_siren_points_tiles", film_siren_points_tiles);
+  module.def("film_siren_points_parts", film_siren_points_parts);
+  bind(module, "render_rays", render_rays);
+  bind(module, "render_rays_backward", render_rays_backward);
+  module.def("render_rays_gradient_size", render_rays_gradient_size);
 #if defined(CIPS3D_EMULATED)
   module.def("set_schedule", emulation::set_schedule);
 #endif

@@ -37,4 +37,116 @@ void bias_leaky_relu_backward(cudaStream_t stream, int dtype, Pointer dy, Pointe
                               Pointer db, int64_t batch, int64_t channels, int64_t inner, int64_t parts, double slope,
                               double gain);
 
+// accumulate.cu: weights [rays, samples] float32; values [rays, samples, channels] and sums [rays, channels] of dtype.
+void accumulate(cudaStream_t stream, int dtype, Pointer weights, Pointer values, Pointer sums, int64_t rays,
+                int64_t samples, int64_t channels);
+void accumulate_backward(cudaStream_t stream, int dtype, Pointer grad, Pointer weights, Pointer values,
+                         Pointer grad_weights, Pointer grad_values, int64_t rays, int64_t samples, int64_t channels);
+
+// composite.cu: S = coarse rows as evaluated, then N - S fine ones; N = samples front to back, at order[i] [rays, N].
+// density [rays, S], fine_density [rays, N - S], depths, noise and weights [rays, N], depth, transmittance and opacity
+// [rays] are float32; features [rays, S, channels], fine_features [rays, N - S, channels] and sums [rays, channels] of
+// dtype. Gradients out_* have the shape of what they belong to. workspace [2, rays, N] float32 where N > 32.
+void composite(cudaStream_t stream, int dtype, Pointer density, Pointer fine_density, Pointer depths, Pointer order,
+               Pointer noise, Pointer features, Pointer fine_features, Pointer sums, Pointer depth, Pointer weights,
+               Pointer transmittance, Pointer opacity, int64_t rays, int64_t coarse, int64_t samples, int64_t channels,
+               bool softplus, bool last_back, bool white_back);
+void composite_backward(cudaStream_t stream, int dtype, Pointer density, Pointer fine_density, Pointer depths,
+                        Pointer order, Pointer noise, Pointer features, Pointer fine_features, Pointer grad_sums,
+                        Pointer grad_depth, Pointer grad_weights, Pointer grad_transmittance, Pointer grad_opacity,
+                        Pointer out_density, Pointer out_fine_density, Pointer out_depths, Pointer out_features,
+                        Pointer out_fine_features, Pointer workspace, int64_t rays, int64_t coarse, int64_t samples,
+                        int64_t channels, bool softplus, bool last_back, bool white_back);
+
+// film_siren.cu: a sine layer. x [batch, rows, in], y [batch, rows, out]; weight [batch or 1, out, in], bias [batch or
+// 1, out], gain and shift [batch, out] or null, all float32; `shared`: one weight and bias. workspace: as many bytes as
+// film_siren_workspace says. fast: products of 16-bit numbers.
+int64_t film_siren_workspace(int64_t batch, int in, int out, bool shared);
+void film_siren(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer weight, Pointer bias, Pointer gain,
+                Pointer shift, Pointer workspace, Pointer y, int64_t batch, int64_t rows, int in, int out, bool shared);
+
+// film_siren_backward.cu: dy, slope [batch, rows, out], dx [batch, rows, in]; of dtype, but slope bfloat16 where dtype
+// is float32 and fast. The workspace is one for both.
+int64_t film_siren_backward_workspace(int64_t batch, int in, int out, bool shared);
+void film_siren_slope(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer dy, Pointer weight, Pointer bias,
+                      Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch, int64_t rows,
+                      int in, int out, bool shared);
+void film_siren_input_gradient(cudaStream_t stream, int dtype, bool fast, Pointer slope, Pointer weight, Pointer gain,
+                               Pointer workspace, Pointer dx, int64_t batch, int64_t rows, int in, int out,
+                               bool shared);
+
+// film_siren_weight_gradient.cu: partial [parts, batch, out, in] and partial_sum [parts, batch, out] float32.
+int64_t film_siren_weight_gradient_parts(int64_t batch, int64_t rows, int in, int out);
+void film_siren_weight_gradient(cudaStream_t stream, int dtype, bool fast, Pointer slope, Pointer x, Pointer partial,
+                                Pointer partial_sum, int64_t batch, int64_t rows, int in, int out, int64_t parts);
+
+// film_siren_points.cu: the same for in <= 8. y and dy of dtype; x, dx [tiles, batch, rows, in] or null, and partial
+// and partial_sum as above or both null, float32.
+int64_t film_siren_points_tiles(int out);
+int64_t film_siren_points_parts(int64_t batch, int64_t rows, int out);
+void film_siren_points(cudaStream_t stream, int dtype, Pointer x, Pointer weight, Pointer bias, Pointer gain,
+                       Pointer shift, Pointer y, int64_t batch, int64_t rows, int in, int out, bool shared);
+void film_siren_points_backward(cudaStream_t stream, int dtype, Pointer x, Pointer dy, Pointer weight, Pointer bias,
+                                Pointer gain, Pointer shift, Pointer dx, Pointer partial, Pointer partial_sum,
+                                int64_t batch, int64_t rows, int in, int out, int64_t parts, bool shared);
+
+// modulated_epilogue.cu: product, skip, y, modulated [batch, pixels, channels] of dtype; demodulation, next_modulation
+// [batch, channels], rgb_weight [3, channels], rgb and rgb_sum [batch, pixels, 3] float32. Gradients have the shape of
+// what they belong to; partial [batch, parts, 5, channels] float32 where one of the three summed gradients is asked
+// for.
+void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer demodulation, Pointer skip,
+                        Pointer next_modulation, Pointer rgb_weight, Pointer rgb, Pointer y, Pointer modulated,
+                        Pointer rgb_sum, int64_t batch, int64_t pixels, int channels, double slope);
+int64_t modulated_epilogue_parts(int64_t batch, int64_t pixels, int channels);
+void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product, Pointer demodulation, Pointer skip,
+                                 Pointer next_modulation, Pointer rgb_weight, Pointer grad_output,
+                                 Pointer grad_modulated, Pointer grad_rgb, Pointer grad_product,
+                                 Pointer grad_demodulation, Pointer grad_skip, Pointer grad_next_modulation,
+                                 Pointer grad_rgb_weight, Pointer partial, int64_t batch, int64_t pixels, int channels,
+                                 int64_t parts, double slope);
+
+// upfirdn2d.cu: x [planes, height, width]; y [planes, out_height, out_width]; taps float32, turned round where !flip.
+// Along both axes the same 4 taps and factors (1, 1), (2, 1) or (1, 2); an even number of 16-bit elements.
+void upfirdn2d_four_taps(cudaStream_t stream, int dtype, Pointer x, Pointer taps, Pointer y, int64_t planes,
+                         int64_t width, int64_t height, int64_t out_width, int64_t out_height, int64_t up, int64_t down,
+                         int64_t pad_x, int64_t pad_y, bool flip);
+// taps [taps_y, taps_x]; equal dtypes, or one of them float32.
+void upfirdn2d_filter(cudaStream_t stream, int in_dtype, int out_dtype, Pointer x, Pointer taps, Pointer y,
+                      int64_t planes, int64_t width, int64_t out_width, int64_t taps_x, int64_t up_x, int64_t down_x,
+                      int64_t pad_x, int64_t height, int64_t out_height, int64_t taps_y, int64_t up_y, int64_t down_y,
+                      int64_t pad_y, bool flip);
+
+// importance.cu: depths and weights [rays, S], u and fine [rays, F], merged and order [rays, S + F]; order is int64.
+void importance(cudaStream_t stream, Pointer depths, Pointer weights, Pointer u, Pointer fine, Pointer merged,
+                Pointer order, int64_t rays, int64_t coarse_count, int64_t fine_count);
+
+// stratified.cu: depths [images, rays, samples] from u of the same shape, or given where u is 0; with them points
+// [images, rays, samples, 3] from directions [images, rays, 3] and origins of that shape or, shared, [images, 3].
+void stratified_points(cudaStream_t stream, Pointer u, Pointer origins, Pointer directions, Pointer depths,
+                       Pointer points, int64_t images, int64_t rays, int64_t samples, bool shared_origin, double t_near,
+                       double t_far);
+void ray_points_backward(cudaStream_t stream, Pointer grad, Pointer directions, Pointer depths, Pointer grad_origins,
+                         Pointer grad_directions, Pointer grad_depths, int64_t rays, int64_t samples);
+
+// render_rays.cu: origins, directions [images, rays, 3]; draws [images, rays, coarse or fine]; folded layers of `width`
+// and `color` channels; outputs [images, rays, ...].
+void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
+                 Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
+                 Pointer second_weight, Pointer second_bias, Pointer density_weight, Pointer density_bias,
+                 Pointer color_weight, Pointer color_bias, Pointer colors, Pointer weight_sum, Pointer depth,
+                 Pointer weights, Pointer depths, Pointer transmittance, int64_t images, int64_t rays, int coarse,
+                 int fine, int width, int color, double ball_density, double ball_radius, double near, double far,
+                 bool softplus, bool last_back, bool accurate);
+
+// render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, size], sums [images, size].
+int64_t render_rays_gradient_size(int width, int color);
+void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
+                          Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
+                          Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scale,
+                          Pointer first_weight, Pointer first_bias, Pointer second_weight, Pointer second_bias,
+                          Pointer density_weight, Pointer density_bias, Pointer color_weight, Pointer color_bias,
+                          Pointer partial, Pointer sums, Pointer grad_origins, Pointer grad_directions, int64_t images,
+                          int64_t rays, int samples, int width, int color, double ball_density, double ball_radius,
+                          int64_t blocks, bool softplus, bool last_back, bool accurate);
+
 }  // namespace cips3d

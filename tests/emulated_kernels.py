@@ -23,12 +23,17 @@ import pytest
 
 Sanitizer = Literal["address", "thread"]
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+MODULE = "emulated_kernels"
 
-WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-maybe-uninitialized")
-LANGUAGE = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DCIPS3D_EMULATED")
-SANITIZERS: dict[Sanitizer, tuple[str, ...]] = {
-    "address": ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment"),
+# Not what nvcc is silent about (#pragma unroll, threadIdx.x < n), and not what depends on the optimiser.
+SILENT = ("-Wno-unknown-pragmas", "-Wno-sign-compare", "-Wno-maybe-uninitialized", "-Wno-psabi")
+WARNINGS = ("-Wall", "-Wextra", "-Werror", *SILENT)
+FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", f"-I{CSRC}", "-DCIPS3D_EMULATED")
+# Reports do not end the program: a run finds everything there is to find.
+SANITIZE: dict[Sanitizer, tuple[str, ...]] = {
+    "address": ("-fsanitize=address,alignment", "-fsanitize-recover=address,alignment"),
     "thread": ("-fsanitize=thread",),
 }
 
@@ -39,92 +44,108 @@ def compiler() -> str | None:
     return command if shutil.which(shlex.split(command)[0]) else None
 
 
+@functools.cache
+def initialises_locals(command: str) -> bool:
+    """Whether the compiler can fill variables that a kernel forgets to initialise with huge numbers: g++ 12 can."""
+    asked = subprocess.run([*shlex.split(command), "-dumpversion"], capture_output=True, text=True, check=True)
+    return int(asked.stdout.split(".")[0]) >= 12
+
+
 def build(sanitizer: Sanitizer | None = None, sources: Sequence[Path] | None = None) -> Path:
-    """Compile the kernels, as far as they have changed, and return the path of the Python module.
+    """Compile what has changed and return the path of the shared library.
 
     Args:
-        sanitizer: what to compile the kernels with besides.
-        sources: what to compile beside the emulation; by default all of csrc/*.cu and csrc/bindings.cpp.
+        sanitizer: what to instrument the kernels with.
+        sources: what to compile beside the emulation. By default all of csrc/*.cu and csrc/bindings.cpp, which make a
+            Python module.
 
     Raises:
         RuntimeError: there is no compiler, or it reports an error (its text is in the message).
     """
-    sources = [*sorted(CSRC.glob("*.cu")), CSRC / "bindings.cpp"] if sources is None else list(sources)
-    folder = _folder(sanitizer, sources)
+    command = compiler()
+    if command is None:
+        raise RuntimeError("compiling the kernels for a CPU needs g++ 11 or newer, or another C++ compiler in CXX")
+    name = MODULE if sources is None else sources[0].stem
+    sources = [*sorted(CSRC.glob("*.cu")), CSRC / "bindings.cpp"] if sources is None else sources
+    sources = [*sources, *sorted((CSRC / "emulation").glob("*.cpp"))]
+    library = f"{sanitizer or 'plain'}/{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    folder = _folder()
+    manifest = folder / f"{sanitizer or 'plain'}-{name}.ninja"
     with _locked(folder):
-        return _compile(folder, sanitizer, sources)
-
-
-def load(sanitizer: Sanitizer | None = None, sources: Sequence[Path] | None = None) -> ModuleType:
-    """Build and import; skips the test where there is no C++ compiler."""
-    if compiler() is None:
-        pytest.skip("no C++ compiler")
-    return _load(sanitizer, None if sources is None else tuple(sources))
+        manifest.write_text(_manifest(command, library, sources, sanitizer))
+        ninja = [_ninja(), "-C", str(folder), "-f", manifest.name]
+        result = subprocess.run(ninja, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"the kernels do not compile for a CPU:\n{result.stdout[-8000:]}{result.stderr[-2000:]}")
+    return folder / library
 
 
 @functools.cache
-def _load(sanitizer: Sanitizer | None, sources: tuple[Path, ...] | None) -> ModuleType:
-    return import_module(build(sanitizer, sources))
+def load(sanitizer: Sanitizer | None = None) -> ModuleType:
+    """Build the kernels and import them; skips the test where there is no C++ compiler."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler")
+    return import_module(build(sanitizer))
 
 
 def import_module(path: Path) -> ModuleType:
-    """Import a module that `build` has made."""
-    spec = importlib.util.spec_from_file_location(path.name.split(".")[0], path)
+    """Import the Python module that `build` has made."""
+    spec = importlib.util.spec_from_file_location(MODULE, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _compile(folder: Path, sanitizer: Sanitizer | None, sources: Sequence[Path]) -> Path:
-    command = compiler()
-    if command is None:
-        raise RuntimeError("compiling the kernels for a CPU needs g++ 11 or newer, or another C++ compiler in CXX")
-    name = f"cips3d_emulated_{folder.name.replace('-', '_')}"
-    module = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    instrument = SANITIZERS[sanitizer] if sanitizer else ()
-    flags = [*LANGUAGE, *WARNINGS, *_processor_flags(), "-O1" if sanitizer else "-O2", f"-I{CSRC}", *_include_flags()]
-    flags += [f"-DCIPS3D_MODULE={name}"]
-    flags += [f"-DCIPS3D_{sanitizer.upper()}_SANITIZER"] if sanitizer else []
+def _manifest(command: str, library: str, sources: Sequence[Path], sanitizer: Sanitizer | None) -> str:
+    """What ninja reads. Objects that are the same in several libraries are compiled once."""
+    variant = sanitizer or "plain"
+    link_flags = SANITIZE[sanitizer] if sanitizer else ()
+    common = [*FLAGS, *WARNINGS, *_processor_flags()]
     lines = [
         "rule compile",
-        f"  command = {command} {_shell(flags)} $instrument -MD -MF $out.d -x c++ -c $in -o $out",
+        f"  command = {command} {_shell(common)} $flags -MD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
-        "  deps = gcc",
         "rule link",
-        f"  command = {command} -shared {_shell(instrument)} $in -o $out",
+        f"  command = {command} -shared {_shell(link_flags)} $in -o $out",
     ]
     objects = []
-    for source in [*sources, *sorted((CSRC / "emulation").glob("*.cpp"))]:
-        objects.append(f"{source.name}.o")
-        lines.append(f"build {objects[-1]}: compile {_ninja(str(source))}")
-        # Only the kernels: what the emulation does between them is none of the sanitizers' business.
-        lines.append(f"  instrument = {_shell(instrument) if source.suffix == '.cu' else ''}")
-    lines.append(f"build {_ninja(module.name)}: link {' '.join(objects)}")
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    result = subprocess.run([_ninja_program(), "-C", str(folder)], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"the kernels do not compile for a CPU:\n{result.stdout[-8000:]}{result.stderr[-2000:]}")
-    return module
+    for source in sources:
+        folder, flags = variant, ["-O2"]
+        if source.suffix == ".cu":
+            flags = ["-O1", *SANITIZE[sanitizer]] if sanitizer else ["-O2"]
+            if not sanitizer and initialises_locals(command):
+                flags.append("-ftrivial-auto-var-init=pattern")
+        elif source.parent == CSRC / "emulation":
+            # Not instrumented: what it does between the kernels' accesses is not theirs.
+            flags += [f"-DCIPS3D_{sanitizer.upper()}_SANITIZER"] if sanitizer else []
+        else:
+            folder = "plain"
+            flags += [f"-DCIPS3D_MODULE={MODULE}", *_python_flags()]
+        objects.append(f"{folder}/{_relative(source)}.o")
+        lines += [f"build {_escaped(objects[-1])}: compile {_escaped(str(source))}", f"  flags = {_shell(flags)}"]
+    lines.append(f"build {_escaped(library)}: link {' '.join(map(_escaped, objects))}")
+    return "\n".join(lines) + "\n"
 
 
-def _folder(sanitizer: Sanitizer | None, sources: Sequence[Path]) -> Path:
-    key = hashlib.sha1("\n".join(map(str, [CSRC, *sources])).encode()).hexdigest()[:12]
+def _folder() -> Path:
+    """Where the sources of this tree are compiled to: below CIPS3D_CACHE, or the user's cache folder."""
+    name = f"emulated-kernels-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
     if os.environ.get("CIPS3D_CACHE"):
-        cache = Path(os.environ["CIPS3D_CACHE"])
+        folder = Path(os.environ["CIPS3D_CACHE"]) / name
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cips3d"
-    folder = cache / "emulated_kernels" / f"{sanitizer or 'plain'}-{key}"
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cips3d" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        folder = Path(tempfile.gettempdir()) / f"cips3d-{os.getuid()}" / folder.name
+        folder = Path(tempfile.gettempdir()) / f"cips3d-{os.getuid()}" / name
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Keeps two test processes from compiling into one folder at once."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         yield
@@ -136,13 +157,13 @@ def _processor_flags() -> list[str]:
     return ["-mavx2", "-mfma"] if {"avx2", "fma"} <= features else []
 
 
-def _include_flags() -> list[str]:
+def _python_flags() -> list[str]:
     import pybind11
 
     return [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
 
 
-def _ninja_program() -> str:
+def _ninja() -> str:
     beside_python = Path(sys.executable).parent / "ninja"
     program = str(beside_python) if beside_python.exists() else shutil.which("ninja")
     if program is None:
@@ -150,9 +171,13 @@ def _ninja_program() -> str:
     return program
 
 
+def _relative(source: Path) -> str:
+    return str(source.relative_to(ROOT)) if source.is_relative_to(ROOT) else source.name
+
+
 def _shell(words: Sequence[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def _ninja(path: str) -> str:
+def _escaped(path: str) -> str:
     return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

@@ -13,6 +13,7 @@ from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random
+from cips3d.ops import ModulatedWeight
 from cips3d.ops.composite import DensityActivation
 
 CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
@@ -294,7 +295,7 @@ class _Painter:
 
     generator: Generator
     shape_style: Tensor
-    folded: list[Tensor]
+    folded: list[ModulatedWeight]
     settings: VolumeSettings
     return_aux: bool
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.models.mapping import LEAKY_SLOPE
-from cips3d.models.precision import autocast, full_precision
-from cips3d.ops import apply_modulated_weight, modulate_weight
+from cips3d.models.precision import autocast
+from cips3d.ops import ModulatedWeight, modulated_layer
 
 
 class ModulatedFC(nn.Module):
@@ -24,9 +24,9 @@ class ModulatedFC(nn.Module):
         nn.init.kaiming_normal_(self.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
         nn.init.kaiming_normal_(self.modulation.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
 
-    def folded_weight(self, style: Tensor) -> Tensor:
-        """style [B, style_dim] -> modulated and demodulated weight [B, in, out]."""
-        return modulate_weight(self.weight, 1 + self.modulation(style))
+    def fold(self, style: Tensor) -> ModulatedWeight:
+        """The weight modulated by a style [B, style_dim]."""
+        return ModulatedWeight.of(self.weight, 1 + self.modulation(style))
 
 
 class INR(nn.Module):
@@ -66,26 +66,36 @@ class INR(nn.Module):
     def blocks(self) -> int:
         return len(self.layers) // 2
 
-    def fold(self, style: Tensor) -> list[Tensor]:
-        """Weights [B, in, out] of all layers for a style [B, style_dim] or [B, layers, style_dim]."""
+    def fold(self, style: Tensor) -> list[ModulatedWeight]:
+        """Weights of all layers for a style [B, style_dim] or [B, layers, style_dim]."""
         styles = style.unbind(1) if style.dim() == 3 else (style,) * len(self.layers)
         layers = cast("list[ModulatedFC]", self.layers)
-        return [layer.folded_weight(s) for layer, s in zip(layers, styles, strict=True)]
+        return [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
 
-    def forward(self, features: Tensor, folded: list[Tensor]) -> Tensor:
+    def forward(self, features: Tensor, folded: list[ModulatedWeight]) -> Tensor:
         """features [B, N, features], weights of `fold` -> RGB [B, N, 3] in [-1, 1]."""
-        x = features
-        # Colours are summed channel by channel, [3, B·N]: a product with three rows is several times quicker than one
-        # with three columns.
         to_rgb = cast("list[nn.Linear]", self.to_rgb)
-        rgb = torch.stack([linear.bias for linear in to_rgb]).sum(0)[:, None]
-        for block in range(self.blocks):
-            with autocast(x.device, self.autocast_dtype):
-                skip = x if block >= self.skip_from else None
-                x = apply_modulated_weight(x, folded[2 * block], negative_slope=LEAKY_SLOPE)
-                x = apply_modulated_weight(x, folded[2 * block + 1], negative_slope=LEAKY_SLOPE, skip=skip)
-            if block >= self.rgb_from:
-                with full_precision(x.device):  # colours are sums over blocks: rounding would show as banding
-                    pixels = x.to(features.dtype).flatten(0, 1)  # [B·N, width]
-                    rgb = torch.addmm(rgb, to_rgb[block - self.rgb_from].weight, pixels.t())
-        return torch.tanh(rgb).t().view(*features.shape[:2], 3)
+        rgb: Tensor | None = None
+        block_input: Tensor | None = features
+        x: Tensor | None = folded[0].modulate(features)  # what the next product takes
+        for block, (first, second) in enumerate(zip(folded[::2], folded[1::2], strict=True)):
+            assert x is not None
+            has_skip, has_rgb = block >= self.skip_from, block >= self.rgb_from
+            is_last = block + 1 == self.blocks
+            with autocast(features.device, self.autocast_dtype):
+                inner = modulated_layer(x, first, following=second, negative_slope=LEAKY_SLOPE, return_output=False)
+                assert inner.modulated is not None
+                made = modulated_layer(
+                    inner.modulated,
+                    second,
+                    following=None if is_last else folded[2 * block + 2],
+                    negative_slope=LEAKY_SLOPE,
+                    skip=block_input if has_skip else None,
+                    rgb_weight=to_rgb[block - self.rgb_from].weight if has_rgb else None,
+                    rgb=rgb,
+                    return_output=not is_last and block + 1 >= self.skip_from,
+                )
+            x, block_input = made.modulated, made.output
+            rgb = made.rgb
+        assert rgb is not None  # the last block gives colours
+        return torch.tanh(rgb + torch.stack([linear.bias for linear in to_rgb]).sum(0))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
-from cips3d.models.precision import autocast
-from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, render_volume
-from cips3d.ops.film_siren import FoldedLayer, fold_film, siren_field
+from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings
+from cips3d.ops.film_siren import FoldedLayer, fold_film
+from cips3d.ops.render_rays import SirenField, evaluate_field, render_rays
 
 GAIN_SCALE, GAIN_CENTRE = 15.0, 30.0  # gain = 15·(A s + c) + 30: frequencies around SIREN's ω₀ = 30
 SIREN_INIT_DIVISOR = 25.0  # hidden weights U(±√(6/in)/25), pi-GAN's
@@ -76,16 +75,23 @@ class NeRF(nn.Module):
         if density_scale != 1:  # a bias drawn at random would be scaled too, and fill or empty the whole volume
             nn.init.zeros_(self.density.bias)
 
-    def fold(self, style: Tensor) -> list[FoldedLayer]:
-        """The trunk's layers, then the colour layer, modulated by a style.
+    def fold(self, style: Tensor) -> SirenField:
+        """The field of the images with these styles.
 
         Args:
             style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
         """
         layers = [*self.layers, self.color]
         styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
-        first, *others = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
-        return [FoldedLayer(first.weight * self.point_scale, first.bias), *others]
+        first, second, color = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
+        return SirenField(
+            FoldedLayer(first.weight * self.point_scale, first.bias),
+            second,
+            color,
+            self.density.weight[0] * self.density_scale,
+            self.density.bias * self.density_scale,
+            *((0.0, 0.0) if self.initial_radius is None else (self.density_scale, self.initial_radius)),
+        )
 
     def evaluate(self, points: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density and colour activations.
@@ -97,18 +103,7 @@ class NeRF(nn.Module):
         Returns:
             raw density [B, N], activations [B, N, color_width] (before the last linear layer).
         """
-        return self.evaluate_folded(points, self.fold(style))
-
-    def evaluate_folded(self, points: Tensor, folded: list[FoldedLayer]) -> tuple[Tensor, Tensor]:
-        """`evaluate` with layers that `fold` made of the style: once an image, however often it is evaluated."""
-        *trunk, color = folded
-        weight, bias = self.density.weight[0] * self.density_scale, self.density.bias * self.density_scale
-        with autocast(points.device, self.autocast_dtype):
-            density, activations = siren_field(points, trunk, color, weight, bias)
-        density = density.to(points.dtype)
-        if self.initial_radius is not None:
-            density = density + self.density_scale * (1 - points.norm(dim=-1) / self.initial_radius)
-        return density, activations.to(points.dtype)
+        return evaluate_field(self.fold(style), points, operands=self.autocast_dtype)
 
     def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""
@@ -119,5 +114,11 @@ class NeRF(nn.Module):
         self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RandomDraws
     ) -> tuple[Tensor, RayValues]:
         """Features [B, R, features] of rays, and depth, weights and depths as `RayValues`."""
-        ray = render_volume(partial(self.evaluate_folded, folded=self.fold(style)), rays, settings, draws)
+        seen = render_rays(
+            *(rays.origins, rays.directions, self.fold(style), draws, settings.t_near, settings.t_far),
+            activation=settings.density_activation,
+            last_back=settings.last_back,
+            operands=self.autocast_dtype,
+        )
+        ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
         return self.features(ray, white_back=settings.white_back), ray

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
-from cips3d.ops import accumulate, composite_weights, importance_depths, ray_points, stratified_depths
 from cips3d.ops.composite import DensityActivation
-
-
-class Field(Protocol):
-    """A radiance field: what is at a point."""
-
-    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """points [B, N, 3] -> raw density [B, N], values to be composited [B, N, C]."""
+from cips3d.ops.march import Field, RayDraws, march_rays
 
 
 @dataclass(frozen=True)
@@ -43,13 +36,8 @@ class VolumeSettings:
         return self.samples if self.fine_samples is None else self.fine_samples
 
 
-class RandomDraws(NamedTuple):
+class RandomDraws(RayDraws):
     """Every random number that a picture depends on, apart from z and the camera."""
-
-    stratified: Tensor  # [B, R, S] in [0, 1)
-    importance: Tensor | None  # [B, R, F] in [0, 1), None without fine samples
-    coarse_noise: Tensor | None  # [B, R, S] added to the raw density
-    merged_noise: Tensor | None  # [B, R, S + F]
 
     def subset(self, index: Tensor | slice) -> RandomDraws:
         """The draws of the rays at positions `index`."""
@@ -128,52 +116,11 @@ class RayValues(NamedTuple):
 
 
 def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RandomDraws) -> RayValues:
-    """Sample a field along rays, coarse then fine, and composite the merged samples.
-
-    Only scalars are put in order: the weights of the merged samples go back to where the values lie, so that no
-    C-channel sample is ever sorted, gathered or copied.
-
-    Source: NeRF (arXiv 2003.08934), section 5, as pi-GAN and CIPS-3D use it (one field, one final compositing).
-    """
-    depths = stratified_depths(draws.stratified, settings.t_near, settings.t_far)
-    density, values = evaluate(field, rays, depths)
-    if draws.importance is None:
-        weights, _ = composite_weights(
-            density,
-            depths,
-            noise=draws.coarse_noise,
-            activation=settings.density_activation,
-            last_back=settings.last_back,
-        )
-        return RayValues(
-            accumulate(weights, values),
-            weights.sum(-1, keepdim=True),
-            (weights * depths).sum(-1),
-            weights,
-            depths,
-        )
-    with torch.no_grad():  # the background options act on the final compositing only
-        coarse_weights, _ = composite_weights(
-            density, depths, noise=draws.coarse_noise, activation=settings.density_activation
-        )
-        fine, merged, order = importance_depths(depths, coarse_weights, draws.importance)
-    fine_density, fine_values = evaluate(field, rays, fine)
-    weights, _ = composite_weights(
-        torch.cat([density, fine_density], dim=-1).gather(-1, order),
-        merged,
-        noise=draws.merged_noise,
+    """`march_rays` through any field, with a volume's settings."""
+    seen, depths = march_rays(
+        field,
+        *(rays.origins, rays.directions, draws, settings.t_near, settings.t_far),
         activation=settings.density_activation,
         last_back=settings.last_back,
     )
-    in_place = torch.zeros_like(weights).scatter(-1, order, weights)  # the weights of cat(coarse, fine)
-    samples = depths.shape[-1]
-    summed = accumulate(in_place[..., :samples], values) + accumulate(in_place[..., samples:], fine_values)
-    return RayValues(summed, weights.sum(-1, keepdim=True), (weights * merged).sum(-1), weights, merged)
-
-
-def evaluate(field: Field, rays: Rays, depths: Tensor) -> tuple[Tensor, Tensor]:
-    """Density [B, R, S] and values [B, R, S, C] of a field at depths [B, R, S]."""
-    batch, count, samples = depths.shape
-    points = ray_points(rays.origins, rays.directions, depths)
-    density, values = field(points.view(batch, count * samples, 3))
-    return density.view(batch, count, samples), values.view(batch, count, samples, -1)
+    return RayValues(seen.features, seen.opacity[..., None], seen.depth, seen.weights, depths)

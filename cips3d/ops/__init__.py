@@ -1,22 +1,37 @@
 """Operations that kernels accelerate, one module each, with the plain PyTorch reference beside the public function."""
 
-from cips3d.ops.composite import Composited, accumulate, composite, composite_weights
+from cips3d.ops.accumulate import accumulate
+from cips3d.ops.composite import Composited, composite, composite_merged, composite_weights
 from cips3d.ops.film_siren import film_siren
 from cips3d.ops.importance import MergedDepths, importance_depths
-from cips3d.ops.modulated_fc import apply_modulated_weight, modulate_weight, modulated_fc
-from cips3d.ops.stratified import ray_points, stratified_depths
+from cips3d.ops.march import RayDraws, march_rays
+from cips3d.ops.modulated_epilogue import ModulatedEpilogue, modulated_epilogue
+from cips3d.ops.modulated_fc import ModulatedWeight, demodulation, modulate_weight, modulated_fc, modulated_layer
+from cips3d.ops.render_rays import RenderedRays, SirenField, render_rays
+from cips3d.ops.stratified import ray_points, stratified_depths, stratified_points
 
 __all__ = [
     "Composited",
     "MergedDepths",
+    "ModulatedEpilogue",
+    "ModulatedWeight",
+    "RayDraws",
+    "RenderedRays",
+    "SirenField",
     "accumulate",
-    "apply_modulated_weight",
     "composite",
+    "composite_merged",
     "composite_weights",
+    "demodulation",
     "film_siren",
     "importance_depths",
+    "march_rays",
     "modulate_weight",
+    "modulated_epilogue",
     "modulated_fc",
+    "modulated_layer",
     "ray_points",
+    "render_rays",
     "stratified_depths",
+    "stratified_points",
 ]

@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
+from cips3d.ops.composite_reference import (
+    composite_backward_reference,
+    composite_reference,
+    front_to_back,
+    weights_reference,
+)
+from cips3d.ops.library import define
+from cips3d.ops.ray_tensors import check_device, kernels_take, require_float32
 from cips3d.ops.second_order import differentiate_reference
 
 DensityActivation = Literal["relu", "softplus"]
 DENSITY_ACTIVATIONS: tuple[str, ...] = get_args(DensityActivation)
 
-LAST_DELTA = 1e10  # length of the last interval: whatever density is there becomes opaque
-TRANSMITTANCE_FLOOR = 1e-10  # keeps T above 0 where alpha = 1, so that its gradient stays finite, as in pi-GAN
+SAMPLES_IN_LANES = 32  # as many samples of a ray a kernel keeps in registers; the backward stores those of longer rays
 
 
 class Composited(NamedTuple):
@@ -23,8 +30,9 @@ class Composited(NamedTuple):
 
     features: Tensor  # [B, R, C]
     depth: Tensor  # [B, R]
-    weights: Tensor  # [B, R, S]
+    weights: Tensor  # [B, R, S] front to back
     transmittance: Tensor  # [B, R] light that passes all samples: Π (1 - α + 1e-10)
+    opacity: Tensor  # [B, R] Σ w
 
 
 def composite_weights(
@@ -41,127 +49,31 @@ def composite_weights(
     T_i = Π_{j<i} (1 - α_j + 1e-10); w_i = α_i T_i.
 
     Args:
-        density: [B, R, S] raw densities σ.
-        depths: [B, R, S] ascending, scene units.
+        density: [B, R, S] raw densities σ, of any floating dtype.
+        depths: [B, R, S] ascending, scene units; float32, or float64, which is computed in plain PyTorch.
         noise: [B, R, S] added to the raw density (training), or None.
         activation: "relu" or "softplus".
         last_back: the last sample takes what is left, w_S += 1 - Σ w: an opaque back.
 
     Returns:
-        weights [B, R, S], transmittance behind the last sample [B, R].
+        weights [B, R, S], transmittance behind the last sample [B, R], in the dtype of the depths.
 
     Raises:
-        ValueError: a shape does not fit or the activation is unknown.
+        ValueError: a shape or device does not fit or the activation is unknown.
+        TypeError: depths are of 16 bits: too coarse for the differences of neighbours.
 
     Source: NeRF (arXiv 2003.08934), eq. 3, with pi-GAN's constants.
     """
-    shape = check_shape("density", density, (None, None, None))
-    check_shape("depths", depths, shape)
-    if shape[-1] < 1:
-        raise ValueError("density must hold at least one sample a ray (shape [B, R, S] with S >= 1)")
-    if noise is not None:
-        check_shape("noise", noise, shape)
-        density = density + noise
-    if activation == "relu":
-        density = F.relu(density)
-    elif activation == "softplus":
-        density = F.softplus(density)
-    else:
-        raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
-    weights, transmittance = _Weights.apply(density, depths)
-    if last_back:
-        left_over = 1 - weights.sum(-1, keepdim=True)
-        weights = torch.cat([weights[..., :-1], weights[..., -1:] + left_over], dim=-1)
-    return weights, transmittance
-
-
-def _deltas(depths: Tensor) -> Tensor:
-    return F.pad(depths[..., 1:] - depths[..., :-1], (0, 1), value=LAST_DELTA)
-
-
-def _reference_weights(density: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and transmittance of densities that are not negative: the formula of `composite_weights`."""
-    alpha = 1 - torch.exp(-_deltas(depths) * density)
-    light = torch.cumprod(1 - alpha + TRANSMITTANCE_FLOOR, dim=-1)
-    return alpha * F.pad(light[..., :-1], (1, 0), value=1.0), light[..., -1]
-
-
-class _Weights(torch.autograd.Function):
-    """`_reference_weights` with the backward of one suffix sum.
-
-    dα_i = dw_i T_i - (Σ_{j>i} dw_j w_j + dT T) / (1 - α_i + 1e-10), with T the transmittance behind all samples.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, density: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
-        delta = _deltas(depths)
-        passed = torch.exp(-delta * density)
-        alpha = 1 - passed
-        factor = 1 - alpha + TRANSMITTANCE_FLOOR
-        light = torch.cumprod(factor, dim=-1)
-        before = F.pad(light[..., :-1], (1, 0), value=1.0)
-        weights = alpha * before
-        ctx.save_for_backward(density, depths, delta, passed, factor, before, weights)
-        return weights, light[..., -1].clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad_weights: Tensor, grad_light: Tensor) -> tuple[Tensor | None, ...]:
-        density, depths, delta, passed, factor, before, weights = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return differentiate_reference(
-                _reference_weights, (density, depths), ctx.needs_input_grad, (grad_weights, grad_light)
-            )
-        # What lies behind sample i: of the later samples, and of the light that passes them all.
-        behind = F.pad((grad_weights * weights)[..., 1:], (0, 1))
-        behind[..., -1] = grad_light * (before[..., -1] * factor[..., -1])
-        behind = behind.flip(-1).cumsum(-1).flip(-1)
-        grad_optical = (grad_weights * before).sub_(behind.div_(factor)).mul_(passed)  # of δσ
-        grad_density = grad_optical * delta if ctx.needs_input_grad[0] else None
-        grad_depths = None
-        if ctx.needs_input_grad[1]:
-            grad_delta = (grad_optical * density)[..., :-1]
-            grad_depths = F.pad(grad_delta, (1, 0)) - F.pad(grad_delta, (0, 1))
-        return grad_density, grad_depths
-
-
-def accumulate(weights: Tensor, values: Tensor) -> Tensor:
-    """Weighted sums along rays: Σ_i w_i v_i.
-
-    Args:
-        weights: [B, R, S].
-        values: [B, R, S, C].
-
-    Returns:
-        [B, R, C].
-    """
-    batch, rays, samples = check_shape("weights", weights, (None, None, None))
-    check_shape("values", values, (batch, rays, samples, None))
-    return _Accumulate.apply(weights, values)
-
-
-class _Accumulate(torch.autograd.Function):
-    """Σ_i w_i v_i and its gradients, each in the form that is quickest.
-
-    They are products of very small matrices, one a ray, for which a CPU's batched product is slow: 3 to 10 times
-    slower than adding up sample by sample, and than multiplying out the gradient of the values.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, values)
-        if values.device.type != "cpu":
-            return torch.matmul(weights[..., None, :], values)[..., 0, :]
-        sums = values.new_zeros(*values.shape[:2], values.shape[3])
-        for i in range(values.shape[2]):
-            sums.addcmul_(weights[..., i, None], values[..., i, :])
-        return sums
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weights, values = ctx.saved_tensors
-        grad_weights = torch.matmul(values, grad[..., None])[..., 0] if ctx.needs_input_grad[0] else None
-        grad_values = weights[..., None] * grad[..., None, :] if ctx.needs_input_grad[1] else None
-        return grad_weights, grad_values
+    check_densities(density, depths, noise, activation)
+    density = density.to(depths.dtype)
+    noise = None if noise is None else noise.to(depths.dtype)
+    if kernels_take(depths, density, noise):
+        no_features = density.new_empty(*density.shape, 0)
+        _, _, weights, transmittance, _ = _OP(
+            density, no_features, depths, None, None, None, noise, activation, last_back, False
+        )
+        return weights, transmittance
+    return weights_reference(density, depths, noise, activation, last_back)
 
 
 def composite(
@@ -177,22 +89,327 @@ def composite(
     """Composite S samples of C channels along each ray: features Σ w_i f_i, depth Σ w_i t_i.
 
     Args:
-        density: [B, R, S] raw densities.
-        features: [B, R, S, C].
-        depths: [B, R, S] ascending, scene units.
+        density: [B, R, S] raw densities, of any floating dtype.
+        features: [B, R, S, C] of any floating dtype; they need not have that of the others.
+        depths: [B, R, S] ascending, scene units; float32, or float64, which is computed in plain PyTorch.
         noise, activation, last_back: see `composite_weights`.
         white_back: adds 1 - Σ w to every channel: a background of ones.
 
     Returns:
-        `Composited`.
+        `Composited`: features in their dtype, the rest in that of the depths.
 
     Raises:
-        ValueError: a shape does not fit or the activation is unknown.
+        ValueError: a shape or device does not fit or the activation is unknown.
+        TypeError: depths are of 16 bits.
 
     Source: NeRF (arXiv 2003.08934), eq. 3; background options as in pi-GAN.
+
+    Example:
+        >>> depths = torch.tensor([[[1.0, 2.0]]])
+        >>> seen = composite(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[[5.0], [7.0]]]]), depths)
+        >>> seen.features, seen.depth
+        (tensor([[[7.]]]), tensor([[2.]]))
     """
-    weights, transmittance = composite_weights(density, depths, noise=noise, activation=activation, last_back=last_back)
-    sums = accumulate(weights, features)
-    if white_back:
-        sums = sums + (1 - weights.sum(-1, keepdim=True))
-    return Composited(sums, (weights * depths).sum(-1), weights, transmittance)
+    check_densities(density, depths, noise, activation)
+    check_features(density, features)
+    return _composite(density, features, depths, None, None, None, noise, activation, last_back, white_back)
+
+
+def composite_merged(
+    coarse: tuple[Tensor, Tensor],
+    fine: tuple[Tensor, Tensor],
+    depths: Tensor,
+    order: Tensor,
+    *,
+    noise: Tensor | None = None,
+    activation: DensityActivation = "relu",
+    last_back: bool = False,
+    white_back: bool = False,
+) -> Composited:
+    """`composite` of coarse and fine samples as they were evaluated, with the order in which a ray meets them.
+
+    Equal to `composite` of cat(coarse, fine) gathered by `order`, and no features are concatenated or moved.
+
+    Args:
+        coarse: density [B, R, S] and features [B, R, S, C], with S >= 1.
+        fine: density [B, R, F] and features [B, R, F, C], of the coarse ones' dtypes.
+        depths: [B, R, S + F] of all of them, ascending (`MergedDepths.merged`); float32, or float64, which is
+            computed in plain PyTorch.
+        order: [B, R, S + F] int64, a permutation a ray: sample i is element order[i] of cat(coarse, fine).
+        noise: [B, R, S + F] added to the raw densities, front to back, or None.
+        activation, last_back: see `composite_weights`.
+        white_back: see `composite`.
+
+    Returns:
+        `Composited`, with weights [B, R, S + F] front to back.
+
+    Raises:
+        ValueError: a shape or device does not fit or the activation is unknown.
+        TypeError: a dtype does not fit.
+
+    Source: NeRF (arXiv 2003.08934), section 5.2, as pi-GAN and CIPS-3D use it (one field, one final compositing).
+    """
+    (density, features), (fine_density, fine_features) = coarse, fine
+    check_merged(density, features, fine_density, fine_features, depths, order, noise, activation)
+    return _composite(
+        *(density, features, depths, fine_density, fine_features, order),
+        *(noise, activation, last_back, white_back),
+    )
+
+
+def check_densities(density: Tensor, depths: Tensor, noise: Tensor | None, activation: str) -> None:
+    """Raise, naming the argument, unless weights are defined for these."""
+    shape = check_shape("density", density, (None, None, None))
+    check_shape("depths", depths, shape)
+    check_device("density", density, depths=depths, noise=noise)
+    if shape[-1] < 1:
+        raise ValueError("density must hold at least one sample a ray (shape [B, R, S] with S >= 1)")
+    _check_settings(depths, noise, activation)
+
+
+def check_features(density: Tensor, features: Tensor) -> None:
+    """Raise, naming the argument, unless these are features of the densities' samples."""
+    check_shape("features", features, (*density.shape, None))
+    check_device("density", density, features=features)
+
+
+def check_merged(
+    density: Tensor,
+    features: Tensor,
+    fine_density: Tensor,
+    fine_features: Tensor,
+    depths: Tensor,
+    order: Tensor,
+    noise: Tensor | None,
+    activation: str,
+) -> None:
+    """Raise, naming the argument, unless coarse and fine samples fit together."""
+    batch, rays, samples = check_shape("coarse density", density, (None, None, None))
+    *_, channels = check_shape("coarse features", features, (batch, rays, samples, None))
+    _, _, fine = check_shape("fine density", fine_density, (batch, rays, None))
+    check_shape("fine features", fine_features, (batch, rays, fine, channels))
+    check_shape("depths", depths, (batch, rays, samples + fine))
+    check_shape("order", order, (batch, rays, samples + fine))
+    others = {"coarse features": features, "fine density": fine_density, "fine features": fine_features}
+    check_device("coarse density", density, **others, depths=depths, order=order, noise=noise)
+    if samples < 1:
+        raise ValueError("coarse density must hold at least one sample a ray (shape [B, R, S] with S >= 1)")
+    if order.dtype != torch.int64:
+        raise TypeError(f"order must be torch.int64, got {order.dtype}")
+    for name, x, of_coarse in (("density", fine_density, density), ("features", fine_features, features)):
+        if x.dtype != of_coarse.dtype:
+            raise TypeError(f"fine {name} must be {of_coarse.dtype} like the coarse {name}, got {x.dtype}")
+    _check_settings(depths, noise, activation)
+
+
+def _check_settings(depths: Tensor, noise: Tensor | None, activation: str) -> None:
+    if depths.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"depths must be torch.float32 or torch.float64, got {depths.dtype}")
+    if noise is not None:
+        check_shape("noise", noise, depths.shape)
+    if activation not in DENSITY_ACTIVATIONS:
+        raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
+
+
+def _composite(
+    density: Tensor,
+    features: Tensor,
+    depths: Tensor,
+    fine_density: Tensor | None,
+    fine_features: Tensor | None,
+    order: Tensor | None,
+    noise: Tensor | None,
+    *settings: Any,
+) -> Composited:
+    density = density.to(depths.dtype)
+    fine_density = None if fine_density is None else fine_density.to(depths.dtype)
+    noise = None if noise is None else noise.to(depths.dtype)
+    takes = kernels_take(depths, density, fine_density, noise) and kernels.take(features)
+    run = _OP if takes else composite_reference
+    return Composited(*run(density, features, depths, fine_density, fine_features, order, noise, *settings))
+
+
+# The registered op and its gradients. `settings` are activation, last_back and white_back.
+
+
+def _kernel(
+    density: Tensor,
+    features: Tensor,
+    depths: Tensor,
+    fine_density: Tensor | None,
+    fine_features: Tensor | None,
+    order: Tensor | None,
+    noise: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    outputs = _fake(density, features, depths, fine_density, fine_features, order, noise, *settings)
+    require_float32(density=density, fine_density=fine_density, depths=depths, noise=noise)
+    if depths.numel() > 0:
+        kernels.launch(
+            "composite",
+            features.dtype,
+            *_contiguous(density, fine_density, depths, order, noise, features, fine_features),
+            *outputs,
+            *_sizes(density, features, depths),
+            *_coded(*settings),
+        )
+    return outputs
+
+
+def _fake(
+    density: Tensor,
+    features: Tensor,
+    depths: Tensor,
+    fine_density: Tensor | None,
+    fine_features: Tensor | None,
+    order: Tensor | None,
+    noise: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    if fine_density is None or fine_features is None or order is None:
+        check_densities(density, depths, noise, settings[0])
+        check_features(density, features)
+    else:
+        check_merged(density, features, fine_density, fine_features, depths, order, noise, settings[0])
+    rays = depths.shape[:2]
+    sums = features.new_empty(*rays, features.shape[3])
+    return sums, depths.new_empty(rays), depths.new_empty(depths.shape), depths.new_empty(rays), depths.new_empty(rays)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def _sizes(density: Tensor, features: Tensor, depths: Tensor) -> tuple[int, int, int, int]:
+    """Rays, coarse samples, samples, channels."""
+    return depths.shape[0] * depths.shape[1], density.shape[2], depths.shape[2], features.shape[3]
+
+
+def _coded(activation: str, last_back: bool, white_back: bool) -> tuple[bool, bool, bool]:
+    return activation == "softplus", last_back, white_back
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, activation, last_back, white_back = inputs
+    ctx.settings = activation, last_back, white_back
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)  # most outputs have no gradient
+
+
+def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    needed = ctx.needs_input_grad[: len(inputs)]
+    if all(grad is None for grad in grads):
+        return (None,) * len(ctx.needs_input_grad)
+    if torch.is_grad_enabled():
+        return *_differentiable_gradients(inputs, needed, grads, ctx.settings), None, None, None
+    density, features, depths, fine_density, fine_features, _, noise = needed
+    with_density, with_features = density or fine_density or noise, (features or fine_features) and grads[0] is not None
+    of_density, of_features, of_depths, of_fine_density, of_fine_features = _BACKWARD(
+        *inputs, *grads, *ctx.settings, with_density, with_features, depths
+    )
+    of_noise = None
+    if noise:
+        of_noise = front_to_back(of_density, of_fine_density, inputs[5])
+    return (
+        of_density if density else None,
+        of_features if features and with_features else None,
+        of_depths if depths else None,
+        of_fine_density if fine_density else None,
+        of_fine_features if fine_features and with_features else None,
+        None,
+        of_noise,
+        *(None, None, None),
+    )
+
+
+def _differentiable_gradients(
+    inputs: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+    grads: tuple[Tensor | None, ...],
+    settings: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients as autograd computes them, to be differentiated again."""
+    given = [i for i, x in enumerate(inputs) if x is not None]
+
+    def outputs_with_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments: list[Any] = [None] * len(inputs)
+        for i, x in zip(given, tensors, strict=True):
+            arguments[i] = x
+        outputs = composite_reference(*arguments, *settings)
+        return tuple(y for y, grad in zip(outputs, grads, strict=True) if grad is not None)
+
+    found = differentiate_reference(
+        outputs_with_gradient,
+        [x for x in inputs if x is not None],
+        [needed[i] for i in given],
+        [grad for grad in grads if grad is not None],
+    )
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(given, found, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)
+
+
+def _backward_kernel(density: Tensor, features: Tensor, depths: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    outputs = _backward_fake(density, features, depths, *arguments)
+    fine_density, fine_features, order, noise, *grads = arguments[:9]
+    *settings, with_density, with_features, with_depths = arguments[9:]
+    of_density, of_features, of_depths, of_fine_density, of_fine_features = outputs
+    require_float32(density=density, fine_density=fine_density, depths=depths, noise=noise)
+    if depths.numel() == 0:
+        return outputs
+    workspace = None
+    if depths.shape[2] > SAMPLES_IN_LANES:
+        workspace = depths.new_empty(2, *depths.shape)
+    wanted = with_density, with_density, with_depths, with_features, with_features
+    results = of_density, of_fine_density, of_depths, of_features, of_fine_features
+    kernels.launch(
+        "composite_backward",
+        features.dtype,
+        *_contiguous(density, fine_density, depths, order, noise, features, fine_features, *grads),
+        *(x if w else None for x, w in zip(results, wanted, strict=True)),
+        *(workspace, *_sizes(density, features, depths), *_coded(*settings)),
+    )
+    return outputs
+
+
+def _backward_fake(density: Tensor, features: Tensor, depths: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    fine_density, fine_features, *_ = arguments
+    with_density, with_features, with_depths = arguments[-3:]
+    if fine_density is None:
+        fine_density, fine_features = density.new_empty(0), features.new_empty(0)
+
+    def like(x: Tensor, wanted: bool) -> Tensor:
+        return x.new_empty(x.shape if wanted else 0)
+
+    return (
+        like(density, with_density),
+        like(features, with_features),
+        like(depths, with_depths),
+        like(fine_density, with_density),
+        like(fine_features, with_features),
+    )
+
+
+_ARGUMENTS = (
+    "Tensor density, Tensor features, Tensor depths, Tensor? fine_density, Tensor? fine_features, Tensor? order,"
+    " Tensor? noise"
+)
+_SETTINGS = "str activation, bool last_back, bool white_back"
+_OP = define(
+    f"composite({_ARGUMENTS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernel=_kernel,
+    reference=composite_reference,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_gradients,
+)
+_BACKWARD = define(
+    f"composite_backward({_ARGUMENTS}, Tensor? grad_sums, Tensor? grad_depth, Tensor? grad_weights,"
+    f" Tensor? grad_transmittance, Tensor? grad_opacity, {_SETTINGS},"
+    " bool with_density, bool with_features, bool with_depths) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernel=_backward_kernel,
+    reference=composite_backward_reference,
+    fake=_backward_fake,
+)

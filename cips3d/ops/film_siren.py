@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
+from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.second_order import differentiate_reference
+
+Precision = Literal["highest", "fast"]
 
 BLOCK_ELEMENTS = 1 << 18  # activations of one layer worked on at a time on a CPU: 1 MB, half of a core's L2
 
@@ -46,23 +50,31 @@ def fold_film(weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Fold
     return FoldedLayer(gain[:, :, None] * weight, torch.addcmul(shift, gain, bias))
 
 
-def film_siren(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+def film_siren(
+    x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, *, precision: Precision = "highest"
+) -> Tensor:
     """A fully connected sine layer with feature-wise linear modulation.
 
-    y = sin(gain ⊙ (x Wᵀ + b) + shift), with gain and shift constant within an image.
+    y = sin(gain ⊙ (x Wᵀ + b) + shift), with gain and shift constant within an image. Nothing but the arguments is kept
+    for the backward where kernels compute it. Differentiable any number of times.
 
     Args:
-        x: [B, N, in] points or features; N samples of each of B images.
+        x: [B, N, in] points or features; N samples of each of B images. Of 16 bits too; the parameters may be float32
+            then.
         weight: [out, in].
         bias: [out].
         gain: [B, out] frequency of every channel of an image.
         shift: [B, out] phase, in radians.
+        precision: of the kernels' products, in PyTorch's words for those of matrices: "highest" is as accurate as
+            float32, for about three times the arithmetic; "fast" rounds operands to 16 bits, which with SIREN's initial
+            weights is off by some 5e-4 (gradients 3e-3), and is faster where arithmetic and not memory is the limit.
+            Layers of at most 8 inputs are always computed in float32; plain PyTorch goes by its own settings.
 
     Returns:
-        [B, N, out], in [-1, 1].
+        [B, N, out] in [-1, 1], of the dtype of x; under autocast of autocast's.
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape does not fit, or the precision is unknown; the argument is named.
 
     Source: pi-GAN (arXiv 2012.00926), section 3.1; SIREN (arXiv 2006.09661).
 
@@ -74,13 +86,35 @@ def film_siren(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Ten
     batch, _, width_in = check_shape("x", x, (None, None, None))
     width_out, _ = check_shape("weight", weight, (None, width_in))
     check_shape("gain", gain, (batch, width_out))
-    return sine_layer(x, fold_film(weight, bias, gain, shift))
+    fast = _is_fast(precision)
+    if _through_op(x):
+        return sine(x, Parameters(weight, bias, gain, shift), _output_dtype(x), fast=fast)
+    return sine_layer(x, fold_film(weight, bias, gain, shift), precision=precision)
 
 
-def sine_layer(x: Tensor, layer: FoldedLayer) -> Tensor:
-    """sin(x Wᵀ + b) for x [B, N, in] and a folded layer of B images."""
+def sine_layer(x: Tensor, layer: FoldedLayer, *, precision: Precision = "highest") -> Tensor:
+    """sin(x Wᵀ + b) for x [B, N, in] and a folded layer of B images; precision as in `film_siren`."""
+    fast = _is_fast(precision)
+    if _through_op(x):
+        return sine(x, Parameters(layer.weight, layer.bias, None, None), _output_dtype(x), fast=fast)
     phase = torch.baddbmm(layer.bias[:, None], x, layer.weight.transpose(1, 2))
     return torch.sin(phase) if phase.requires_grad else phase.sin_()
+
+
+def _is_fast(precision: Precision) -> bool:
+    if precision not in ("highest", "fast"):
+        raise ValueError(f'precision must be "highest" or "fast", got {precision!r}')
+    return precision == "fast"
+
+
+def _through_op(x: Tensor) -> bool:
+    """Whether the registered op computes: on kernels, or where plain PyTorch would not mix 16 with 32 bits."""
+    mixes = x.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type)
+    return kernels.take(x) or mixes
+
+
+def _output_dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 def siren_field(
@@ -95,7 +129,8 @@ def siren_field(
     h = trunk(x), σ = h · v + c, colour = sin(h Wᵀ + b).
 
     On a CPU the samples go through all layers in blocks that fit its cache, forward and backward, and the backward
-    computes the activations anew instead of keeping them. Elsewhere, and in mixed precision, autograd keeps them.
+    computes the activations anew instead of keeping them. Kernels take layer by layer; between them the activations are
+    kept, nothing else. In plain PyTorch elsewhere, and in mixed precision, autograd keeps what it needs.
 
     Args:
         points: [B, N, 3], or any other input of the first layer.
@@ -123,7 +158,7 @@ def siren_field(
     check_shape("density_weight", density_weight, (width,))
     check_shape("density_bias", density_bias, (1,))
     flat = [tensor for layer in (*trunk, color) for tensor in layer]
-    if points.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if points.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not kernels.take(points):
         return _BlockwiseField.apply(points, density_weight, density_bias, *flat)
     return _reference_field(points, density_weight, density_bias, *flat)
 

@@ -127,6 +127,13 @@ def module_for(device: torch.device) -> ModuleType:
     return module
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks run side by side at least; in the emulation few, so that tests see several blocks a unit."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def launch(launcher: str, *arguments: Tensor | float | bool | torch.dtype | None) -> None:
     """Call a launcher of the compiled module on the current stream of the tensors' device.
 

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
+from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
 
 DEMODULATION_EPS = 1e-8  # keeps the norm of an all-zero column finite, as in StyleGAN2
+
+
+def demodulation(weight: Tensor, modulation: Tensor) -> Tensor:
+    """What brings the columns of a modulated weight to unit norm.
+
+    d = (Σ_in (W ⊙ m)² + 1e-8)^(-½) = (m² · W² + 1e-8)^(-½): one product of small matrices, in place of two passes over
+    [B, in, out].
+
+    Args:
+        weight: [in, out], shared by the batch.
+        modulation: [B, in].
+
+    Returns:
+        [B, out], at least float32, whatever autocast is set.
+
+    Raises:
+        ValueError: a shape does not fit; the argument is named.
+
+    Source: StyleGAN2 (arXiv 1912.04958), section 2.2, eq. 3.
+    """
+    width_in, _ = check_shape("weight", weight, (None, None))
+    check_shape("modulation", modulation, (None, width_in))
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(weight.device.type, enabled=False):
+        norm_squared = modulation.to(wide).square() @ weight.to(wide).square()
+    return torch.rsqrt(norm_squared + DEMODULATION_EPS)
 
 
 def modulate_weight(weight: Tensor, modulation: Tensor, *, demodulate: bool = True) -> Tensor:
     """Weights of a modulated layer, one matrix an image.
 
-    W' = W ⊙ m along `in`; demodulation: W'' = W' · (Σ_in W'² + 1e-8)^(-½) for each output.
-
-    Folding both scalings into the weight costs in·out multiplications an image instead of two passes over all pixels,
-    and the result can be kept while an image is rendered in chunks.
+    W' = W ⊙ m along `in`; demodulation: W'' = W' ⊙ d along `out`, with d of `demodulation`.
 
     Args:
         weight: [in, out], shared by the batch.
@@ -34,42 +60,85 @@ def modulate_weight(weight: Tensor, modulation: Tensor, *, demodulate: bool = Tr
     check_shape("modulation", modulation, (None, width_in))
     folded = weight * modulation[:, :, None]  # [B, in, out]
     if demodulate:
-        # Σ_in (W m)² = m² W²: one product of small matrices in place of two passes over [B, in, out].
-        norm_squared = modulation.square() @ weight.square()  # [B, out]
-        folded = folded * torch.rsqrt(norm_squared + DEMODULATION_EPS)[:, None]
+        folded = folded * demodulation(weight, modulation)[:, None].to(folded.dtype)
     return folded
 
 
-def apply_modulated_weight(
-    x: Tensor, folded: Tensor, *, negative_slope: float | None = None, skip: Tensor | None = None
-) -> Tensor:
-    """A layer whose weights `modulate_weight` made: lrelu(x W'') + skip.
+@dataclass(frozen=True)
+class ModulatedWeight:
+    """The weight of a modulated layer for B images, in one of two forms of the same map.
+
+    Folded, x W'' with a matrix an image: no pass over the pixels besides the product. Shared, ((x ⊙ m) W) ⊙ d with one
+    matrix for all: one large product, and scalings that are free where `modulated_epilogue` has a kernel, since the
+    layer before applies m in the pass that it makes anyway.
+    """
+
+    weight: Tensor  # [B, in, out], or [in, out] with what follows
+    modulation: Tensor | None = None  # [B, in] m
+    demodulation: Tensor | None = None  # [B, out] d
+
+    @staticmethod
+    def of(weight: Tensor, modulation: Tensor, *, demodulate: bool = True) -> ModulatedWeight:
+        """The form that is quicker where the tensors are; arguments as in `modulate_weight`."""
+        if not kernels.take(weight):
+            return ModulatedWeight(modulate_weight(weight, modulation, demodulate=demodulate))
+        check_shape("modulation", modulation, (None, check_shape("weight", weight, (None, None))[0]))
+        scales = demodulation(weight, modulation) if demodulate else None
+        return ModulatedWeight(weight, modulation.to(torch.promote_types(weight.dtype, torch.float32)), scales)
+
+    def __getitem__(self, images: slice) -> ModulatedWeight:
+        """The same for some of the images."""
+        if self.modulation is None:
+            return ModulatedWeight(self.weight[images])
+        scales = None if self.demodulation is None else self.demodulation[images]
+        return ModulatedWeight(self.weight, self.modulation[images], scales)
+
+    def modulate(self, x: Tensor) -> Tensor:
+        """What the product takes in place of x [B, N, in]: x ⊙ m in the shared form, x itself in the folded one."""
+        if self.modulation is None:
+            return x
+        scaled = modulated_epilogue(x, negative_slope=None, next_modulation=self.modulation, return_output=False)
+        assert scaled.modulated is not None
+        return scaled.modulated
+
+
+def modulated_layer(
+    x: Tensor,
+    layer: ModulatedWeight,
+    *,
+    following: ModulatedWeight | None = None,
+    negative_slope: float | None = 0.2,
+    skip: Tensor | None = None,
+    rgb_weight: Tensor | None = None,
+    rgb: Tensor | None = None,
+    return_output: bool = True,
+) -> ModulatedEpilogue:
+    """A link in a chain of modulated layers: the product, and its `modulated_epilogue`.
 
     Args:
-        x: [B, N, in], N pixels of each of B images.
-        folded: [B, in, out].
-        negative_slope: slope of the leaky ReLU, not negative; None for a linear layer.
-        skip: [B, N, out] added to the result, or None.
+        x: [B, N, in] what the product takes: `layer.modulate` of the input, or `modulated` of the link before.
+        layer: the weight of this layer.
+        following: the weight of the layer that follows, or None.
+        negative_slope, skip, rgb_weight, rgb, return_output: see `modulated_epilogue`. The skip may have another dtype
+            than the product (mixed precision).
 
     Returns:
-        [B, N, out].
+        `ModulatedEpilogue`; `modulated` is what the product of the following layer takes.
 
     Raises:
-        ValueError: a shape does not fit or the slope is negative; the argument is named.
+        ValueError: an argument does not fit; it is named.
     """
-    batch, pixels, width_in = check_shape("x", x, (None, None, None))
-    _, _, width_out = check_shape("folded", folded, (batch, width_in, None))
-    if skip is not None:
-        check_shape("skip", skip, (batch, pixels, width_out))
-    if negative_slope is not None and negative_slope < 0:
-        raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
-    y = torch.bmm(x, folded)
-    if negative_slope is not None:
-        # In place also under autograd: the sign of the output tells the slope, so the product need not be kept.
-        y = F.leaky_relu(y, negative_slope, inplace=True)
-    if skip is not None:
-        y = y + skip if y.requires_grad else y.add_(skip)
-    return y
+    batch, _, width_in = check_shape("x", x, (None, None, None))
+    check_shape("layer.weight", layer.weight, (*((batch,) if layer.modulation is None else ()), width_in, None))
+    product = torch.matmul(x, layer.weight)
+    skip = None if skip is None else skip.to(product.dtype)
+    next_modulation = None if following is None else following.modulation
+    passes_y_on = following is not None and next_modulation is None
+    inputs = (product, layer.demodulation, negative_slope, skip, next_modulation, rgb_weight, rgb)
+    made = apply_epilogue(*inputs, return_output or passes_y_on, overwrite=True)
+    if passes_y_on:
+        made = ModulatedEpilogue(made.output if return_output else None, made.output, made.rgb)
+    return made
 
 
 def modulated_fc(
@@ -99,5 +168,8 @@ def modulated_fc(
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
     """
-    folded = modulate_weight(weight, modulation, demodulate=demodulate)
-    return apply_modulated_weight(x, folded, negative_slope=negative_slope, skip=skip)
+    layer = ModulatedWeight.of(weight, modulation, demodulate=demodulate)
+    check_shape("x", x, (modulation.shape[0], None, weight.shape[0]))
+    y = modulated_layer(layer.modulate(x), layer, negative_slope=negative_slope, skip=skip).output
+    assert y is not None
+    return y

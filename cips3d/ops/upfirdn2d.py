@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
+from cips3d.ops.library import define
 
 Factor = int | tuple[int, int]  # for both axes, or (x, y)
 # All sides, (p0, p1) for both axes, or (x0, x1, y0, y1).
@@ -71,7 +74,8 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: Factor = 1, down: Factor = 1, paddi
 
     Args:
         x: [B, C, H, W], floating point.
-        kernel: [kh, kw], or [k] for a separable filter, applied along both axes. A constant; takes x's dtype.
+        kernel: [kh, kw], or [k] for a separable filter, applied along both axes. A constant, of any floating-point
+            dtype: x's for the plain PyTorch reference, float32 for the kernels.
         up: zeros are inserted until the image is this many times larger; one factor or (x, y).
         down: one factor or (x, y).
         padding: samples after upsampling, negative to crop; for all sides, (p0, p1) for both axes, or
@@ -85,11 +89,23 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: Factor = 1, down: Factor = 1, paddi
 
     Source: StyleGAN2 (arXiv 1912.04958), the operation in its published code.
     """
-    columns, rows = upfirdn2d_geometry(x, kernel, up, down, padding)
-    kernel = kernel.to(x.dtype)
-    if kernel.dim() == 1:
-        return _separable(x, kernel, columns, rows)
-    return _not_separable(x, kernel, columns, rows)
+    axes = upfirdn2d_geometry(x, kernel, up, down, padding)
+    if not kernels.take(x):
+        return _filter(x, kernel, *axes)
+    columns, rows = axes
+    pads = [columns.pad_before, columns.pad_after, rows.pad_before, rows.pad_after]
+    return _UPFIRDN2D(x, kernel, [columns.up, rows.up], [columns.down, rows.down], pads, False)
+
+
+# The reference.
+
+
+def _filter(x: Tensor, kernel: Tensor, columns: AxisGeometry, rows: AxisGeometry, *, flip: bool = False) -> Tensor:
+    """With `flip`, a correlation: the kernel is flipped before the convolution flips it."""
+    taps = kernel.to(x.dtype)
+    if not flip:
+        taps = taps.flip(list(range(taps.dim())))
+    return (_separable if taps.dim() == 1 else _not_separable)(x, taps, columns, rows)
 
 
 def _separable(x: Tensor, taps: Tensor, columns: AxisGeometry, rows: AxisGeometry) -> Tensor:
@@ -107,18 +123,18 @@ def _band_matrix(taps: Tensor, axis: AxisGeometry) -> Tensor:
     """The operation along one axis as a matrix [output, size]."""
     padded = axis.size * axis.up + axis.pad_before + axis.pad_after
     band = taps.new_zeros(axis.output, padded)
-    band.as_strided((axis.output, axis.taps), (padded + axis.down, 1)).copy_(taps.flip(0))
+    band.as_strided((axis.output, axis.taps), (padded + axis.down, 1)).copy_(taps)
     # Columns that would meet padding or inserted zeros are dropped; cropped samples get columns of zeros.
     return F.pad(band, (-axis.pad_before, -axis.pad_after))[:, :: axis.up]
 
 
-def _not_separable(x: Tensor, kernel: Tensor, columns: AxisGeometry, rows: AxisGeometry) -> Tensor:
+def _not_separable(x: Tensor, taps: Tensor, columns: AxisGeometry, rows: AxisGeometry) -> Tensor:
     batch, channels, height, width = x.shape
     spread = x.reshape(batch * channels, 1, height, 1, width, 1)
     spread = F.pad(spread, (0, columns.up - 1, 0, 0, 0, rows.up - 1))
     spread = spread.view(batch * channels, 1, height * rows.up, width * columns.up)
     spread = F.pad(spread, (columns.pad_before, columns.pad_after, rows.pad_before, rows.pad_after))
-    y = F.conv2d(spread, kernel.flip(0, 1)[None, None], stride=(rows.down, columns.down))
+    y = F.conv2d(spread, taps[None, None], stride=(rows.down, columns.down))
     return y.view(batch, channels, rows.output, columns.output)
 
 
@@ -147,3 +163,98 @@ def _axis_geometry(
     if padded < taps:
         raise ValueError(f"kernel has {taps} taps along the {axis} of x, more than its {padded} padded samples")
     return AxisGeometry(size, taps, up, down, pad_before, pad_after, (padded - taps) // down + 1)
+
+
+# The registered op: `up`, `down` are (x, y), `padding` is (x0, x1, y0, y1); `flip` as in `_filter`.
+
+
+def _op_geometry(
+    x: Tensor, kernel: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]
+) -> tuple[AxisGeometry, AxisGeometry]:
+    axes = []
+    for axis, size, taps in ((0, x.shape[3], kernel.shape[-1]), (1, x.shape[2], kernel.shape[0])):
+        # An adjoint may crop more than there is: nothing is met then, and pads of the same sum say so without that.
+        padded = size * up[axis] + padding[2 * axis] + padding[2 * axis + 1]
+        before = min(max(padding[2 * axis], -size * up[axis]), padded)
+        after = padded - size * up[axis] - before
+        output = (padded - taps) // down[axis] + 1
+        axes.append(AxisGeometry(size, taps, up[axis], down[axis], before, after, output))
+    return axes[0], axes[1]
+
+
+def _op_reference(
+    x: Tensor, kernel: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int], flip: bool
+) -> Tensor:
+    return _filter(x, kernel, *_op_geometry(x, kernel, up, down, padding), flip=flip)
+
+
+def _op_fake(
+    x: Tensor, kernel: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int], flip: bool
+) -> Tensor:
+    columns, rows = _op_geometry(x, kernel, up, down, padding)
+    return x.new_empty(x.shape[0], x.shape[1], rows.output, columns.output)
+
+
+def _op_kernel(
+    x: Tensor, kernel: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int], flip: bool
+) -> Tensor:
+    columns, rows = _op_geometry(x, kernel, up, down, padding)
+    y = _op_fake(x, kernel, up, down, padding, flip)
+    if y.numel() == 0:
+        return y
+    x, taps = x.contiguous(), kernel.float().contiguous()
+    if kernel.dim() == 2:
+        _launch_filter(x, taps, y, columns, rows, flip)
+    elif _has_four_taps_kernel(x, columns, rows):
+        sizes = (columns.size, rows.size, columns.output, rows.output)
+        settings = (columns.up, columns.down, columns.pad_before, rows.pad_before, flip)
+        kernels.launch("upfirdn2d_four_taps", x.dtype, x, taps, y, x.shape[0] * x.shape[1], *sizes, *settings)
+    else:
+        along_x = x.new_empty(*x.shape[:3], columns.output, dtype=torch.float32)
+        _launch_filter(x, taps, along_x, columns, _untouched(rows.size), flip)
+        _launch_filter(along_x, taps, y, _untouched(columns.output), rows, flip)
+    return y
+
+
+def _has_four_taps_kernel(x: Tensor, columns: AxisGeometry, rows: AxisGeometry) -> bool:
+    factors = (columns.up, columns.down)
+    if columns.taps != 4 or factors != (rows.up, rows.down) or factors not in ((1, 1), (2, 1), (1, 2)):
+        return False
+    return x.element_size() == 4 or (x.numel() % 2 == 0 and x.data_ptr() % 4 == 0)  # it reads 32-bit words
+
+
+def _untouched(size: int) -> AxisGeometry:
+    return AxisGeometry(size, taps=1, up=1, down=1, pad_before=0, pad_after=0, output=size)
+
+
+def _launch_filter(x: Tensor, taps: Tensor, y: Tensor, columns: AxisGeometry, rows: AxisGeometry, flip: bool) -> None:
+    numbers = [(axis.size, axis.output, axis.taps, axis.up, axis.down, axis.pad_before) for axis in (columns, rows)]
+    planes = x.shape[0] * x.shape[1]
+    kernels.launch("upfirdn2d_filter", x.dtype, y.dtype, x, taps, y, planes, *numbers[0], *numbers[1], flip)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, kernel, ctx.up, ctx.down, padding, ctx.flip = inputs
+    ctx.axes = _op_geometry(x, kernel, ctx.up, ctx.down, padding)
+    ctx.save_for_backward(kernel)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The adjoint: flipped kernel, `up` and `down` swapped. Its own adjoint is the op again."""
+    (kernel,) = ctx.saved_tensors
+    pads = []
+    for axis in ctx.axes:
+        pads.append(axis.taps - axis.pad_before - 1)
+        pads.append(axis.size * axis.up - axis.output * axis.down + axis.pad_before - axis.up + 1)
+    dx = _UPFIRDN2D(grad, kernel, ctx.down, ctx.up, pads, not ctx.flip)
+    return dx, None, None, None, None, None
+
+
+_UPFIRDN2D = define(
+    "upfirdn2d(Tensor x, Tensor kernel, int[] up, int[] down, int[] padding, bool flip) -> Tensor",
+    kernel=_op_kernel,
+    reference=_op_reference,
+    fake=_op_fake,
+    setup_context=_setup,
+    backward=_gradient,
+)

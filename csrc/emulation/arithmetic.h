@@ -40,7 +40,7 @@ inline double half_turns(float x) { return 3.14159265358979324 * (x - 2.0 * std:
 #define __powf(x, y) std::pow(static_cast<float>(x), static_cast<float>(y))
 #define __tanf(x) std::tan(static_cast<float>(x))
 
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
 inline float sinpif(float x) { return static_cast<float>(std::sin(cips3d::emulation::half_turns(x))); }
 inline float cospif(float x) { return static_cast<float>(std::cos(cips3d::emulation::half_turns(x))); }
 inline void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
@@ -49,7 +49,7 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __fsqrt_rn(float x) { return std::sqrt(x); }
-inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
+inline float __frsqrt_rn(float x) { return rsqrtf(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return cips3d::emulation::as_rounded(a + b); }
 inline float __fsub_rn(float a, float b) { return cips3d::emulation::as_rounded(a - b); }

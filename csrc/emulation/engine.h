@@ -19,6 +19,7 @@ struct Site {
   int line;
   static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 };
+std::string describe(Site site);  // file:line
 
 // A launch. Throws std::runtime_error where the launch is invalid or a thread did what it must not.
 void run_grid(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context);
@@ -43,6 +44,9 @@ void check_shared(const void* p, size_t bytes, const char* operation, Site site)
 
 enum class Vote { kNone, kCount, kAnd, kOr };
 int barrier(const char* operation, Vote vote, bool predicate, Site site);
+
+// __threadfence: for ThreadSanitizer, what a thread did before its fence comes before what others do after a later one.
+void fence();
 
 unsigned lane_index();
 

@@ -36,24 +36,40 @@ inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) { return v.y; }
 inline float __low2float(__nv_bfloat162 v) { return __bfloat162float(v.x); }
 inline float __high2float(__nv_bfloat162 v) { return __bfloat162float(v.y); }
 
-// A sum, difference or product of two such numbers is exact in fp64, a multiply-add correctly rounded from there up to
-// double rounding of at most one bit in 2^29 cases.
-#define CIPS3D_EMULATE_16_BIT(T, T2, from_float)                                                 \
-  inline T __hadd(T a, T b) { return from_float(float(a) + float(b)); }                          \
-  inline T __hsub(T a, T b) { return from_float(float(a) - float(b)); }                          \
-  inline T __hmul(T a, T b) { return from_float(float(a) * float(b)); }                          \
-  inline T __hfma(T a, T b, T c) { return from_float(std::fma(float(a), float(b), float(c))); }  \
-  inline T __hneg(T a) { return from_float(-float(a)); }                                         \
-  inline T __hmax(T a, T b) { return from_float(std::fmax(float(a), float(b))); }                \
-  inline T __hmin(T a, T b) { return from_float(std::fmin(float(a), float(b))); }                \
-  inline bool __hgt(T a, T b) { return float(a) > float(b); }                                    \
-  inline bool __hlt(T a, T b) { return float(a) < float(b); }                                    \
-  inline T2 __hadd2(T2 a, T2 b) { return {__hadd(a.x, b.x), __hadd(a.y, b.y)}; }                 \
-  inline T2 __hsub2(T2 a, T2 b) { return {__hsub(a.x, b.x), __hsub(a.y, b.y)}; }                 \
-  inline T2 __hmul2(T2 a, T2 b) { return {__hmul(a.x, b.x), __hmul(a.y, b.y)}; }                 \
-  inline T2 __hfma2(T2 a, T2 b, T2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; } \
-  inline T2 __hneg2(T2 a) { return {__hneg(a.x), __hneg(a.y)}; }                                 \
-  inline T2 __hmax2(T2 a, T2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                 \
+namespace cips3d::emulation {
+
+// fp64 -> fp32 toward zero, with the last bit set where that was not exact: rounding once more, to 11 bits or fewer,
+// gives the same as rounding the fp64 number at once.
+inline float round_to_odd(double value) {
+  float rounded = static_cast<float>(value);
+  if (static_cast<double>(rounded) == value || value != value) return rounded;
+  if (std::fabs(static_cast<double>(rounded)) > std::fabs(value)) rounded = std::nextafter(rounded, 0.0f);
+  return bits_as<float>(bits_as<uint32_t>(rounded) | 1);
+}
+
+}  // namespace cips3d::emulation
+
+// Sums and products in fp32 have more than twice the digits, so that rounding twice does no harm; a multiply-add has
+// not.
+#define CIPS3D_EMULATE_16_BIT(T, T2, from_float)                                                          \
+  inline T __hadd(T a, T b) { return from_float(float(a) + float(b)); }                                   \
+  inline T __hsub(T a, T b) { return from_float(float(a) - float(b)); }                                   \
+  inline T __hmul(T a, T b) { return from_float(float(a) * float(b)); }                                   \
+  inline T __hfma(T a, T b, T c) {                                                                        \
+    return from_float(                                                                                    \
+        cips3d::emulation::round_to_odd(std::fma(double(float(a)), double(float(b)), double(float(c))))); \
+  }                                                                                                       \
+  inline T __hneg(T a) { return from_float(-float(a)); }                                                  \
+  inline T __hmax(T a, T b) { return from_float(std::fmax(float(a), float(b))); }                         \
+  inline T __hmin(T a, T b) { return from_float(std::fmin(float(a), float(b))); }                         \
+  inline bool __hgt(T a, T b) { return float(a) > float(b); }                                             \
+  inline bool __hlt(T a, T b) { return float(a) < float(b); }                                             \
+  inline T2 __hadd2(T2 a, T2 b) { return {__hadd(a.x, b.x), __hadd(a.y, b.y)}; }                          \
+  inline T2 __hsub2(T2 a, T2 b) { return {__hsub(a.x, b.x), __hsub(a.y, b.y)}; }                          \
+  inline T2 __hmul2(T2 a, T2 b) { return {__hmul(a.x, b.x), __hmul(a.y, b.y)}; }                          \
+  inline T2 __hfma2(T2 a, T2 b, T2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }          \
+  inline T2 __hneg2(T2 a) { return {__hneg(a.x), __hneg(a.y)}; }                                          \
+  inline T2 __hmax2(T2 a, T2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                          \
   inline T2 __hmin2(T2 a, T2 b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }
 
 CIPS3D_EMULATE_16_BIT(__half, __half2, __float2half_rn)

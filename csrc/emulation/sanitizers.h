@@ -1,4 +1,5 @@
-// What AddressSanitizer and ThreadSanitizer have to be told about fibers and shared memory; nothing without them.
+// What AddressSanitizer and ThreadSanitizer have to be told about fibers and shared memory; nothing without them. The
+// emulation itself is never instrumented, only kernels are.
 #pragma once
 #include <cstddef>
 
@@ -8,13 +9,6 @@
 #endif
 #if defined(CIPS3D_THREAD_SANITIZER)
 #include <sanitizer/tsan_interface.h>
-extern "C" {
-void AnnotateIgnoreReadsBegin(const char* file, int line);
-void AnnotateIgnoreReadsEnd(const char* file, int line);
-void AnnotateIgnoreWritesBegin(const char* file, int line);
-void AnnotateIgnoreWritesEnd(const char* file, int line);
-void __tsan_write_range(void* address, unsigned long size);
-}
 #endif
 
 namespace cips3d::emulation {
@@ -27,15 +21,20 @@ inline void poison(void*, size_t) {}
 inline void unpoison(void*, size_t) {}
 #endif
 
-// An edge of "happens before" from every release(p) to every later acquire(p).
 #if defined(CIPS3D_THREAD_SANITIZER)
 constexpr bool kThreadSanitizer = true;
+// An edge of "happens before" from every release(p) to every later acquire(p).
 inline void release(void* p) { __tsan_release(p); }
 inline void acquire(void* p) { __tsan_acquire(p); }
-class IgnoreAccesses {  // memset, new and others are seen by ThreadSanitizer wherever they are called
+// Makes memory new: nobody has used it.
+void forget(void* p, size_t bytes);
+// The same for the module's variables: a block's static shared arrays are not those of the block before.
+void forget_static_variables();
+// ThreadSanitizer sees memset, memcpy, new and others wherever they are called. Not those inside such a scope.
+class IgnoreAccesses {
  public:
-  IgnoreAccesses() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__), AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
-  ~IgnoreAccesses() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__), AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+  IgnoreAccesses();
+  ~IgnoreAccesses();
   IgnoreAccesses(const IgnoreAccesses&) = delete;
   IgnoreAccesses& operator=(const IgnoreAccesses&) = delete;
 };
@@ -43,6 +42,8 @@ class IgnoreAccesses {  // memset, new and others are seen by ThreadSanitizer wh
 constexpr bool kThreadSanitizer = false;
 inline void release(void*) {}
 inline void acquire(void*) {}
+inline void forget(void*, size_t) {}
+inline void forget_static_variables() {}
 class IgnoreAccesses {
  public:
   IgnoreAccesses() {}

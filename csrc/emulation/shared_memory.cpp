@@ -76,6 +76,7 @@ void* SharedMemory::array(size_t bytes, unsigned index, std::string* error) {
 std::string SharedMemory::end_block() {
   unpoison(arena_, arena_bytes_);
   if (count_ == 0) return "";
+  const IgnoreAccesses ignore;
   std::string error;
   size_t end = 0;
   for (unsigned k = 0; k <= count_; k++) {
@@ -93,6 +94,7 @@ std::string SharedMemory::end_block() {
     end = start + arrays_[k].bytes;
     std::memset(arena_ + start, kUnwritten, arrays_[k].bytes);
   }
+  forget(arena_, round_up(end, kAlignment));
   return error;
 }
 

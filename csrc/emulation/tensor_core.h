@@ -11,8 +11,8 @@ enum class Element { kHalf, kBFloat16 };
 void mma_m16n8k16(Element element, float* d, const uint32_t* a, const uint32_t* b, const float* c, Site site);
 
 // Where the elements that ldmatrix gives this lane lie: sources[2 * m + h] for half h of register m.
-void exchange_rows(const Operation& operation, const void* row, int matrices, bool transposed,
-                   const uint16_t** sources, Site site);
+void exchange_rows(const Operation& operation, const void* row, int matrices, bool transposed, const uint16_t** sources,
+                   Site site);
 
 // The lane loads its elements itself, here in the header, so that sanitizers see the access and its place.
 template <int kMatrices, bool kTransposed>
@@ -59,9 +59,10 @@ inline void cp_async_16(void* shared, const void* global, int source_bytes = 16,
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
     emulation::fail("cp_async_16: global address not aligned to 16 bytes", site);
   if (source_bytes < 0 || source_bytes > 16) emulation::fail("cp_async_16: source bytes not in 0 to 16", site);
+  // Plain loads and stores, here in the header: seen by the sanitizers as accesses of the kernel.
   unsigned char bytes[16] = {};
   for (int i = 0; i < source_bytes; i++) bytes[i] = static_cast<const unsigned char*>(global)[i];
-  std::memset(shared, 0xff, 16);
+  for (int i = 0; i < 2; i++) static_cast<uint64_t*>(shared)[i] = ~uint64_t{0};
   emulation::copy_later(shared, bytes);
 }
 inline void cp_async_commit() { emulation::commit_copies(); }

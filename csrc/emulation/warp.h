@@ -45,8 +45,8 @@ inline void __syncwarp(unsigned mask = ~0u, cips3d::emulation::Site site = cips3
   static constexpr cips3d::emulation::Operation kOperation{"__syncwarp", false, true};
   cips3d::emulation::collective(kOperation, mask, nullptr, [](void**, uint32_t) {}, site);
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void __threadfence() { cips3d::emulation::fence(); }
+inline void __threadfence_block() { cips3d::emulation::fence(); }
 [[noreturn]] inline void __trap(cips3d::emulation::Site site = cips3d::emulation::Site::here()) {
   cips3d::emulation::fail("__trap", site);
 }

@@ -1,4 +1,4 @@
-"""Alpha compositing against loops over samples, and identities that hold."""
+"""Alpha compositing against its formula in float64, loops over samples, and identities that hold; every backend."""
 
 from __future__ import annotations
 
@@ -7,17 +7,63 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from ops.backends import Backend
+from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import accumulate, composite, composite_weights
+from cips3d.ops import Composited, composite, composite_weights
+from cips3d.ops.library import OPS
+
+# B, R, S, C: one to 32 lanes a ray, vectors and none, more samples (40) and more channels (264) than lanes take.
+SHAPES = [(2, 3, 5, 4), (1, 1, 1, 1), (1, 37, 2, 1), (1, 2, 24, 32), (1, 3, 12, 64), (2, 1, 40, 5), (1, 2, 6, 264)]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"activation": "softplus", "white_back": True},
+    {"last_back": True},
+    {"activation": "softplus", "last_back": True, "white_back": True},
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def sample_inputs(batch: int = 2, rays: int = 3, samples: int = 5, channels: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def sample_inputs(
+    batch: int = 2, rays: int = 3, samples: int = 5, channels: int = 4, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Density, features and depths: translucent samples, empty ones and opaque ones."""
     random = torch.Generator().manual_seed(0)
     density = 20 * torch.randn(batch, rays, samples, generator=random, dtype=torch.float64)
     features = torch.randn(batch, rays, samples, channels, generator=random, dtype=torch.float64)
     depths = torch.rand(batch, rays, samples, generator=random, dtype=torch.float64).sort(-1).values * 0.2 + 0.9
-    return density, features, depths
+    return density.to(dtype), features.to(dtype), depths.to(dtype)
+
+
+def draw_noise(density: Tensor) -> Tensor:
+    return 10 * torch.randn(density.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def formula(
+    density: Tensor,
+    features: Tensor,
+    depths: Tensor,
+    noise: Tensor | None = None,
+    activation: str = "relu",
+    last_back: bool = False,
+    white_back: bool = False,
+) -> Composited:
+    """In plain differentiable steps."""
+    raw = density if noise is None else density + noise
+    sigma = raw.clamp_min(0) if activation == "relu" else F.softplus(raw)
+    delta = torch.cat([depths[..., 1:] - depths[..., :-1], torch.full_like(depths[..., :1], 1e10)], dim=-1)
+    alpha = 1 - torch.exp(-delta * sigma)
+    light = torch.cumprod(torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + 1e-10], dim=-1), dim=-1)
+    weights = alpha * light[..., :-1]
+    if last_back:
+        weights = torch.cat([weights[..., :-1], 1 - weights[..., :-1].sum(-1, keepdim=True)], dim=-1)
+    opacity = weights.sum(-1)
+    sums = (weights[..., None] * features).sum(2)
+    if white_back:
+        sums = sums + (1 - opacity[..., None])
+    return Composited(sums, (weights * depths).sum(-1), weights, light[..., -1], opacity)
 
 
 def published_weights(density: Tensor, depths: Tensor, activation: str = "relu", last_back: bool = False) -> Tensor:
@@ -38,49 +84,153 @@ def published_weights(density: Tensor, depths: Tensor, activation: str = "relu",
     return weights
 
 
+def on(backend: Backend, *tensors: Tensor) -> list[Tensor]:
+    """Copies that require gradients."""
+    return [t.detach().to(backend.device, copy=True).requires_grad_() for t in tensors]
+
+
+def upstream(outputs: Composited) -> list[Tensor]:
+    random = torch.Generator().manual_seed(2)
+    return [torch.randn(y.shape, generator=random).to(y.device, y.dtype) for y in outputs]
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.detach().double().flatten(), b.detach().double().flatten(), dim=0))
+
+
 @pytest.mark.parametrize("last_back", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 1), (1, 2, 24, 32), (2, 0, 4, 3)])
-def test_values(shape: Any, activation: Any, last_back: bool) -> None:
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 1), (1, 2, 24, 32)])
+def test_float64_values(shape: Any, activation: Any, last_back: bool) -> None:
     density, features, depths = sample_inputs(*shape)
     out = composite(density, features, depths, activation=activation, last_back=last_back)
     weights = published_weights(density, depths, activation, last_back)
     assert torch.allclose(out.weights, weights, atol=1e-12)
     assert torch.allclose(out.features, (weights[..., None] * features).sum(2), atol=1e-12)
     assert torch.allclose(out.depth, (weights * depths).sum(2), atol=1e-12)
+    for found, expected in zip(out, formula(density, features, depths, None, activation, last_back), strict=True):
+        assert torch.allclose(found, expected, atol=1e-12)
 
 
-def test_noise_is_added_before_the_activation() -> None:
-    density, _, depths = sample_inputs()
-    noise = torch.randn(density.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 30
-    found, _ = composite_weights(density, depths, noise=noise)
-    assert torch.allclose(found, composite_weights(density + noise, depths)[0])
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values(backend: Backend, shape: Any, settings: dict[str, Any]) -> None:
+    inputs = [x.to(backend.device) for x in sample_inputs(*shape, dtype=torch.float32)]
+    noise = draw_noise(inputs[0]).float().to(backend.device)
+    out = composite(*inputs, noise=noise, **settings)
+    weights, transmittance = composite_weights(
+        inputs[0], inputs[2], noise=noise, **{k: v for k, v in settings.items() if k != "white_back"}
+    )
+    expected = formula(*(x.double() for x in inputs), noise.double(), **settings)
+    for found, value in zip([*out, weights, transmittance], [*expected, expected[2], expected[3]], strict=True):
+        # Rounding of 1 - exp(-δσ): 6e-8 beside weights of order 1.
+        assert float((found - value).norm()) < 1e-6 * max(float(value.norm()), 1.0)
 
 
-def test_transmittance_is_what_is_left() -> None:
-    density, features, depths = sample_inputs()
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients(backend: Backend, shape: Any, settings: dict[str, Any]) -> None:
+    """Of all outputs, with respect to all inputs."""
+    density, features, depths = sample_inputs(*shape, dtype=torch.float32)
+    # Away from the step that the endless last interval makes of the last density; rays that end, and rays that do not.
+    density[..., -1] = 5.0
+    density[:, 1::2, -1] = -50.0
+    noise = draw_noise(density).float()
+    noise[..., -1] = 0.0
+    inputs = on(backend, density, features, depths, noise)
+    exact = on(backend, *(x.double() for x in inputs))
+    outputs = composite(*inputs[:3], noise=inputs[3], **settings)
+    grads = upstream(outputs)
+    found = torch.autograd.grad(outputs, inputs, grads)
+    expected = torch.autograd.grad(formula(*exact, **settings), exact, [g.double() for g in grads])
+    for gradient, value in zip(found, expected, strict=True):
+        # α near 1 has lost digits that the division by 1 - α + 1e-10 brings to light.
+        assert relative_l2(gradient, value) < 1e-5
+        assert cosine(gradient, value) > 1 - 1e-9 or not value.any()
+
+
+@pytest.mark.parametrize("unused", ["features", "weights", "all but weights"])
+def test_gradients_of_some_outputs(backend: Backend, unused: str) -> None:
+    """Where outputs are not used, or inputs need no gradient, the others' gradients are the same."""
+    inputs = on(backend, *sample_inputs(dtype=torch.float32))
+    exact = on(backend, *(x.double() for x in inputs))
+
+    def loss(y: Composited) -> Tensor:
+        if unused == "features":
+            return (y.depth * y.opacity).sum() + y.transmittance.sum()
+        return y.weights.square().sum() if unused == "all but weights" else y.features.square().sum()
+
+    wanted = slice(0, 1) if unused == "weights" else slice(0, 3, 2)
+    for x in inputs[1 if unused == "weights" else 3 :]:
+        x.requires_grad_(False)
+    found = torch.autograd.grad(loss(composite(*inputs)), inputs[wanted])
+    expected = torch.autograd.grad(loss(formula(*exact)), exact[wanted])
+    for gradient, value in zip(found, expected, strict=True):
+        assert relative_l2(gradient, value) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 3, 12, 64), (2, 3, 5, 3)])
+def test_features_of_16_bits(backend: Backend, shape: Any, dtype: torch.dtype) -> None:
+    """Beside float32 densities and depths: only the features and their gradient are rounded."""
+    density, features, depths = on(backend, *sample_inputs(*shape, dtype=torch.float32))
+    rounded = features.detach().to(dtype).requires_grad_()
+    out = composite(density, rounded, depths, white_back=True)
+    exact = on(backend, *(x.double() for x in (density, rounded, depths)))
+    expected = formula(*exact, white_back=True)
+    assert [y.dtype for y in out] == [dtype] + 4 * [torch.float32]
+    for found, value, eps in zip(out, expected, [torch.finfo(dtype).eps] + 4 * [1e-6], strict=True):
+        assert relative_l2(found, value) < eps
+    grads = upstream(out)
+    found = torch.autograd.grad(out, (density, rounded, depths), grads)
+    values = torch.autograd.grad(expected, exact, [g.double() for g in grads])
+    for gradient, value, x in zip(found, values, (density, rounded, depths), strict=True):
+        assert gradient.dtype == x.dtype
+        assert relative_l2(gradient, value) < (torch.finfo(dtype).eps if x is rounded else 1e-5)
+
+
+def test_density_of_16_bits(backend: Backend) -> None:
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    density = density.bfloat16().requires_grad_()
     out = composite(density, features, depths)
-    # each step keeps 1e-10 too much light
-    assert torch.allclose(out.weights.sum(-1) + out.transmittance, torch.ones(2, 3, dtype=torch.float64), atol=1e-8)
+    assert out.weights.dtype == torch.float32
+    assert torch.equal(out.features, composite(density.float(), features, depths).features)
+    (of_density,) = torch.autograd.grad(out.features.sum(), density)
+    assert of_density.dtype == torch.bfloat16
 
 
-def test_backgrounds() -> None:
-    density, features, depths = sample_inputs()
+def test_noise_is_added_before_the_activation(backend: Backend) -> None:
+    density, _, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    noise = draw_noise(density).float().to(backend.device)
+    found, _ = composite_weights(density, depths, noise=noise)
+    assert torch.equal(found, composite_weights(density + noise, depths)[0])
+
+
+def test_transmittance_is_what_is_left(backend: Backend) -> None:
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    out = composite(density, features, depths)
+    # Each step keeps 1e-10 too much light, and float32 rounds.
+    assert torch.allclose(out.opacity + out.transmittance, torch.ones_like(out.depth), atol=1e-6)
+
+
+def test_backgrounds(backend: Backend) -> None:
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    density[..., -1] = -1.0  # the rays do not end
     plain = composite(density, features, depths)
     white = composite(density, features, depths, white_back=True)
     left = (1 - plain.weights.sum(-1, keepdim=True)).expand_as(plain.features)
-    assert torch.allclose(white.features - plain.features, left)
+    assert torch.allclose(white.features - plain.features, left, atol=1e-6)
     assert torch.equal(white.weights, plain.weights)
     back = composite(density, features, depths, last_back=True)
-    assert torch.allclose(back.weights.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+    assert torch.allclose(back.opacity, torch.ones_like(back.opacity))
     ones = composite(density, torch.ones_like(features), depths, white_back=True)
     assert torch.allclose(ones.features, torch.ones_like(ones.features))
 
 
-def test_barely_positive_density_in_the_endless_interval() -> None:
+def test_barely_positive_density_in_the_endless_interval(backend: Backend) -> None:
     """σ just above 0 with δ = 1e10 is opaque, σ = 0 is empty; both are finite and so are gradients."""
-    density = torch.tensor([[[0.0, 1e-6], [0.0, 0.0], [-1.0, 1e-38]]], requires_grad=True)
-    depths = torch.tensor([[[0.9, 1.0]] * 3])
+    density = torch.tensor([[[0.0, 1e-6], [0.0, 0.0], [-1.0, 1e-38]]], device=backend.device, requires_grad=True)
+    depths = torch.tensor([[[0.9, 1.0]] * 3], device=backend.device)
     weights, _ = composite_weights(density, depths)
     assert weights[0, 0].tolist() == [0.0, 1.0]
     assert weights[0, 1].tolist() == [0.0, 0.0]
@@ -89,17 +239,41 @@ def test_barely_positive_density_in_the_endless_interval() -> None:
     assert density.grad is not None and torch.isfinite(density.grad).all()
 
 
-def test_opaque_front_keeps_gradients_finite() -> None:
-    density = torch.full((1, 1, 6), 1e6, requires_grad=True)
-    depths = torch.linspace(0.9, 1.1, 6).expand(1, 1, -1)
+@pytest.mark.parametrize("samples", [6, 40])
+def test_opaque_front_keeps_gradients_finite(backend: Backend, samples: int) -> None:
+    density = torch.full((1, 1, samples), 1e6, device=backend.device, requires_grad=True)
+    depths = torch.linspace(0.9, 1.1, samples, device=backend.device).expand(1, 1, -1)
     weights, _ = composite_weights(density, depths)
-    (weights * torch.arange(6.0)).sum().backward()
+    (weights * torch.arange(float(samples), device=backend.device)).sum().backward()
     assert density.grad is not None and torch.isfinite(density.grad).all()
-    assert weights.flatten().tolist() == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-6)
+    assert weights.flatten().tolist() == pytest.approx([1] + (samples - 1) * [0], abs=1e-6)
+
+
+def test_nan_stays_nan(backend: Backend) -> None:
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    density[0, 0, 1] = torch.nan
+    for activation in ("relu", "softplus"):
+        out = composite(density, features, depths, activation=activation)
+        assert out.features[0, 0].isnan().all() and not out.features[0, 1:].isnan().any()
+
+
+@pytest.mark.parametrize("front", [0.0, 1e3, 1e6])
+def test_gradients_behind_opaque_samples(backend: Backend, front: float) -> None:
+    """Sums over what lies behind are divided by 1e-10 where a sample is opaque: they must not cancel."""
+    density, _, depths = sample_inputs(2, 40, 24, dtype=torch.float32)
+    density[..., 4] = front
+    factor = torch.randn(2, 40, 24, generator=torch.Generator().manual_seed(5)).to(backend.device)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        (x,) = on(backend, density.to(dtype))
+        weights, _ = composite_weights(x, depths.to(backend.device, dtype))
+        (of_density,) = torch.autograd.grad((weights * factor.to(dtype)).sum(), x)
+        gradients.append(of_density[..., :-1])  # the last one's is a step
+    assert relative_l2(*gradients) < 1e-4  # 1 - α has lost up to 4 digits of 7 where light remains
 
 
 @pytest.mark.parametrize("settings", [{}, {"activation": "softplus"}, {"last_back": True, "white_back": True}])
-def test_gradients(settings: Any) -> None:
+def test_gradients_of_any_order(settings: Any) -> None:
     density, features, depths = sample_inputs(1, 2, 4, 2)
     density = density / 4  # transparent enough for finite differences
     inputs = [x.requires_grad_() for x in (density, features, depths)]
@@ -115,65 +289,113 @@ def test_gradients(settings: Any) -> None:
     assert torch.autograd.gradgradcheck(run, inputs)
 
 
-def autograd_weights(density: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
-    """The formula in plain differentiable steps."""
-    delta = torch.cat([depths[..., 1:] - depths[..., :-1], torch.full_like(depths[..., :1], 1e10)], dim=-1)
-    alpha = 1 - torch.exp(-delta * density.clamp_min(0))
-    light = torch.cumprod(torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + 1e-10], dim=-1), dim=-1)
-    return alpha * light[..., :-1], light[..., -1]
+def test_second_derivative(backend: Backend) -> None:
+    def derivative(function: Any, density: Tensor, features: Tensor, depths: Tensor) -> list[Tensor]:
+        inputs = density, features, depths
+        first = torch.autograd.grad(function(*inputs).features.square().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum((g * g.detach()).sum() for g in first), inputs))
+
+    inputs = sample_inputs(dtype=torch.float32)
+    inputs[0][..., -1] = 5.0
+    found = derivative(composite, *on(backend, *inputs))
+    expected = derivative(formula, *on(backend, *(x.double() for x in inputs)))
+    for gradient, value in zip(found, expected, strict=True):
+        assert relative_l2(gradient, value) < 1e-4  # differences of near products, divided by 1 - α twice
 
 
-@pytest.mark.parametrize("samples", [1, 2, 24])
-def test_gradients_equal_autograds(samples: int) -> None:
-    """Of weights and of the transmittance; empty, translucent and opaque samples; with respect to both arguments."""
-    density, _, depths = sample_inputs(2, 40, samples)
-    density = density * torch.tensor([0.1, 10.0], dtype=torch.float64).view(2, 1, 1)
-    random = torch.Generator().manual_seed(5)
-    factor = torch.randn(2, 40, samples, generator=random, dtype=torch.float64)
+@pytest.mark.parametrize("shape", [(2, 0, 4, 3), (0, 3, 4, 3), (2, 3, 4, 0)])
+def test_empty(backend: Backend, shape: Any) -> None:
+    inputs = on(backend, *sample_inputs(*shape, dtype=torch.float32))
+    out = composite(*inputs)
+    assert out.features.shape == (*shape[:2], shape[3])
+    gradients = torch.autograd.grad(out.features.sum() + out.depth.sum(), inputs)
+    assert [g.shape for g in gradients] == [x.shape for x in inputs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layout(backend: Backend, dtype: torch.dtype) -> None:
+    """Transposed and misaligned inputs give what contiguous ones give."""
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(2, 3, 6, 8, torch.float32))
+    features = features.to(dtype)
+    expected = composite(density, features, depths)
+    shifted = torch.empty(features.numel() + 1, dtype=dtype, device=features.device)[1:].view(features.shape)
+    shifted.copy_(features)
+    for same in (shifted, features.transpose(1, 3).contiguous().transpose(1, 3)):
+        found = composite(density.transpose(0, 1).contiguous().transpose(0, 1), same, depths)
+        for a, b in zip(found, expected, strict=True):
+            assert relative_l2(a, b) <= torch.finfo(a.dtype).eps  # another order of the sum, then one rounding
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 12, 32), (1, 3, 40, 3)])
+def test_every_schedule_gives_the_same(kernel_backend: Backend, shape: Any) -> None:
+    inputs = on(kernel_backend, *sample_inputs(*shape, dtype=torch.float32))
+    found = []
+    for _ in kernel_backend.schedules():
+        out = composite(*inputs, last_back=True)
+        found.append((*out, *torch.autograd.grad(out, inputs, upstream(out))))
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+def test_registration(backend: Backend) -> None:
+    inputs = on(backend, *sample_inputs(dtype=torch.float32))
+    none = (None,) * 4
+    torch.library.opcheck(OPS["composite"].overload, (*inputs, *none, "softplus", True, True))
+    grads = upstream(composite(*inputs))
+    torch.library.opcheck(
+        OPS["composite_backward"].overload,
+        (*(x.detach() for x in inputs), *none, *grads[:2], None, *grads[3:], "relu", False, True, True, True, False),
+    )
+
+
+@pytest.mark.parametrize("settings", [("relu", False, True), ("softplus", True, False)])
+def test_registered_op_is_differentiable_in_float64(settings: tuple[str, bool, bool]) -> None:
+    """Where the public function takes the shorter way through plain PyTorch."""
+    inputs = sample_inputs(1, 2, 4, 2)
+    inputs[0][..., -1] = 5.0
+    grads = upstream(composite(*inputs))
     gradients = []
-    for run in (composite_weights, autograd_weights):
-        inputs = [x.clone().requires_grad_() for x in (density, depths)]
-        weights, transmittance = run(*inputs)
-        loss = (weights * factor).sum() + 3 * transmittance.sum()
-        gradients.append(torch.autograd.grad(loss, inputs))
+    for function in (OPS["composite"], lambda *arguments: formula(*arguments[:3], None, *settings)):
+        exact = [x.clone().requires_grad_() for x in inputs]
+        outputs = function(*exact, *(None,) * 4, *settings)
+        gradients.append(torch.autograd.grad(outputs, exact, grads))
     for found, expected in zip(*gradients, strict=True):
-        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+        assert relative_l2(found, expected) < 1e-12
 
 
-@pytest.mark.parametrize("front", [0.0, 1e3, 1e6])
-def test_float32_gradients_behind_opaque_samples(front: float) -> None:
-    """Sums over what lies behind are divided by 1e-10 where a sample is opaque: they must not cancel."""
-    density, _, depths = sample_inputs(2, 40, 24)
-    density[..., 4] = front
-    factor = torch.randn(2, 40, 24, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        x = density.to(dtype).requires_grad_()
-        (composite_weights(x, depths.float().to(dtype))[0] * factor.to(dtype)).sum().backward()
-        assert x.grad is not None
-        gradients.append(x.grad[..., :-1].double())  # the last one's is a step
-    found, expected = gradients
-    assert ((found - expected).norm() / expected.norm()).item() < 1e-4  # differences of depths lose 4 digits of 7
+def test_compiles(backend: Backend) -> None:
+    def loss(density: Tensor, features: Tensor, depths: Tensor) -> Tensor:
+        out = composite(density * 2, features, depths, last_back=True)
+        return out.features.square().mean() + out.depth.mean()
 
-
-def test_accumulate() -> None:
-    random = torch.Generator().manual_seed(3)
-    weights = torch.rand(2, 3, 5, generator=random, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(2, 3, 5, 4, generator=random, dtype=torch.float64, requires_grad=True)
-    assert torch.allclose(accumulate(weights, values), torch.einsum("brs,brsc->brc", weights, values))
-    assert torch.autograd.gradcheck(accumulate, (weights, values))
-    assert torch.autograd.gradgradcheck(accumulate, (weights, values))
+    inputs = on(backend, *sample_inputs(dtype=torch.float32))
+    eager = torch.autograd.grad(loss(*inputs), inputs)
+    compiled = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for a, b in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_wrong_arguments_are_named() -> None:
     density, features, depths = sample_inputs()
-    with pytest.raises(ValueError, match="depths"):
+    with pytest.raises(ValueError, match="depths must have shape"):
         composite(density, features, depths[:1])
-    with pytest.raises(ValueError, match="noise"):
+    with pytest.raises(ValueError, match="noise must have shape"):
         composite(density, features, depths, noise=depths[:1])
-    with pytest.raises(ValueError, match="values"):
+    with pytest.raises(ValueError, match=r"features must have shape \[2, 3, 5, any\]"):
         composite(density, features[..., :2, :], depths)
-    with pytest.raises(ValueError, match="activation"):
+    with pytest.raises(ValueError, match="features must be on cpu like density"):
+        composite(density, features.to("meta"), depths)
+    with pytest.raises(ValueError, match="depths must be on cpu like density"):
+        composite_weights(density, depths.to("meta"))
+    with pytest.raises(ValueError, match="activation must be one of"):
         composite(density, features, depths, activation="elu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one sample"):
         composite_weights(density[..., :0], depths[..., :0])
+    with pytest.raises(TypeError, match=r"depths must be torch\.float32 or torch\.float64"):
+        composite(density.half(), features, depths.half())
+
+
+def test_registered_op_refuses_what_a_kernel_cannot_read(kernel_backend: Backend) -> None:
+    density, features, depths = (x.to(kernel_backend.device) for x in sample_inputs(dtype=torch.float32))
+    with pytest.raises(TypeError, match=r"density must be torch\.float32"):
+        OPS["composite"](density.half(), features, depths, *(None,) * 4, "relu", False, False)

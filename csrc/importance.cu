@@ -1,0 +1,137 @@
+// Importance sampling: the distribution that the coarse weights of a ray define, inverted at its draws, and all depths
+// merged. A group of lanes has a ray; what its lanes exchange is in shared memory, and nothing but the result leaves
+// it.
+#include "rays.h"
+
+namespace cips3d {
+namespace {
+
+constexpr float kWeightFloor = 1e-5f;  // added twice, as in pi-GAN
+constexpr float kCdfFloor = 1e-5f;     // a step of the distribution flatter than this is not divided by
+constexpr int kThreads = 128;
+constexpr int64_t kLargestRay = 12000;  // words: what fits into the 48 KB of shared memory that every device has
+
+// Depths as unsigned numbers of the same order, NaN included: ranks among them are always a permutation.
+__device__ __forceinline__ unsigned sortable(float x) {
+  const unsigned bits = __float_as_uint(x + 0.0f);  // -0 becomes 0
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float from_sortable(unsigned key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// How many of `count` keys come before `key`; of equal ones, the first `ties`.
+__device__ __forceinline__ int count_before(const unsigned* keys, int count, unsigned key, int ties) {
+  int before = 0;
+  for (int m = 0; m < count; m++) before += keys[m] < key || (keys[m] == key && m < ties);
+  return before;
+}
+
+// The number of elements of an ascending array that are smaller than x.
+__device__ __forceinline__ int lower_bound(const float* ascending, int count, float x) {
+  int first = 0;
+  while (count > 0) {
+    const int half_count = count / 2;
+    if (ascending[first + half_count] < x) {
+      first += half_count + 1;
+      count -= half_count + 1;
+    } else {
+      count = half_count;
+    }
+  }
+  return first;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    importance_kernel(const float* __restrict__ depths,   // [rays, S] ascending
+                      const float* __restrict__ weights,  // [rays, S]
+                      const float* __restrict__ u,        // [rays, F] in [0, 1)
+                      float* __restrict__ fine,           // [rays, F] ascending
+                      float* __restrict__ merged,         // [rays, S + F] ascending
+                      int64_t* __restrict__ order,        // [rays, S + F] in cat(coarse, fine)
+                      int64_t rays, int coarse_count, int fine_count, int group) {
+  const int S = coarse_count, F = fine_count, rays_a_block = blockDim.x / group;
+  const int slot = threadIdx.x / group, index = threadIdx.x % group;
+  const int64_t ray = static_cast<int64_t>(blockIdx.x) * rays_a_block + slot;
+  const bool has_ray = ray < rays;  // lanes without a ray go on, for the shuffles
+
+  SharedArrays arrays;
+  float* cdf = arrays.take<float>(rays_a_block * S) + slot * S;                     // [S - 1]
+  unsigned* keys = arrays.take<unsigned>(rays_a_block * (S + F)) + slot * (S + F);  // coarse, then fine as drawn
+  unsigned* sorted = arrays.take<unsigned>(rays_a_block * (S + F)) + slot * (S + F);
+  int* position = arrays.take<int>(rays_a_block * (S + F)) + slot * (S + F);
+
+  // The distribution on the S - 1 midpoints, from the S - 2 inner weights.
+  const float* inner = weights + ray * S + 1;
+  float total = 0.0f;
+  for (int i = index; i < S; i += group) {
+    keys[i] = has_ray ? sortable(depths[ray * S + i]) : 0u;
+    if (has_ray && i < S - 2) total += (inner[i] + kWeightFloor) + kWeightFloor;
+  }
+  total = sum_lanes(total, 1, group);
+  float reached = 0.0f;
+  for (int base = 0; base < S - 2; base += group) {
+    const int i = base + index;
+    const float density = has_ray && i < S - 2 ? ((inner[i] + kWeightFloor) + kWeightFloor) / total : 0.0f;
+    const float here = reached + sum_up_to(density, index, group);
+    if (i < S - 2) cdf[i + 1] = here;
+    reached = __shfl_sync(~0u, here, group - 1, group);
+  }
+  if (index == 0) cdf[0] = 0.0f;
+  __syncwarp();
+
+  for (int k = index; k < F; k += group) {
+    const float draw = has_ray ? u[ray * F + k] : 0.0f;
+    int upper = lower_bound(cdf, S - 1, draw);
+    const int lower = max(upper - 1, 0);
+    upper = min(upper, S - 2);
+    const float step = cdf[upper] - cdf[lower];
+    const float share = (draw - cdf[lower]) / (step < kCdfFloor ? 1.0f : step);
+    const float a = 0.5f * (from_sortable(keys[lower]) + from_sortable(keys[lower + 1]));
+    const float b = 0.5f * (from_sortable(keys[upper]) + from_sortable(keys[upper + 1]));
+    // Exact at both ends, like torch.lerp.
+    keys[S + k] = sortable(share < 0.5f ? a + share * (b - a) : b - (b - a) * (1.0f - share));
+  }
+  __syncwarp();
+
+  // Places in the merged order: of equal depths coarse ones come first, in the order of their rows.
+  for (int i = index; i < S; i += group) {
+    const int place = count_before(keys, S, keys[i], i) + count_before(keys + S, F, keys[i], 0);
+    sorted[place] = keys[i];
+    position[place] = i;
+  }
+  for (int k = index; k < F; k += group) {
+    const int among_fine = count_before(keys + S, F, keys[S + k], k);
+    const int place = count_before(keys, S, keys[S + k], S) + among_fine;
+    sorted[place] = keys[S + k];
+    position[place] = S + among_fine;
+  }
+  __syncwarp();
+
+  if (!has_ray) return;
+  for (int i = index; i < S + F; i += group) {
+    const float depth = from_sortable(sorted[i]);
+    merged[ray * (S + F) + i] = depth;
+    order[ray * (S + F) + i] = position[i];
+    if (position[i] >= S) fine[ray * F + position[i] - S] = depth;
+  }
+}
+
+}  // namespace
+
+void importance(cudaStream_t stream, Pointer depths, Pointer weights, Pointer u, Pointer fine, Pointer merged,
+                Pointer order, int64_t rays, int64_t coarse_count, int64_t fine_count) {
+  const int64_t all = coarse_count + fine_count;
+  if (coarse_count + 3 * all > kLargestRay) throw std::invalid_argument("4 S + 3 F must not exceed 12000");
+  const int group = power_of_two_from(std::max(coarse_count, fine_count), 32);
+  const auto shared = [&](int64_t rays_a_block) {
+    return shared_bytes<float>(rays_a_block * coarse_count) + 3 * shared_bytes<unsigned>(rays_a_block * all);
+  };
+  int threads = kThreads;
+  while (threads > 32 && shared(threads / group) > 48 * 1024) threads /= 2;
+  launch(importance_kernel, blocks_for(rays, threads / group), threads, shared(threads / group), stream,
+         input<float>(depths), input<float>(weights), input<float>(u), output<float>(fine), output<float>(merged),
+         output<int64_t>(order), rays, coarse_count, fine_count, group);
+}
+
+}  // namespace cips3d

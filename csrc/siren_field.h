@@ -1,0 +1,265 @@
+// The NeRF branch's field on tensor cores: FiLM 3 -> W -> W, a density, a colour layer W -> C, for the samples of one
+// image. Activations live in registers, weights in shared memory; nothing per sample goes to device memory.
+//
+// Layers are folded (gain and shift inside): h1 = sin(W1 p + b1), h2 = sin(W2 h1 + b2), density = v · h2 + c,
+// colour = sin(Wc h2 + bc).
+//
+// Operands are float16 with float32 accumulation: |sin| <= 1 fits, and float16 keeps three bits more than bfloat16,
+// which the sine of a phase of tens of radians needs. The first layer is float32: its inputs are coordinates, and an
+// error of a coordinate is an error of every phase behind it. In the accurate mode every operand is split into a high
+// and a low float16, and high·high + low·high + high·low leaves a relative error of about 2^-21.
+#pragma once
+#include "operand.h"
+#include "ops.h"
+
+namespace cips3d {
+
+constexpr int kPadHalves = 8;  // rows of weights end 16 bytes later: the 8 rows of an ldmatrix lie in different banks
+
+// What the host gives: the folded layers of B images, contiguous float32.
+struct FieldLayers {
+  const float* first_weight;        // [B, width, 3]
+  const float* first_bias;          // [B, width]
+  const float* second_weight;       // [B, width, width]
+  const float* second_bias;         // [B, width]
+  const float* density_weight;      // [width]
+  const float* density_bias;        // [1]
+  const float* color_weight;        // [B, color, width]
+  const float* color_bias;          // [B, color]
+  int width, color;                 // of the tensors; at most the kernel's kWidth and kColor
+  float ball_density, ball_radius;  // every density gets ball_density * (1 - |p| / ball_radius); radius 0: nothing
+};
+
+__device__ __forceinline__ float ball(const FieldLayers& layers, float3 p) {
+  if (layers.ball_radius == 0.0f) return 0.0f;
+  return layers.ball_density * (1.0f - sqrtf(p.x * p.x + p.y * p.y + p.z * p.z) / layers.ball_radius);
+}
+
+// One image's weights in shared memory. Widths below the kernel's are filled up with zeros, which change nothing: the
+// sine of a phase of 0 is 0.
+template <int kWidth, int kColor, bool kAccurate>
+struct FieldWeights {
+  static constexpr int kRow = kWidth + kPadHalves;
+  static constexpr int kParts = kAccurate ? 2 : 1;  // high, low
+
+  float4* first;       // [kWidth] x, y, z, bias
+  half* second;        // [kParts, kWidth, kRow]
+  float* second_bias;  // [kWidth]
+  float* density;      // [kWidth]
+  half* color;         // [kParts, kColor, kRow]
+  float* color_bias;   // [kColor]
+  float density_bias;
+
+  static constexpr size_t bytes() {
+    return shared_bytes<float4>(kWidth) + shared_bytes<half>(kParts * kWidth * kRow) + 2 * shared_bytes<float>(kWidth) +
+           shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
+  }
+
+  __device__ __forceinline__ explicit FieldWeights(SharedArrays& shared)
+      : first(shared.take<float4>(kWidth)),
+        second(shared.take<half>(kParts * kWidth * kRow)),
+        second_bias(shared.take<float>(kWidth)),
+        density(shared.take<float>(kWidth)),
+        color(shared.take<half>(kParts * kColor * kRow)),
+        color_bias(shared.take<float>(kColor)),
+        density_bias(0.0f) {}
+
+  // All threads of the block; a barrier must follow.
+  __device__ void load(const FieldLayers& from, int64_t image) {
+    const int width = from.width, colors = from.color;
+    for (int i = threadIdx.x; i < kWidth; i += blockDim.x) {
+      const bool there = i < width;
+      const float* w = from.first_weight + (image * width + (there ? i : 0)) * 3;
+      first[i] = there ? make_float4(w[0], w[1], w[2], from.first_bias[image * width + i]) : make_float4(0, 0, 0, 0);
+      second_bias[i] = there ? from.second_bias[image * width + i] : 0.0f;
+      density[i] = there ? from.density_weight[i] : 0.0f;
+    }
+    for (int i = threadIdx.x; i < kColor; i += blockDim.x)
+      color_bias[i] = i < colors ? from.color_bias[image * colors + i] : 0.0f;
+    load_matrix(second, kWidth, from.second_weight + image * width * width, width, width);
+    load_matrix(color, kColor, from.color_weight + image * colors * width, colors, width);
+    density_bias = *from.density_bias;
+  }
+
+ private:
+  __device__ void load_matrix(half* to, int to_rows, const float* from, int rows, int columns) {
+    for (int i = threadIdx.x; i < to_rows * kWidth; i += blockDim.x) {
+      const int row = i / kWidth, column = i % kWidth;
+      const float value = row < rows && column < columns ? from[row * columns + column] : 0.0f;
+      const half high = __float2half_rn(value);
+      to[row * kRow + column] = high;
+      if (kAccurate) to[(to_rows + row) * kRow + column] = __float2half_rn(value - __half2float(high));
+    }
+  }
+};
+
+// Two activations as halves, and in the accurate mode what the rounding left over.
+template <bool kAccurate>
+__device__ __forceinline__ void pack_activations(float x, float y, uint32_t& high, uint32_t& low) {
+  high = Operand<half>::pack(x, y);
+  if (!kAccurate) return;
+  const float2 kept = Operand<half>::unpack(high);
+  low = Operand<half>::pack(x - kept.x, y - kept.y);
+}
+
+// The sine of a phase in radians. __sinf multiplies by 1/2pi in float32 first, whose rounding grows with the phase:
+// 4e-6 up to 30 rad, small against the 5e-4 of a float16 operand. The accurate mode takes whole turns off first.
+template <bool kAccurate>
+__device__ __forceinline__ float sine(float phase) {
+  if (!kAccurate) return __sinf(phase);
+  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;  // their sum is 2 pi; 6.28125 has 9 bits
+  const float turns = rintf(phase * 0.15915494309189535f);
+  return __sinf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
+}
+template <bool kAccurate>
+__device__ __forceinline__ float cosine(float phase) {
+  if (!kAccurate) return __cosf(phase);
+  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;
+  const float turns = rintf(phase * 0.15915494309189535f);
+  return __cosf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
+}
+
+// Rows of an operand A in registers: kTiles tiles of 16 rows, kWidth / 16 steps of 16 columns.
+template <int kWidth, int kTiles, bool kAccurate>
+struct Activations {
+  uint32_t high[kTiles][kWidth / 16][4];
+  uint32_t low[kAccurate ? kTiles : 1][kAccurate ? kWidth / 16 : 1][4];
+};
+
+// accumulator[m][n] += A[m] · B for 16 columns of A (one step) and 16 rows of a weight matrix [., kRow] from `row` on,
+// columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15.
+template <int kTiles, bool kAccurate, int kRow>
+__device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4], const uint32_t (&high)[kTiles][4],
+                                              const uint32_t (&low)[kTiles][4], const half* weight, int low_offset,
+                                              int row, int column, int lane) {
+  // Lanes 0-7 and 8-15 address rows row..row+7 at columns 0 and 8, lanes 16-31 the same of rows row+8..row+15.
+  const half* address = weight + (row + lane % 8 + lane / 16 * 8) * kRow + column + lane / 8 % 2 * 8;
+  uint32_t b[4];
+  ldmatrix_x4(b, address);
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+      mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
+      if (kAccurate) mma_m16n8k16_f16(accumulator[m][n], low[m], pair, accumulator[m][n]);
+    }
+  }
+  if (!kAccurate) return;
+  ldmatrix_x4(b, address + low_offset);
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
+  }
+}
+
+// The field at the 16 * kTiles samples of one warp. Lane 4 g + t brings the points of rows 16 m + g (index [m][0]) and
+// 16 m + 8 + g ([m][1]), gets their raw densities, and hands pairs of their colour activations to
+// store(m, r, channel, x, y), for channels 8 n + 2 t and the one behind.
+template <int kWidth, int kColor, int kTiles, bool kAccurate, class Store>
+__device__ __forceinline__ void evaluate_field(const FieldWeights<kWidth, kColor, kAccurate>& weights,
+                                               const float3 (&points)[kTiles][2], float (&density)[kTiles][2], int lane,
+                                               Store store) {
+  using Weights = FieldWeights<kWidth, kColor, kAccurate>;
+  constexpr int kSteps = kWidth / 16, kColorSteps = kColor / 16;
+  const int pair = lane % 4 * 2;
+
+  // First layer, in float32 and straight into the layout of an operand A.
+  Activations<kWidth, kTiles, kAccurate> h1;
+#pragma unroll
+  for (int k = 0; k < kSteps; k++)
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      const float4 a = weights.first[16 * k + 8 * e + pair], b = weights.first[16 * k + 8 * e + pair + 1];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const float3 p = points[m][r];
+          const float x = sine<kAccurate>(fmaf(a.x, p.x, fmaf(a.y, p.y, fmaf(a.z, p.z, a.w))));
+          const float y = sine<kAccurate>(fmaf(b.x, p.x, fmaf(b.y, p.y, fmaf(b.z, p.z, b.w))));
+          uint32_t low = 0;
+          pack_activations<kAccurate>(x, y, h1.high[m][k][2 * e + r], low);
+          if (kAccurate) h1.low[m][k][2 * e + r] = low;
+        }
+    }
+
+  // Second layer, 16 channels at a time: they are one step of the colour layer's product, so that h2 never has to be
+  // there as a whole.
+  float color[kTiles][2 * kColorSteps][4] = {};
+#pragma unroll
+  for (int m = 0; m < kTiles; m++) density[m][0] = density[m][1] = 0.0f;
+#pragma unroll 1  // unrolled it would take minutes to compile and evict itself from the instruction cache
+  for (int step = 0; step < kSteps; step++) {
+    float phase[kTiles][2][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {
+      uint32_t high[kTiles][4], low[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          high[m][i] = h1.high[m][k][i];
+          low[m][i] = kAccurate ? h1.low[kAccurate ? m : 0][kAccurate ? k : 0][i] : 0;
+        }
+      multiply_step<kTiles, kAccurate, Weights::kRow>(phase, high, low, weights.second, kWidth * Weights::kRow,
+                                                      16 * step, 16 * k, lane);
+    }
+    uint32_t high[kTiles][4], low[kTiles][4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const int channel = 16 * step + 8 * n + pair;
+      const float2 bias = *reinterpret_cast<const float2*>(weights.second_bias + channel);
+      const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const float x = sine<kAccurate>(phase[m][n][2 * r] + bias.x);
+          const float y = sine<kAccurate>(phase[m][n][2 * r + 1] + bias.y);
+          density[m][r] = fmaf(x, v.x, fmaf(y, v.y, density[m][r]));
+          pack_activations<kAccurate>(x, y, high[m][2 * n + r], low[m][2 * n + r]);
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < kColorSteps; c++) {
+      float (&part)[kTiles][2 * kColorSteps][4] = color;
+      float accumulator[kTiles][2][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) accumulator[m][i / 4][i % 4] = part[m][2 * c + i / 4][i % 4];
+      multiply_step<kTiles, kAccurate, Weights::kRow>(accumulator, high, low, weights.color, kColor * Weights::kRow,
+                                                      16 * c, 16 * step, lane);
+#pragma unroll
+      for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) part[m][2 * c + i / 4][i % 4] = accumulator[m][i / 4][i % 4];
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < kTiles; m++)
+#pragma unroll
+    for (int r = 0; r < 2; r++) {  // the four lanes of a row have a quarter of its channels each
+      float sum = density[m][r];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      density[m][r] = sum + weights.density_bias;
+    }
+#pragma unroll
+  for (int n = 0; n < 2 * kColorSteps; n++) {
+    const int channel = 8 * n + pair;
+    const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+      for (int r = 0; r < 2; r++)
+        store(m, r, channel, sine<kAccurate>(color[m][n][2 * r] + bias.x),
+              sine<kAccurate>(color[m][n][2 * r + 1] + bias.y));
+  }
+}
+
+}  // namespace cips3d

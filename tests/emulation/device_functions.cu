@@ -1,0 +1,205 @@
+// Calls to device functions, one after the other, whose results are known.
+#include <utility>
+
+#include "tensor_core.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+namespace cips3d {
+namespace {
+
+// d = a b^T + c; a [16, 16], b [8, 16], c and d [16, 8].
+__global__ void mma_kernel(int is_half, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  const int g = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
+  const auto pair = [](const uint16_t* at) { return at[0] | static_cast<uint32_t>(at[1]) << 16; };
+  const uint32_t a_fragment[4] = {pair(a + g * 16 + t), pair(a + (g + 8) * 16 + t), pair(a + g * 16 + t + 8),
+                                  pair(a + (g + 8) * 16 + t + 8)};
+  const uint32_t b_fragment[2] = {pair(b + g * 16 + t), pair(b + g * 16 + t + 8)};
+  float sums[4];
+  for (int k = 0; k < 4; k++) sums[k] = c[(g + k / 2 * 8) * 8 + t + k % 2];
+  if (is_half)
+    mma_m16n8k16_f16(sums, a_fragment, b_fragment, sums);
+  else
+    mma_m16n8k16_bf16(sums, a_fragment, b_fragment, sums);
+  for (int k = 0; k < 4; k++) d[(g + k / 2 * 8) * 8 + t + k % 2] = sums[k];
+}
+
+template <int kMatrices, bool kTransposed>
+__global__ void ldmatrix_kernel(const uint16_t* in,  // [8 * kMatrices, 8]
+                                uint32_t* out) {     // [32, kMatrices]
+  SharedArrays arrays;
+  uint16_t* rows = arrays.take<uint16_t>(8 * kMatrices * 8);
+  for (int k = threadIdx.x; k < 8 * kMatrices * 8; k += 32) rows[k] = in[k];
+  __syncwarp();
+  uint32_t registers[kMatrices];
+  const uint16_t* row = rows + threadIdx.x % (8 * kMatrices) * 8;
+  if constexpr (kMatrices == 4)
+    kTransposed ? ldmatrix_x4_trans(registers, row) : ldmatrix_x4(registers, row);
+  else
+    kTransposed ? ldmatrix_x2_trans(registers, row) : ldmatrix_x2(registers, row);
+  for (int m = 0; m < kMatrices; m++) out[threadIdx.x * kMatrices + m] = registers[m];
+}
+
+// Two groups of copies of rows of 4 floats: the first read when only it has come, with `bytes` of each row.
+__global__ void copy_kernel(const float* in, float* first, float* second, int bytes) {
+  SharedArrays arrays;
+  float *a = arrays.take<float>(32 * 4), *b = arrays.take<float>(32 * 4);
+  const int i = threadIdx.x;
+  cp_async_16(a + i * 4, in + i * 4, bytes);
+  cp_async_commit();
+  cp_async_16(b + i * 4, in + i * 4);
+  cp_async_commit();
+  cp_async_wait<1>();
+  __syncthreads();
+  for (int k = 0; k < 4; k++) first[i * 4 + k] = a[i * 4 + k];
+  cp_async_wait<0>();
+  __syncthreads();
+  for (int k = 0; k < 4; k++) second[i * 4 + k] = b[i * 4 + k];
+}
+
+constexpr int kWarpRows = 16;
+__global__ void warp_kernel(const int* in, int64_t* out) {  // in [n], out [kWarpRows, n]
+  const int i = threadIdx.x, n = blockDim.x, value = in[i];
+  const bool low = i % 32 < 16;
+  int row = 0;
+  const auto put = [&](int64_t result) { out[row++ * n + i] = result; };
+  put(__shfl_sync(~0u, value, 5));
+  put(__shfl_sync(~0u, value, i + 1, 8));
+  put(__shfl_xor_sync(~0u, value, 3));
+  put(__shfl_up_sync(~0u, value, 2, 16));
+  put(__shfl_down_sync(~0u, value, 7));
+  put(static_cast<int64_t>(__shfl_xor_sync(~0u, static_cast<double>(value), 1)));
+  put(low ? __shfl_xor_sync(0xffffu, value, 1) : __shfl_xor_sync(0xffff0000u, value, 2));
+  put(__ballot_sync(~0u, value % 2));
+  put(__any_sync(~0u, value == in[0]));
+  put(__all_sync(~0u, value >= 0));
+  put(__reduce_add_sync(~0u, value));
+  put(__reduce_min_sync(~0u, value));
+  put(__reduce_max_sync(~0u, -value));
+  put(__reduce_xor_sync(~0u, static_cast<unsigned>(value)));
+  put(__syncthreads_count(value % 2));
+  put(2 * __syncthreads_and(value >= 0) + __syncthreads_or(value < 0));
+}
+
+// out [12]: sums, extremes and the like over all threads of all blocks.
+__global__ void atomics_kernel(const int* in, int* out, float* sum) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, value = in[i];
+  atomicAdd(out + 0, value);
+  atomicSub(out + 1, value);
+  atomicMax(out + 2, value);
+  atomicMin(out + 3, value);
+  atomicOr(out + 4, value);
+  atomicAnd(out + 5, value);
+  atomicXor(out + 6, value);
+  if (atomicExch(out + 7, 1) == 0) atomicAdd(out + 8, 1);
+  if (atomicCAS(out + 9, 0, value) == 0) atomicAdd(out + 10, 1);
+  atomicAdd(sum, 1.0f);
+}
+
+// Every thread counts itself at its place, and notes when it came.
+__global__ void indices_kernel(int* counts, int* order, int* next) {
+  const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  const int i = block * blockDim.x * blockDim.y * blockDim.z + thread;
+  counts[i]++;
+  order[atomicAdd(next, 1)] = i;
+}
+
+// By name, so that the test reads as the function does. x [n], y [n].
+__global__ void arithmetic_kernel(int function, const float* x, float* y, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const float v = x[i];
+  float s, c;
+  switch (function) {
+    case 0: y[i] = __sinf(v); break;
+    case 1: y[i] = __cosf(v); break;
+    case 2: __sincosf(v, &s, &c), y[i] = s + 2.0f * c; break;
+    case 3: y[i] = __expf(v); break;
+    case 4: y[i] = __logf(v); break;
+    case 5: y[i] = sinpif(v); break;
+    case 6: y[i] = cospif(v); break;
+    case 7: y[i] = rsqrtf(v); break;
+    case 8: y[i] = __fdividef(v, 3.0f); break;
+    case 9: y[i] = __saturatef(v); break;
+    case 10: y[i] = __fadd_rn(__fmul_rn(v, v), -1.0f); break;  // two roundings
+    case 11: y[i] = fmaf(v, v, -1.0f); break;                  // one
+    case 12: y[i] = min(v, 0.5f); break;
+    case 13: y[i] = max(__ldg(x + i), 0.5f); break;
+    case 14: __stcs(y + i, __ldcs(x + i)); break;
+  }
+}
+
+template <class T>
+__global__ void fma_kernel(const uint16_t* a, const uint16_t* b, const uint16_t* c, uint16_t* d, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const auto number = [i](const uint16_t* from) { return emulation::bits_as<T>(from[i]); };
+  d[i] = emulation::bits_as<uint16_t>(__hfma(number(a), number(b), number(c)));
+}
+
+}  // namespace
+}  // namespace cips3d
+
+using namespace cips3d;
+
+namespace {
+
+std::string error;
+
+// launch, for callers that no exception can reach.
+template <class... Arguments>
+void run(Arguments... arguments) {
+  try {
+    launch(arguments...);
+  } catch (const std::exception& e) {
+    error = e.what();
+  }
+}
+
+}  // namespace
+
+// What went wrong since the last call, or an empty string.
+EXPORTED const char* last_error() {
+  static std::string last;
+  last = std::exchange(error, "");
+  return last.c_str();
+}
+
+EXPORTED void set_schedule(uint64_t seed) { emulation::set_schedule(seed); }
+
+EXPORTED void mma(int is_half, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  run(mma_kernel, 1, 32, 0, nullptr, is_half, a, b, c, d);
+}
+EXPORTED void ldmatrix(int matrices, int transposed, const uint16_t* in, uint32_t* out) {
+  const auto kernel = matrices == 4 ? (transposed ? ldmatrix_kernel<4, true> : ldmatrix_kernel<4, false>)
+                                    : (transposed ? ldmatrix_kernel<2, true> : ldmatrix_kernel<2, false>);
+  run(kernel, 1, 32, shared_bytes<uint16_t>(8 * matrices * 8), nullptr, in, out);
+}
+EXPORTED void copy(const float* in, float* first, float* second, int bytes) {
+  run(copy_kernel, 1, 32, 2 * shared_bytes<float>(32 * 4), nullptr, in, first, second, bytes);
+}
+EXPORTED int warp_rows() { return kWarpRows; }
+EXPORTED void warp_functions(const int* in, int64_t* out, int n) { run(warp_kernel, 1, n, 0, nullptr, in, out); }
+EXPORTED void atomics(const int* in, int* out, float* sum, int blocks, int threads) {
+  run(atomics_kernel, blocks, threads, 0, nullptr, in, out, sum);
+}
+EXPORTED void indices(const unsigned* grid, const unsigned* block, int* counts, int* order, int* next) {
+  run(indices_kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), 0, nullptr, counts, order,
+      next);
+}
+EXPORTED void arithmetic(int function, const float* x, float* y, int n) {
+  run(arithmetic_kernel, ceil_div(n, 128), 128, 0, nullptr, function, x, y, n);
+}
+EXPORTED void fma16(int is_half, const uint16_t* a, const uint16_t* b, const uint16_t* c, uint16_t* d, int n) {
+  run(is_half ? fma_kernel<half> : fma_kernel<bfloat16>, ceil_div(n, 128), 128, 0, nullptr, a, b, c, d, n);
+}
+EXPORTED void to_floats(int is_half, const uint16_t* in, float* out, int n) {
+  for (int i = 0; i < n; i++)
+    out[i] =
+        is_half ? __half2float(emulation::bits_as<half>(in[i])) : __bfloat162float(emulation::bits_as<bfloat16>(in[i]));
+}
+EXPORTED void from_floats(int is_half, const float* in, uint16_t* out, int n) {
+  for (int i = 0; i < n; i++)
+    out[i] = is_half ? __half_as_ushort(__float2half_rn(in[i])) : __bfloat16_as_ushort(__float2bfloat16_rn(in[i]));
+}

@@ -1,0 +1,237 @@
+"""Every op's kernels once, on small numpy arrays: what test_sanitized_ops.py runs under the sanitizers.
+
+Without PyTorch, which is slow there. Arrays are as large as the kernels may touch, so that anything beyond is reported;
+sizes are odd, so that blocks have threads with nothing to do, and large enough for several blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOAT32, FLOAT16 = 0, 1  # DType in csrc/numeric.h
+DEVICE, STREAM = 0, 0
+
+Floats = NDArray[np.float32]
+
+
+def normal(*shape: int) -> Floats:
+    """Normal numbers, the same every time."""
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def address(array: NDArray[np.generic]) -> int:
+    """What a launcher takes for a tensor; the array has to outlive the call."""
+    return array.ctypes.data
+
+
+def bias_leaky_relu(module: ModuleType) -> None:
+    for inner in (1, 35, 64):  # one element a row, no vectors, vectors
+        batch, channels = 3, 37
+        x, bias = normal(batch, channels, inner), normal(channels)
+        y, dx, db = np.empty_like(x), np.empty_like(x), np.empty_like(bias)
+        sizes = (batch, channels, inner)
+        module.bias_leaky_relu(DEVICE, STREAM, FLOAT32, address(x), address(bias), 0, address(y), *sizes, 0.2, 1.5)
+        module.bias_leaky_relu(DEVICE, STREAM, FLOAT32, address(x), 0, address(y), address(dx), *sizes, 0.2, 1.5)
+        parts = module.bias_leaky_relu_parts(*sizes)
+        partial = np.empty((parts, channels), np.float32)
+        gradients = (address(x), address(y), address(dx), address(partial), address(db))
+        module.bias_leaky_relu_backward(DEVICE, STREAM, FLOAT32, *gradients, *sizes, parts, 0.2, 1.5)
+
+
+def upfirdn2d(module: ModuleType) -> None:
+    planes, height = 8, 9
+    # Rows of whole vectors to such, to odd rows and from them; odd rows to odd rows; halved and doubled.
+    settings = ((16, 1, 1, 2, 1), (16, 1, 1, 1, 2), (16, 1, 1, 2, 2), (17, 1, 1, 1, 1), (7, 1, 1, 2, 2))
+    settings += ((32, 1, 2, 1, 1), (7, 1, 2, 1, 2), (8, 2, 1, 2, 1), (7, 2, 1, 1, 1))
+    taps = normal(4)
+    for dtype, number in ((np.float32, FLOAT32), (np.float16, FLOAT16)):
+        for width, up, down, before, after in settings:
+            out_width, out_height = ((n * up + before + after - 4) // down + 1 for n in (width, height))
+            x, y = normal(planes, height, width).astype(dtype), np.empty((planes, out_height, out_width), dtype)
+            images = (address(x), address(taps), address(y), planes, width, height, out_width, out_height)
+            module.upfirdn2d_four_taps(DEVICE, STREAM, number, *images, up, down, before, before, False)
+    width, taps_x, taps_y = 13, 5, 3
+    x, taps, y = normal(planes, height, width), normal(taps_y, taps_x), np.empty((planes, 7, 7), np.float16)
+    columns, rows = (width, 7, taps_x, 2, 4, 1), (height, 7, taps_y, 3, 4, 2)
+    filtered = (address(x), address(taps), address(y), planes, *columns, *rows, True)
+    module.upfirdn2d_filter(DEVICE, STREAM, FLOAT32, FLOAT16, *filtered)
+
+
+def stratified_points(module: ModuleType) -> None:
+    images, rays = 2, 90
+    for samples in (5, 12, 1030):  # 180, 84 rays a block; one in two tiles
+        rays = rays if samples < 100 else 3
+        u, origins, directions = normal(images, rays, samples), normal(images, rays, 3), normal(images, rays, 3)
+        depths, points = np.empty_like(u), np.empty((images, rays, samples, 3), np.float32)
+        for origin, shared in ((origins, False), (normal(images, 3), True)):
+            tensors = (address(u), address(origin), address(directions), address(depths), address(points))
+            sizes = (images, rays) if shared else (1, images * rays)
+            module.stratified_points(DEVICE, STREAM, *tensors, *sizes, samples, shared, 0.88, 1.12)
+        module.stratified_points(
+            DEVICE, STREAM, address(u), 0, 0, address(depths), 0, 1, images * rays, samples, False, 0.88, 1.12
+        )
+        gradients = (np.empty_like(origins), np.empty_like(directions), np.empty_like(depths))
+        tensors = (address(points), address(directions), address(depths), *map(address, gradients))
+        module.ray_points_backward(DEVICE, STREAM, *tensors, images * rays, samples)
+
+
+def importance(module: ModuleType) -> None:
+    for rays, coarse, fine in ((19, 12, 11), (5, 40, 35), (9, 3, 0)):
+        depths, weights = np.sort(normal(rays, coarse), axis=-1), np.abs(normal(rays, coarse))
+        u = np.random.default_rng(1).random((rays, fine), np.float32)
+        out = np.empty_like(u), np.empty((rays, coarse + fine), np.float32), np.empty((rays, coarse + fine), np.int64)
+        tensors = (address(depths), address(weights), address(u), *map(address, out))
+        module.importance(DEVICE, STREAM, *tensors, rays, coarse, fine)
+
+
+def accumulate(module: ModuleType) -> None:
+    # Rows of vectors and of single numbers, more samples and more channels than lanes.
+    for rays, samples, channels in ((9, 12, 32), (7, 35, 5), (3, 2, 136)):
+        weights, values = normal(rays, samples), normal(rays, samples, channels)
+        sums, of_weights, of_values = normal(rays, channels), np.empty_like(weights), np.empty_like(values)
+        sizes = (rays, samples, channels)
+        module.accumulate(DEVICE, STREAM, FLOAT32, address(weights), address(values), address(sums), *sizes)
+        tensors = (address(sums), address(weights), address(values), address(of_weights), address(of_values))
+        module.accumulate_backward(DEVICE, STREAM, FLOAT32, *tensors, *sizes)
+
+
+def composite(module: ModuleType) -> None:
+    # As for accumulate; with fine samples and an order, and without.
+    for rays, coarse, fine, channels in ((9, 6, 6, 32), (7, 35, 0, 5), (5, 20, 17, 3), (3, 2, 0, 136)):
+        samples = coarse + fine
+        density, fine_density = 10 * normal(rays, coarse), 10 * normal(rays, fine)
+        features, fine_features = normal(rays, coarse, channels), normal(rays, fine, channels)
+        depths, noise = np.sort(normal(rays, samples), axis=-1), normal(rays, samples)
+        order = np.argsort(normal(rays, samples), axis=-1).astype(np.int64)
+        merged = (address(fine_density), address(order)) if fine else (0, 0)
+        inputs = (address(density), merged[0], address(depths), merged[1], address(noise), address(features))
+        inputs = (*inputs, address(fine_features) if fine else 0)
+        sizes, settings = (rays, coarse, samples, channels), (True, True, True)
+        scalars = normal(rays), normal(rays), normal(rays)  # depth, transmittance, opacity
+        sums, weights = normal(rays, channels), np.empty_like(depths)
+        outputs = (address(sums), address(scalars[0]), address(weights), address(scalars[1]), address(scalars[2]))
+        module.composite(DEVICE, STREAM, FLOAT32, *inputs, *outputs, *sizes, *settings)
+        gradients = [np.empty_like(x) for x in (density, fine_density, depths, features, fine_features)]
+        wanted = [address(x) if x.size else 0 for x in gradients]
+        workspace = np.empty((2, rays, samples), np.float32)
+        module.composite_backward(
+            DEVICE, STREAM, FLOAT32, *inputs, *outputs, *wanted, address(workspace), *sizes, *settings
+        )
+
+
+def modulated_epilogue(module: ModuleType) -> None:
+    # Vectors and single channels, idle lanes, two parts an image; rows of a few lanes.
+    for dtype, number, sizes in (
+        (np.float32, FLOAT32, (2, 70, 260)),
+        (np.float16, FLOAT16, (2, 70, 260)),
+        (np.float16, FLOAT16, (2, 70, 257)),
+        (np.float32, FLOAT32, (3, 19, 5)),
+    ):
+        batch, pixels, channels = sizes
+        product, skip, y, modulated = (normal(*sizes).astype(dtype) for _ in range(4))
+        demodulation, next_modulation = normal(batch, channels), normal(batch, channels)
+        rgb_weight, rgb, rgb_sum = normal(3, channels), normal(batch, pixels, 3), normal(batch, pixels, 3)
+        inputs = tuple(map(address, (product, demodulation, skip, next_modulation, rgb_weight)))
+        outputs = (address(y), address(modulated), address(rgb_sum))
+        module.modulated_epilogue(DEVICE, STREAM, number, *inputs, address(rgb), *outputs, *sizes, 0.2)
+        module.modulated_epilogue(DEVICE, STREAM, number, *inputs[:4], 0, 0, *outputs[:2], 0, *sizes, 0.2)
+        parts = module.modulated_epilogue_parts(*sizes)
+        like = (product, demodulation, skip, next_modulation, rgb_weight)
+        gradients = [np.empty_like(x) for x in (*like, np.empty((batch, parts, 5, channels), np.float32))]
+        given = (*inputs, *outputs, *map(address, gradients))
+        module.modulated_epilogue_backward(DEVICE, STREAM, number, *given, *sizes, parts, 0.2)
+
+
+def film_siren(module: ModuleType) -> None:
+    # Several tiles of rows and columns with parts that end within; odd widths; a matrix that streams.
+    for fast, number, dtype, sizes in (
+        (False, FLOAT32, np.float32, (2, 270, 33, 70)),
+        (True, FLOAT32, np.float32, (1, 130, 40, 20)),
+        (False, FLOAT16, np.float16, (1, 140, 36, 132)),
+        (False, FLOAT32, np.float32, (1, 9, 600, 66)),
+    ):
+        batch, rows, width_in, width_out = sizes
+        x, dy = normal(batch, rows, width_in).astype(dtype), normal(batch, rows, width_out).astype(dtype)
+        y, dx, slope = np.empty_like(dy), np.empty_like(x), np.empty_like(dy, np.float16 if fast else dtype)
+        for shared, images in ((True, ()), (False, (batch,))):
+            layer = [normal(*images, width_out, width_in), normal(*images, width_out)]
+            layer += [normal(batch, width_out), normal(batch, width_out)]
+            parameters = tuple(map(address, layer))
+            widths = (batch, width_in, width_out, shared)
+            workspace = np.empty(module.film_siren_workspace(*widths), np.uint8)
+            given = (address(x), *parameters, address(workspace), address(y))
+            module.film_siren(DEVICE, STREAM, number, fast, *given, *sizes, shared)
+            workspace = np.empty(module.film_siren_backward_workspace(*widths), np.uint8)
+            given = (address(x), address(dy), *parameters, address(workspace), address(slope))
+            module.film_siren_slope(DEVICE, STREAM, number, fast, *given, *sizes, shared)
+            given = (address(slope), parameters[0], parameters[2], address(workspace), address(dx))
+            module.film_siren_input_gradient(DEVICE, STREAM, number, fast, *given, *sizes, shared)
+        parts = module.film_siren_weight_gradient_parts(*sizes)
+        partial = (
+            np.empty((parts, batch, width_out, width_in), np.float32),
+            np.empty((parts, batch, width_out), np.float32),
+        )
+        given = (address(slope), address(x), *map(address, partial))
+        module.film_siren_weight_gradient(DEVICE, STREAM, number, fast, *given, *sizes, parts)
+
+
+def film_siren_points(module: ModuleType) -> None:
+    for sizes in ((2, 150, 3, 132), (1, 37, 7, 5)):
+        batch, rows, width_in, width_out = sizes
+        x, y = normal(batch, rows, width_in), normal(batch, rows, width_out)
+        layer = normal(width_out, width_in), normal(width_out), normal(batch, width_out), normal(batch, width_out)
+        parameters = tuple(map(address, layer))
+        module.film_siren_points(DEVICE, STREAM, FLOAT32, address(x), *parameters, address(y), *sizes, True)
+        parts, tiles = module.film_siren_points_parts(batch, rows, width_out), module.film_siren_points_tiles(width_out)
+        dx = np.empty((tiles, *x.shape), np.float32)
+        partial = (
+            np.empty((parts, batch, width_out, width_in), np.float32),
+            np.empty((parts, batch, width_out), np.float32),
+        )
+        given = (address(x), address(y), *parameters, address(dx), *map(address, partial))
+        module.film_siren_points_backward(DEVICE, STREAM, FLOAT32, *given, *sizes, parts, True)
+
+
+def render_rays(module: ModuleType) -> None:
+    """Both precisions; fewer channels than the kernels are made for, rays that fill no step, an odd number of samples."""
+    images, rays, coarse, fine, width, color = 2, 9, 4, 3, 20, 6
+    samples = coarse + fine
+    uniform = np.random.default_rng(1).random
+    origins, directions = normal(images, rays, 3), normal(images, rays, 3)
+    draws = [uniform((images, rays, n)).astype(np.float32) for n in (coarse, fine)]
+    noise = [normal(images, rays, n) for n in (coarse, samples)]
+    layers = [normal(images, width, 3), normal(images, width), normal(images, width, width), normal(images, width)]
+    layers += [normal(width), normal(1), normal(images, color, width), normal(images, color)]
+    outputs = [normal(images, rays, color), normal(images, rays), normal(images, rays)]
+    outputs += [normal(images, rays, samples) for _ in range(3)]
+    size, blocks = module.render_rays_gradient_size(width, color), 2
+    partial, sums = normal(images, blocks, size), normal(images, size)
+    grads = [normal(images, rays, color), normal(images, rays), normal(images, rays), normal(images, rays, samples)]
+    of_rays, scale = [normal(images, rays, 3) for _ in range(2)], np.ones(1, np.float32)
+    for accurate in (False, True):
+        given = map(address, [origins, directions, *draws, *noise, *layers, *outputs])
+        sizes = (images, rays, coarse, fine, width, color, 1.0, 0.1, 0.88, 1.12)
+        module.render_rays(DEVICE, STREAM, *given, *sizes, False, True, accurate)
+        _, _, _, weights, depths, transmittance = outputs
+        saved = [origins, directions, depths, transmittance, weights, noise[1]]
+        given = map(address, [*saved, *grads, scale, *layers, partial, sums, *of_rays])
+        sizes = (images, rays, samples, width, color, 1.0, 0.1, blocks)
+        module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
+
+
+CASES: dict[str, Callable[[ModuleType], None]] = {
+    "bias_leaky_relu": bias_leaky_relu,
+    "upfirdn2d": upfirdn2d,
+    "stratified_points": stratified_points,
+    "importance": importance,
+    "accumulate": accumulate,
+    "composite": composite,
+    "modulated_epilogue": modulated_epilogue,
+    "film_siren": film_siren,
+    "film_siren_points": film_siren_points,
+    "render_rays": render_rays,
+}

@@ -1,0 +1,151 @@
+"""How the kernels run on a GPU: streams, devices, CUDA graphs, torch.compile, tensors of more than 2³¹ elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from ops.backends import Backend, open_backend
+from torch import Tensor
+
+from cips3d.ops import composite, film_siren, importance_depths, modulated_epilogue, stratified_points
+from cips3d.ops.bias_leaky_relu import bias_leaky_relu
+from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
+
+Op = Callable[..., object]
+
+
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    yield from open_backend("cuda", request.node.nodeid)
+
+
+def draws(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+TAPS = binomial_kernel()
+DEPTHS = torch.linspace(0.88, 1.12, 12).expand(2, 40, 12)
+OPS: dict[str, tuple[Op, list[Tensor]]] = {
+    "bias_leaky_relu": (bias_leaky_relu, [draws(2, 8, 32, 32) - 0.5, draws(8)]),
+    "upfirdn2d": (lambda x, taps: upfirdn2d(x, taps, down=2, padding=1), [draws(2, 8, 32, 32), TAPS]),
+    "stratified_points": (
+        lambda o, d, u: stratified_points(o, d, u, 0.88, 1.12),
+        [draws(2, 40, 3), draws(2, 40, 3), draws(2, 40, 12)],
+    ),
+    "importance_depths": (importance_depths, [DEPTHS, draws(2, 40, 12), draws(2, 40, 12)]),
+    "composite": (composite, [50 * draws(2, 40, 12), draws(2, 40, 12, 32), DEPTHS]),
+    "film_siren": (
+        film_siren,
+        [draws(2, 100, 32), draws(48, 32) - 0.5, draws(48), 30 + draws(2, 48), draws(2, 48)],
+    ),
+    "modulated_epilogue": (
+        lambda product, scale, skip: modulated_epilogue(product, scale, negative_slope=0.2, skip=skip),
+        [draws(2, 100, 48), draws(2, 48), draws(2, 100, 48)],
+    ),
+}
+
+
+def outputs(result: object) -> list[Tensor]:
+    everything = [result] if isinstance(result, Tensor) else list(result)  # type: ignore[call-overload]
+    return [t for t in everything if isinstance(t, Tensor)]
+
+
+def on(device: torch.device, inputs: list[Tensor]) -> list[Tensor]:
+    return [t.to(device).contiguous() for t in inputs]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_current_stream_is_used(cuda: Backend, name: str) -> None:
+    """Work that a side stream has not finished yet must be seen: inputs arrive late, on that stream alone."""
+    op, cpu_inputs = OPS[name]
+    inputs = on(cuda.device, cpu_inputs)
+    expected = outputs(op(*inputs))
+    late = [torch.zeros_like(t) for t in inputs]
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        for target, source in zip(late, inputs, strict=True):
+            target.copy_(source)
+        found = outputs(op(*late))
+    stream.synchronize()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_graphs_capture_forward_and_backward(cuda: Backend, name: str) -> None:
+    op, cpu_inputs = OPS[name]
+    inputs = on(cuda.device, cpu_inputs)
+    for t in inputs:
+        if name not in ("importance_depths", "upfirdn2d") and t.is_floating_point():
+            t.requires_grad_()
+    if name == "upfirdn2d":
+        inputs[0].requires_grad_()
+
+    def step() -> list[Tensor]:
+        found = outputs(op(*inputs))
+        wanted = [t for t in inputs if t.requires_grad]
+        differentiable = [t for t in found if t.requires_grad]
+        if not wanted:
+            return found
+        loss = torch.stack([t.square().sum() for t in differentiable]).sum()
+        return [*found, *(g for g in torch.autograd.grad(loss, wanted, allow_unused=True) if g is not None)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():  # other data at the same addresses
+        for t in inputs:
+            if t.requires_grad:
+                t.mul_(0.9)
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_second_device(cuda: Backend, name: str) -> None:
+    """A tensor's own device computes, whichever is current, and the current one stays current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("no second CUDA device")
+    op, cpu_inputs = OPS[name]
+    expected = outputs(op(*on(torch.device("cuda", 0), cpu_inputs)))
+    with torch.cuda.device(0):
+        found = outputs(op(*on(torch.device("cuda", 1), cpu_inputs)))
+        assert torch.cuda.current_device() == 0
+    for a, b in zip(found, expected, strict=True):
+        assert a.device.index == 1
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_inductor_compiles(cuda: Backend, name: str) -> None:
+    op, cpu_inputs = OPS[name]
+    inputs = on(cuda.device, cpu_inputs)
+    found = outputs(torch.compile(lambda *given: op(*given), fullgraph=True)(*inputs))
+    for a, b in zip(found, outputs(op(*inputs)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_more_than_int32_elements(cuda: Backend) -> None:
+    planes = 2**31 // (1024 * 1024) + 1
+    free, _ = torch.cuda.mem_get_info()
+    if free < 4 * 2 * planes * 2**20:
+        pytest.skip("no CUDA device with 17 GB free")
+    x = torch.zeros(1, planes, 1024, 1024, dtype=torch.float16, device=cuda.device)
+    x[0, -1] = torch.randn(1024, 1024, device=cuda.device).half()
+    bias = torch.zeros(planes, dtype=torch.float16, device=cuda.device)
+    last = x[:, -1:].clone()
+    assert torch.equal(bias_leaky_relu(x, bias)[:, -1:], bias_leaky_relu(last, bias[-1:]))
+    taps = TAPS.to(cuda.device)
+    assert torch.equal(upfirdn2d(x, taps, padding=(2, 1))[:, -1:], upfirdn2d(last, taps, padding=(2, 1)))

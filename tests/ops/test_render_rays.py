@@ -1,0 +1,263 @@
+"""The fused NeRF branch against the composed ops in float64: outputs, gradients, derivatives, schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from ops.backends import Backend
+from reference_records import relative_l2
+from torch import Tensor
+
+from cips3d.cameras import Cameras
+from cips3d.ops.film_siren import FoldedLayer
+from cips3d.ops.library import OPS
+from cips3d.ops.march import RayDraws
+from cips3d.ops.render_rays import RenderedRays, SirenField, render_rays, why_not_fused
+
+# Accurate products keep about 22 bits of both operands, so what is left is float32's own rounding, amplified by phases
+# of tens of radians: as for plain float32. Fast ones round operands to 11 bits: 2⁻¹² each on average over a layer's
+# inputs, times a phase's sensitivity, three layers: 5e-4 measured at these weights, four times that as a limit.
+TOLERANCE = {True: 1e-5, False: 2e-3}
+GRADIENT_TOLERANCE = {True: 5e-5, False: 5e-3}  # the same roundings forward and backward
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to render."""
+
+    width: int = 128
+    color: int = 64
+    rays: int = 13
+    coarse: int = 12
+    fine: int = 12
+    noise: bool = True
+    last_back: bool = False
+    activation: str = "relu"
+    ball: float = 0.0
+
+
+SETTINGS = {
+    "published": Setting(),
+    "last back": Setting(last_back=True, rays=7),
+    "softplus, no noise": Setting(activation="softplus", noise=False, rays=5),
+    "coarse only": Setting(fine=0, coarse=5, rays=37),
+    "narrow, odd": Setting(width=33, color=7, coarse=5, fine=4, rays=3, last_back=True),
+    "many samples": Setting(width=64, color=32, coarse=48, fine=48, rays=2),
+    "ball": Setting(width=32, color=32, coarse=8, fine=8, rays=9, ball=0.08, last_back=True),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    origins: Tensor
+    directions: Tensor
+    field: SirenField
+    draws: RayDraws
+
+    def leaves(self) -> list[Tensor]:
+        f = self.field
+        return [*f.first, *f.second, *f.color, f.density_weight, f.density_bias, self.origins, self.directions]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """Copies whose layers and rays require gradients."""
+
+        def copy(x: Tensor) -> Tensor:
+            return x.detach().to(device, dtype).requires_grad_()
+
+        f = self.field
+        field = f._replace(
+            **{name: FoldedLayer(*map(copy, getattr(f, name))) for name in ("first", "second", "color")},
+            density_weight=copy(f.density_weight),
+            density_bias=copy(f.density_bias),
+        )
+        draws = RayDraws(*(None if x is None else x.to(device, dtype) for x in self.draws))
+        return Inputs(copy(self.origins), copy(self.directions), field, draws)
+
+
+def sample_inputs(s: Setting, images: int = 2) -> Inputs:
+    """Layers of a freshly initialised network: weights U(±√(6/in)/25) times gains of about 30."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def layer(width_in: int, width_out: int) -> FoldedLayer:
+        bound = 30 * math.sqrt(6 / width_in) / 25
+        return FoldedLayer(bound * (2 * uniform(images, width_out, width_in) - 1), 6 * uniform(images, width_out) - 3)
+
+    rays = Cameras.from_angles(1.4 + 0.3 * uniform(images), 1.4 + 0.3 * uniform(images)).rays(8)
+    index = torch.arange(s.rays) * 64 // s.rays
+    first = layer(3, s.width)
+    field = SirenField(
+        FoldedLayer(first.weight / 0.12, first.bias),
+        layer(s.width, s.width),
+        layer(s.width, s.color),
+        20 * (2 * uniform(s.width) - 1) / math.sqrt(s.width),
+        8 + uniform(1),  # in empty bins the inverse distribution is so steep that any rounding moves a sample visibly
+        30.0,
+        s.ball,
+    )
+    noise = [0.5 * torch.randn(images, s.rays, n, generator=generator) for n in (s.coarse, s.coarse + s.fine)]
+    draws = RayDraws(
+        uniform(images, s.rays, s.coarse),
+        uniform(images, s.rays, s.fine) if s.fine else None,
+        noise[0] if s.noise else None,
+        noise[1] if s.noise and s.fine else None,
+    )
+    return Inputs(rays.origins[:, index], rays.directions[:, index], field, draws)
+
+
+def run(inputs: Inputs, s: Setting, accurate: bool) -> RenderedRays:
+    return render_rays(
+        *(inputs.origins, inputs.directions, inputs.field, inputs.draws, 0.88, 1.12),
+        activation=s.activation,  # type: ignore[arg-type]
+        last_back=s.last_back,
+        operands=None if accurate else torch.float16,
+    )
+
+
+def loss(seen: RenderedRays, *, with_weights: bool = True) -> Tensor:
+    """A weighted sum of everything that can be differentiated; small, as gradients of a mean are.
+
+    Weighing every sample's weight at random gives the least smooth function of the densities that there is: rounded
+    operands are compared without.
+    """
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=seen.colors.dtype, device=seen.colors.device)
+    for x in (seen.colors, seen.opacity, seen.depth, *([seen.weights] if with_weights else [])):
+        total = total + 1e-3 * (x * torch.randn(x.shape, generator=generator).to(x)).sum()
+    return total
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(
+        torch.cosine_similarity(a.detach().double().flatten().cpu(), b.detach().double().flatten().cpu(), dim=0)
+    )
+
+
+@pytest.mark.parametrize("accurate", [True, False])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_outputs_and_gradients(backend: Backend, name: str, accurate: bool) -> None:
+    if not accurate and not backend.uses_kernels:
+        return  # autocast, whose phases are of 16 bits too, keeps no such tolerance
+    s = SETTINGS[name]
+    inputs = sample_inputs(s)
+    ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
+    found, expected = run(ours, s, accurate), run(exact, s, True)
+    for field in ("colors", "opacity", "depth", "weights", "depths"):
+        error = relative_l2(getattr(found, field), getattr(expected, field))
+        # Single weights are not averaged over samples as the others are.
+        assert error < TOLERANCE[accurate] * (2 if field == "weights" else 1), f"{field}: {error:.1e}"
+    gradients = torch.autograd.grad(loss(found, with_weights=accurate), ours.leaves())
+    references = torch.autograd.grad(loss(expected, with_weights=accurate), exact.leaves())
+    for k, (gradient, reference) in enumerate(zip(gradients, references, strict=True)):
+        assert gradient.shape == reference.shape
+        error = relative_l2(gradient, reference)
+        if gradient.numel() == 1:  # the density's bias: one sum that cancels for the most part
+            assert (gradient.cpu() - reference).abs() < GRADIENT_TOLERANCE[accurate] * references[6].norm()
+            continue
+        assert error < GRADIENT_TOLERANCE[accurate], f"gradient {k}: {error:.1e}"
+        assert cosine(gradient, reference) > 1 - (1e-8 if accurate else 2e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+def test_gradients_of_any_size(kernel_backend: Backend, scale: float) -> None:
+    """float16 operands must neither overflow nor vanish: the kernel scales by a power of two, so nothing changes."""
+    s = Setting(width=32, color=16, rays=5, coarse=4, fine=4)
+    ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
+    plain = torch.autograd.grad(run(ours, s, False).colors.sum(), ours.leaves())
+    scaled = torch.autograd.grad(run(ours, s, False).colors.sum() * scale, ours.leaves())
+    for a, b in zip(plain, scaled, strict=True):
+        assert relative_l2(b / scale, a) < 2e-3  # another power of two rounds small halves elsewhere
+
+
+def test_zero_gradients(kernel_backend: Backend) -> None:
+    s = Setting(width=32, color=16, rays=5, coarse=4, fine=4)
+    ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
+    for gradient in torch.autograd.grad(run(ours, s, False).colors.sum() * 0, ours.leaves()):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("accurate", [True, False])
+def test_every_schedule_gives_the_same(kernel_backend: Backend, accurate: bool) -> None:
+    s = Setting(width=64, color=32, rays=9, coarse=6, fine=6)
+    ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
+    found = []
+    for _ in kernel_backend.schedules():
+        seen = run(ours, s, accurate)
+        found.append((*seen, *torch.autograd.grad(loss(seen), ours.leaves())))
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+def test_second_derivative(kernel_backend: Backend) -> None:
+    """Through the composed ops: a penalty on the gradient of the layers."""
+    s = Setting(width=16, color=8, rays=3, coarse=4, fine=0, noise=False)
+    inputs = sample_inputs(s)
+    results = []
+    for device, dtype in ((kernel_backend.device, torch.float32), (torch.device("cpu"), torch.float64)):
+        at = inputs.to(device, dtype)
+        first = torch.autograd.grad(run(at, s, True).colors.square().sum(), at.field.second.weight, create_graph=True)
+        results.append(torch.autograd.grad(first[0].square().sum(), at.field.first.bias)[0])
+    assert relative_l2(*results) < 1e-4  # float32, two derivatives of phases of tens of radians
+
+
+def test_registration(backend: Backend) -> None:
+    s = Setting(width=16, color=8, rays=3, coarse=4, fine=3)
+    at = sample_inputs(s).to(backend.device, torch.float32)
+    f = at.field
+    layers: tuple[Any, ...] = (*f.first, *f.second, f.density_weight, f.density_bias, *f.color, 1.0, 0.1)
+    arguments = (at.origins, at.directions, *at.draws, *layers, 0.88, 1.12, "relu", False, True)
+    # The gradients are those of the forward's schedule-free part only: outputs 3 to 5 carry none.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(OPS["render_rays"].overload, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
+def test_no_rays(backend: Backend, shape: tuple[int, int]) -> None:
+    s = Setting(width=16, color=8, rays=4, coarse=4, fine=4)
+    inputs = sample_inputs(s)
+    images, rays = shape
+    f = inputs.field
+    fewer = Inputs(
+        inputs.origins[:images, :rays],
+        inputs.directions[:images, :rays],
+        f._replace(**{n: FoldedLayer(*(x[:images] for x in getattr(f, n))) for n in ("first", "second", "color")}),
+        RayDraws(*(None if x is None else x[:images, :rays] for x in inputs.draws)),
+    ).to(backend.device, torch.float32)
+    seen = run(fewer, s, True)
+    assert seen.colors.shape == (images, rays, 8)
+    for gradient in torch.autograd.grad(seen.colors.sum(), fewer.leaves()):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_what_has_no_kernel_is_composed(backend: Backend) -> None:
+    """Wider layers, and more samples than the kernel has room for, give the composed ops' results."""
+    for s in (Setting(width=160, color=16, rays=2, coarse=4, fine=0), Setting(16, 8, rays=2, coarse=60, fine=60)):
+        inputs = sample_inputs(s)
+        assert why_not_fused(inputs.field, s.coarse + s.fine) is not None
+        ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
+        assert relative_l2(run(ours, s, True).colors, run(exact, s, True).colors) < TOLERANCE[True]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"origins": torch.zeros(2, 3, 2)}, "origins must have shape"),
+        ({"directions": torch.zeros(2, 4, 3)}, "directions must have shape"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict[str, Tensor], named: str) -> None:
+    s = Setting(width=16, color=8, rays=3, coarse=4, fine=4)
+    with pytest.raises(ValueError, match=named):
+        run(replace(sample_inputs(s), **change), s, True)
+
+
+def test_too_few_coarse_samples() -> None:
+    s = Setting(width=16, color=8, rays=3, coarse=2, fine=4)
+    with pytest.raises(ValueError, match="at least 3 samples"):
+        run(sample_inputs(s), s, True)
