@@ -23,12 +23,14 @@ from pathlib import Path
 import torch
 from op_cases import GROUPS
 from ops_speed import HEAD, Result, compared, row, run_groups
-from timing import Stopwatch, measure_ceilings
+from timing import Ceilings, Stopwatch, measure_ceilings
+from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import atomic_file
 from cips3d.models.generator import Generator
+from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import kernels
 from cips3d.training.config import settled
 from cips3d.training.distributed import Processes, choose_device
@@ -96,6 +98,56 @@ def render_256(stopwatch: Stopwatch) -> Result:
     return replace(result, ms=result.ms / batch)
 
 
+def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
+    """The NeRF branch of four 256² pictures, 12 + 12 samples, forward and backward; milliseconds an image.
+
+    Both with operands rounded to float16 and with products as accurate as float32's; eager is plain PyTorch in
+    float32, op by op.
+    """
+    on_gpu = stopwatch.device.type == "cuda"
+    images, side = (4, 256) if on_gpu else (1, 8)
+    torch.manual_seed(0)
+    nerf = Generator().nerf.to(stopwatch.device)
+    draws = torch.Generator(stopwatch.device).manual_seed(0)
+    style = torch.randn(images, 128, generator=draws, device=stopwatch.device)
+    rays = Cameras.from_angles(*PoseDistribution().sample(images, generator=draws, device=stopwatch.device)).rays(side)
+    settings = VolumeSettings()
+    random = draw_random(images, side * side, settings, generator=draws, device=stopwatch.device)
+    upstream = torch.randn(images, side * side, 32, generator=draws, device=stopwatch.device)
+
+    def forward() -> Tensor:
+        return nerf(rays, style, settings, random)[0]
+
+    def forward_alone() -> None:
+        with torch.no_grad():
+            forward()
+
+    def both() -> None:
+        torch.autograd.grad(forward(), list(nerf.parameters()), upstream)
+
+    width, color, samples = 128, 64, 24
+    flops = 2.0 * images * side * side * samples * (width * width + width * color)
+    results: dict[str, Result] = {}
+    with kernels.disabled():
+        plain = stopwatch(forward_alone), stopwatch(both)
+    for name, operands, products in (("", torch.float16, 1), ("_accurate", None, 3)):
+        nerf.autocast_dtype = operands
+        ours = stopwatch(forward_alone), stopwatch(both)
+        floor = ceilings.floor_ms(0, products * flops, "float16")
+        # The backward has the products of the recomputed forward, of the gradients of activations and of weights.
+        for direction, k, times in (("forward", 0, 1), ("step", 1, 4)):
+            result = compared(ours[k], plain[k], None, times * floor)
+            results[f"nerf_{direction}_256{name}"] = replace(result, ms=result.ms / images)
+        backward = ours[1].ms - ours[0].ms
+        results[f"nerf_backward_256{name}"] = Result(
+            ms=backward / images,
+            ratio_vs_eager=(plain[1].ms - plain[0].ms) / backward,
+            fraction_of_limit=3 * floor / backward,
+            peak_mb=ours[1].peak_mb,
+        )
+    return results
+
+
 def train_step_256(stopwatch: Stopwatch) -> Result:
     """One step of the published 256² stage, batch 4, gradients through every ray, R1 every 16 steps: their mean."""
     on_gpu = stopwatch.device.type == "cuda"
@@ -139,9 +191,11 @@ def command() -> int:
     ceilings = measure_ceilings(stopwatch)
     print(HEAD, flush=True)
     results: dict[str, Result] = {}
-    for name, measure in (("render_256", render_256), ("train_step_256", train_step_256)):
-        results[name] = measure(stopwatch)
-        print(row(name, results[name]), flush=True)
+    results |= nerf_256(stopwatch, ceilings)
+    results["render_256"] = render_256(stopwatch)
+    results["train_step_256"] = train_step_256(stopwatch)
+    for name, result in results.items():
+        print(row(name, result), flush=True)
     results |= run_groups(
         list(GROUPS),
         stopwatch,

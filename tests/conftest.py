@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ops.backends import Backend, open_backend
 from PIL import Image
 
 from cips3d.models.discriminator import DiscriminatorConfig, channel_table
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Reports, Stage, TrainConfig
+
+
+@pytest.fixture(params=["reference", "emulated", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The test runs once with every backend."""
+    yield from open_backend(request.param, request.node.nodeid)
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def kernel_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The test runs once with every backend that has kernels."""
+    yield from open_backend(request.param, request.node.nodeid)
 
 
 @pytest.fixture(scope="session")

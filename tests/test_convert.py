@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ops.backends import Backend
 from reference_records import meta, recipe_state, record, relative_l2, requires_record, state, tensor
 from torch import Tensor
 
@@ -26,29 +27,31 @@ SMALL = GeneratorConfig(
 )
 
 
-def render_record(name: str, weights: dict[str, Tensor]) -> tuple[Generator, Rendering]:
+def render_record(
+    name: str, weights: dict[str, Tensor], device: torch.device | str = "cpu"
+) -> tuple[Generator, Rendering]:
     loaded = record(name)
     settings = meta(loaded)
     resolution = settings["img_size"]
-    generator = from_reference(weights, system="cips3d")
+    generator = from_reference(weights, system="cips3d").to(device)
     pitch, yaw = tensor(loaded, "in/pitch")[:, 0], tensor(loaded, "in/yaw")[:, 0]
     rendering = generator(
-        tensor(loaded, "in/z_nerf"),
-        tensor(loaded, "in/z_inr"),
-        Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]),
+        tensor(loaded, "in/z_nerf").to(device),
+        tensor(loaded, "in/z_inr").to(device),
+        Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]).to(device),
         resolution=resolution,
         samples=settings["num_steps"],
         t_near=settings["ray_start"],
         t_far=settings["ray_end"],
-        stratified_u=tensor(loaded, "in/u_stratified")[..., 0],
-        importance_u=tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1),
+        stratified_u=tensor(loaded, "in/u_stratified")[..., 0].to(device),
+        importance_u=tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device),
         last_back=settings["last_back"],
         white_back=settings["white_back"],
         return_aux=True,
     )
     assert rendering.aux_image is not None
     both = torch.cat([rendering.image, rendering.aux_image])
-    (both * tensor(loaded, "in/loss_weight")).sum().backward()
+    (both * tensor(loaded, "in/loss_weight").to(device)).sum().backward()
     return generator, rendering
 
 
@@ -66,8 +69,8 @@ def gradients(generator: Generator) -> dict[str, Tensor]:
 def check_images(name: str, rendering: Rendering) -> None:
     loaded = record(name)
     assert rendering.aux_image is not None
-    assert (rendering.image - tensor(loaded, "out/image")).abs().max() < 2e-4
-    assert (rendering.aux_image - tensor(loaded, "out/aux_image")).abs().max() < 2e-4
+    assert (rendering.image.cpu() - tensor(loaded, "out/image")).abs().max() < 2e-4
+    assert (rendering.aux_image.cpu() - tensor(loaded, "out/aux_image")).abs().max() < 2e-4
 
 
 @pytest.mark.parametrize(
@@ -79,9 +82,9 @@ def check_images(name: str, rendering: Rendering) -> None:
         pytest.param("cips3d_generator_r32", 5e-3, marks=requires_record("cips3d_generator_r32")),
     ],
 )
-def test_images_and_gradients_of_the_published_generator(name: str, tolerance: float) -> None:
+def test_images_and_gradients_of_the_published_generator(backend: Backend, name: str, tolerance: float) -> None:
     loaded = record(name)
-    generator, rendering = render_record(name, state(loaded))
+    generator, rendering = render_record(name, state(loaded), backend.device)
     check_images(name, rendering)
     found, expected = gradients(generator), state(loaded, "grad/")
     assert found.keys() == expected.keys()
@@ -91,9 +94,10 @@ def test_images_and_gradients_of_the_published_generator(name: str, tolerance: f
 
 
 @requires_record("cips3d_generator_r16")
-def test_values_on_the_way() -> None:
+def test_values_on_the_way(backend: Backend) -> None:
     loaded = record("cips3d_generator_r16")
-    _, rendering = render_record("cips3d_generator_r16", state(loaded))
+    _, rendering = render_record("cips3d_generator_r16", state(loaded), backend.device)
+    rendering = Rendering(*(None if x is None else x.cpu() for x in rendering))  # type: ignore[arg-type]
     features = rendering.features.flatten(2).transpose(1, 2)
     assert relative_l2(features, tensor(loaded, "mid/pixel_features")) < 1e-5
     assert (rendering.depth.flatten(1) - tensor(loaded, "mid/depth")[..., 0]).abs().max() < 1e-5

@@ -66,8 +66,9 @@ def film_siren(
         gain: [B, out] frequency of every channel of an image.
         shift: [B, out] phase, in radians.
         precision: of the kernels' products, in PyTorch's words for those of matrices: "highest" is as accurate as
-            float32, for about three times the arithmetic; "fast" rounds operands to 16 bits, which with SIREN's initial
-            weights is off by some 5e-4 (gradients 3e-3), and is faster where arithmetic and not memory is the limit.
+            float32 (gradients to 5e-6), for about three times the arithmetic; "fast" rounds operands to 16 bits, which
+            with SIREN's initial weights is off by 3e-4 (gradients by 3e-3), and is faster where arithmetic and not
+            memory is the limit.
             Layers of at most 8 inputs are always computed in float32; plain PyTorch goes by its own settings.
 
     Returns:

@@ -197,7 +197,7 @@ def film_siren_points(module: ModuleType) -> None:
 
 
 def render_rays(module: ModuleType) -> None:
-    """Both precisions; fewer channels than the kernels are made for, rays that fill no step, an odd number of samples."""
+    """Both precisions; fewer channels than there is room for, rays that fill no step, an odd number of samples."""
     images, rays, coarse, fine, width, color = 2, 9, 4, 3, 20, 6
     samples = coarse + fine
     uniform = np.random.default_rng(1).random

@@ -322,3 +322,10 @@ def test_wrong_arguments_are_named(kernel_backend: Backend) -> None:
         film_siren(x[..., :0], weight[:, :0], *rest)
     with pytest.raises(ValueError, match=r"weight must have shape \[2, any, 3\]"):
         sine_layer(x, FoldedLayer(weight[None], rest[0][None]))
+
+
+def test_too_many_images_are_refused(kernel_backend: Backend) -> None:
+    (x, *parameters), _ = on(kernel_backend, sample_inputs(1, 1, 9, 2))
+    many = [t.detach().expand(65536, -1) for t in parameters[2:]]
+    with pytest.raises(RuntimeError, match="film_siren: more than 65535 images"):
+        film_siren(x.expand(65536, -1, -1), *parameters[:2], *many)
