@@ -51,6 +51,15 @@ void bind(py::module_& module, const char* name, void (*launcher)(cudaStream_t, 
   });
 }
 
+// Binds a question about a device as name(device, ...).
+template <class... Arguments>
+void bind_query(py::module_& module, const char* name, bool (*query)(Arguments...)) {
+  module.def(name, [query](int device, Arguments... arguments) {
+    const DeviceGuard guard(device);
+    return query(arguments...);
+  });
+}
+
 }  // namespace
 }  // namespace cips3d
 
@@ -85,6 +94,8 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   module.def("film_siren_points_parts", film_siren_points_parts);
   bind(module, "render_rays", render_rays);
   bind(module, "render_rays_backward", render_rays_backward);
+  bind_query(module, "render_rays_fits", render_rays_fits);
+  bind_query(module, "render_rays_backward_fits", render_rays_backward_fits);
   module.def("render_rays_gradient_size", render_rays_gradient_size);
 #if defined(CIPS3D_EMULATED)
   module.def("set_schedule", emulation::set_schedule);

@@ -1,8 +1,8 @@
 // A sine layer with feature-wise linear modulation: one product whose sums become sines before they leave the
 // registers.
 //
-// 128 to 128 channels in fp32: a row of x is read and a row of y written, 1 KB, for 128 * 128 * 3 multiply-adds. The
-// product in three parts takes about 60% of the time that the memory takes.
+// 128 to 128 channels in fp32: a row of x is read and a row of y written, 1 KB, for 128 * 128 * 3 multiply-adds of
+// 16-bit numbers. At 4.3 TB/s and 500 TFLOP/s the memory takes a fifth longer, and the two overlap.
 #include "sine_layer.h"
 
 namespace cips3d {

@@ -130,6 +130,7 @@ void ray_points_backward(cudaStream_t stream, Pointer grad, Pointer directions, 
 
 // render_rays.cu: origins, directions [images, rays, 3]; draws [images, rays, coarse or fine]; folded layers of `width`
 // and `color` channels; outputs [images, rays, ...].
+bool render_rays_fits(int coarse, int fine, bool accurate);  // into the current device's shared memory
 void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                  Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
                  Pointer second_weight, Pointer second_bias, Pointer density_weight, Pointer density_bias,
@@ -140,6 +141,7 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
 
 // render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, size], sums [images, size].
 int64_t render_rays_gradient_size(int width, int color);
+bool render_rays_backward_fits(bool accurate);  // into the current device's shared memory
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
                           Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scale,

@@ -355,13 +355,13 @@ struct Plan {
 };
 
 template <class Kernel>
-Plan plan_blocks(const RaySettings& s, const DeviceLimits& device, int registers_a_thread) {
-  constexpr int kRegisters = 65536, kMostWarps = 8;
+Plan plan_blocks(const RaySettings& s, const DeviceLimits& device) {
+  constexpr int kRegisters = 65536, kRegistersAThread = 200, kMostWarps = 8;
   const int samples = s.coarse + s.fine;
   Plan best;
   for (int blocks = 2; blocks >= 1; blocks--)
     for (int warps = kMostWarps; warps >= 4; warps--) {
-      if (blocks * warps * 32 * registers_a_thread > kRegisters) continue;
+      if (blocks * warps * 32 * kRegistersAThread > kRegisters) continue;
       for (int rays = 1; rays <= 64; rays++) {
         if ((Kernel::shared_size(rays, samples, warps) + kSharedOverhead) * blocks > device.shared_multiprocessor)
           break;
@@ -375,16 +375,15 @@ Plan plan_blocks(const RaySettings& s, const DeviceLimits& device, int registers
         if (filled > best.filled + 0.02) best = {rays, warps, blocks, filled};
       }
     }
-  if (best.rays == 0) throw std::invalid_argument("one ray's samples do not fit into shared memory");
-  return best;
+  return best;  // without rays where not one of them fits
 }
 
 template <int kWidth, int kColor, int kTiles, bool kAccurate>
 void launch_render(const RayTensors& tensors, const FieldLayers& layers, RaySettings s, cudaStream_t stream) {
   using Kernel = RenderKernel<kWidth, kColor, kTiles, kAccurate>;
-  constexpr int kRegistersAThread = 200;
   const DeviceLimits device = device_limits();
-  const Plan plan = plan_blocks<Kernel>(s, device, kRegistersAThread);
+  const Plan plan = plan_blocks<Kernel>(s, device);
+  if (plan.rays == 0) throw std::invalid_argument("one ray's samples do not fit into shared memory");
   s.block_rays = plan.rays;
   const int64_t tiles = s.images * ceil_div<int64_t>(s.rays, plan.rays);
   const int64_t resident = static_cast<int64_t>(device.multiprocessors) * plan.blocks;
@@ -394,6 +393,14 @@ void launch_render(const RayTensors& tensors, const FieldLayers& layers, RaySett
 }
 
 }  // namespace
+
+bool render_rays_fits(int coarse, int fine, bool accurate) {
+  RaySettings s = {};
+  s.coarse = coarse, s.fine = fine;
+  const DeviceLimits device = device_limits();
+  return (accurate ? plan_blocks<RenderKernel<128, 64, 1, true>>(s, device).rays
+                   : plan_blocks<RenderKernel<128, 64, 2, false>>(s, device).rays) > 0;
+}
 
 void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                  Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,

@@ -12,10 +12,13 @@ constexpr int kBlockThreads = 32 * kWarps;
 constexpr float kTransmittanceFloor = 1e-10f;
 constexpr float kLastDelta = 1e10f;
 constexpr float kLargestHalf = 65504.0f;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr bool kFewRegisters = true;  // ptxas needs a few more here, and would spill
+
+// Multiprocessors of other architectures have less shared memory than the kernel takes: there it is left empty, which
+// saves most of its compile time. render_rays_backward_fits() keeps it from being launched.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ == 1200)
+constexpr bool kHasRoom = false;
 #else
-constexpr bool kFewRegisters = false;
+constexpr bool kHasRoom = true;
 #endif
 
 struct SavedRays {
@@ -41,10 +44,9 @@ struct BackwardSettings {
   bool softplus, last_back;
 };
 
-// The gradients of one image's layers, as one array of floats.
+// The gradients of one image's layers, as one array of floats, the second layer's weight [width, width] first.
 struct GradientLayout {
   int width, color;
-  __host__ __device__ int second() const { return 0; }                                   // [width, width]
   __host__ __device__ int second_bias() const { return width * width; }                  // [width]
   __host__ __device__ int color_weight() const { return second_bias() + width; }         // [color, width]
   __host__ __device__ int color_bias() const { return color_weight() + color * width; }  // [color]
@@ -104,7 +106,9 @@ struct StepBuffers {
   }
 };
 
-__device__ __forceinline__ float clamp_to_half(float x) { return fminf(fmaxf(x, -kLargestHalf), kLargestHalf); }
+[[maybe_unused]] __device__ __forceinline__ float clamp_to_half(float x) {
+  return fminf(fmaxf(x, -kLargestHalf), kLargestHalf);
+}
 
 // accumulator[n] += A · Wᵀ's transpose, that is A · W, for 16 rows of W [., kRow] from `row` on (the step of the sum)
 // and 16 columns from `column` on.
@@ -145,10 +149,11 @@ struct SampleGradient {
   float density;  // gradient of the raw density
 };
 
-__device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, const SavedRays& saved,
-                                                               const OutputGradients& gradients,
-                                                               const BackwardSettings& s, int i, float raw,
-                                                               float grad_of_colors, float depth) {
+[[maybe_unused]] __device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, const SavedRays& saved,
+                                                                                const OutputGradients& gradients,
+                                                                                const BackwardSettings& s, int i,
+                                                                                float raw, float grad_of_colors,
+                                                                                float depth) {
   if (!ray.there || i >= s.samples) return {0.0f, 0.0f};
   const int64_t at = ray.index * s.samples + i;
   if (saved.noise != nullptr) raw += saved.noise[at];
@@ -283,8 +288,7 @@ struct LayerSums {
 #pragma unroll
         for (int n = 0; n < 2; n++) {
           const int in = 16 * (share * kSecond + k) + 8 * n + pair + i % 2;
-          if (out < layout.width && in < layout.width)
-            to[layout.second() + out * layout.width + in] = unscale * second[k][n][i];
+          if (out < layout.width && in < layout.width) to[out * layout.width + in] = unscale * second[k][n][i];
         }
       const int column = pair + i % 2;  // x, y, z, 1, low x, low y, low z, 0
       // The low parts of a point are four columns, that is two lanes, further on.
@@ -335,7 +339,7 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   constexpr int kSteps = kWidth / 16, kColorSteps = kColor / 16;
   // Whether operands A are read from the buffers again for every product: there are no registers for them besides the
   // low parts or the rays' gradients.
-  constexpr bool kReload = kAccurate || kRayGradients || kFewRegisters;
+  constexpr bool kReload = kAccurate || kRayGradients;
   const int pair = lane % 4 * 2;
   const int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
   float depth[2];
@@ -585,45 +589,49 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                                 float* __restrict__ grad_origins,    // [B, R, 3], with kRayGradients
                                 float* __restrict__ grad_directions  // [B, R, 3]
     ) {
-  using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
-  SharedArrays shared;
-  FieldWeights<kWidth, kColor, kAccurate> weights(shared);
-  const Buffers buffers(shared);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t image = blockIdx.y;
-  weights.load(layers, image);
-  __syncthreads();
+  if constexpr (!kHasRoom) {
+    __trap();
+  } else {
+    using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
+    SharedArrays shared;
+    FieldWeights<kWidth, kColor, kAccurate> weights(shared);
+    const Buffers buffers(shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t image = blockIdx.y;
+    weights.load(layers, image);
+    __syncthreads();
 
-  LayerSums<kWidth, kColor, kAccurate> sums;
-  sums.clear();
-  const float scale = *gradients.scale, unscale = 1.0f / scale;
-  constexpr int kRaysAStep = 8 * Buffers::kRowWarps;
-  const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.x + 1) / gridDim.x;
-  for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
-    const int64_t mine = tile * kRaysAStep + warp * 8 + lane / 4;
-    RayState ray = {};
-    ray.there = warp < Buffers::kRowWarps && mine < s.rays;
-    ray.index = image * s.rays + min(mine, s.rays - 1);
-    ray.origin = load3(saved.origins + 3 * ray.index);
-    ray.direction = load3(saved.directions + 3 * ray.index);
-    ray.grad_sum = gradients.weight_sum == nullptr ? 0.0f : gradients.weight_sum[ray.index];
-    ray.grad_depth = gradients.depth == nullptr ? 0.0f : gradients.depth[ray.index];
+    LayerSums<kWidth, kColor, kAccurate> sums;
+    sums.clear();
+    const float scale = *gradients.scale, unscale = 1.0f / scale;
+    constexpr int kRaysAStep = 8 * Buffers::kRowWarps;
+    const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.x + 1) / gridDim.x;
+    for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
+      const int64_t mine = tile * kRaysAStep + warp * 8 + lane / 4;
+      RayState ray = {};
+      ray.there = warp < Buffers::kRowWarps && mine < s.rays;
+      ray.index = image * s.rays + min(mine, s.rays - 1);
+      ray.origin = load3(saved.origins + 3 * ray.index);
+      ray.direction = load3(saved.directions + 3 * ray.index);
+      ray.grad_sum = gradients.weight_sum == nullptr ? 0.0f : gradients.weight_sum[ray.index];
+      ray.grad_depth = gradients.depth == nullptr ? 0.0f : gradients.depth[ray.index];
 #pragma unroll 1
-    for (int later = s.samples - 1 + s.samples % 2; later > 0; later -= 2) {
-      if (warp < Buffers::kRowWarps)
-        differentiate_samples<kWidth, kColor, kAccurate, kRayGradients>(weights, buffers, ray, saved, gradients, s,
-                                                                        layers, scale, later, 16 * warp, lane);
-      __syncthreads();
-      sums.add(buffers, warp, lane);
-      __syncthreads();
+      for (int later = s.samples - 1 + s.samples % 2; later > 0; later -= 2) {
+        if (warp < Buffers::kRowWarps)
+          differentiate_samples<kWidth, kColor, kAccurate, kRayGradients>(weights, buffers, ray, saved, gradients, s,
+                                                                          layers, scale, later, 16 * warp, lane);
+        __syncthreads();
+        sums.add(buffers, warp, lane);
+        __syncthreads();
+      }
+      if (kRayGradients && warp < Buffers::kRowWarps) {
+        store_ray_gradient(ray.there ? grad_origins + 3 * ray.index : nullptr, ray.grad_origin, unscale, lane);
+        store_ray_gradient(ray.there ? grad_directions + 3 * ray.index : nullptr, ray.grad_direction, unscale, lane);
+      }
     }
-    if (kRayGradients && warp < Buffers::kRowWarps) {
-      store_ray_gradient(ray.there ? grad_origins + 3 * ray.index : nullptr, ray.grad_origin, unscale, lane);
-      store_ray_gradient(ray.there ? grad_directions + 3 * ray.index : nullptr, ray.grad_direction, unscale, lane);
-    }
+    const GradientLayout layout = {layers.width, layers.color};
+    sums.store(partial + (image * gridDim.x + blockIdx.x) * layout.size(), layout, unscale, warp, lane);
   }
-  const GradientLayout layout = {layers.width, layers.color};
-  sums.store(partial + (image * gridDim.x + blockIdx.x) * layout.size(), layout, unscale, warp, lane);
 }
 
 // sums[image] = Σ over blocks of partial[image, block], in index order.
@@ -638,13 +646,16 @@ __global__ void __launch_bounds__(256) add_blocks_kernel(const float* __restrict
   sums[static_cast<int64_t>(blockIdx.y) * size + i] = sum;
 }
 
+constexpr int kWidth = 128, kColor = 64;
+template <bool kAccurate>
+constexpr size_t kBackwardShared =
+    FieldWeights<kWidth, kColor, kAccurate>::bytes() + StepBuffers<kWidth, kColor, kAccurate>::bytes();
+
 template <bool kAccurate, bool kRayGradients>
 void launch_backward(const SavedRays& saved, const OutputGradients& gradients, const FieldLayers& layers,
                      const BackwardSettings& s, float* partial, float* grad_origins, float* grad_directions,
                      float* sums, int64_t blocks, cudaStream_t stream) {
-  constexpr int kWidth = 128, kColor = 64;
-  constexpr size_t kShared =
-      FieldWeights<kWidth, kColor, kAccurate>::bytes() + StepBuffers<kWidth, kColor, kAccurate>::bytes();
+  constexpr size_t kShared = kBackwardShared<kAccurate>;
   if (kShared > device_limits().shared_block)
     throw std::invalid_argument("the backward needs " + std::to_string(kShared) + " bytes of shared memory");
   launch(render_rays_backward_kernel<kWidth, kColor, kAccurate, kRayGradients>,
@@ -658,6 +669,10 @@ void launch_backward(const SavedRays& saved, const OutputGradients& gradients, c
 }  // namespace
 
 int64_t render_rays_gradient_size(int width, int color) { return GradientLayout{width, color}.size(); }
+
+bool render_rays_backward_fits(bool accurate) {
+  return (accurate ? kBackwardShared<true> : kBackwardShared<false>) <= device_limits().shared_block;
+}
 
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,

@@ -131,26 +131,31 @@ __device__ __forceinline__ void fill_rows(T* stage, const T* x,  // [left, depth
                                           int left, int first, int steps, int depth, const ProductPlan& plan) {
   constexpr int kUnit = 16 / sizeof(T), kUnits = kDepthStep / kUnit, kRowsAtOnce = kProductThreads / kUnits;
   const unsigned thread = thread_index();
-  const int r = thread / kUnits, rows = min(left, plan.tile_rows);
+  const int r = thread / kUnits, k = first + thread % kUnits * kUnit, step_elements = plan.tile_rows * kDepthStep;
+  const int rows = min(left, plan.tile_rows) - r;
   T* to = stage + thread * kUnit;
-  int k = first + thread % kUnits * kUnit;
-  x += int64_t{r} * depth + k;
+  const T* from = x + int64_t{r} * depth + k;
+  if (plan.aligned) {
 #pragma unroll 1
-  for (; steps > 0; steps--, k += kDepthStep, x += kDepthStep) {
-    const T* from = x;
-    if (plan.aligned) {
-      const int inside = (k < depth ? rows : 0) - r;
-#pragma unroll 1
-      for (int i = 0; i < plan.tile_rows; i += kRowsAtOnce, to += kRowsAtOnce * kDepthStep) {
-        cp_async_16(to, from, i < inside ? 16 : 0);
-        from += int64_t{kRowsAtOnce} * depth;
+    for (int base = 0; base < plan.tile_rows; base += 128) {
+#pragma unroll
+      for (int i = base; i < base + 128; i += kRowsAtOnce) {
+#pragma unroll
+        for (int step = 0; step < kChunkSteps<T>; step++) {
+          const bool inside = i < rows && k + step * kDepthStep < depth;
+          if (step < steps) cp_async_16(to + step * step_elements, from + step * kDepthStep, inside ? 16 : 0);
+        }
+        to += kRowsAtOnce * kDepthStep, from += int64_t{kRowsAtOnce} * depth;
       }
-    } else {
+    }
+  } else {
 #pragma unroll 1
-      for (int i = 0; i < plan.tile_rows; i += kRowsAtOnce, to += kRowsAtOnce * kDepthStep) {
-        for (int e = 0; e < kUnit; e++) to[e] = i + r < rows && k + e < depth ? from[e] : from_float<T>(0.0f);
-        from += int64_t{kRowsAtOnce} * depth;
-      }
+    for (int i = 0; i < plan.tile_rows; i += kRowsAtOnce) {
+#pragma unroll 1
+      for (int j = 0; j < steps * kDepthStep; j += kDepthStep)
+        for (int e = 0; e < kUnit; e++)
+          to[j * plan.tile_rows + e] = i < rows && k + j + e < depth ? from[j + e] : from_float<T>(0.0f);
+      to += kRowsAtOnce * kDepthStep, from += int64_t{kRowsAtOnce} * depth;
     }
   }
 }

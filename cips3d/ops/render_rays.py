@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,13 +54,43 @@ class RenderedRays(NamedTuple):
     depths: Tensor  # [B, R, S + F] ascending; no gradient flows through them
 
 
-def why_not_fused(field: SirenField, samples: int) -> str | None:
-    """Why `render_rays` has no kernel for a field and a number of samples a ray, in a sentence; None if it has."""
+@torch.compiler.assume_constant_result
+def _fits(device: torch.device, coarse: int, fine: int, accurate: bool, with_gradients: bool) -> bool:
+    """Whether a device's shared memory has room for the kernels."""
+    module, index = kernels.module_for(device), device.index or 0
+    fits: bool = module.render_rays_fits(index, coarse, fine, accurate)
+    return fits and (not with_gradients or module.render_rays_backward_fits(index, accurate))
+
+
+@torch.compiler.assume_constant_result
+def _warn_once(reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"cips3d renders rays op by op: {reason}", RuntimeWarning, stacklevel=4)
+
+
+_warned: set[str] = set()
+
+
+def why_not_fused(field: SirenField, draws: RayDraws, *, accurate: bool, with_gradients: bool) -> str | None:
+    """Why `render_rays` does not compute these with one kernel, in a sentence; None if it does.
+
+    Args:
+        field, draws: see `render_rays`; on a device that has kernels.
+        accurate: no 16-bit dtype of operands.
+        with_gradients: the result will be differentiated.
+    """
+    coarse = draws.stratified.shape[2]
+    fine = 0 if draws.importance is None else draws.importance.shape[2]
+    samples = coarse + fine
     width, color = field.second.weight.shape[1], field.color.weight.shape[1]
     if width > WIDTH_MAX or color > COLOR_MAX:
         return f"the fused kernel has room for widths up to {WIDTH_MAX} and {COLOR_MAX}, not for {width} and {color}"
     if samples > SAMPLES_MAX:
         return f"the fused kernel has room for {SAMPLES_MAX} samples a ray, not for {samples}"
+    if not _fits(field.density_weight.device, coarse, fine, accurate, with_gradients):
+        kind = f"{'accurate' if accurate else '16-bit'} fused kernel{'s with gradients' if with_gradients else ''}"
+        return f"the shared memory of {field.density_weight.device} has no room for the {kind}"
     return None
 
 
@@ -98,10 +129,17 @@ def render_rays(
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.1; NeRF (arXiv 2003.08934), section 5.
     """
-    samples = check_render_rays(origins, directions, field, draws, activation)
-    if kernels_take(origins, directions, *draws, *_tensors(field)) and why_not_fused(field, samples) is None:
+    check_render_rays(origins, directions, field, draws, activation)
+    tensors = (origins, directions, *draws, *_tensors(field))
+    reason: str | None = ""
+    if kernels_take(origins, *tensors[1:]):
+        differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        reason = why_not_fused(field, draws, accurate=operands is None, with_gradients=differentiated)
+        if reason is not None:
+            _warn_once(reason)
+    if reason is None:
         colors, opacity, depth, weights, depths, _ = _OP(
-            *(origins, directions, *draws, *_tensors(field)),
+            *tensors,
             *(field.ball_density, field.ball_radius, t_near, t_far, activation, last_back, operands is None),
         )
         return RenderedRays(colors, opacity, depth, weights, depths)

@@ -213,6 +213,8 @@ def render_rays(module: ModuleType) -> None:
     grads = [normal(images, rays, color), normal(images, rays), normal(images, rays), normal(images, rays, samples)]
     of_rays, scale = [normal(images, rays, 3) for _ in range(2)], np.ones(1, np.float32)
     for accurate in (False, True):
+        assert module.render_rays_fits(DEVICE, coarse, fine, accurate)
+        assert module.render_rays_backward_fits(DEVICE, accurate)
         given = map(address, [origins, directions, *draws, *noise, *layers, *outputs])
         sizes = (images, rays, coarse, fine, width, color, 1.0, 0.1, 0.88, 1.12)
         module.render_rays(DEVICE, STREAM, *given, *sizes, False, True, accurate)
