@@ -1,0 +1,150 @@
+"""Write the README's tables from the recorded results, so that no figure in it is typed.
+
+    python benchmarks/tables.py           # rewrites README.md
+    python benchmarks/tables.py --check   # fails where README.md does not say what the records say
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; NAME is a record in benchmarks/results/, or a
+pattern, whose records follow one another under their devices' names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.files import atomic_file
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+# The published code on two CPU cores: seconds an image, and the matrix products of a 256² image there.
+PUBLISHED_SECONDS = {64: 0.51, 128: 3.6, 256: 15.6}
+PUBLISHED_PRODUCTS = {256: 6.6}
+
+Record = dict[str, Any]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def render_speed(record: Record) -> str:
+    rows = []
+    for figures in record["figures"]:
+        side = figures["resolution"]
+        published, products = PUBLISHED_SECONDS.get(side), PUBLISHED_PRODUCTS.get(side)
+        rows.append(
+            [
+                f"{side}²",
+                f"{1e3 / figures['best_ms']:.3g}",
+                f"{figures['best_ms'] / 1e3:.3g}",
+                f"{figures['products_ms'] / 1e3:.3g}",
+                f"{figures['best_ms'] / figures['products_ms']:.1f}",
+                "" if published is None else f"{published:g}",
+                "" if published is None or products is None else f"{published / products:.1f}",
+                f"{figures['peak_mib']:.0f}",
+            ]
+        )
+    head = ["resolution", "images/s", "s/image", "products alone, s", "multiple"]
+    return markdown([*head, "published: s/image", "published: multiple", "peak MiB"], rows)
+
+
+def train_speed(record: Record) -> str:
+    row = [
+        f"`{record['preset']}`",
+        f"{record['resolution']}²",
+        str(record["batch_size"]),
+        f"{record['steps_per_second']:.1f}",
+        f"{record['images_per_second']:.0f}",
+        f"{record['peak_mib']:.0f}",
+    ]
+    return markdown(["preset", "resolution", "batch", "steps/s", "images/s", "peak MiB"], [row])
+
+
+def learning(record: Record) -> str:
+    rows = []
+    for name, figures in record["references"].items():
+        rows.append([name, *distances(figures), yaw(figures.get("yaw"))])
+    for run in record["runs"]:
+        rows.append([f"seed {run['seed']}", *distances(run), yaw(run["yaw"])])
+    return markdown(["", "fr", "fp", "swd", "yaw slope (correlation)"], rows)
+
+
+def distances(figures: Record) -> list[str]:
+    return [f"{figures['fr']:.3f}", f"{figures['fp']:.3f}", f"{figures['swd']:.2f}"]
+
+
+def yaw(response: Record | None) -> str:
+    return "" if response is None else f"{response['slope']:.2f} ({response['correlation']:.2f})"
+
+
+def suite(record: Record) -> str:
+    rows = [
+        [
+            f"`{name}`",
+            f"{result['ms']:.3g}",
+            optional(result["ratio_vs_eager"], ".2f"),
+            optional(result["ratio_vs_compile"], ".2f"),
+            optional(result["fraction_of_limit"], ".0%"),
+            optional(result["peak_mb"], ".0f"),
+        ]
+        for name, result in record["results"].items()
+    ]
+    copy = record["ceilings"]["bytes_per_second"] / 1e12
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    title = f"{record['device']} (copy {copy:.2f} TB/s; driver {record['driver']}; {versions}):\n\n"
+    return title + markdown(["", "ms", "× eager", "× compile", "of limit", "peak MB"], rows)
+
+
+def optional(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+KINDS: dict[str, Callable[[Record], str]] = {
+    "render_speed": render_speed,
+    "train_speed": train_speed,
+    "learning": learning,
+    "suite": suite,
+}
+
+
+def table(pattern: str, folder: Path = RESULTS) -> str:
+    """The tables of all records whose names fit, or a line that says that there are none."""
+    kind = next((kind for kind in KINDS if pattern.startswith(kind)), None)
+    if kind is None:
+        raise UserError(f"table {pattern!r} is of no known kind; its name must begin with one of {', '.join(KINDS)}")
+    records = sorted(folder.glob(pattern))
+    if not records:
+        return "Not measured yet.\n"
+    return "\n".join(KINDS[kind](json.loads(path.read_text())) for path in records)
+
+
+def filled(readme: str, folder: Path = RESULTS) -> str:
+    """The text with every marked table made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}{table(found[2], folder)}{found[3]}", readme)
+
+
+def command() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is not up to date")
+    arguments = parser.parse_args()
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = filled(before)
+    if arguments.check and before != after:
+        raise UserError("README.md has a table that its record does not give; run python benchmarks/tables.py")
+    if before != after:
+        with atomic_file(path) as file:
+            file.write(after.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_on_user_error(command))
