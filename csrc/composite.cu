@@ -1,14 +1,11 @@
 // Alpha compositing along rays: densities become weights, and samples of C channels their weighted sum; and the
 // gradients of all of it. Bound by memory: the features are read once in either direction, and their gradient is
 // written once. Everything else is a few numbers a sample, and the lanes of a ray's group hold one sample each.
+#include "ray_samples.h"
 #include "rays.h"
 
 namespace cips3d {
 namespace {
-
-constexpr float kLastDelta = 1e10f;            // length of the last interval
-constexpr float kTransmittanceFloor = 1e-10f;  // keeps T above 0 where alpha = 1
-constexpr float kSoftplusLinear = 20.0f;       // from here on softplus(x) = x, as in PyTorch
 
 // Densities of all rays. N samples lie front to back on a ray; sample i is row order[i] of the rows as they were
 // evaluated, S coarse ones, then N - S fine ones. Without an order it is row i.
@@ -52,20 +49,12 @@ __device__ __forceinline__ Sample load_sample(const Densities& in, const RayLane
   if (in.noise != nullptr) s.raw += in.noise[at];
   s.depth = in.depths[at];
   s.delta = i + 1 < in.samples ? in.depths[at + 1] - s.depth : kLastDelta;
-  if (in.softplus)
-    s.density = s.raw > kSoftplusLinear ? s.raw : log1pf(expf(s.raw));
-  else
-    s.density = s.raw <= 0.0f ? 0.0f : s.raw;  // NaN stays NaN
+  s.density = activated(s.raw, in.softplus);
   // Neither -expm1f nor passed + floor: the rounding is the published systems'.
   s.passed = expf(-s.delta * s.density);
   s.alpha = 1.0f - s.passed;
   s.factor = 1.0f - s.alpha + kTransmittanceFloor;
   return s;
-}
-
-__device__ __forceinline__ float activation_slope(const Densities& in, float raw) {
-  if (in.softplus) return raw > kSoftplusLinear ? 1.0f : 1.0f / (1.0f + expf(-raw));
-  return raw <= 0.0f ? 0.0f : 1.0f;
 }
 
 // The light of a ray on its way to the back, one group of samples after the other.
@@ -243,7 +232,7 @@ __global__ void __launch_bounds__(kRayThreads, kRayBlocks)
     const float of_optical_depth = (of_weight * march.before - (after + behind) / s.factor) * s.passed;  // of δσ
     behind += __shfl_sync(~0u, from_here, 0, group);
     if (out.coarse != nullptr && has_sample) {
-      const float of_density = of_optical_depth * s.delta * activation_slope(in, s.raw);
+      const float of_density = of_optical_depth * s.delta * activation_slope(s.raw, in.softplus);
       if (s.row < in.coarse_rows)
         out.coarse[lane.ray * in.coarse_rows + s.row] = of_density;
       else

@@ -1,46 +1,14 @@
 // Importance sampling: the distribution that the coarse weights of a ray define, inverted at its draws, and all depths
 // merged. A group of lanes has a ray; what its lanes exchange is in shared memory, and nothing but the result leaves
 // it.
+#include "ray_samples.h"
 #include "rays.h"
 
 namespace cips3d {
 namespace {
 
-constexpr float kWeightFloor = 1e-5f;  // added twice, as in pi-GAN
-constexpr float kCdfFloor = 1e-5f;     // a step of the distribution flatter than this is not divided by
 constexpr int kThreads = 128;
 constexpr int64_t kLargestRay = 12000;  // words: what fits into the 48 KB of shared memory that every device has
-
-// Depths as unsigned numbers of the same order, NaN included: ranks among them are always a permutation.
-__device__ __forceinline__ unsigned sortable(float x) {
-  const unsigned bits = __float_as_uint(x + 0.0f);  // -0 becomes 0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ __forceinline__ float from_sortable(unsigned key) {
-  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
-
-// How many of `count` keys come before `key`; of equal ones, the first `ties`.
-__device__ __forceinline__ int count_before(const unsigned* keys, int count, unsigned key, int ties) {
-  int before = 0;
-  for (int m = 0; m < count; m++) before += keys[m] < key || (keys[m] == key && m < ties);
-  return before;
-}
-
-// The number of elements of an ascending array that are smaller than x.
-__device__ __forceinline__ int lower_bound(const float* ascending, int count, float x) {
-  int first = 0;
-  while (count > 0) {
-    const int half_count = count / 2;
-    if (ascending[first + half_count] < x) {
-      first += half_count + 1;
-      count -= half_count + 1;
-    } else {
-      count = half_count;
-    }
-  }
-  return first;
-}
 
 __global__ void __launch_bounds__(kThreads)
     importance_kernel(const float* __restrict__ depths,   // [rays, S] ascending
@@ -89,8 +57,7 @@ __global__ void __launch_bounds__(kThreads)
     const float share = (draw - cdf[lower]) / (step < kCdfFloor ? 1.0f : step);
     const float a = 0.5f * (from_sortable(keys[lower]) + from_sortable(keys[lower + 1]));
     const float b = 0.5f * (from_sortable(keys[upper]) + from_sortable(keys[upper + 1]));
-    // Exact at both ends, like torch.lerp.
-    keys[S + k] = sortable(share < 0.5f ? a + share * (b - a) : b - (b - a) * (1.0f - share));
+    keys[S + k] = sortable(between(a, b, share));
   }
   __syncwarp();
 

@@ -3,6 +3,7 @@
 //
 // A block works on a few rays of one image at a time. Two phases alternate: the field at all samples of a pass, where a
 // warp has 16 * kTiles samples of any rays, and the work on rays, where a warp has one ray and its lanes the samples.
+#include "ray_samples.h"
 #include "rays.h"
 #include "siren_field.h"
 
@@ -11,11 +12,6 @@ namespace {
 
 constexpr int kWarpSamples = 96;  // most samples of a ray, coarse and fine: three a lane
 constexpr int kSlots = kWarpSamples / 32;
-constexpr float kTransmittanceFloor = 1e-10f;  // keeps T above 0 where alpha = 1, as in pi-GAN
-constexpr float kLastDelta = 1e10f;            // whatever density the last sample has becomes opaque
-constexpr float kWeightFloor = 1e-5f;          // added twice, as in pi-GAN
-constexpr float kCdfFloor = 1e-5f;             // a step of the distribution flatter than this is not divided by
-
 struct RayTensors {
   const float* origins;       // [B, R, 3]
   const float* directions;    // [B, R, 3]
@@ -47,7 +43,7 @@ struct RayScratch {
   float* weights;  // [block_rays, samples] of the final compositing
   int* order;      // [block_rays, samples] order[i]: which sample is the ith from the front
   float* cdf;      // [warps, kWarpSamples]
-  float* draws;    // [warps, kWarpSamples] fine depths, not sorted yet
+  unsigned* keys;  // [warps, kWarpSamples] depths to be put in order, as sortable numbers
   Color* colors;   // [block_rays * samples, row]
 };
 
@@ -66,11 +62,6 @@ __device__ __forceinline__ float stratified_depth(const RaySettings& s, int i, f
   if (s.coarse == 1) return s.near + (s.far - s.near) * u;
   const float spacing = linspace(s.near, s.far, s.coarse, 1) - s.near;
   return linspace(s.near, s.far, s.coarse, i) + (u - 0.5f) * spacing;
-}
-
-__device__ __forceinline__ float activated(float density, bool softplus) {
-  if (!softplus) return fmaxf(density, 0.0f);
-  return density > 20.0f ? density : log1pf(expf(density));  // torch's threshold
 }
 
 // Weights of samples in order of depth, a few slots a lane: sample slot * 32 + lane has density[slot] and depth[slot].
@@ -107,8 +98,8 @@ __device__ __forceinline__ float sum_warp(float x) { return sum_lanes(x, 1, 32);
 // Fine depths of one ray: draws from the density that the coarse weights define, sorted.
 __device__ void resample(const float* depths,  // [coarse + fine], the coarse ones are there
                          float* fine_depths,   // [fine]
-                         const float (&weight)[kSlots], const float* u, const RaySettings& s, float* cdf, float* drawn,
-                         int lane) {
+                         const float (&weight)[kSlots], const float* u, const RaySettings& s, float* cdf,
+                         unsigned* drawn, int lane) {
   const int bins = s.coarse - 1;  // edges of the distribution: midpoints of the coarse depths
   float inner[kSlots], total = 0.0f;
 #pragma unroll
@@ -126,44 +117,26 @@ __device__ void resample(const float* depths,  // [coarse + fine], the coarse on
     if (32 * slot + lane < bins) cdf[32 * slot + lane] = up_to;  // cdf[0] = 0
   }
   __syncwarp();
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int j = 32 * slot + lane;
-    if (j >= s.fine) continue;
-    int upper = 0;  // how many are below u: the position that torch.searchsorted gives
-    for (int step = 64; step > 0; step /= 2)
-      if (upper + step <= bins && cdf[upper + step - 1] < u[j]) upper += step;
+  for (int j = lane; j < s.fine; j += 32) {
+    int upper = lower_bound(cdf, bins, u[j]);  // the position that torch.searchsorted gives
     const int lower = max(upper - 1, 0);
     upper = min(upper, bins - 1);
-    const float width = cdf[upper] - cdf[lower];
-    const float share = (u[j] - cdf[lower]) / (width < kCdfFloor ? 1.0f : width);
-    const float from = 0.5f * (depths[lower] + depths[lower + 1]), to = 0.5f * (depths[upper] + depths[upper + 1]);
-    drawn[j] = from + share * (to - from);
+    const float step = cdf[upper] - cdf[lower];
+    const float share = (u[j] - cdf[lower]) / (step < kCdfFloor ? 1.0f : step);
+    const float a = 0.5f * (depths[lower] + depths[lower + 1]), b = 0.5f * (depths[upper] + depths[upper + 1]);
+    drawn[j] = sortable(between(a, b, share));
   }
   __syncwarp();
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int j = 32 * slot + lane;
-    if (j >= s.fine) continue;
-    const float mine = drawn[j];
-    int rank = 0;
-    for (int k = 0; k < s.fine; k++) rank += drawn[k] < mine || (drawn[k] == mine && k < j);
-    fine_depths[rank] = mine;
-  }
+  for (int j = lane; j < s.fine; j += 32)
+    fine_depths[count_before(drawn, s.fine, drawn[j], j)] = from_sortable(drawn[j]);
   __syncwarp();
 }
 
 // order[i]: which sample is the ith from the front; of equal depths the coarse one.
-__device__ void merge(const float* depths, int* order, int coarse, int fine, int lane) {
-  for (int i = lane; i < coarse + fine; i += 32) {
-    const float mine = depths[i];
-    int position = i < coarse ? i : i - coarse;
-    if (i < coarse)
-      for (int k = 0; k < fine; k++) position += depths[coarse + k] < mine;
-    else
-      for (int k = 0; k < coarse; k++) position += depths[k] <= mine;
-    order[position] = i;
-  }
+__device__ void merge(const float* depths, int* order, unsigned* keys, int coarse, int fine, int lane) {
+  for (int i = lane; i < coarse + fine; i += 32) keys[i] = sortable(depths[i]);
+  __syncwarp();
+  for (int i = lane; i < coarse + fine; i += 32) order[count_before(keys, coarse + fine, keys[i], i)] = i;
   __syncwarp();
 }
 
@@ -177,8 +150,8 @@ struct RenderKernel {
   static size_t shared_size(int block_rays, int samples, int warps) {
     const size_t all = static_cast<size_t>(block_rays) * samples;
     return Weights::bytes() + shared_bytes<float>(block_rays * 6) + 3 * shared_bytes<float>(all) +
-           shared_bytes<int>(all) + 2 * shared_bytes<float>(warps * kWarpSamples) +
-           shared_bytes<Color>(all * kColorRow);
+           shared_bytes<int>(all) + shared_bytes<float>(warps * kWarpSamples) +
+           shared_bytes<unsigned>(warps * kWarpSamples) + shared_bytes<Color>(all * kColorRow);
   }
 
   // Densities and colours of samples [first, first + count) of every ray of the block.
@@ -234,7 +207,7 @@ struct RenderKernel {
 #pragma unroll
     for (int slot = 0; slot < kSlots; slot++) weight[slot] = c.weight(slot);
     resample(depths, depths + s.coarse, weight, tensors.importance + global * s.fine, s,
-             scratch.cdf + warp * kWarpSamples, scratch.draws + warp * kWarpSamples, lane);
+             scratch.cdf + warp * kWarpSamples, scratch.keys + warp * kWarpSamples, lane);
   }
 
   // The final weights of a ray, and everything that is written of it.
@@ -244,7 +217,7 @@ struct RenderKernel {
     const float *depths = scratch.depths + ray * samples, *raw = scratch.density + ray * samples;
     int* order = scratch.order + ray * samples;
     float* weights = scratch.weights + ray * samples;
-    merge(depths, order, s.coarse, s.fine, lane);
+    merge(depths, order, scratch.keys + threadIdx.x / 32 * kWarpSamples, s.coarse, s.fine, lane);
     float density[kSlots], depth[kSlots], next[kSlots];
     int sample[kSlots];
 #pragma unroll
@@ -312,7 +285,7 @@ __global__ void __launch_bounds__(256, 1)
   scratch.weights = shared.take<float>(all);
   scratch.order = shared.take<int>(all);
   scratch.cdf = shared.take<float>(warps * kWarpSamples);
-  scratch.draws = shared.take<float>(warps * kWarpSamples);
+  scratch.keys = shared.take<unsigned>(warps * kWarpSamples);
   scratch.colors = shared.take<Color>(static_cast<size_t>(all) * Kernel::kColorRow);
 
   // Consecutive parts of the work, so that a block changes its image, and loads weights, as rarely as possible.

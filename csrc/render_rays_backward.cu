@@ -2,6 +2,7 @@
 // two samples of eight rays a warp, from the back of the rays to the front, so that the sum over what lies behind a
 // sample is a running one. Only sums over samples leave the chip: of every layer G = Σ du xᵀ and s = Σ du, for the
 // phase's gradient u and the layer's input x, one partial sum a block, which a second kernel adds up in a fixed order.
+#include "ray_samples.h"
 #include "siren_field.h"
 
 namespace cips3d {
@@ -9,8 +10,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kBlockThreads = 32 * kWarps;
-constexpr float kTransmittanceFloor = 1e-10f;
-constexpr float kLastDelta = 1e10f;
 constexpr float kLargestHalf = 65504.0f;
 
 // Multiprocessors of other architectures have less shared memory than the kernel takes: there it is left empty, which
@@ -159,8 +158,7 @@ struct SampleGradient {
   if (saved.noise != nullptr) raw += saved.noise[at];
   const bool last = i + 1 == s.samples;
   const float delta = last ? kLastDelta : saved.depths[at + 1] - depth;
-  const float density = !s.softplus ? fmaxf(raw, 0.0f) : raw > 20.0f ? raw : log1pf(expf(raw));
-  const float slope = !s.softplus ? (raw > 0.0f ? 1.0f : 0.0f) : 1.0f / (1.0f + expf(-raw));
+  const float density = activated(raw, s.softplus), slope = activation_slope(raw, s.softplus);
   const float passed = expf(-delta * density), alpha = 1.0f - passed, light = saved.transmittance[at];
   float grad = grad_of_colors + ray.grad_depth * depth + ray.grad_sum;
   if (gradients.weights != nullptr) grad += gradients.weights[at];

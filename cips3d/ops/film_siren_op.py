@@ -296,9 +296,7 @@ def _backward_gradients(ctx: Any, *output_gradients: Tensor) -> tuple[Any, ...]:
     given = [g for g, w in zip(output_gradients, wanted, strict=True) if w]
     with_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases, since the upstream gradient may depend on x, and what goes through it is not part of x's gradient.
-        aliases: list[Any] = [t if t is None else t.view_as(t) for t in tensors]
-        found = differentiate_reference(reference, aliases, ctx.needs_input_grad[: len(tensors)], given)
+        found = differentiate_reference(reference, tensors, ctx.needs_input_grad[: len(tensors)], given)
     return *(g if g is None or with_graph else g.detach() for g in found), None, None, None
 
 

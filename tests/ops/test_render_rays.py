@@ -195,6 +195,21 @@ def test_every_schedule_gives_the_same(kernel_backend: Backend, accurate: bool) 
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
+def test_not_a_number_stays_in_its_ray(kernel_backend: Backend) -> None:
+    """A network that has diverged gives NaN, and samples still have places of their own."""
+    s = Setting(width=16, color=8, rays=4, coarse=5, fine=6)
+    inputs = sample_inputs(s)
+    inputs.draws.stratified[0, 1] = math.nan
+    ours = inputs.to(kernel_backend.device, torch.float32)
+    clean = sample_inputs(s).to(kernel_backend.device, torch.float32)
+    found, expected = run(ours, s, True), run(clean, s, True)
+    hit = torch.zeros(2, 4, dtype=torch.bool)
+    hit[0, 1] = True
+    assert torch.isnan(found.depth.cpu()[hit]).all()
+    assert torch.equal(found.colors.cpu()[~hit], expected.colors.cpu()[~hit])
+    torch.autograd.grad(loss(found), ours.leaves())
+
+
 def test_second_derivative(kernel_backend: Backend) -> None:
     """Through the composed ops: a penalty on the gradient of the layers."""
     s = Setting(width=16, color=8, rays=3, coarse=4, fine=0, noise=False)

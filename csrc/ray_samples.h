@@ -1,0 +1,61 @@
+// The arithmetic of samples on rays, the same in every kernel that has rays: densities, sampling, order.
+#pragma once
+#include "ops.h"
+
+namespace cips3d {
+
+constexpr float kLastDelta = 1e10f;            // length of the last interval: whatever density is there becomes opaque
+constexpr float kTransmittanceFloor = 1e-10f;  // keeps T above 0 where alpha = 1, as in pi-GAN
+constexpr float kSoftplusLinear = 20.0f;       // from here on softplus(x) = x, as in PyTorch
+constexpr float kWeightFloor = 1e-5f;          // of importance sampling; added twice, as in pi-GAN
+constexpr float kCdfFloor = 1e-5f;             // a step of the distribution flatter than this is not divided by
+
+// The density σ of a raw one; NaN stays NaN.
+__device__ __forceinline__ float activated(float raw, bool softplus) {
+  if (softplus) return raw > kSoftplusLinear ? raw : log1pf(expf(raw));
+  return raw <= 0.0f ? 0.0f : raw;
+}
+
+// Its derivative.
+__device__ __forceinline__ float activation_slope(float raw, bool softplus) {
+  if (softplus) return raw > kSoftplusLinear ? 1.0f : 1.0f / (1.0f + expf(-raw));
+  return raw <= 0.0f ? 0.0f : 1.0f;
+}
+
+// A depth between the midpoints that a draw falls between, `share` of the way; exact at both ends, like torch.lerp.
+__device__ __forceinline__ float between(float a, float b, float share) {
+  return share < 0.5f ? a + share * (b - a) : b - (b - a) * (1.0f - share);
+}
+
+// Depths as unsigned numbers of the same order, NaN included: ranks among them are always a permutation.
+__device__ __forceinline__ unsigned sortable(float x) {
+  const unsigned bits = __float_as_uint(x + 0.0f);  // -0 becomes 0
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float from_sortable(unsigned key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// How many of `count` keys come before `key`; of equal ones, the first `ties`.
+__device__ __forceinline__ int count_before(const unsigned* keys, int count, unsigned key, int ties) {
+  int before = 0;
+  for (int m = 0; m < count; m++) before += keys[m] < key || (keys[m] == key && m < ties);
+  return before;
+}
+
+// The number of elements of an ascending array that are smaller than x.
+__device__ __forceinline__ int lower_bound(const float* ascending, int count, float x) {
+  int first = 0;
+  while (count > 0) {
+    const int half_count = count / 2;
+    if (ascending[first + half_count] < x) {
+      first += half_count + 1;
+      count -= half_count + 1;
+    } else {
+      count = half_count;
+    }
+  }
+  return first;
+}
+
+}  // namespace cips3d
