@@ -1,6 +1,7 @@
 """Operations that kernels accelerate, one module each, with the plain PyTorch reference beside the public function."""
 
 from cips3d.ops.accumulate import accumulate
+from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.composite import Composited, composite, composite_merged, composite_weights
 from cips3d.ops.film_siren import film_siren
 from cips3d.ops.importance import MergedDepths, importance_depths
@@ -9,6 +10,7 @@ from cips3d.ops.modulated_epilogue import ModulatedEpilogue, modulated_epilogue
 from cips3d.ops.modulated_fc import ModulatedWeight, demodulation, modulate_weight, modulated_fc, modulated_layer
 from cips3d.ops.render_rays import RenderedRays, SirenField, render_rays
 from cips3d.ops.stratified import ray_points, stratified_depths, stratified_points
+from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
 __all__ = [
     "Composited",
@@ -19,6 +21,8 @@ __all__ = [
     "RenderedRays",
     "SirenField",
     "accumulate",
+    "bias_leaky_relu",
+    "binomial_kernel",
     "composite",
     "composite_merged",
     "composite_weights",
@@ -34,4 +38,5 @@ __all__ = [
     "render_rays",
     "stratified_depths",
     "stratified_points",
+    "upfirdn2d",
 ]
