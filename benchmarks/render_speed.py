@@ -28,7 +28,7 @@ import torch
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.models.generator import Generator, GeneratorConfig, default_chunk_rays
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, default_chunk_rays
 from cips3d.training.distributed import choose_device
 
 MIB = 2**20
@@ -59,7 +59,7 @@ class Figures:
     peak_mib: float
 
 
-def multiply_adds(config: GeneratorConfig, resolution: int, samples: int) -> int:
+def multiply_adds(config: CIPS3DConfig, resolution: int, samples: int) -> int:
     """Multiply-adds of one picture's matrix products, with as many fine samples as coarse ones."""
     width, color = config.nerf_width, config.nerf_color_width
     sample = 3 * width + width * width + width + width * color
@@ -85,7 +85,7 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def seconds_per_multiply_add(config: GeneratorConfig, device: torch.device) -> float:
+def seconds_per_multiply_add(config: CIPS3DConfig, device: torch.device) -> float:
     """The best rate of products as large as one layer on one chunk of pixels."""
     rows, width = default_chunk_rays(device), config.inr_width
     pixels, weight = torch.randn(rows, width, device=device), torch.randn(width, width, device=device)
@@ -109,7 +109,7 @@ def measure(setting: Setting) -> Figures:
     torch.set_num_threads(setting.threads)
     device = torch.device(setting.device)
     torch.manual_seed(0)
-    generator = Generator().eval().to(device)
+    generator = CIPS3D().eval().to(device)
     draws = torch.Generator(device).manual_seed(0)
     z = generator.sample_z(setting.batch_size, generator=draws)
     pitch, yaw = PoseDistribution().sample(setting.batch_size, generator=draws, device=device)

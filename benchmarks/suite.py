@@ -29,7 +29,7 @@ from torch import Tensor
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import atomic_file
-from cips3d.models.generator import Generator
+from cips3d.models.cips3d import CIPS3D
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import kernels
 from cips3d.training.config import settled
@@ -84,7 +84,7 @@ def render_256(stopwatch: Stopwatch) -> Result:
     batch = 16 if stopwatch.device.type == "cuda" else 1
     side = 256 if stopwatch.device.type == "cuda" else 16
     torch.manual_seed(0)
-    generator = Generator().eval().to(stopwatch.device)
+    generator = CIPS3D().eval().to(stopwatch.device)
     draws = torch.Generator(stopwatch.device).manual_seed(0)
     z = generator.sample_z(batch, generator=draws)
     pitch, yaw = PoseDistribution().sample(batch, generator=draws, device=stopwatch.device)
@@ -107,7 +107,7 @@ def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
     on_gpu = stopwatch.device.type == "cuda"
     images, side = (4, 256) if on_gpu else (1, 8)
     torch.manual_seed(0)
-    nerf = Generator().nerf.to(stopwatch.device)
+    nerf = CIPS3D().nerf.to(stopwatch.device)
     draws = torch.Generator(stopwatch.device).manual_seed(0)
     style = torch.randn(images, 128, generator=draws, device=stopwatch.device)
     rays = Cameras.from_angles(*PoseDistribution().sample(images, generator=draws, device=stopwatch.device)).rays(side)

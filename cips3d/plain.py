@@ -44,7 +44,7 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _from_plain(next(a for a in arguments if a is not type(None)), value)
+        return _from_plain(_member(arguments, value), value)
     if origin is tuple:
         items = arguments[:1] * len(value) if len(arguments) == 2 and arguments[1] is Ellipsis else arguments
         return tuple(_from_plain(item_kind, item) for item_kind, item in zip(items, value, strict=True))
@@ -61,3 +61,20 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"expected {kind.__name__}, got {value!r}")
     return value
+
+
+def _member(union: tuple[Any, ...], value: Any) -> Any:
+    """The type of a union that `value` describes.
+
+    Configurations of a union tell themselves apart by their first field, a literal; without it, the first is meant.
+    """
+    kinds = [kind for kind in union if kind is not type(None)]
+    if len(kinds) == 1:
+        return kinds[0]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected the fields of one of {kinds}, got {value!r}")
+    for kind in kinds:
+        name = dataclasses.fields(kind)[0].name
+        if name not in value or value[name] in get_args(get_type_hints(kind)[name]):
+            return kind
+    raise ValueError(f"none of {kinds} is called {value!r}")

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from cips3d import pictures
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.models.generator import Styles
 from cips3d.rendering import (
     BATCH_SIZE,
     LoadedGenerator,
@@ -44,6 +43,7 @@ SEED_LIMIT = 2**63
 MAX_SEEDS = 4096
 VISIBLE_SIDE = 128  # smaller pictures are enlarged by the whole factor that brings them nearest below it
 
+DEFAULT_YAWS = (-0.4, 0.0, 0.4)
 MODELS_OWN = "(default: the model's)"
 
 Kind = Literal["image", "aux", "depth"]
@@ -65,10 +65,15 @@ class Options:
     """file to write: .png, .webp or .jpg; with --sweep .gif or .webp"""
     seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-7"
     """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
-    yaw: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RAD [RAD ...]")] = (-0.4, 0.0, 0.4)
+    yaw: Annotated[
+        tuple[float, ...] | None,
+        tyro.conf.arg(metavar="RAD [RAD ...]", help_behavior_hint="(default: -0.4 0 0.4; a 2-D model has no sides)"),
+    ] = None
     """where the camera stands to the side, a column each: offsets from the front in radians, positive looks from
     the left; with --sweep the camera swings between the smallest and the largest"""
-    pitch: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RAD [RAD ...]")] = (0.0,)
+    pitch: Annotated[
+        tuple[float, ...] | None, tyro.conf.arg(metavar="RAD [RAD ...]", help_behavior_hint="(default: 0)")
+    ] = None
     """how low the camera stands: offsets from the front in radians, positive looks from below; several give
     a column for every pair with --yaw"""
     truncation: float = 1.0
@@ -139,24 +144,26 @@ class Sheet:
         self.options = options
         self.seeds = seeds
         self.kinds = KINDS[options.kind]
+        self.yaw, self.pitch = viewed(options, loaded.generator.is_3d)
         self.resolution = loaded.resolution if options.resolution is None else options.resolution
         self.enlarge = max(1, VISIBLE_SIDE // self.resolution)
         # In a frame of an animation, pictures of a seed stand side by side; lone ones are arranged in a square.
-        self.frame_cells = len(self.kinds) * len(options.pitch)
+        self.frame_cells = len(self.kinds) * len(self.pitch)
         self.seeds_per_row = math.ceil(math.sqrt(len(seeds))) if self.frame_cells == 1 else 1
         self.random = torch.Generator(loaded.device).manual_seed(0) if options.jitter else None
 
     @property
     def contents(self) -> str:
         many = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        views = len(self.options.pitch) * len(self.options.yaw)
+        views = len(self.pitch) * len(self.yaw)
         seen = f"{self.options.frames} frames" if self.options.sweep else f"{views} view{'s' if views > 1 else ''}"
         return f"{many} in {seen} of {self.resolution} x {self.resolution}"
 
     def check(self) -> None:
         """Raise `UserError`, before anything is rendered, for what only the model can show to be wrong."""
+        self.check_kinds()
         front = self.loaded.poses.pitch_mean
-        for pitch in self.options.pitch:
+        for pitch in self.pitch:
             if not 0 < front + pitch < math.pi:
                 raise UserError(
                     f"--pitch {pitch:g} goes over a pole; give angles between {-front:.2f} and {math.pi - front:.2f}"
@@ -164,15 +171,30 @@ class Sheet:
         if self.options.sweep:
             count, columns = len(self.seeds) * self.frame_cells, self.seeds_per_row * self.frame_cells
         else:
-            columns = len(self.options.pitch) * len(self.options.yaw)
+            columns = len(self.pitch) * len(self.yaw)
             count = len(self.seeds) * len(self.kinds) * columns
         size = pictures.grid_size(count, columns, self.resolution, self.resolution, self.enlarge)
         pictures.check_size(self.options.out, *size)
 
-    def still(self, styles: Styles) -> Image.Image:
+    def check_kinds(self) -> None:
+        """Raise `UserError` where the model does not have what is asked for."""
+        generator, options = self.loaded.generator, self.options
+        name = type(generator).__name__
+        if "aux" in self.kinds and not generator.has_aux_image:
+            raise UserError(f"--kind {options.kind} shows an auxiliary picture, which {name} does not have; use image")
+        if "depth" in self.kinds and not generator.is_3d:
+            raise UserError(f"--kind {options.kind} shows depth, which {name} does not have; use image")
+        if not generator.is_3d and (options.sweep or options.yaw or options.pitch):
+            raise UserError(f"{name} is a 2-D model and has no camera; leave out --yaw, --pitch and --sweep")
+        if generator.fixed_resolution not in (None, self.resolution):
+            raise UserError(
+                f"--resolution {self.resolution} is not that of this {name}; "
+                f"leave it out or give {generator.fixed_resolution}"
+            )
+
+    def still(self, styles: tuple[Tensor, ...]) -> Image.Image:
         """The grid: a row a seed and kind, a column a view."""
-        options = self.options
-        views = [(pitch, yaw) for pitch in options.pitch for yaw in options.yaw]
+        views = [(pitch, yaw) for pitch in self.pitch for yaw in self.yaw]
         shown = self.rendered(styles, views, progress=True)  # [S, K, V, 3, H, W]
         single = len(self.kinds) == 1
         return pictures.image_grid(
@@ -181,21 +203,23 @@ class Sheet:
             row_labels=[
                 f"seed {seed}" if single else f"seed {seed} {kind}" for seed in self.seeds for kind in self.kinds
             ],
-            column_labels=[view_label(pitch, yaw, options.pitch != (0.0,)) for pitch, yaw in views],
+            column_labels=[view_label(pitch, yaw, self.pitch != (0.0,)) for pitch, yaw in views]
+            if self.loaded.generator.is_3d
+            else None,
             enlarge=self.enlarge,
         )
 
-    def animation(self, styles: Styles) -> list[Image.Image]:
+    def animation(self, styles: tuple[Tensor, ...]) -> list[Image.Image]:
         """A frame for every position of the camera's swing."""
         options = self.options
-        yaws = yaw_sweep((min(options.yaw), max(options.yaw)), options.frames).tolist()
-        at_once = max(1, options.batch_size // (len(self.seeds) * len(options.pitch)))
+        yaws = yaw_sweep((min(self.yaw), max(self.yaw)), options.frames).tolist()
+        at_once = max(1, options.batch_size // (len(self.seeds) * len(self.pitch)))
         frames: list[Image.Image] = []
         with tqdm(total=len(yaws), desc="rendering", unit="frame", leave=False) as bar:
             for start in range(0, len(yaws), at_once):
                 chunk = yaws[start : start + at_once]
-                shown = self.rendered(styles, [(pitch, yaw) for pitch in options.pitch for yaw in chunk])
-                by_frame = shown.unflatten(2, (len(options.pitch), len(chunk)))  # [S, K, P, F, 3, H, W]
+                shown = self.rendered(styles, [(pitch, yaw) for pitch in self.pitch for yaw in chunk])
+                by_frame = shown.unflatten(2, (len(self.pitch), len(chunk)))  # [S, K, P, F, 3, H, W]
                 frames += [self.frame(cells) for cells in by_frame.unbind(3)]
                 bar.update(len(chunk))
         return frames
@@ -210,7 +234,7 @@ class Sheet:
             enlarge=self.enlarge,
         )
 
-    def rendered(self, styles: Styles, views: list[tuple[float, float]], progress: bool = False) -> Tensor:
+    def rendered(self, styles: tuple[Tensor, ...], views: list[tuple[float, float]], progress: bool = False) -> Tensor:
         """Every seed, in every kind, from every view (offsets of pitch and yaw): [S, K, V, 3, H, W]."""
         poses = self.loaded.poses
         shown = render_views(
@@ -234,6 +258,12 @@ class Sheet:
             colored = pictures.depth_image(shown.depth.flatten(0, 1), settings.t_near, settings.t_far)
             by_kind["depth"] = colored.view_as(shown.image)
         return torch.stack([by_kind[kind] for kind in self.kinds], dim=1)
+
+
+def viewed(options: Options, is_3d: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The yaws and pitches that are shown, where the command leaves them to us too."""
+    yaw = options.yaw or (DEFAULT_YAWS if is_3d else (0.0,))
+    return yaw, options.pitch or (0.0,)
 
 
 def row_label(seeds: list[int]) -> str:
@@ -280,12 +310,12 @@ def check_options(options: Options) -> None:
             raise UserError(f"--out {options.out} cannot hold the animation of --sweep; give a .gif or .webp")
         if options.frames < 2:
             raise UserError(f"--frames {options.frames} is no animation; give 2 or more")
-        if min(options.yaw, default=0.0) == max(options.yaw, default=0.0):
+        if options.yaw is not None and min(options.yaw, default=0.0) == max(options.yaw, default=0.0):
             raise UserError(f"--yaw {listed(options.yaw)} leaves --sweep nowhere to go; give two different angles")
     elif ending == ".gif":
         raise UserError(f"--out {options.out} is for animations; add --sweep, or give a .png, .webp or .jpg")
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
-        if not angles or not all(math.isfinite(angle) for angle in angles):
+        if angles is not None and not (angles and all(math.isfinite(angle) for angle in angles)):
             raise UserError(f"{flag} {listed(angles)} is no direction; give one or more angles in radians")
     if not math.isfinite(options.truncation):
         raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")

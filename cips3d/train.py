@@ -20,6 +20,7 @@ from cips3d.errors import UserError, exit_on_user_error
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
+from cips3d.training.networks import load_networks
 from cips3d.training.presets import preset
 
 
@@ -36,6 +37,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
         default=defaults(known.preset, known.resume, known.init_from),
         prog="python -m cips3d.train",
         description=__doc__,
+        config=(tyro.conf.AvoidSubcommands,),  # the preset decides which networks there are
     )
 
 
@@ -50,11 +52,11 @@ def defaults(preset_name: str | None, resume: Path | None, init_from: Path | Non
     name = preset_name or ("heads64" if torch.cuda.is_available() else "tiny")
     config = preset(name)
     if init_from is not None:
-        trained = config_of(init_from)
+        trained = load_networks(init_from)
         return replace(
             config,
-            generator=trained.generator,
-            discriminator=trained.discriminator,
+            generator=trained.generator_config,
+            discriminator=trained.discriminator_config or config.discriminator,
             volume=trained.volume,
             poses=trained.poses,
             fov_degrees=trained.fov_degrees,

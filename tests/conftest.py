@@ -10,8 +10,8 @@ import pytest
 from ops.backends import Backend, open_backend
 from PIL import Image
 
+from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig, channel_table
-from cips3d.models.generator import GeneratorConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Reports, Stage, TrainConfig
 
@@ -57,7 +57,7 @@ def small_config(photo_folder: Path, tmp_path: Path) -> TrainConfig:
                 lr_discriminator=2e-3,
             ),
         ),
-        generator=GeneratorConfig(
+        generator=CIPS3DConfig(
             z_shape_dim=4,
             shape_style_dim=6,
             shape_mapping_layers=2,

@@ -18,7 +18,7 @@ from PIL import Image
 from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, Styles
+from cips3d.models.cips3d import CIPS3D, Styles
 from cips3d.render import main, parse_seeds
 from cips3d.rendering import LoadedGenerator, load_generator, render_views, styles_of_seeds, yaw_sweep
 from cips3d.training.checkpoint import save_checkpoint
@@ -34,7 +34,7 @@ STEP = 1200
 
 def write_checkpoint(path: Path, config: TrainConfig, /, **changes: object) -> None:
     torch.manual_seed(0)
-    averaged = Generator(dataclasses.replace(config.generator, rgb_init=1.0, aux_init=1.0))  # visible differences
+    averaged = CIPS3D(dataclasses.replace(config.generator, rgb_init=1.0, aux_init=1.0))  # visible differences
     state = {"config": config.to_json(), "generator_ema": averaged.state_dict(), "step": STEP}
     save_checkpoint(path, {**state, **changes})
 
@@ -99,7 +99,7 @@ class TestLoadGenerator:
 
     def test_weights_of_another_network(self, tmp_path: Path, small_config: TrainConfig) -> None:
         other = dataclasses.replace(small_config.generator, inr_width=16)
-        write_checkpoint(tmp_path / "a.pt", small_config, generator_ema=Generator(other).state_dict())
+        write_checkpoint(tmp_path / "a.pt", small_config, generator_ema=CIPS3D(other).state_dict())
         with pytest.raises(UserError, match=r"weights in .*a\.pt do not fit"):
             load_generator(tmp_path / "a.pt")
 
@@ -130,13 +130,13 @@ class TestStylesOfSeeds:
         self, loaded: LoadedGenerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[int] = []
-        original = Generator.mean_styles
+        original = CIPS3D.mean_styles
 
-        def counted(self: Generator) -> Styles:
+        def counted(self: CIPS3D) -> Styles:
             calls.append(1)
             return original(self, 64)
 
-        monkeypatch.setattr(Generator, "mean_styles", counted)
+        monkeypatch.setattr(CIPS3D, "mean_styles", counted)
         styles_of_seeds(loaded, [1])
         assert not calls
         styles_of_seeds(loaded, [1], 0.7)
@@ -449,7 +449,7 @@ class TestMistakes:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             torch.empty(2**60)
 
-        monkeypatch.setattr(Generator, "synthesis", fail)
+        monkeypatch.setattr(CIPS3D, "synthesis", fail)
         assert "too little memory for --batch-size 4" in command(fails=True)
 
     def test_programming_errors_keep_their_traceback(
@@ -458,7 +458,7 @@ class TestMistakes:
         def fail(*arguments: object, **options: object) -> None:
             raise RuntimeError("shapes do not match")
 
-        monkeypatch.setattr(Generator, "synthesis", fail)
+        monkeypatch.setattr(CIPS3D, "synthesis", fail)
         with pytest.raises(RuntimeError, match="shapes do not match"):
             command()
 

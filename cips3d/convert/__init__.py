@@ -2,40 +2,78 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
+from cips3d.convert.cips import cips_from_reference
 from cips3d.convert.cips3d_discriminator import discriminator_from_reference
 from cips3d.convert.cips3d_generator import generator_from_reference
+from cips3d.convert.pigan import pigan_from_reference
+from cips3d.convert.pigan_discriminator import pigan_discriminator_from_reference
+from cips3d.convert.stylegan2 import stylegan2_discriminator_from_reference, stylegan2_from_reference
 from cips3d.errors import UserError
+from cips3d.models.cips import CIPS
+from cips3d.models.cips3d import CIPS3D
 from cips3d.models.discriminator import Discriminator
-from cips3d.models.generator import Generator
+from cips3d.models.pigan import PiGAN
+from cips3d.models.pigan_discriminator import PiGANDiscriminator
+from cips3d.models.stylegan2 import StyleGAN2
 
-SYSTEMS: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {
+SYSTEMS: dict[str, Callable[..., nn.Module]] = {
     "cips3d": generator_from_reference,
     "cips3d-discriminator": discriminator_from_reference,
+    "pigan": pigan_from_reference,
+    "pigan-discriminator": pigan_discriminator_from_reference,
+    "cips": cips_from_reference,
+    "stylegan2": stylegan2_from_reference,
+    "stylegan2-discriminator": stylegan2_discriminator_from_reference,
 }
 
 
 @overload
-def from_reference(state: Mapping[str, Tensor], system: Literal["cips3d"]) -> Generator: ...
+def from_reference(state: Mapping[str, Tensor], system: Literal["cips3d"]) -> CIPS3D: ...
 @overload
-def from_reference(state: Mapping[str, Tensor], system: Literal["cips3d-discriminator"]) -> Discriminator: ...
-def from_reference(state: Mapping[str, Tensor], system: str) -> nn.Module:
+def from_reference(
+    state: Mapping[str, Tensor], system: Literal["cips3d-discriminator", "stylegan2-discriminator"]
+) -> Discriminator: ...
+@overload
+def from_reference(state: Mapping[str, Tensor], system: Literal["pigan"], *, box_warp: bool | None = None) -> PiGAN: ...
+@overload
+def from_reference(
+    state: Mapping[str, Tensor], system: Literal["pigan-discriminator"], *, strided: bool | None = None
+) -> PiGANDiscriminator: ...
+@overload
+def from_reference(
+    state: Mapping[str, Tensor], system: Literal["cips"], *, mapping_lr_multiplier: float = 0.01
+) -> CIPS: ...
+@overload
+def from_reference(
+    state: Mapping[str, Tensor], system: Literal["stylegan2"], *, mapping_lr_multiplier: float = 0.01
+) -> StyleGAN2: ...
+def from_reference(state: Mapping[str, Tensor], system: str, **options: Any) -> nn.Module:
     """The module of a published system, with the weights of its state dict; dimensions are read off the shapes.
 
     Args:
         state: names and tensors as the original's `state_dict()` gives them.
-        system: "cips3d" (a `Generator`) or "cips3d-discriminator" (a `Discriminator`, with one part or both).
+        system: one of `SYSTEMS`: "cips3d", "pigan", "cips" and "stylegan2" give generators, "cips3d-discriminator"
+            (with one part or both), "pigan-discriminator" and "stylegan2-discriminator" (CIPS's too) discriminators.
+        options: what a state dict cannot tell. `box_warp` of "pigan": points are scaled to the box (CelebA, Cats; the
+            default) or not (CARLA). `strided` of "pigan-discriminator". `mapping_lr_multiplier` of "cips", "stylegan2".
 
     Raises:
-        UserError: the system is unknown, or the state is not one of its.
+        UserError: the system is unknown, it has no such option, or the state is not one of its.
     """
     if system not in SYSTEMS:
         raise UserError(f"system {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    return SYSTEMS[system](state)
+    known = list(inspect.signature(SYSTEMS[system]).parameters)[1:]
+    for option in options:
+        if option not in known:
+            offered = f"; it has {', '.join(known)}" if known else ""
+            raise UserError(f"{option} is no option of {system}{offered}")
+    return SYSTEMS[system](state, **options)
 
 
 __all__ = ["SYSTEMS", "from_reference"]

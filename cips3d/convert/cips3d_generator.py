@@ -1,4 +1,4 @@
-"""The published CIPS-3D generator's state dict, read into `Generator` and written from it."""
+"""The published CIPS-3D generator's state dict, read into `CIPS3D` and written from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cips3d.convert.state import load_renamed, require_keys
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 
 UNUSED = re.compile(r"inr_net\.network\.\d+\.mod[12]\.norm\.(weight|bias)")  # carried by checkpoints, never applied
 
 
-def generator_reference_names(config: GeneratorConfig) -> dict[str, str]:
+def generator_reference_names(config: CIPS3DConfig) -> dict[str, str]:
     """Names of our parameters -> names in the published state dict."""
     names: dict[str, str] = {}
 
@@ -46,7 +46,7 @@ def generator_reference_names(config: GeneratorConfig) -> dict[str, str]:
     return names
 
 
-def config_of_reference(state: Mapping[str, Tensor]) -> GeneratorConfig:
+def config_of_reference(state: Mapping[str, Tensor]) -> CIPS3DConfig:
     """Dimensions of a published generator, read off the shapes of its state dict."""
     corners = (
         "siren.network.1.linear.weight",
@@ -61,7 +61,7 @@ def config_of_reference(state: Mapping[str, Tensor]) -> GeneratorConfig:
     def count(pattern: str) -> int:
         return len([key for key in state if re.fullmatch(pattern, key)])
 
-    return GeneratorConfig(
+    return CIPS3DConfig(
         z_shape_dim=shape_map[1],
         shape_style_dim=shape_map[0],
         shape_mapping_layers=count(r"mapping_network_nerf\.base_net\.\d+\.weight"),
@@ -76,8 +76,8 @@ def config_of_reference(state: Mapping[str, Tensor]) -> GeneratorConfig:
     )
 
 
-def generator_from_reference(state: Mapping[str, Tensor]) -> Generator:
-    """A `Generator` with the weights of a published state dict.
+def generator_from_reference(state: Mapping[str, Tensor]) -> CIPS3D:
+    """A `CIPS3D` with the weights of a published state dict.
 
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit.
@@ -92,12 +92,12 @@ def generator_from_reference(state: Mapping[str, Tensor]) -> Generator:
         key: value[0] if re.fullmatch(r"inr_net\.network\.\d+\.mod[12]\.weight", key) else value
         for key, value in needed.items()
     }
-    generator = Generator(config)
+    generator = CIPS3D(config)
     load_renamed(generator, needed, generator_reference_names(config), "a CIPS-3D generator")
     return generator
 
 
-def generator_to_reference(generator: Generator) -> dict[str, Tensor]:
+def generator_to_reference(generator: CIPS3D) -> dict[str, Tensor]:
     """The published state dict of a generator: the inverse of `generator_from_reference`.
 
     The never-applied LayerNorms and colour layers of the published network get ones and zeros.

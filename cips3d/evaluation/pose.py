@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from cips3d.cameras import FRONT, Cameras
 from cips3d.data.images import ImageSource
-from cips3d.models.generator import Generator
+from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, teach
+from cips3d.evaluation.views import FaceSample, equal_angles, resized, seen_from
+from cips3d.models.family import AnyGenerator
+from cips3d.models.generator import View
 from cips3d.models.volume import VolumeSettings
-from cips3d.training.diff_augment import diff_augment
+from cips3d.rendering import LoadedGenerator
 
-CHANNELS = (3, 24, 32, 48, 64)
-NOISE = 0.05  # largest standard deviation of the noise that training images get: generated ones are not clean
-FEATURES = 64
+LARGEST_YAW, LARGEST_PITCH, VIEWS = 0.6, 0.3, 9
 
 
 class PosedImages(ImageSource, Protocol):
@@ -28,29 +30,11 @@ class PosedImages(ImageSource, Protocol):
     yaw: Tensor  # [N] radians
 
 
-class PoseRegressor(nn.Module):
+class PoseRegressor(ImageNetwork):
     """Images [B, 3, R, R] in [-1, 1] -> (yaw, pitch) [B, 2], radians from the front; its features rank faces."""
 
     def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width_in, width_out in zip(CHANNELS, CHANNELS[1:], strict=False):
-            layers += [
-                nn.Conv2d(width_in, width_out, 3, stride=2, padding=1),
-                nn.BatchNorm2d(width_out),
-                nn.LeakyReLU(0.1),
-            ]
-        self.convolutions = nn.Sequential(*layers)
-        self.hidden = nn.Linear(CHANNELS[-1] * 4, FEATURES)
-        self.output = nn.Linear(FEATURES, 2)
-
-    def features(self, images: Tensor) -> Tensor:
-        """[B, 64]"""
-        pooled = F.adaptive_avg_pool2d(self.convolutions(images), 2).flatten(1)
-        return F.leaky_relu(self.hidden(pooled), 0.1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.output(self.features(images))
+        super().__init__(outputs=2)
 
 
 def poses_from_front(images: PosedImages) -> Tensor:
@@ -66,29 +50,21 @@ def train_pose_regressor(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         regressor = PoseRegressor()
-    pixels = torch.stack([images[i] for i in range(len(images))])  # uint8 [N, 3, R, R]
-    targets = poses_from_front(images)
-    optimizer = torch.optim.AdamW(regressor.parameters(), lr=2e-3)
-    for step in tqdm(range(steps), desc="pose regressor", unit="step", disable=not progress, leave=False):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - step / steps)
-        index = torch.randint(len(pixels), (batch_size,), generator=generator)
-        batch = pixels[index].float() / 127.5 - 1
-        # Generated pictures are blurred, oddly coloured and wrong in places: no single clue may decide.
-        blurred = F.interpolate(F.avg_pool2d(batch[::2], 2), scale_factor=2.0, mode="bilinear")
-        batch = diff_augment(torch.cat([blurred, batch[1::2]]), ("color", "cutout"), generator=generator)
-        amount = NOISE * torch.rand(batch_size, 1, 1, 1, generator=generator)
-        batch = batch + amount * torch.randn(batch.shape, generator=generator)
-        loss = F.mse_loss(regressor(batch), targets[torch.cat([index[::2], index[1::2]])])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return regressor.eval()
+    pixels, targets = all_pixels(images), poses_from_front(images)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            index = torch.randint(len(pixels), (batch_size,), generator=generator)
+            rough, order = roughened(pixels[index].float() / 127.5 - 1, generator)
+            yield rough, targets[index[order]]
+
+    teach(regressor, batches(), F.mse_loss, steps=steps, title="pose regressor", progress=progress)
+    return regressor
 
 
 @dataclass(frozen=True)
-class YawResponse:
-    """Requested yaw against the yaw that is seen, the same faces at every yaw."""
+class AngleResponse:
+    """A requested angle, yaw or pitch, against the one that is seen, the same faces at every angle."""
 
     requested: list[float]
     """radians from the front"""
@@ -101,7 +77,7 @@ class YawResponse:
 
 @torch.no_grad()
 def yaw_response(
-    generator: Generator,
+    generator: AnyGenerator,
     regressor: PoseRegressor,
     settings: VolumeSettings,
     *,
@@ -111,7 +87,7 @@ def yaw_response(
     largest: float = 0.6,
     views: int = 9,
     seed: int = 7,
-) -> YawResponse:
+) -> AngleResponse:
     """Turn the same faces from -largest to largest and see how far they seem to turn."""
     styles = generator.mapping(*generator.sample_z(faces, generator=torch.Generator().manual_seed(seed)))
     requested = torch.linspace(-largest, largest, views)
@@ -119,16 +95,70 @@ def yaw_response(
     for yaw in requested:
         angle = torch.full((faces,), FRONT)
         cameras = Cameras.from_angles(angle, angle + yaw, fov_degrees).to(generator.device)
-        images = generator.synthesis(styles, cameras, settings, resolution=resolution, jitter=False).image
+        images = generator.render(styles, View(resolution, cameras, settings, jitter=False)).image
         seen.append(regressor(images.cpu())[:, 0])
     return response_of(requested, torch.stack(seen, dim=1))
 
 
-def response_of(requested: Tensor, seen: Tensor) -> YawResponse:
+def response_of(requested: Tensor, seen: Tensor) -> AngleResponse:
     """The response of faces: requested [V], seen [faces, V]."""
     x = requested.expand_as(seen).flatten().double()
     y = seen.flatten().double()
     x_centred, y_centred = x - x.mean(), y - y.mean()
     slope = (x_centred * y_centred).sum() / x_centred.square().sum()
     correlation = (x_centred * y_centred).sum() / (x_centred.norm() * y_centred.norm())
-    return YawResponse(requested.tolist(), seen.mean(0).tolist(), float(slope), float(correlation))
+    return AngleResponse(requested.tolist(), seen.mean(0).tolist(), float(slope), float(correlation))
+
+
+@dataclass(frozen=True)
+class PoseAccuracy:
+    """How faithfully faces follow the camera."""
+
+    yaw: AngleResponse
+    pitch: AngleResponse
+    error_degrees: float
+    """root mean square of the angle between requested and seen (yaw, pitch), over all views"""
+
+
+@torch.no_grad()
+def pose_accuracy(
+    loaded: LoadedGenerator,
+    regressor: PoseRegressor,
+    faces: FaceSample,
+    *,
+    resolution: int,
+    largest_yaw: float = LARGEST_YAW,
+    largest_pitch: float = LARGEST_PITCH,
+    views: int = VIEWS,
+) -> PoseAccuracy:
+    """Move the camera from side to side and up and down, and see how far the same faces seem to turn.
+
+    slope = Σ (x - x̄)(y - ȳ) / Σ (x - x̄)² and the correlation of requested angles x and seen ones y, pooled over all
+    faces; error = √(mean of |seen - requested|²) over both angles of all views. A regressor errs too: compare with
+    what it says of real heads (`python -m cips3d.evaluate heads`).
+
+    Args:
+        loaded: a 3-D generator of synthetic heads.
+        regressor: taught on them.
+        faces: which faces.
+        resolution: side of the pictures that the regressor was taught on.
+        largest_yaw, largest_pitch: radians; views are equally spaced from minus this to this, the other angle at 0.
+        views: how many of each, at least 2.
+
+    Raises:
+        UserError: the model is 2-D.
+    """
+    if views < 2:
+        raise ValueError(f"views must be at least 2, got {views}")
+    yaws, pitches, still = equal_angles(largest_yaw, views), equal_angles(largest_pitch, views), torch.zeros(views)
+    requested = torch.stack([torch.cat([yaws, still]), torch.cat([still, pitches])], dim=1)  # [2 V, 2]
+    seen = torch.cat(
+        [
+            regressor(resized(chunk.image.flatten(0, 1), resolution)).view(-1, 2 * views, 2)
+            for chunk in seen_from(loaded, faces, requested[:, 1], requested[:, 0], title="pose")
+        ]
+    )  # [S, 2 V, 2]
+    error = (seen - requested).square().sum(-1).mean().sqrt()
+    return PoseAccuracy(
+        response_of(yaws, seen[:, :views, 0]), response_of(pitches, seen[:, views:, 1]), math.degrees(error)
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import Generator, Rendering, Styles
+from cips3d.models.cips3d import CIPS3D, Rendering, Styles
 from cips3d.models.volume import VolumeSettings
 
 WARM_UP = 3  # runs before the capture, in which libraries set themselves up
@@ -26,7 +26,7 @@ class CompiledRender:
         resolution: side, or (height, width).
         jitter: False renders without random numbers; with True every replay draws new ones.
         return_aux: also give the auxiliary image.
-        chunk_rays: see `Generator.forward`.
+        chunk_rays: see `CIPS3D.forward`.
 
     Example:
         >>> render = CompiledRender(generator, VolumeSettings(), batch=1, resolution=64)
@@ -35,7 +35,7 @@ class CompiledRender:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: CIPS3D,
         settings: VolumeSettings,
         *,
         batch: int,

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cips3d.errors import UserError
-from cips3d.models.equalized import EqualizedConv2d, EqualizedLinear
+from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table, resolutions_up_to
+from cips3d.models.equalized import SUM_SCALE, EqualizedConv2d, EqualizedLinear
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
-RESOLUTION_MIN = 4  # the residual blocks end here
 MINIBATCH_STD_EPS = 1e-8  # keeps the root's gradient finite where all images of a group agree
-SUM_SCALE = math.sqrt(0.5)  # the sum of two paths of unit variance gets unit variance
-
-
-def channel_table(resolution_max: int = 1024, base: int = 32768, cap: int = 512) -> dict[int, int]:
-    """Channels of every resolution from 4 to `resolution_max`: min(cap, base / resolution).
-
-    The defaults are the published main discriminator's: 512 up to 64², then 256, 128, 64, 32 at 128² to
-    1024²; with `cap=256` the auxiliary one's: 256 up to 128², then 128, 64, 32.
-
-    Raises:
-        UserError: the resolution is not a power of two from 4 on, or no channel would be left at it.
-    """
-    _require_power_of_two(resolution_max)
-    if base < resolution_max or cap < 1:
-        raise UserError(
-            f"base {base} and cap {cap} leave no channel at resolution {resolution_max}; "
-            f"give a base of {resolution_max} or more and a cap of 1 or more"
-        )
-    return {r: min(cap, base // r) for r in _resolutions_up_to(resolution_max)}
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     """Widths of the discriminators. `channel_table` makes the tables."""
 
+    kind: Literal["residual"] = "residual"
     main_channels: dict[int, int] = field(default_factory=channel_table)
     """channels of the main discriminator at each resolution, 4 to the largest: a power of two each"""
     aux_channels: dict[int, int] | None = field(default_factory=lambda: channel_table(cap=256))
@@ -53,17 +34,38 @@ class DiscriminatorConfig:
     """the same for the auxiliary discriminator"""
     predict_pose: bool = False
     """the main discriminator also predicts the camera that an image was rendered from, which the pose loss needs"""
+    progressive: bool = True
+    """images of every resolution can enter, as a schedule of growing resolutions needs; False: the largest alone, as in
+    StyleGAN2"""
+
+    @property
+    def resolution_max(self) -> int:
+        """Side of the largest images that it takes."""
+        return max(self.main_channels)
+
+    @property
+    def predicts_pose(self) -> bool:
+        return self.predict_pose
+
+    @property
+    def predicts_latent(self) -> bool:
+        """It also reads z off images."""
+        return False
+
+    @property
+    def has_aux(self) -> bool:
+        """There is an auxiliary discriminator."""
+        return self.aux_channels is not None
+
+    @property
+    def minibatch_std_groups(self) -> tuple[int, ...]:
+        """Sizes of the groups of images that are compared with each other."""
+        return tuple(group for group in (self.main_minibatch_std_group, self.aux_minibatch_std_group) if group)
 
     def __post_init__(self) -> None:
         for name, channels in (("main_channels", self.main_channels), ("aux_channels", self.aux_channels)):
-            if channels is None:
-                continue
-            resolutions = _resolutions_up_to(max(channels, default=0))
-            if not resolutions or sorted(channels) != resolutions or min(channels.values()) < 1:
-                raise UserError(
-                    f"{name} {channels} is no table of channels; give at least 1 for every power of two "
-                    "from 4 to the largest resolution, such as 4: 64, 8: 64, 16: 32"
-                )
+            if channels is not None:
+                check_channel_table(name, channels)
         groups = {"main": self.main_minibatch_std_group, "aux": self.aux_minibatch_std_group}
         for part, group in groups.items():
             if group < 0 or group == 1:
@@ -77,6 +79,7 @@ class Judgement(NamedTuple):
 
     logits: Tensor  # [B, 1] large where an image looks real
     pose: Tensor | None  # [B, 2] yaw and pitch, radians from the front; None where it is not predicted
+    latent: Tensor | None = None  # [B, z width] the image's z; None where it is not predicted
 
 
 class ActivatedConv(nn.Module):
@@ -154,7 +157,8 @@ class ImageDiscriminator(nn.Module):
     """Residual discriminator of images of any resolution 4², 8², ... up to its largest.
 
     Every resolution has its own 1x1 layer from RGB; smaller images enter at later blocks. Behind the blocks:
-    3x3 at 4², a fully connected layer as wide as 4² has channels, one logit.
+    3x3 at 4², a fully connected layer as wide as 4² has channels, one logit. StyleGAN2's has one layer from RGB
+    (`progressive` off) and minibatch statistics of 4 images.
 
     Args:
         resolution_max: the largest resolution, a power of two from 4 on.
@@ -162,6 +166,7 @@ class ImageDiscriminator(nn.Module):
         minibatch_std_group: images that the minibatch standard deviation compares, at 4²; 0: it is left out.
         downsample_first: blocks halve the resolution in their first convolution, not in the second (cheaper).
         predict_pose: two more outputs of the last layer are the camera's yaw and pitch, as in pi-GAN.
+        progressive: False: images of the largest resolution alone can enter, without a fade.
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.4, on StyleGAN2's residual discriminator (arXiv 1912.04958).
     """
@@ -173,9 +178,10 @@ class ImageDiscriminator(nn.Module):
         minibatch_std_group: int = 0,
         downsample_first: bool = False,
         predict_pose: bool = False,
+        progressive: bool = True,
     ) -> None:
         super().__init__()
-        resolutions = _resolutions_up_to(resolution_max)
+        resolutions = resolutions_up_to(resolution_max)
         if not resolutions or resolutions[-1] != resolution_max:
             raise ValueError(f"resolution_max must be a power of two from 4 on, got {resolution_max}")
         missing = [r for r in resolutions if r not in channels]
@@ -185,7 +191,9 @@ class ImageDiscriminator(nn.Module):
         self.channels = {r: channels[r] for r in resolutions}
         self.minibatch_std_group = minibatch_std_group
         self.downsample_first = downsample_first
-        self.from_rgb = nn.ModuleDict({str(r): ActivatedConv(3, channels[r], 1) for r in resolutions})
+        self.progressive = progressive
+        entries = resolutions if progressive else resolutions[-1:]
+        self.from_rgb = nn.ModuleDict({str(r): ActivatedConv(3, channels[r], 1) for r in entries})
         self.blocks = nn.ModuleDict(
             {
                 str(r): DownsamplingBlock(channels[r], channels[r // 2], downsample_first=downsample_first)
@@ -206,7 +214,8 @@ class ImageDiscriminator(nn.Module):
         """Logits of images and, where it is predicted, their pose.
 
         Args:
-            image: [B, 3, R, R] in [-1, 1], R a power of two between 4 and `resolution_max`.
+            image: [B, 3, R, R] in [-1, 1], R a power of two between 4 and `resolution_max`, or `resolution_max` itself
+                where the discriminator is not progressive.
             fade: α in [0, 1]; below 1, the first block's output is mixed with the half-size image's entry:
                 α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(half image) (ProGAN's fade-in).
 
@@ -233,15 +242,15 @@ class ImageDiscriminator(nn.Module):
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
         resolution = image.shape[-1] if image.dim() == 4 else 0
-        if image.shape[1:] != (3, resolution, resolution) or resolution not in self.channels:
-            raise ValueError(
-                "image must have shape [B, 3, R, R] with R a power of two "
-                f"from {RESOLUTION_MIN} to {self.resolution_max}, got {list(image.shape)}"
-            )
+        if image.shape[1:] != (3, resolution, resolution) or str(resolution) not in self.from_rgb:
+            powers = f"R a power of two from {RESOLUTION_MIN} to {self.resolution_max}"
+            allowed = powers if self.progressive else f"R = {self.resolution_max}"
+            raise ValueError(f"image must have shape [B, 3, R, R] with {allowed}, got {list(image.shape)}")
         if not 0 <= fade <= 1:
             raise ValueError(f"fade must be in [0, 1], got {fade}")
-        if fade < 1 and resolution == RESOLUTION_MIN:
-            raise ValueError(f"fade must be 1 at the smallest resolution, got {fade}")
+        if fade < 1 and str(resolution // 2) not in self.from_rgb:
+            where = "at the smallest resolution" if self.progressive else "of a discriminator that is not progressive"
+            raise ValueError(f"fade must be 1 {where}, got {fade}")
         return resolution
 
 
@@ -256,16 +265,33 @@ class Discriminator(nn.Module):
         self.main = main
         self.aux = aux
 
+    @property
+    def config(self) -> DiscriminatorConfig:
+        """The configuration that gives such a discriminator."""
+        main, aux = self.main, self.aux
+        return DiscriminatorConfig(
+            main_channels=main.channels,
+            aux_channels=None if aux is None else aux.channels,
+            main_minibatch_std_group=main.minibatch_std_group,
+            aux_minibatch_std_group=0 if aux is None else aux.minibatch_std_group,
+            predict_pose=main.predict_pose,
+            progressive=main.progressive,
+        )
+
     @classmethod
     def from_config(cls, config: DiscriminatorConfig) -> Discriminator:
         """Random weights; the auxiliary part's blocks halve the resolution in their first convolution."""
         channels, aux_channels = config.main_channels, config.aux_channels
         group = config.main_minibatch_std_group
-        main = ImageDiscriminator(max(channels), channels, group, predict_pose=config.predict_pose)
+        progressive = config.progressive
+        main = ImageDiscriminator(
+            max(channels), channels, group, predict_pose=config.predict_pose, progressive=progressive
+        )
         if aux_channels is None:
             return cls(main)
         group = config.aux_minibatch_std_group
-        return cls(main, ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True))
+        aux = ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True, progressive=progressive)
+        return cls(main, aux)
 
     @overload
     def forward(self, image: Tensor, aux_image: None = None, fade: float = 1.0) -> Tensor: ...
@@ -300,15 +326,3 @@ class Discriminator(nn.Module):
         if self.aux is None:
             raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
         return main, self.aux.judge(aux_image, fade)
-
-
-def _resolutions_up_to(resolution_max: int) -> list[int]:
-    """4, 8, 16, ... as far as they do not exceed `resolution_max`."""
-    return [1 << k for k in range(2, resolution_max.bit_length()) if 1 << k <= resolution_max]
-
-
-def _require_power_of_two(resolution: int) -> None:
-    if resolution < RESOLUTION_MIN or resolution & (resolution - 1):
-        raise UserError(
-            f"resolution {resolution} is not a power of two from {RESOLUTION_MIN} on; give 32, 64 or the like"
-        )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 
+SUM_SCALE = math.sqrt(0.5)  # the sum of two paths of unit variance gets unit variance
+
 
 class EqualizedConv2d(nn.Module):
     """Convolution with weight W / sqrt(in · k²), W ~ N(0, 1); its bias lives with the activation behind it.

@@ -115,6 +115,17 @@ class RayValues(NamedTuple):
     depths: Tensor  # [B, R, S + F], front to back
 
 
+def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:
+    """Depth of a scene with a wall at t_far, Σ w t + (1 - Σ w) t_far: empty rays end far away.
+
+    Args:
+        depth: [B, 1, H, W] Σ w t.
+        weights: [B, H·W, S].
+        t_far: scene units.
+    """
+    return depth + (1 - weights.sum(-1).view_as(depth)) * t_far
+
+
 def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RandomDraws) -> RayValues:
     """`march_rays` through any field, with a volume's settings."""
     seen, depths = march_rays(

@@ -9,10 +9,18 @@ from typing import Literal
 
 from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
+from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig
-from cips3d.models.generator import GeneratorConfig
+from cips3d.models.family import (
+    AnyDiscriminatorConfig,
+    AnyGeneratorConfig,
+    discriminator_config_at,
+    generator_class,
+    generator_config_at,
+)
 from cips3d.models.volume import VolumeSettings
 from cips3d.plain import from_plain, to_plain
+from cips3d.training.losses import LossName
 
 AmpKind = Literal["none", "bf16", "fp16"]
 Augmentation = Literal["color", "translation", "cutout"]
@@ -29,11 +37,11 @@ class Stage:
     batch_size: int
     """images a step, over all processes"""
     lr_nerf: float
-    """learning rate of the NeRF and the auxiliary colour layer"""
+    """learning rate of the volume: NeRF and auxiliary colour layer"""
     lr_inr: float
-    """learning rate of the INR"""
+    """learning rate of what paints pixels: the INR, CIPS's layers, StyleGAN2's convolutions"""
     lr_mapping: float
-    """learning rate of both mapping networks"""
+    """learning rate of the mapping networks"""
     lr_discriminator: float
     """learning rate of the discriminators"""
     aux_weight: float = 1.0
@@ -48,6 +56,9 @@ class Stage:
     """differentiable augmentations of everything that the discriminators see"""
     density_noise: float = 1.0
     """standard deviation of the density noise at step 0"""
+    crop: int | None = None
+    """side of random parts of the pictures that both networks train on, for generators of pixel coordinates (CIPS);
+    None: whole pictures"""
     grad_points: int | None = None
     """only so many random rays an image carry gradients; None: all"""
     accumulation: int = 1
@@ -121,24 +132,48 @@ class TrainConfig:
 
     stages: tuple[Stage, ...] = ()
     """stages, one after the other"""
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    generator: AnyGeneratorConfig = field(default_factory=CIPS3DConfig)
+    discriminator: AnyDiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     volume: VolumeSettings = field(default_factory=VolumeSettings)
     poses: PoseDistribution = field(default_factory=PoseDistribution)
     fov_degrees: float = 12.0
     """cameras' angle of view"""
 
+    loss: LossName = "logistic"
+    """adversarial loss"""
     adam_betas: tuple[float, float] = (0.0, 0.999)
-    clip_gradient: float = 10.0
-    """largest gradient norm of a network; larger ones are scaled down to it"""
+    lazy_correction: bool = False
+    """Adam's rates and decays to the power c = k/(k+1) of a regulariser's interval k, as in StyleGAN2"""
+    clip_gradient: float | None = 10.0
+    """largest gradient norm of a network; larger ones are scaled down to it. None: as they come"""
     r1_gamma: float = 10.0
     """weight γ of R1: ½·γ·‖∇D‖² on real images"""
     r1_every: int = 1
     """steps between R1 penalties, which are multiplied by it"""
+    r2_gamma: float = 0.0
+    """weight of R2, the same on generated images, at R1's steps"""
+    gradient_penalty: float = 0.0
+    """weight of WGAN-GP's (‖∇D‖ - 1)² between real and generated images"""
+    path_length_weight: float = 0.0
+    """weight of path length regularisation (StyleGAN2: 2); 0: none"""
+    path_length_every: int = 4
+    """steps between path length penalties, which are multiplied by it"""
+    style_mixing: float = 0.0
+    """share of generated images whose later layers follow a second z"""
+    latent_weight: float = 0.0
+    """weight of the squared error of the z that pi-GAN's discriminators read off generated images; 0: none"""
+    top_k: float = 1.0
+    """the generator learns from the best-judged share max(0.99^(step/2000), top_k) of its images; 1: from all"""
+    ada_target: float = 0.0
+    """adaptive discriminator augmentation holds E[sign D(real)] here (StyleGAN2-ADA: 0.6); 0: none"""
+    ada_kimg: float = 500.0
+    """thousands of images over which its probability can go from 0 to 1"""
     ema_decay: float = 0.999
     """decay of the generator's average, min(decay, (1 + t)/(10 + t))"""
     ema_start: int = 1000
     """step up to which the average is a plain copy"""
+    slow_ema_decay: float = 0.0
+    """decay of a second, slower average (pi-GAN: 0.9999), kept in checkpoints; 0: none"""
     density_noise_steps: int = 5000
     """step at which the density noise has faded to 0"""
     cooldown: float = 0.0
@@ -155,6 +190,16 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """The inverse of `to_json`; raises ValueError where the text does not describe a configuration."""
         return from_plain(cls, json.loads(text))
+
+    @property
+    def discriminator_interval(self) -> int | None:
+        """Steps between R1 penalties, where Adam is corrected for them."""
+        return self.r1_every if self.lazy_correction and self.r1_gamma > 0 else None
+
+    @property
+    def generator_interval(self) -> int | None:
+        """Steps between path length penalties, where Adam is corrected for them."""
+        return self.path_length_every if self.lazy_correction and self.path_length_weight > 0 else None
 
     @property
     def total_steps(self) -> int:
@@ -174,9 +219,18 @@ def settled(config: TrainConfig) -> TrainConfig:
         stages = [replace(stage, batch_size=config.batch_size) for stage in stages]
     if config.steps is not None:
         stages = stages_of_length(stages, config.steps)
+    config = replace(
+        config,
+        stages=tuple(stages),
+        generator=generator_config_at(config.generator, stages[-1].resolution),
+        discriminator=discriminator_config_at(config.discriminator, stages[-1].crop or stages[-1].resolution),
+        steps=None,
+        batch_size=None,
+        resolution=None,
+    )
     for stage in stages:
         check_stage(stage, config)
-    return replace(config, stages=tuple(stages), steps=None, batch_size=None, resolution=None)
+    return config
 
 
 def stages_up_to(stages: list[Stage], resolution: int) -> list[Stage]:
@@ -217,19 +271,48 @@ def check_stage(stage: Stage, config: TrainConfig) -> None:
         )
     if config.reuse_fakes and stage.accumulation > 1:
         raise UserError("--reuse-fakes keeps a whole batch in memory; leave it out, or accumulation at 1")
-    if stage.pose_weight > 0 and not config.discriminator.predict_pose:
-        raise UserError(
-            f"pose_weight {stage.pose_weight} needs a discriminator that predicts poses; "
-            "pass --discriminator.predict-pose, or set the stage's pose_weight to 0"
-        )
-    largest = max(config.discriminator.main_channels)
-    if not 8 <= stage.resolution <= largest:
-        raise UserError(
-            f"resolution {stage.resolution} does not fit the discriminator's channels, which go from 8 to {largest}; "
-            "give one of these, or set --discriminator channels up to it"
-        )
+    if config.loss == "relativistic" and config.top_k < 1:
+        raise UserError(f"--top-k {config.top_k:g} leaves images without the one they are compared with; give 1")
+    check_stage_suits_networks(stage, config)
     if config.volume.fine > 0 and config.volume.samples < 3:
         raise UserError(
             f"--volume.samples {config.volume.samples} is too few to resample from; give 3 or more, "
             "or --volume.fine-samples 0"
+        )
+
+
+def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
+    """Raise `UserError` where a stage asks for what the generator or discriminator does not have."""
+    kind = generator_class(config.generator)
+    discriminator = config.discriminator
+    name = config.generator.system
+    if stage.pose_weight > 0 and not (kind.is_3d and discriminator.predicts_pose):
+        raise UserError(
+            f"pose_weight {stage.pose_weight} needs a 3-D generator and a discriminator that predicts poses; "
+            "pass --discriminator.predict-pose, or set the stage's pose_weight to 0"
+        )
+    if stage.aux_weight > 0 and not (kind.has_aux_image and discriminator.has_aux):
+        raise UserError(
+            f"aux_weight {stage.aux_weight:g} needs an auxiliary image and a discriminator of it; "
+            f"set the stage's aux_weight to 0 ({name})"
+        )
+    if stage.crop is not None and name != "cips":
+        raise UserError(f"crop {stage.crop} is for cips, whose pictures have parts; leave it out for {name}")
+    if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
+        raise UserError(f"freeze_nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
+    if config.latent_weight > 0 and not discriminator.predicts_latent:
+        raise UserError(
+            f"--latent-weight {config.latent_weight:g} needs a discriminator that predicts z, pi-GAN's with its "
+            "latent_dim at the width of z; leave it out"
+        )
+    side, largest = stage.crop or stage.resolution, discriminator.resolution_max
+    if not 8 <= side <= min(largest, stage.resolution):
+        raise UserError(
+            f"resolution {side} does not fit the discriminator's channels, which go from 8 to {largest}; "
+            "give one of these, or set --discriminator channels up to it"
+        )
+    if name == "stylegan2" and stage.resolution != config.stages[-1].resolution:
+        raise UserError(
+            f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share stylegan2, whose pictures "
+            "have one size; give all stages one resolution"
         )

@@ -33,6 +33,10 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def mean_(self, tensor: Tensor) -> Tensor:
+        """Average a tensor over all processes, in place."""
+        return self.sum_(tensor).div_(self.world_size) if self.world_size > 1 else tensor
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over all processes, in one transfer.
 

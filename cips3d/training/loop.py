@@ -22,6 +22,7 @@ from cips3d.training.checkpoint import (
 )
 from cips3d.training.config import TrainConfig, settled
 from cips3d.training.distributed import Processes, join_processes
+from cips3d.training.networks import load_networks
 from cips3d.training.report import Reporter
 from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
 from cips3d.training.schedule import Moment, moment
@@ -56,7 +57,6 @@ def train(config: TrainConfig) -> tuple[Path, int]:
 
 def check_batches(config: TrainConfig, world_size: int) -> None:
     """Raise `UserError` where a batch cannot be shared by all processes, or a share not be split into parts."""
-    groups = (config.discriminator.main_minibatch_std_group, config.discriminator.aux_minibatch_std_group)
     for stage in config.stages:
         parts = world_size * stage.accumulation
         if stage.batch_size % parts:
@@ -65,8 +65,8 @@ def check_batches(config: TrainConfig, world_size: int) -> None:
                 f"parts; give a multiple of {parts}"
             )
         images = stage.batch_size // parts
-        for group in groups:
-            if group and images % min(images, group):
+        for group in config.discriminator.minibatch_std_groups:
+            if images % min(images, group):
                 raise UserError(
                     f"--batch-size {stage.batch_size} leaves {images} images to be compared in groups of {group}; "
                     f"give a multiple of {parts * group}"
@@ -84,6 +84,8 @@ class Training:
         self.state = TrainingState(config, processes)
         if checkpoint is not None:
             self._restore(checkpoint)
+        elif config.init_from is not None:
+            self.state.start_from(load_networks(config.init_from))
         processes.broadcast(self.state.generator)
         processes.broadcast(self.state.discriminator)
         self.step = TrainingStep(self.state, config)
@@ -225,20 +227,16 @@ class Training:
                 f"stopped after step {self.state.step}; go on with: python -m cips3d.train --resume {self.folder}"
             )
         else:
-            turntable = self.reporter.turntable(self.state.generator_ema, self.config.stages[-1].resolution)
+            animation = self.reporter.animation(self.state.generator_ema, self.config.stages[-1].resolution)
             self.reporter.say(
-                f"done: checkpoint {path}, pictures in {self.reporter.picture_folder}, turntable {turntable}"
+                f"done: checkpoint {path}, pictures in {self.reporter.picture_folder}, {animation.stem} {animation}"
             )
 
     def _checkpoint_to_continue(self) -> dict[str, Any] | None:
-        path = self.config.resume or self.config.init_from
+        path = self.config.resume
         return None if path is None else load_checkpoint(find_checkpoint(path))
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        if self.config.resume is None:
-            self.state.load_weights(checkpoint)
-            self.state.generator.load_state_dict(checkpoint["generator_ema"])
-            return
         self.state.load_state_dict(checkpoint)
         if self.state.step >= self.config.total_steps:
             raise UserError(

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
-from cips3d.models.generator import Generator
+from cips3d.models.family import AnyGenerator
+from cips3d.models.generator import truncated
 from cips3d.pictures import depth_image, image_grid, save_animation, save_image, to_uint8
 from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds, yaw_sweep
 from cips3d.training.config import TrainConfig
@@ -98,7 +99,7 @@ class Reporter:
             shown["skipped"] = str(state.skipped)
         self.bar.set_postfix(shown, refresh=False)
 
-    def pictures(self, generator: Generator, resolution: int, step: int) -> None:
+    def pictures(self, generator: AnyGenerator, resolution: int, step: int) -> None:
         """The same faces seen in every way that tells something, as a PNG and in TensorBoard."""
         started = time.perf_counter()
         faces = self.config.reports.faces
@@ -111,19 +112,17 @@ class Reporter:
             self.writer.add_images(name.replace(" ", "_"), to_uint8(images), step)
         self.time_since += time.perf_counter() - started  # the speed is that of training
 
-    def turntable(self, generator: Generator, resolution: int) -> Path:
-        """The faces swinging from side to side, as an animated WebP."""
+    def animation(self, generator: AnyGenerator, resolution: int) -> Path:
+        """The faces swinging from side to side, or each turning into the next in 2-D, as an animated WebP."""
         reports = self.config.reports
         loaded = as_loaded(generator, self.config, resolution, self.config.total_steps)
-        yaw = loaded.poses.yaw_mean + yaw_sweep((-SWING, SWING), reports.turntable_frames)
-        pitch = torch.full_like(yaw, loaded.poses.pitch_mean)
-        styles = styles_of_seeds(loaded, range(reports.faces))
-        views = render_views(loaded, styles, pitch, yaw, resolution, progress=True)
         columns = math.ceil(math.sqrt(2 * reports.faces))  # twice as wide as high, as screens are
+        swing = turntable if generator.is_3d else interpolation
         frames = [
-            image_grid(images, columns=columns, enlarge=self._enlarge(resolution)) for images in views.image.unbind(1)
+            image_grid(images, columns=columns, enlarge=self._enlarge(resolution))
+            for images in swing(loaded, reports.faces, reports.turntable_frames)
         ]
-        path = self.folder / "turntable.webp"
+        path = self.folder / f"{swing.__name__}.webp"
         save_animation(path, frames, TURNTABLE_FPS)
         return path
 
@@ -131,9 +130,35 @@ class Reporter:
         return max(1, self.config.reports.enlarge_to // resolution)
 
 
-def as_loaded(generator: Generator, config: TrainConfig, resolution: int, step: int) -> LoadedGenerator:
+def as_loaded(generator: AnyGenerator, config: TrainConfig, resolution: int, step: int) -> LoadedGenerator:
     """The generator in training, as the rendering functions take it."""
     return LoadedGenerator(generator, config.volume, config.fov_degrees, resolution, config.poses, step)
+
+
+def turntable(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor, ...]:
+    """Frames [faces, 3, R, R] of the seeds 0, 1, ... swinging from side to side."""
+    yaw = loaded.poses.yaw_mean + yaw_sweep((-SWING, SWING), frames)
+    pitch = torch.full_like(yaw, loaded.poses.pitch_mean)
+    styles = styles_of_seeds(loaded, range(faces))
+    return render_views(loaded, styles, pitch, yaw, loaded.resolution, progress=True).image.unbind(1)
+
+
+def interpolation(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor, ...]:
+    """Frames [faces, 3, R, R] in which the picture of every seed turns into the next one's, there and back.
+
+    style_k = s + (1 - cos(2πk / frames)) / 2 · (s' - s), linear in the style, slow at both ends.
+    """
+    own, other = styles_of_seeds(loaded, range(faces)), styles_of_seeds(loaded, range(1, faces + 1))
+    front = front_view(loaded)
+    shares = [(1 - math.cos(2 * math.pi * k / frames)) / 2 for k in range(frames)]
+    return tuple(
+        render_views(loaded, truncated(other, own, share), *front, loaded.resolution).image[:, 0] for share in shares
+    )
+
+
+def front_view(loaded: LoadedGenerator) -> tuple[Tensor, Tensor]:
+    """Pitch and yaw [1] of the camera in front."""
+    return torch.tensor([loaded.poses.pitch_mean]), torch.tensor([loaded.poses.yaw_mean])
 
 
 def face_rows(loaded: LoadedGenerator, faces: int) -> dict[str, Tensor]:
@@ -141,21 +166,42 @@ def face_rows(loaded: LoadedGenerator, faces: int) -> dict[str, Tensor]:
 
     The faces are those of the seeds 0, 1, ..., as in `python -m cips3d.render`.
     """
-    poses, settings = loaded.poses, loaded.settings
     styles = styles_of_seeds(loaded, range(faces))
+    rows = rows_of_views(loaded, styles) if loaded.generator.is_3d else rows_of_styles(loaded, styles)
+    towards_mean = truncated(styles, loaded.generator.mean_styles(MEAN_SAMPLES), TRUNCATION)
+    rows[f"truncated {TRUNCATION}"] = render_views(loaded, towards_mean, *front_view(loaded), loaded.resolution).image[
+        :, 0
+    ]
+    return rows
+
+
+def rows_of_views(loaded: LoadedGenerator, styles: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The faces from the front, from above, from both sides, as the volume alone and as depth."""
+    poses, settings = loaded.poses, loaded.settings
     yaw = poses.yaw_mean + torch.tensor([0.0, 0.0, -TURN, TURN])
     pitch = poses.pitch_mean + torch.tensor([0.0, -TILT, 0.0, 0.0])
-    views = render_views(loaded, styles, pitch, yaw, loaded.resolution, aux=True, depth=True)
-    assert views.aux_image is not None and views.depth is not None
-    front, tilted, left, right = views.image.unbind(1)
-    mean = loaded.generator.mean_styles(MEAN_SAMPLES)
-    truncated = render_views(loaded, styles.truncate(mean, TRUNCATION), pitch[:1], yaw[:1], loaded.resolution)
-    return {
-        "front": front,
-        "tilted": tilted,
-        f"yaw {-TURN:+.1f}": left,
-        f"yaw {TURN:+.1f}": right,
-        "auxiliary": views.aux_image[:, 0],
-        "depth": depth_image(views.depth[:, 0], settings.t_near, settings.t_far),
-        f"truncated {TRUNCATION}": truncated.image[:, 0],
-    }
+    has_aux = loaded.generator.has_aux_image
+    views = render_views(loaded, styles, pitch, yaw, loaded.resolution, aux=has_aux, depth=True)
+    assert views.depth is not None
+    names = ("front", "tilted", f"yaw {-TURN:+.1f}", f"yaw {TURN:+.1f}")
+    rows = dict(zip(names, views.image.unbind(1), strict=True))
+    if views.aux_image is not None:
+        rows["auxiliary"] = views.aux_image[:, 0]
+    rows["depth"] = depth_image(views.depth[:, 0], settings.t_near, settings.t_far)
+    return rows
+
+
+def rows_of_styles(loaded: LoadedGenerator, styles: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The pictures, the same with other noise, and with the next one's later layers (style mixing)."""
+    generator, front = loaded.generator, front_view(loaded)
+    faces = len(styles[0])
+
+    def row(shown: tuple[Tensor, ...], jitter: bool = False) -> Tensor:
+        random = torch.Generator(loaded.device).manual_seed(0) if jitter else None
+        views = render_views(loaded, shown, *front, loaded.resolution, jitter=jitter, generator=random)
+        return views.image[:, 0]
+
+    rows = {"image": row(styles), "random noise": row(styles, jitter=True)}
+    following = styles_of_seeds(loaded, range(1, faces + 1))
+    rows["mixed"] = row(generator.mixed(styles, following, generator.style_layers // 2))
+    return rows

@@ -23,7 +23,9 @@ class Moment:
     rate: float
     """factor on all learning rates"""
     r1_now: bool
-    """R1 is due in this step"""
+    """R1 (and R2) is due in this step"""
+    path_length_now: bool
+    """path length regularisation is due in this step"""
 
 
 def moment(config: TrainConfig, step: int) -> Moment:
@@ -41,7 +43,8 @@ def moment(config: TrainConfig, step: int) -> Moment:
         fade=min(1.0, (step - begin) / stage.fade_steps) if stage.fade_steps > 0 else 1.0,
         density_noise=stage.density_noise * noise_left,
         rate=learning_rate_factor(config, step),
-        r1_now=config.r1_gamma > 0 and step % config.r1_every == 0,
+        r1_now=max(config.r1_gamma, config.r2_gamma) > 0 and step % config.r1_every == 0,
+        path_length_now=config.path_length_weight > 0 and step % config.path_length_every == 0,
     )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cips3d.errors import UserError
-from cips3d.models.discriminator import Discriminator
-from cips3d.models.generator import Generator
+from cips3d.models.family import AnyGenerator, make_discriminator, make_generator
+from cips3d.training.ada import AdaptiveProbability
 from cips3d.training.config import Amp, AmpKind, Stage, TrainConfig
 from cips3d.training.distributed import Processes
+from cips3d.training.losses import PathLength
+from cips3d.training.networks import Networks
 
 ADAM_EPS = 1e-8
 RANK_STRIDE = 1_000_003  # seeds of different processes and of different runs must not meet
@@ -29,22 +32,33 @@ class TrainingState:
 
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
         device = processes.device
+        self.config = config
         torch.manual_seed(config.seed)  # the same first weights in every process
-        self.generator = Generator(config.generator).to(device)
-        self.discriminator = Discriminator.from_config(config.discriminator).to(device)
-        self.generator.set_autocast(nerf=amp_dtype(config.amp.nerf), inr=amp_dtype(config.amp.inr))
+        self.generator = make_generator(config.generator).to(device)
+        self.discriminator = make_discriminator(config.discriminator).to(device)
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        self.generator_ema.set_autocast(nerf=None, inr=None)
+        self.generator_slow_ema = copy.deepcopy(self.generator_ema) if config.slow_ema_decay > 0 else None
+        if (config.amp.nerf, config.amp.inr) != ("none", "none"):
+            self.generator.set_autocast(nerf=amp_dtype(config.amp.nerf), inr=amp_dtype(config.amp.inr))
+        self.path_length = PathLength().to(device)
+        self.ada = AdaptiveProbability(config.ada_target, kimg=config.ada_kimg)
 
         self.optimizer_g = torch.optim.Adam(
-            [{"params": list(group)} for group in parameter_groups(self.generator).values()],
+            [
+                {"params": [p for module in modules for p in module.parameters()]}
+                for modules in trained_parts(self.generator).values()
+            ],
             lr=0.0,
-            betas=config.adam_betas,
+            betas=lazy_betas(config.adam_betas, config.generator_interval),
             eps=ADAM_EPS,
             fused=True,
         )
         self.optimizer_d = torch.optim.Adam(
-            self.discriminator.parameters(), lr=0.0, betas=config.adam_betas, eps=ADAM_EPS, fused=True
+            self.discriminator.parameters(),
+            lr=0.0,
+            betas=lazy_betas(config.adam_betas, config.discriminator_interval),
+            eps=ADAM_EPS,
+            fused=True,
         )
         self.scaler_g, self.scaler_d = gradient_scalers(config.amp, device)
         self.random = torch.Generator(device)
@@ -60,18 +74,18 @@ class TrainingState:
     def enter_stage(self, index: int, stage: Stage) -> None:
         """Freeze what a stage freezes; called once when a stage begins."""
         if stage.freeze_nerf and self.stage_index != index:
-            for module, average in zip(nerf_side(self.generator), nerf_side(self.generator_ema), strict=True):
+            for module, average in zip(self.generator.frozen_part(), self.generator_ema.frozen_part(), strict=True):
                 module.load_state_dict(average.state_dict())
-        for module in nerf_side(self.generator):
+        for module in self.generator.frozen_part():
             module.requires_grad_(not stage.freeze_nerf)
         self.stage_index = index
 
     def set_learning_rates(self, stage: Stage, rate: float) -> None:
         rates = {"nerf": stage.lr_nerf, "mapping": stage.lr_mapping, "inr": stage.lr_inr}
-        for group, name in zip(self.optimizer_g.param_groups, parameter_groups(self.generator), strict=True):
-            group["lr"] = rates[name] * rate
+        for group, part in zip(self.optimizer_g.param_groups, trained_parts(self.generator), strict=True):
+            group["lr"] = rates[part] * rate * lazy_share(self.config.generator_interval)
         for group in self.optimizer_d.param_groups:
-            group["lr"] = stage.lr_discriminator * rate
+            group["lr"] = stage.lr_discriminator * rate * lazy_share(self.config.discriminator_interval)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, in tensors and plain values; every process must call it, since each has random states."""
@@ -83,9 +97,12 @@ class TrainingState:
             "best_score": self.best_score,
             "generator": self.generator.state_dict(),
             "generator_ema": self.generator_ema.state_dict(),
+            "generator_slow_ema": None if self.generator_slow_ema is None else self.generator_slow_ema.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "optimizer_g": self.optimizer_g.state_dict(),
             "optimizer_d": self.optimizer_d.state_dict(),
+            "path_length": self.path_length.state_dict(),
+            "ada": self.ada.state_dict(),
             "scaler_g": self.scaler_g.state_dict(),
             "scaler_d": self.scaler_d.state_dict(),
             "random": self.processes.gather(self.random_states()),
@@ -96,6 +113,8 @@ class TrainingState:
         self.load_weights(state)
         self.optimizer_g.load_state_dict(state["optimizer_g"])
         self.optimizer_d.load_state_dict(state["optimizer_d"])
+        self.path_length.load_state_dict(state["path_length"])
+        self.ada.load_state_dict(state["ada"])
         self.scaler_g.load_state_dict(state["scaler_g"])
         self.scaler_d.load_state_dict(state["scaler_d"])
         self.step = state["step"]
@@ -109,16 +128,29 @@ class TrainingState:
             self.random.manual_seed(self.random.initial_seed() + self.step + 1)
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Networks only, as fine-tuning starts."""
-        try:
+        """The networks of a checkpoint of this run."""
+        with _networks_that_fit():
             self.generator.load_state_dict(state["generator"])
             self.generator_ema.load_state_dict(state["generator_ema"])
             self.discriminator.load_state_dict(state["discriminator"])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            if self.generator_slow_ema is not None:
+                self.generator_slow_ema.load_state_dict(state["generator_slow_ema"])
+
+    def start_from(self, networks: Networks) -> None:
+        """Begin with the averaged generator and the discriminator of another run or system (fine-tuning).
+
+        Raises:
+            UserError: there is no discriminator, or the networks are others.
+        """
+        if networks.discriminator is None:
             raise UserError(
-                f"the checkpoint's networks differ from the configuration ({reason}); leave out flags that change them"
-            ) from None
+                f"{networks.file} holds no discriminator to train on with; convert it with --discriminator FILE"
+            )
+        averages = [self.generator_ema] + ([] if self.generator_slow_ema is None else [self.generator_slow_ema])
+        with _networks_that_fit():
+            for generator in (self.generator, *averages):
+                generator.load_state_dict(networks.averaged)
+            self.discriminator.load_state_dict(networks.discriminator)
 
     def random_states(self) -> dict[str, Tensor]:
         states = {"draws": self.random.get_state(), "torch": torch.get_rng_state()}
@@ -136,23 +168,35 @@ class TrainingState:
             self.random.manual_seed(self.random.initial_seed() + self.step + 1)
 
 
-def nerf_side(generator: Generator) -> tuple[nn.Module, ...]:
-    """What the last stage freezes: the 3-D part."""
-    return generator.nerf, generator.shape_mapping, generator.aux_to_rgb
+@contextmanager
+def _networks_that_fit() -> Iterator[None]:
+    """Turn torch's complaint about weights of other networks into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(
+            f"the checkpoint's networks differ from the configuration ({reason}); leave out flags that change them"
+        ) from None
 
 
-def parameter_groups(generator: Generator) -> dict[str, Iterator[nn.Parameter]]:
-    """The generator's parameters by learning rate."""
+def trained_parts(generator: AnyGenerator) -> dict[str, tuple[nn.Module, ...]]:
+    """The generator's networks by the learning rate that they follow."""
+    return {part: modules for part, modules in generator.parameter_groups()._asdict().items() if modules}
 
-    def parameters(*modules: nn.Module) -> Iterator[nn.Parameter]:
-        for module in modules:
-            yield from module.parameters()
 
-    return {
-        "nerf": parameters(generator.nerf, generator.aux_to_rgb),
-        "mapping": parameters(generator.shape_mapping, generator.appearance_mapping),
-        "inr": parameters(generator.inr),
-    }
+def lazy_betas(betas: tuple[float, float], interval: int | None) -> tuple[float, float]:
+    """β^c with c = interval / (interval + 1): Adam's averages where a regulariser is added every `interval` steps.
+
+    Source: StyleGAN2 (arXiv 1912.04958), appendix B.
+    """
+    share = lazy_share(interval)
+    return betas[0] ** share, betas[1] ** share
+
+
+def lazy_share(interval: int | None) -> float:
+    """c = interval / (interval + 1); 1 where no correction is asked for."""
+    return 1.0 if interval is None else interval / (interval + 1)
 
 
 def gradient_scalers(amp: Amp, device: torch.device) -> tuple[torch.amp.GradScaler, torch.amp.GradScaler]:

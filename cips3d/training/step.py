@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
 
 import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import FRONT, Cameras
+from cips3d.models.generator import View, styles_by_layer, styles_of
 from cips3d.training.config import TrainConfig
-from cips3d.training.diff_augment import diff_augment
 from cips3d.training.ema import update_ema
-from cips3d.training.losses import (
-    logistic_discriminator_loss,
-    nonsaturating_generator_loss,
-    pose_loss,
-    r1_penalty,
-)
+from cips3d.training.objectives import Images, Objectives, StepReport
 from cips3d.training.schedule import Moment
-from cips3d.training.state import TrainingState, amp_dtype
+from cips3d.training.state import TrainingState
 
 SMALLEST_SCALE = 1.0  # a float16 loss scale that has fallen to this does not explain an overflow any more
+PATH_LENGTH_SHARE = 2  # path lengths are measured on a batch smaller by this, as in StyleGAN2
 
-
-@dataclass
-class StepReport:
-    """What happened in a step."""
-
-    scalars: dict[str, Tensor] = field(default_factory=dict)
-    """losses, logits and gradient norms by name"""
-    finite: bool = True
-    """False: a loss or gradient was not finite and the update was left out"""
-    overflow: bool = False
-    """True: only a float16 overflow, which a smaller loss scale mends"""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Generated images; `aux` is the NeRF's own picture where the auxiliary discriminator is on."""
-
-    main: Tensor  # [B, 3, H, W] in [-1, 1]
-    aux: Tensor | None  # [B, 3, H, W]
-    pose: Tensor  # [B, 2] yaw and pitch of the cameras, radians from the front
-
-    def detach(self) -> Images:
-        return Images(self.main.detach(), None if self.aux is None else self.aux.detach(), self.pose)
+Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 class TrainingStep:
@@ -53,20 +27,25 @@ class TrainingStep:
     def __init__(self, state: TrainingState, config: TrainConfig) -> None:
         self.state = state
         self.config = config
+        self.objectives = Objectives(state, config)
 
     def __call__(self, real: Tensor, now: Moment) -> StepReport:
         """real: [B, 3, H, W] in [-1, 1], this process's share of the batch."""
         state, config = self.state, self.config
         report = StepReport()
         state.set_learning_rates(now.stage, now.rate)
+        window = self.draw_window(now)
+        if window is not None:
+            top, left, height, width = window
+            real = real[:, :, top : top + height, left : left + width]
         parts = real.chunk(now.stage.accumulation)
 
-        fakes = self.generate(len(real), now) if config.reuse_fakes else None
+        fakes = self.generate(len(real), now, window) if config.reuse_fakes else None
 
         state.optimizer_d.zero_grad(set_to_none=True)
         for part in parts:
-            seen = self.generate_without_gradient(len(part), now) if fakes is None else fakes.detach()
-            loss = self.discriminator_loss(part, seen, now, report) / len(parts)
+            seen = self.generate_without_gradient(len(part), now, window) if fakes is None else fakes.detach()
+            loss = self.objectives.discriminator(part, seen, now, report) / len(parts)
             state.scaler_d.scale(loss).backward()
         if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d", report):
             return report
@@ -74,103 +53,102 @@ class TrainingStep:
         state.discriminator.requires_grad_(False)
         state.optimizer_g.zero_grad(set_to_none=True)
         for part in parts:
-            made = self.generate(len(part), now) if fakes is None else fakes
-            loss = self.generator_loss(made, now, report) / len(parts)
+            made = self.generate(len(part), now, window) if fakes is None else fakes
+            loss = self.objectives.generator(made, part, now, report) / len(parts)
             state.scaler_g.scale(loss).backward()
+            if now.path_length_now:
+                loss = self.path_length_loss(len(part), now, window, report) / len(parts)
+                state.scaler_g.scale(loss).backward()
         state.discriminator.requires_grad_(True)
         if not self.update(state.generator, state.optimizer_g, state.scaler_g, "g", report):
             return report
 
-        update_ema(
-            state.generator_ema,
-            state.generator,
-            step=now.step,
-            decay=config.ema_decay,
-            start=config.ema_start,
-        )
+        self.average(now)
+        self.adapt_augmentation(len(real), report)
         return report
 
-    def generate(self, batch: int, now: Moment) -> Images:
+    def draw_window(self, now: Moment) -> Window | None:
+        """The part of all pictures that this step trains on, in stages with crops."""
+        crop, side, random = now.stage.crop, now.stage.resolution, self.state.random
+        if crop is None:
+            return None
+        corner = torch.randint(side - crop + 1, (2,), generator=random, device=random.device)
+        top, left = corner.tolist()
+        return top, left, crop, crop
+
+    def generate(self, batch: int, now: Moment, window: Window | None) -> Images:
         """Render images of random z from random cameras."""
+        z = self.sample_z(batch)
+        return self.render(self.styles(z), z, now, window)
+
+    def generate_without_gradient(self, batch: int, now: Moment, window: Window | None) -> Images:
+        with torch.no_grad():
+            return self.generate(batch, now, window)
+
+    def sample_z(self, batch: int) -> tuple[Tensor, ...]:
+        return self.state.generator.sample_z(batch, generator=self.state.random)
+
+    def styles(self, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Styles of z; with style mixing, some batches' later layers follow a second z."""
+        generator, random = self.state.generator, self.state.random
+        styles = generator.mapping(*z)
+        if self.config.style_mixing == 0:
+            return styles
+        draw = torch.rand((), generator=random, device=random.device)
+        if draw >= self.config.style_mixing:
+            return styles
+        others = generator.mapping(*self.sample_z(len(z[0])))
+        layer = torch.randint(1, generator.style_layers, (), generator=random, device=random.device)
+        return generator.mixed(styles, others, int(layer))
+
+    def render(self, styles: tuple[Tensor, ...], z: tuple[Tensor, ...], now: Moment, window: Window | None) -> Images:
+        """Pictures of styles from random cameras."""
         config, random = self.config, self.state.random
-        generator = self.state.generator
-        z_shape, z_appearance = generator.sample_z(batch, generator=random)
-        pitch, yaw = config.poses.sample(batch, generator=random, device=random.device)
-        rendering = generator.synthesis(
-            generator.mapping(z_shape, z_appearance),
+        pitch, yaw = config.poses.sample(len(styles[0]), generator=random, device=random.device)
+        view = View(
+            now.stage.resolution,
             Cameras.from_angles(pitch, yaw, config.fov_degrees),
             config.volume,
-            resolution=now.stage.resolution,
             density_noise=now.density_noise,
             return_aux=now.stage.aux_weight > 0,
             grad_points=now.stage.grad_points,
+            window=window,
             generator=random,
         )
-        return Images(rendering.image, rendering.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT)
+        picture = self.state.generator.render(styles, view)
+        return Images(picture.image, picture.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT, torch.cat(z, dim=1))
 
-    def generate_without_gradient(self, batch: int, now: Moment) -> Images:
-        with torch.no_grad():
-            return self.generate(batch, now)
+    def path_length_loss(self, batch: int, now: Moment, window: Window | None, report: StepReport) -> Tensor:
+        """Path length regularisation with respect to the last styles (w, or the appearance), one a layer."""
+        generator, path_length = self.state.generator, self.state.path_length
+        z = self.sample_z(max(1, batch // PATH_LENGTH_SHARE))
+        styles = self.styles(z)
+        last = styles[-1]
+        if generator.style_layers > 0:
+            last = styles_by_layer(last, generator.style_layers)
+        images = self.render(styles_of(styles, (*styles[:-1], last)), z, now, window).main
+        penalty = path_length(images, last, generator=self.state.random)
+        self.state.processes.mean_(path_length.mean)
+        report.scalars["g/path_length"] = path_length.mean.clone()
+        return self.config.path_length_weight * self.config.path_length_every * penalty
 
-    def discriminator_loss(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
-        """Logistic loss of both discriminators and, when due, R1 on the real images, which both of them see."""
-        weight = now.stage.aux_weight
-        real = real.detach().requires_grad_(now.r1_now)
-        real_main, real_aux, _ = self.discriminate(real, real if weight > 0 else None, now, exact=now.r1_now)
-        fake_main, fake_aux, pose = self.discriminate(fake.main, fake.aux, now)
-        loss = logistic_discriminator_loss(real_main, fake_main)
-        report.scalars["d/loss"] = loss.detach()
-        report.scalars["d/real"] = real_main.detach().mean()
-        report.scalars["d/fake"] = fake_main.detach().mean()
-        if real_aux is not None and fake_aux is not None:
-            aux_loss = logistic_discriminator_loss(real_aux, fake_aux)
-            report.scalars["d/aux_loss"] = aux_loss.detach()
-            loss = loss + weight * aux_loss
-        if now.r1_now:
-            penalty = r1_penalty(real_main, real)
-            report.scalars["d/r1"] = penalty.detach()
-            if real_aux is not None:
-                penalty = penalty + r1_penalty(real_aux, real)
-            loss = loss + 0.5 * self.config.r1_gamma * self.config.r1_every * penalty
-        return loss + self.weighted_pose_loss("d", pose, fake, now, report)
+    def average(self, now: Moment) -> None:
+        """Let the averaged generators follow."""
+        state, config = self.state, self.config
+        averages = [(state.generator_ema, config.ema_decay)]
+        if state.generator_slow_ema is not None:
+            averages.append((state.generator_slow_ema, config.slow_ema_decay))
+        for average, decay in averages:
+            update_ema(average, state.generator, step=now.step, decay=decay, start=config.ema_start)
 
-    def generator_loss(self, fake: Images, now: Moment, report: StepReport) -> Tensor:
-        """Non-saturating loss of the image and of the auxiliary image."""
-        fake_main, fake_aux, pose = self.discriminate(fake.main, fake.aux, now)
-        loss = nonsaturating_generator_loss(fake_main)
-        report.scalars["g/loss"] = loss.detach()
-        if fake_aux is not None:
-            aux_loss = nonsaturating_generator_loss(fake_aux)
-            report.scalars["g/aux_loss"] = aux_loss.detach()
-            loss = loss + now.stage.aux_weight * aux_loss
-        return loss + self.weighted_pose_loss("g", pose, fake, now, report)
-
-    def weighted_pose_loss(
-        self, network: str, predicted: Tensor | None, fake: Images, now: Moment, report: StepReport
-    ) -> Tensor | float:
-        """How well the main discriminator reads the cameras off generated images, weighted; 0 in stages without."""
-        if now.stage.pose_weight == 0 or predicted is None:
-            return 0.0
-        loss = pose_loss(predicted, fake.pose)
-        report.scalars[f"{network}/pose_loss"] = loss.detach()
-        return now.stage.pose_weight * loss
-
-    def discriminate(
-        self, image: Tensor, aux_image: Tensor | None, now: Moment, *, exact: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logits of both discriminators, and the poses that the main one predicts.
-
-        `exact` keeps float32, which R1's second derivative needs.
-        """
-        random = self.state.random
-        image = diff_augment(image, now.stage.diff_augment, generator=random)
-        dtype = None if exact else amp_dtype(self.config.amp.discriminator)
-        with torch.autocast(image.device.type, dtype=dtype, enabled=dtype is not None):
-            if aux_image is not None:
-                aux_image = diff_augment(aux_image, now.stage.diff_augment, generator=random)
-            main, aux = self.state.discriminator.judge(image, aux_image, now.fade)
-        pose = None if main.pose is None else main.pose.float()
-        return main.logits.float(), None if aux is None else aux.logits.float(), pose
+    def adapt_augmentation(self, batch: int, report: StepReport) -> None:
+        """Move the augmentation's probability so that E[sign D(real)] stays at its target."""
+        if self.config.ada_target == 0:
+            return
+        processes = self.state.processes
+        sign = processes.mean_(report.scalars["d/real_sign"].clone())
+        p = self.state.ada.observe(sign, batch * processes.world_size)
+        report.scalars["schedule/ada_p"] = torch.tensor(p, device=sign.device)
 
     def update(
         self,
@@ -185,7 +163,8 @@ class TrainingStep:
         parameters = [p for p in network.parameters() if p.grad is not None]
         processes.average_gradients(parameters)
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_gradient)
+        largest = self.config.clip_gradient
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if largest is None else largest)
         report.scalars[f"{name}/gradient_norm"] = norm.detach()
         losses = torch.stack([v for key, v in report.scalars.items() if key.endswith("loss")])
         bad = torch.stack([(~torch.isfinite(losses)).any(), ~torch.isfinite(norm)]).float()

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from evaluation.analytic import FRONT, Analytic, Flat, loaded_of, plane
 from torch import Tensor
 
-from cips3d.evaluation.pose import poses_from_front, response_of, train_pose_regressor, yaw_response
-from cips3d.models.generator import Generator, GeneratorConfig
+from cips3d.cameras import Cameras
+from cips3d.errors import UserError
+from cips3d.evaluation.judges import Teaching, pose_judge
+from cips3d.evaluation.pose import (
+    PoseRegressor,
+    pose_accuracy,
+    poses_from_front,
+    response_of,
+    train_pose_regressor,
+    yaw_response,
+)
+from cips3d.evaluation.views import FaceSample
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.volume import VolumeSettings
 
 
@@ -54,8 +67,57 @@ def test_response_of_known_lines() -> None:
 
 def test_response_of_a_generator() -> None:
     torch.manual_seed(0)
-    config = GeneratorConfig(z_shape_dim=4, shape_style_dim=4, nerf_width=8, z_appearance_dim=4, inr_width=8)
+    config = CIPS3DConfig(z_shape_dim=4, shape_style_dim=4, nerf_width=8, z_appearance_dim=4, inr_width=8)
     regressor = train_pose_regressor(Spots(64, seed=0), steps=2, batch_size=8, progress=False)
-    response = yaw_response(Generator(config), regressor, VolumeSettings(samples=4), resolution=16, faces=2, views=3)
+    response = yaw_response(CIPS3D(config), regressor, VolumeSettings(samples=4), resolution=16, faces=2, views=3)
     assert response.requested == pytest.approx([-0.6, 0.0, 0.6])
     assert all(math.isfinite(value) for value in (*response.seen, response.slope))
+
+
+def followed(share: float, wobble: float = 0.0) -> Analytic:
+    """Pictures whose red tells the yaw and whose green the pitch, times a share; every other face wobbles in pitch."""
+
+    def texture(points: Tensor, phase: Tensor, cameras: Cameras) -> Tensor:
+        off = wobble * torch.where(torch.arange(len(phase)) % 2 == 0, 1.0, -1.0)
+        angles = [share * (cameras.yaw - FRONT), share * (cameras.pitch - FRONT) + off, torch.zeros(len(phase))]
+        return torch.stack(angles, dim=1)[:, None].expand(*points.shape)
+
+    return Analytic(plane(), texture)
+
+
+class Reader(PoseRegressor):
+    """Reads the angles off those pictures."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :2].mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, -1.0])
+def test_accuracy_of_pictures_that_follow(share: float) -> None:
+    found = pose_accuracy(loaded_of(followed(share)), Reader().eval(), FaceSample(2), resolution=32)
+    assert (found.yaw.slope, found.pitch.slope) == pytest.approx((share, share), abs=1e-5)
+    assert (found.yaw.correlation, found.pitch.correlation) == pytest.approx((math.copysign(1, share),) * 2, abs=1e-5)
+    assert found.yaw.seen == pytest.approx((share * torch.linspace(-0.6, 0.6, 9)).tolist(), abs=1e-5)
+    assert found.pitch.requested == pytest.approx(torch.linspace(-0.3, 0.3, 9).tolist())
+    squares = torch.cat([torch.linspace(-0.6, 0.6, 9), torch.linspace(-0.3, 0.3, 9)]).square()
+    expected = math.degrees(abs(1 - share) * math.sqrt(float(squares.mean())))
+    assert found.error_degrees == pytest.approx(expected, abs=1e-3)
+
+
+def test_accuracy_counts_the_other_angle_too() -> None:
+    found = pose_accuracy(loaded_of(followed(1.0, 0.1)), Reader().eval(), FaceSample(2), resolution=32)
+    assert found.error_degrees == pytest.approx(math.degrees(0.1), abs=1e-3)
+    assert found.yaw.slope == pytest.approx(1, abs=1e-5)
+    assert found.pitch.correlation < 1
+
+
+def test_accuracy_needs_cameras() -> None:
+    with pytest.raises(UserError, match="pose needs a 3-D model"):
+        pose_accuracy(loaded_of(Flat()), Reader(), FaceSample(2), resolution=32)
+
+
+def test_judge(tmp_path: Path) -> None:
+    judge = pose_judge(32, teaching=Teaching(heads=64, held_out=64, steps=2), cache=tmp_path)
+    assert judge.resolution == 32
+    assert 0 < judge.quality < 60  # degrees: the spread of the held-out poses is 22
+    assert not judge.network.training

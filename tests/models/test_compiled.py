@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from cips3d.cameras import Cameras
+from cips3d.models.cips3d import CIPS3D, Styles
 from cips3d.models.compiled import CompiledRender
-from cips3d.models.generator import Generator, Styles
 from cips3d.models.volume import VolumeSettings
 
 SETTINGS = VolumeSettings(samples=4)
 
 
-def generator_on(device: str) -> Generator:
+def generator_on(device: str) -> CIPS3D:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     torch.manual_seed(0)
-    return Generator().eval().to(device)
+    return CIPS3D().eval().to(device)
 
 
-def inputs(generator: Generator, seed: int, batch: int = 2) -> tuple[Styles, Cameras]:
+def inputs(generator: CIPS3D, seed: int, batch: int = 2) -> tuple[Styles, Cameras]:
     z = generator.sample_z(batch, generator=torch.Generator().manual_seed(seed))
     angle = torch.linspace(1.4, 1.7, batch) + 0.01 * seed
     with torch.no_grad():

@@ -9,7 +9,8 @@ import pytest
 
 from cips3d.errors import UserError
 from cips3d.training.config import TrainConfig, settled
-from cips3d.training.presets import FFHQ, PRESETS, TINY, preset
+from cips3d.training.presets import PRESETS, preset
+from cips3d.training.presets.cips3d import FFHQ, TINY
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

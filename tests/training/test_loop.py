@@ -14,11 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from cips3d.convert.converted import Converted, RenderingDefaults, write_converted
 from cips3d.errors import UserError
+from cips3d.plain import to_plain
 from cips3d.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, check_batches, train
-from cips3d.training.step import StepReport, TrainingStep
+from cips3d.training.networks import load_networks
+from cips3d.training.objectives import Objectives, StepReport
+from cips3d.training.step import TrainingStep
 
 
 def assert_equal_states(a: Any, b: Any, where: str = "") -> None:
@@ -133,13 +137,13 @@ def test_fine_tuning_starts_from_the_average(small_config: TrainConfig, tmp_path
 
 
 def test_ten_bad_steps_stop_the_run(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = TrainingStep.discriminator_loss
+    original = Objectives.discriminator
 
-    def broken(self: TrainingStep, *arguments: Any) -> torch.Tensor:
+    def broken(self: Objectives, *arguments: Any) -> torch.Tensor:
         loss = original(self, *arguments)
         return loss * float("nan") if self.state.step >= 2 else loss
 
-    monkeypatch.setattr(TrainingStep, "discriminator_loss", broken)
+    monkeypatch.setattr(Objectives, "discriminator", broken)
     config = replace(small_config, steps=50, reports=replace(small_config.reports, checkpoint_every=2))
     with pytest.raises(TrainingDiverged, match="10 steps in a row"):
         train(config)
@@ -150,12 +154,12 @@ def test_ten_bad_steps_stop_the_run(small_config: TrainConfig, monkeypatch: pyte
 
 
 def test_single_bad_steps_are_counted(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = TrainingStep.generator_loss
+    original = Objectives.generator
 
-    def broken(self: TrainingStep, *arguments: Any) -> torch.Tensor:
+    def broken(self: Objectives, *arguments: Any) -> torch.Tensor:
         return original(self, *arguments) * (float("inf") if self.state.step == 2 else 1.0)
 
-    monkeypatch.setattr(TrainingStep, "generator_loss", broken)
+    monkeypatch.setattr(Objectives, "generator", broken)
     folder, _ = train(small_config)
     assert load_checkpoint(find_checkpoint(folder))["skipped"] == 1
 
@@ -208,3 +212,22 @@ def test_batches_must_be_shared_equally(small_config: TrainConfig) -> None:
     )
     with pytest.raises(UserError, match="groups of 4"):
         check_batches(grouped, world_size=1)
+
+
+def test_training_starts_from_a_converted_checkpoint(small_config: TrainConfig, tmp_path: Path) -> None:
+    trained, _ = train(small_config)
+    networks = load_networks(trained)
+    assert networks.discriminator is not None
+    file = tmp_path / "published.safetensors"
+    rendering = RenderingDefaults(networks.volume, networks.fov_degrees, 8, networks.poses)
+    states = {"generator_ema": networks.averaged, "discriminator": networks.discriminator}
+    configs = (to_plain(networks.generator_config), to_plain(networks.discriminator_config))
+    write_converted(file, Converted("cips3d", rendering, (), *configs, states=states))
+    still = replace(small_config.stages[0], steps=1, lr_nerf=0.0, lr_inr=0.0, lr_mapping=0.0)
+    config = replace(small_config, out=tmp_path / "tuned", init_from=file, stages=(still,), ema_start=0)
+    tuned = load_checkpoint(find_checkpoint(train(config)[0]))
+    for key, value in networks.averaged.items():
+        assert torch.equal(tuned["generator"][key], value), key
+    write_converted(file, Converted("cips3d", rendering, (), configs[0], None, states={"generator": networks.averaged}))
+    with pytest.raises(UserError, match="no discriminator"):
+        train(replace(config, out=tmp_path / "none"))

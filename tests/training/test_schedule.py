@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cips3d.training.config import TrainConfig
-from cips3d.training.presets import FFHQ
+from cips3d.training.presets.cips3d import FFHQ
 from cips3d.training.schedule import moment
 
 

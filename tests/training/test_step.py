@@ -13,9 +13,10 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
+from cips3d.training.objectives import StepReport
 from cips3d.training.schedule import moment
-from cips3d.training.state import TrainingState, nerf_side
-from cips3d.training.step import StepReport, TrainingStep
+from cips3d.training.state import TrainingState
+from cips3d.training.step import TrainingStep
 
 
 def real_images(batch: int = 4) -> Tensor:
@@ -70,16 +71,16 @@ def test_discriminator_learns_the_cameras(small_config: TrainConfig) -> None:
     state = TrainingState(config, Processes())
     step = TrainingStep(state, config)
     # Pictures that differ more than those of a generator that has learned nothing.
-    fake = replace(step.generate_without_gradient(4, now), main=real_images().flip(1))
+    fake = replace(step.generate_without_gradient(4, now, None), main=real_images().flip(1))
     optimizer = torch.optim.Adam(state.discriminator.parameters(), lr=1e-2)
     reports = []
     for _ in range(60):
         reports.append(StepReport())
         optimizer.zero_grad()
-        step.discriminator_loss(real_images(), fake, now, reports[-1]).backward()
+        step.objectives.discriminator(real_images(), fake, now, reports[-1]).backward()
         optimizer.step()
     assert reports[-1].scalars["d/pose_loss"] < 0.3 * reports[0].scalars["d/pose_loss"]
-    _, _, predicted = step.discriminate(fake.main, fake.aux, now)
+    predicted = step.objectives.discriminate(fake, now).pose
     assert predicted is not None
     assert predicted.shape == (4, 2)
 
@@ -91,7 +92,7 @@ def test_pose_loss_reaches_the_generator(small_config: TrainConfig) -> None:
         now = moment(replace(config, stages=(replace(config.stages[0], pose_weight=weight),)), 0)
         state = TrainingState(config, Processes())
         step = TrainingStep(state, config)
-        step.generator_loss(step.generate(4, now), now, StepReport()).backward()
+        step.objectives.generator(step.generate(4, now, None), real_images(), now, StepReport()).backward()
         gradients.append(
             torch.cat([p.grad.reshape(-1) for p in state.generator.nerf.parameters() if p.grad is not None])
         )
@@ -136,12 +137,12 @@ def test_frozen_nerf_comes_from_its_average(small_config: TrainConfig) -> None:
     with torch.no_grad():
         for parameter in state.generator_ema.parameters():
             parameter.add_(0.25)
-    average = [weights(module) for module in nerf_side(state.generator_ema)]
+    average = [weights(module) for module in state.generator_ema.frozen_part()]
     state.enter_stage(0, config.stages[0])
     step = TrainingStep(state, config)
     inr = weights(state.generator.inr)
     step(real_images(), moment(config, 0))
-    for module, expected in zip(nerf_side(state.generator), average, strict=True):
+    for module, expected in zip(state.generator.frozen_part(), average, strict=True):
         assert torch.equal(weights(module), expected)
     assert not torch.equal(weights(state.generator.inr), inr)
 
@@ -154,10 +155,10 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config: TrainC
         state = TrainingState(config, Processes())
         step = TrainingStep(state, config)
         now = moment(config, 0)
-        fake = step.generate_without_gradient(4, now)
+        fake = step.generate_without_gradient(4, now, None)
         for index in torch.arange(4).chunk(parts):
             part = replace(fake, main=fake.main[index], aux=None if fake.aux is None else fake.aux[index])
-            loss = step.discriminator_loss(real_images()[index], part, now, StepReport()) / parts
+            loss = step.objectives.discriminator(real_images()[index], part, now, StepReport()) / parts
             loss.backward()
         gradients.append(
             torch.cat([p.grad.reshape(-1) for p in state.discriminator.parameters() if p.grad is not None])

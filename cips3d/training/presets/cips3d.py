@@ -1,12 +1,11 @@
-"""Named configurations: the published schedules, and small ones for small machines."""
+"""CIPS-3D: the published schedules, and small ones for small machines."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from cips3d.errors import UserError
+from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig, channel_table
-from cips3d.models.generator import GeneratorConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Augmentation, Reports, Stage, TrainConfig
 
@@ -28,7 +27,7 @@ TINY = TrainConfig(
             pose_weight=15.0,
         ),
     ),
-    generator=GeneratorConfig(
+    generator=CIPS3DConfig(
         z_shape_dim=32,
         shape_style_dim=32,
         shape_mapping_layers=3,
@@ -80,7 +79,7 @@ HEADS64 = replace(
         replace(TINY.stages[0], resolution=32, steps=20_000, batch_size=16, lr_discriminator=2e-3),
         replace(TINY.stages[0], resolution=64, steps=60_000, batch_size=16, lr_discriminator=2e-3, fade_steps=2000),
     ),
-    generator=GeneratorConfig(
+    generator=CIPS3DConfig(
         nerf_width=64,
         nerf_color_width=64,
         inr_width=128,
@@ -163,15 +162,4 @@ AFHQ = replace(
 # A new domain from a trained 256² model: the NeRF stays, the INR learns the new look.
 FINETUNE = replace(FFHQ, preset="finetune", ema_start=0, stages=(replace(_PUBLISHED_256, steps=20_000, fade_steps=0),))
 
-PRESETS = {config.preset: config for config in (TINY, HEADS64, FFHQ, AFHQ, FINETUNE)}
-
-
-def preset(name: str) -> TrainConfig:
-    """The configuration called `name`.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in PRESETS:
-        raise UserError(f"--preset {name} is unknown; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+PRESETS = (TINY, HEADS64, FFHQ, AFHQ, FINETUNE)

@@ -14,9 +14,10 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import Generator, GeneratorConfig, Rendering, Styles, default_chunk_rays
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Rendering, Styles, default_chunk_rays
+from cips3d.models.generator import truncated
 
-CONFIG = GeneratorConfig(
+CONFIG = CIPS3DConfig(
     z_shape_dim=6,
     shape_style_dim=8,
     shape_mapping_layers=2,
@@ -36,9 +37,9 @@ BATCH = 2
 
 
 @pytest.fixture
-def generator() -> Generator:
+def generator() -> CIPS3D:
     torch.manual_seed(0)
-    return Generator(CONFIG).double()
+    return CIPS3D(CONFIG).double()
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, Cameras]:
@@ -58,14 +59,14 @@ def draws(rays: int, samples: int = 4) -> dict[str, torch.Tensor]:
     }
 
 
-def render(model: Generator, resolution: Any = 6, **settings: Any) -> Rendering:
+def render(model: CIPS3D, resolution: Any = 6, **settings: Any) -> Rendering:
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     settings = {"samples": 4, "return_aux": True, **draws(height * width), **settings}
     return model(*inputs(), resolution=resolution, **settings)
 
 
 @pytest.mark.parametrize("resolution", [1, 5, 6, (3, 7)])
-def test_shapes_at_any_resolution(generator: Generator, resolution: Any) -> None:
+def test_shapes_at_any_resolution(generator: CIPS3D, resolution: Any) -> None:
     out = render(generator, resolution)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     assert out.image.shape == (BATCH, 3, height, width)
@@ -79,7 +80,7 @@ def test_shapes_at_any_resolution(generator: Generator, resolution: Any) -> None
 
 @pytest.mark.parametrize("chunk_rays", [1, 7, 35, 36, 1000])
 @pytest.mark.parametrize("fine_samples", [4, 0])
-def test_chunks_do_not_show(generator: Generator, chunk_rays: int, fine_samples: int) -> None:
+def test_chunks_do_not_show(generator: CIPS3D, chunk_rays: int, fine_samples: int) -> None:
     settings: dict[str, Any] = {"fine_samples": fine_samples}
     if fine_samples == 0:
         settings["importance_u"] = None
@@ -90,7 +91,7 @@ def test_chunks_do_not_show(generator: Generator, chunk_rays: int, fine_samples:
         assert torch.allclose(a, b, rtol=0, atol=1e-11), name  # float64 rounding
 
 
-def test_partial_gradients(generator: Generator) -> None:
+def test_partial_gradients(generator: CIPS3D) -> None:
     """The picture is the whole one; the gradient is that of the chosen rays alone."""
     weight = torch.randn(BATCH, 3, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     whole = render(generator)
@@ -107,7 +108,7 @@ def test_partial_gradients(generator: Generator) -> None:
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_random_numbers(generator: Generator) -> None:
+def test_random_numbers(generator: CIPS3D) -> None:
     def image(**settings: Any) -> torch.Tensor:
         with torch.no_grad():
             return generator.float()(
@@ -125,7 +126,7 @@ def test_random_numbers(generator: Generator) -> None:
     assert not torch.allclose(noisy, image(jitter=False))
 
 
-def test_backgrounds(generator: Generator) -> None:
+def test_backgrounds(generator: CIPS3D) -> None:
     plain = render(generator)
     left_over = 1 - plain.weights.sum(-1)
     assert left_over.max() > 0.01  # some rays are not opaque, or nothing is tested
@@ -137,33 +138,33 @@ def test_backgrounds(generator: Generator) -> None:
     assert torch.allclose(back.weights[..., :-1], plain.weights[..., :-1])
 
 
-def test_filled_depth_lies_in_the_volume(generator: Generator) -> None:
+def test_filled_depth_lies_in_the_volume(generator: CIPS3D) -> None:
     out = render(generator)
     depth = out.filled_depth(1.12)
     assert depth.min() > 0.8 and depth.max() < 1.16  # jitter reaches half a bin beyond [0.88, 1.12]
 
 
-def test_styles(generator: Generator) -> None:
+def test_styles(generator: CIPS3D) -> None:
     z_shape, z_appearance, _ = inputs()
     styles = generator.mapping(z_shape, z_appearance)
     assert styles.shape.shape == (BATCH, 8) and styles.appearance.shape == (BATCH, 9)
     mean = Styles(styles.shape.mean(0, keepdim=True), styles.appearance.mean(0, keepdim=True))
     for psi, expected in ((1.0, styles), (0.0, mean)):
-        truncated = styles.truncate(mean, psi)
-        assert torch.allclose(truncated.shape, expected.shape.expand_as(styles.shape))
-        assert torch.allclose(truncated.appearance, expected.appearance.expand_as(styles.appearance))
-    half = styles.truncate(mean, 0.5)
+        nearer = truncated(styles, mean, psi)
+        assert torch.allclose(nearer.shape, expected.shape.expand_as(styles.shape))
+        assert torch.allclose(nearer.appearance, expected.appearance.expand_as(styles.appearance))
+    half = truncated(styles, mean, 0.5)
     assert torch.allclose(half.shape, (styles.shape + mean.shape) / 2)
 
 
-def test_mean_styles_are_fixed(generator: Generator) -> None:
+def test_mean_styles_are_fixed(generator: CIPS3D) -> None:
     generator.float()
     first, again = generator.mean_styles(100), generator.mean_styles(100)
     assert first.shape.shape == (1, 8)
     assert torch.equal(first.shape, again.shape) and torch.equal(first.appearance, again.appearance)
 
 
-def test_a_style_for_every_layer(generator: Generator) -> None:
+def test_a_style_for_every_layer(generator: CIPS3D) -> None:
     from cips3d.models.volume import VolumeSettings
 
     z_shape, z_appearance, cameras = inputs()
@@ -178,7 +179,7 @@ def test_a_style_for_every_layer(generator: Generator) -> None:
     assert not torch.allclose(a, mixed)
 
 
-def test_gradients_reach_every_parameter(generator: Generator) -> None:
+def test_gradients_reach_every_parameter(generator: CIPS3D) -> None:
     out = render(generator)
     assert out.aux_image is not None
     (out.image.square().sum() + out.aux_image.square().sum()).backward()
@@ -186,7 +187,7 @@ def test_gradients_reach_every_parameter(generator: Generator) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_gradients_reach_the_camera(generator: Generator) -> None:
+def test_gradients_reach_the_camera(generator: CIPS3D) -> None:
     z_shape, z_appearance, _ = inputs()
     yaw = torch.full((BATCH,), 1.5, dtype=torch.float64, requires_grad=True)
     cameras = Cameras.from_angles(torch.full((BATCH,), 1.6, dtype=torch.float64), yaw)
@@ -194,7 +195,7 @@ def test_gradients_reach_the_camera(generator: Generator) -> None:
     assert yaw.grad is not None and (yaw.grad != 0).all()
 
 
-def test_z_is_drawn_from_the_generator(generator: Generator) -> None:
+def test_z_is_drawn_from_the_generator(generator: CIPS3D) -> None:
     first = generator.sample_z(3, generator=torch.Generator().manual_seed(0))
     again = generator.sample_z(3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
@@ -208,12 +209,12 @@ def test_z_is_drawn_from_the_generator(generator: Generator) -> None:
         ({"importance_u": torch.zeros(BATCH, 36, 5)}, "importance_u"),
     ],
 )
-def test_wrong_draws_are_named(generator: Generator, change: dict[str, Any], words: str) -> None:
+def test_wrong_draws_are_named(generator: CIPS3D, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         render(generator, **change)
 
 
-def test_wrong_inputs_are_named(generator: Generator) -> None:
+def test_wrong_inputs_are_named(generator: CIPS3D) -> None:
     z_shape, z_appearance, cameras = inputs()
     with pytest.raises(ValueError, match="z must have shape"):
         generator(z_appearance, z_appearance, cameras, resolution=4)
@@ -224,11 +225,11 @@ def test_wrong_inputs_are_named(generator: Generator) -> None:
             render(generator, **{name: 0})
 
 
-def test_chunks_suit_the_device(generator: Generator) -> None:
+def test_chunks_suit_the_device(generator: CIPS3D) -> None:
     assert default_chunk_rays(torch.device("cpu")) < default_chunk_rays(torch.device("cuda", 1))
 
 
-def test_a_picture_of_several_default_chunks(generator: Generator) -> None:
+def test_a_picture_of_several_default_chunks(generator: CIPS3D) -> None:
     """Full pictures with and without gradients, in float32: rounding of colours in [-1, 1]."""
     single = copy.deepcopy(generator).float()
     z_shape, z_appearance = single.sample_z(1, generator=torch.Generator().manual_seed(0))
@@ -244,10 +245,10 @@ def test_kernels_give_the_same(kernel_backend: Backend) -> None:
     """Pictures, depth and every gradient, in float32 against plain PyTorch in float64."""
     torch.manual_seed(0)
     # Few density samples of 0: where bins are empty, rounding alone moves fine samples visibly.
-    exact = Generator(replace(CONFIG, density_scale=20.0, initial_radius=0.1)).double()
+    exact = CIPS3D(replace(CONFIG, density_scale=20.0, initial_radius=0.1)).double()
     ours = copy.deepcopy(exact).to(kernel_backend.device, torch.float32)
 
-    def run(model: Generator, device: torch.device, dtype: torch.dtype) -> tuple[Rendering, list[Tensor]]:
+    def run(model: CIPS3D, device: torch.device, dtype: torch.dtype) -> tuple[Rendering, list[Tensor]]:
         z_shape, z_appearance, cameras = inputs()
         cameras = Cameras(*(x.to(device, dtype) for x in (cameras.rotation, cameras.position, cameras.fov_degrees)))
         seen = model(

@@ -12,10 +12,10 @@ from cips3d.cameras import Cameras
 from cips3d.convert import from_reference
 from cips3d.convert.cips3d_generator import generator_reference_names, generator_to_reference
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, GeneratorConfig, Rendering
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Rendering
 
 RECIPE = "recipe_cips3d_generator_full_r24"
-SMALL = GeneratorConfig(
+SMALL = CIPS3DConfig(
     z_shape_dim=6,
     shape_style_dim=8,
     nerf_width=16,
@@ -29,7 +29,7 @@ SMALL = GeneratorConfig(
 
 def render_record(
     name: str, weights: dict[str, Tensor], device: torch.device | str = "cpu"
-) -> tuple[Generator, Rendering]:
+) -> tuple[CIPS3D, Rendering]:
     loaded = record(name)
     settings = meta(loaded)
     resolution = settings["img_size"]
@@ -55,7 +55,7 @@ def render_record(
     return generator, rendering
 
 
-def gradients(generator: Generator) -> dict[str, Tensor]:
+def gradients(generator: CIPS3D) -> dict[str, Tensor]:
     """By the original's names."""
     parameters = dict(generator.named_parameters())
     found = {}
@@ -110,14 +110,14 @@ def test_values_on_the_way(backend: Backend) -> None:
 def test_full_size() -> None:
     loaded = record(RECIPE)
     generator, rendering = render_record(RECIPE, recipe_state(loaded))
-    assert generator.config == GeneratorConfig()  # the defaults are the published sizes
+    assert generator.config == CIPS3DConfig()  # the defaults are the published sizes
     check_images(RECIPE, rendering)
     for key, gradient in gradients(generator).items():
         assert gradient.norm().item() == pytest.approx(float(loaded[f"gradnorm/{key}"]), rel=5e-3), key
 
 
 def test_round_trip() -> None:
-    generator = Generator(SMALL)
+    generator = CIPS3D(SMALL)
     written = generator_to_reference(generator)
     again = from_reference(written, system="cips3d")
     assert again.config == SMALL
@@ -135,7 +135,7 @@ def test_written_names_are_the_published_ones() -> None:
 
 
 def test_wrong_states_are_refused() -> None:
-    written = generator_to_reference(Generator(SMALL))
+    written = generator_to_reference(CIPS3D(SMALL))
     with pytest.raises(UserError, match=r"system 'cips4d' is unknown.*cips3d"):
         from_reference(written, system="cips4d")  # type: ignore[call-overload]
     with pytest.raises(UserError, match=r"siren.final_layer.bias is missing"):

@@ -1,0 +1,334 @@
+"""The command that converts published checkpoints: `python -m cips3d.convert`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from torch import nn
+
+from cips3d.convert import SYSTEMS
+from cips3d.convert.converted import ENDING, Converted, RenderingDefaults, Source, write_converted
+from cips3d.convert.detect import (
+    DISCRIMINATOR,
+    Contents,
+    Network,
+    averages_of,
+    box_side_of,
+    contents_of,
+    describe,
+    detect_system,
+    is_discriminator,
+    shortened,
+    system_name,
+    with_averages,
+)
+from cips3d.convert.pigan import GRID_KEY
+from cips3d.convert.torch_file import read_torch_file
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.models.family import AnyGeneratorConfig
+from cips3d.models.pigan import PiGANConfig
+from cips3d.plain import to_plain
+from cips3d.training.checkpoint import FORMAT as TRAINING_FORMAT
+from cips3d.training.presets import PRESETS, preset
+
+PROGRAM = "python -m cips3d.convert"
+DESCRIPTION = f"""Convert a published checkpoint of CIPS-3D, pi-GAN, CIPS or StyleGAN2 (rosinality's).
+
+Files are read without executing anything of theirs, pickled modules included.
+
+Examples:
+  {PROGRAM} G_ema_model.pth ffhq.safetensors                 # CIPS-3D
+  {PROGRAM} generator_model.pth ffhq.safetensors --ema G_ema_model.pth --discriminator discriminator_model.pth
+  {PROGRAM} generator.pth celeba.safetensors --ema ema.pth   # pi-GAN
+  {PROGRAM} 550000.pt stylegan2.safetensors                  # StyleGAN2, CIPS: all networks in one file
+
+Render the result: python -m cips3d.render ffhq.safetensors --seeds 0-7 --out grid.png
+"""
+
+AVERAGED = re.compile(r"(^|[^a-z])ema(?![a-z])")  # in the name of a network or of a file
+DISCRIMINATORS_NAME = re.compile(r"d|.*disc.*")  # of a network in a file
+DISCRIMINATOR_OF = {"cips": "stylegan2-discriminator"}  # others have their own
+PART_NAMES = {"generator": "generator", "generator_ema": "averaged generator", "discriminator": "discriminator"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command is told."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """published checkpoint: a file of torch.save with state dicts or a whole module"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.safetensors")]
+    """file to write"""
+    ema: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    """the averaged generator, where it is a file of its own (pi-GAN's ema.pth, CIPS-3D's G_ema_model.pth)"""
+    discriminator: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    """the discriminator, where it is a file of its own"""
+    system: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: detected)")] = None
+    """cips3d, pigan, cips or stylegan2: take the generator for one of this system; a file of the discriminator alone
+    takes the name with -discriminator"""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the system's)")] = None
+    """how pictures are taken: cameras, depths, samples and resolution of this preset of training, such as afhq or
+    pigan-cats"""
+    box_warp: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """a state dict of pi-GAN is that of a generator with box warp (CelebA, Cats)"""
+    no_box_warp: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """a state dict of pi-GAN is that of a generator without box warp (CARLA)"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace OUT where it exists"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network on its way into a part of the result."""
+
+    network: Network
+    system: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """A part of the result."""
+
+    module: nn.Module
+    config: Any  # a frozen dataclass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: the process's) and return its exit code."""
+    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
+    return exit_on_user_error(lambda: convert(options))
+
+
+def convert(options: Options) -> int:
+    """Read, recognise, convert, write, and say what."""
+    check_options(options)
+    parts, contents = gather(options)
+    generator_options, box_side = options_of_generator(options, parts)
+    results: dict[str, Result] = {}
+    for name, part in parts.items():
+        results[name] = converted_part(part, {} if name == "discriminator" else generator_options)
+        if box_side is not None and isinstance(results[name].config, PiGANConfig):
+            results[name] = replace(results[name], config=replace(results[name].config, box_side=box_side))
+        print(f"{part.file}: {described(name, part, results[name])}, step {shown_step(contents.step)}")
+    converted = assembled(options, parts, results, contents.step)
+    write_converted(options.out, converted)
+    *firsts, last = [f"the {PART_NAMES[name]}" for name in results]
+    held = f"{', '.join(firsts)} and {last}" if firsts else last
+    print(f"{options.out} holds {held}{left_out(contents)}")
+    return 0
+
+
+def check_options(options: Options) -> None:
+    """Raise `UserError` for what can be seen to be wrong before anything is read."""
+    if options.out.suffix.lower() != ENDING:
+        raise UserError(f"{options.out}: the file to write must end in {ENDING}")
+    if options.out.is_dir():
+        raise UserError(f"{options.out} is a folder; give the name of a file")
+    if options.out.exists() and not options.overwrite:
+        raise UserError(f"{options.out} exists; give another name, or --overwrite to replace it")
+    if options.system is not None and options.system not in SYSTEMS:
+        raise UserError(f"--system {options.system} is unknown; choose one of {', '.join(SYSTEMS)}")
+    if options.box_warp and options.no_box_warp:
+        raise UserError("--box-warp and --no-box-warp contradict each other; give one of them")
+    if options.preset is not None:
+        preset(options.preset)
+
+
+def gather(options: Options) -> tuple[dict[str, Part], Contents]:
+    """The networks of all files by the parts of the result, and what else the first file holds."""
+    loaded = read_torch_file(options.file)
+    if isinstance(loaded, dict) and loaded.get("format") == TRAINING_FORMAT:
+        raise UserError(f"{options.file} is a checkpoint of this package already; the other commands take it as it is")
+    if averages_of(loaded) is not None:
+        raise UserError(
+            f"{options.file} holds averages without names; give the file of the generator, and this one with --ema"
+        )
+    contents = contents_in(options.file, loaded)
+    parts: dict[str, Part] = {}
+    for network in contents.networks:
+        system = system_of(network, options.file, options.system)
+        name = part_name(network, system, options.file)
+        if name in parts:
+            first = parts[name].network.label
+            raise UserError(f"{options.file}: both {first} and {network.label} could be the {PART_NAMES[name]}")
+        parts[name] = Part(network, system, options.file)
+    if options.ema is not None:
+        parts["generator_ema"] = averaged_part(options.ema, parts, options.system)
+    if options.discriminator is not None:
+        parts["discriminator"] = lone_part(options.discriminator, None, discriminator=True)
+    return {name: parts[name] for name in PART_NAMES if name in parts}, contents
+
+
+def contents_in(path: Path, loaded: Any) -> Contents:
+    """The networks of a file, of which there is at least one."""
+    try:
+        contents = contents_of(loaded)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not contents.networks:
+        names = [name for name in contents.others if name]
+        raise UserError(f"{path} holds no network{f', only {shortened(names)}' if names else ''}")
+    return contents
+
+
+def system_of(network: Network, path: Path, told: str | None = None) -> str:
+    """The system of a network: as told, or detected."""
+    if told is not None:
+        judges = DISCRIMINATORS_NAME.fullmatch(last_name(network)) is not None and not is_discriminator(told)
+        return DISCRIMINATOR_OF.get(told, f"{told}{DISCRIMINATOR}") if judges else told
+    try:
+        return detect_system(network.state)
+    except UserError as error:
+        raise UserError(f"{path}: {f'{network.label}: ' if network.label else ''}{error}") from None
+
+
+def last_name(network: Network) -> str:
+    return network.label.rpartition(".")[2].lower()
+
+
+def part_name(network: Network, system: str, path: Path) -> str:
+    """Where in the result a network goes; the name of the network or, if it has none, of the file tells averages."""
+    if is_discriminator(system):
+        return "discriminator"
+    return "generator_ema" if AVERAGED.search(last_name(network) or path.stem.lower()) else "generator"
+
+
+def averaged_part(path: Path, parts: dict[str, Part], told: str | None) -> Part:
+    """The averaged generator of --ema: averages without names go onto the generator."""
+    loaded = read_torch_file(path)
+    averages = averages_of(loaded)
+    if averages is None:
+        return lone_part(path, told, discriminator=False)
+    if "generator" not in parts:
+        raise UserError(f"--ema {path} holds averages without names; give it with the file of the generator itself")
+    try:
+        network = with_averages(parts["generator"].network, averages)
+    except UserError as error:
+        raise UserError(f"--ema {path} does not go with {parts['generator'].file}: {error}") from None
+    return Part(network, parts["generator"].system, path)
+
+
+def lone_part(path: Path, told: str | None, *, discriminator: bool) -> Part:
+    """The one network of its kind in a file; of a generator and its average, the average."""
+    networks = contents_in(path, read_torch_file(path)).networks
+    systems = [(network, system_of(network, path, told)) for network in networks]
+    fitting = [Part(network, system, path) for network, system in systems if is_discriminator(system) == discriminator]
+    averaged = [part for part in fitting if part_name(part.network, part.system, path) == "generator_ema"]
+    chosen = averaged if len(averaged) == 1 else fitting
+    if len(chosen) != 1:
+        kind = "discriminator" if discriminator else "generator"
+        raise UserError(f"{path} holds {len(chosen) or 'no'} {kind}{'s' if chosen else ''} where one is needed")
+    return chosen[0]
+
+
+def options_of_generator(options: Options, parts: dict[str, Part]) -> tuple[dict[str, Any], float | None]:
+    """What the weights of a generator cannot tell: options of its converter, and the side of pi-GAN's box if known."""
+    told = True if options.box_warp else False if options.no_box_warp else None
+    generators = [part for name, part in parts.items() if name != "discriminator"]
+    if not any(part.system == "pigan" for part in generators):
+        if told is not None:
+            raise UserError("--box-warp and --no-box-warp are for generators of pi-GAN; leave them out")
+        return {}, None
+    modules = [part.network.module for part in generators if part.network.module is not None]
+    if told is None and modules:
+        side = box_side_of(modules[0])
+        return {"box_warp": side is not None}, side
+    if told is None and not any(GRID_KEY in part.network.state for part in generators):
+        raise UserError(
+            f"{generators[0].file} does not tell whether points are warped to a box; "
+            "give --box-warp (CelebA, Cats) or --no-box-warp (CARLA)"
+        )
+    return {"box_warp": told}, None
+
+
+def converted_part(part: Part, options: dict[str, Any]) -> Result:
+    """This package's module with the weights of a network."""
+    where = f"{part.file}{f', {part.network.label}' if part.network.label else ''}"
+    try:
+        module = SYSTEMS[part.system](part.network.state, **options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (RuntimeError, MemoryError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{where}: its weights make no network of {part.system}: {reason}") from error
+    return Result(module, module.config)
+
+
+def described(name: str, part: Part, result: Result) -> str:
+    """What was found."""
+    count = sum(parameter.numel() for parameter in result.module.parameters())
+    shown = f"{count / 1e6:.2f} M" if count >= 1e5 else str(count)
+    return f"{PART_NAMES[name]} of {system_name(part.system)}: {describe(result.config)}, {shown} parameters"
+
+
+def shown_step(step: int | None) -> str:
+    return "unknown" if step is None else str(step)
+
+
+def left_out(contents: Contents) -> str:
+    names = [name for name in contents.others if name]
+    return f"; left out: {shortened(names)}" if names else ""
+
+
+def assembled(options: Options, parts: dict[str, Part], results: dict[str, Result], step: int | None) -> Converted:
+    """All parts together."""
+    configs = {name: result.config for name, result in results.items()}
+    generator = configs.get("generator", configs.get("generator_ema"))
+    if generator is not None and configs.get("generator_ema", generator) != generator:
+        raise UserError(
+            f"{parts['generator_ema'].file}: the averaged generator has other dimensions than the generator of "
+            f"{parts['generator'].file}"
+        )
+    system = next(iter(parts.values())).system.removesuffix(DISCRIMINATOR)
+    discriminator = configs.get("discriminator")
+    files = dict.fromkeys([options.file, *(part.file for part in parts.values())])
+    return Converted(
+        system=system,
+        rendering=rendering_defaults(system, generator, options.preset),
+        sources=tuple(Source(file.name, sha256_of(file)) for file in files),
+        generator_config=None if generator is None else to_plain(generator),
+        discriminator_config=None if discriminator is None else to_plain(discriminator),
+        step=step,
+        states={name: result.module.state_dict() for name, result in results.items()},
+    )
+
+
+def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset_name: str | None) -> RenderingDefaults:
+    """How pictures of a system are taken: as its preset says, at the generator's own resolution if it has one.
+
+    Raises:
+        UserError: the preset is another system's.
+    """
+    defaults = {"cips3d": "ffhq", "pigan": "pigan-celeba", "cips": "cips-ffhq", "stylegan2": "stylegan2-256"}
+    if isinstance(generator, PiGANConfig) and not generator.box_warp:
+        defaults["pigan"] = "pigan-carla"
+    config = preset(preset_name or defaults[system])
+    if config.generator.system != system:
+        fitting = [name for name, known in PRESETS.items() if known.generator.system == system]
+        raise UserError(
+            f"--preset {preset_name} is not one of {system_name(system)}; choose one of {', '.join(fitting)}"
+        )
+    # The published pictures and evaluations of pi-GAN give the light that is left to the last sample, but on white.
+    is_closed = system == "pigan" and not config.volume.white_back
+    return RenderingDefaults(
+        volume=replace(config.volume, last_back=config.volume.last_back or is_closed),
+        fov_degrees=config.fov_degrees,
+        resolution=getattr(generator, "resolution", config.stages[-1].resolution),
+        poses=config.poses,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

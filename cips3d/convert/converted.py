@@ -1,0 +1,153 @@
+"""Converted checkpoints: the networks of a published file in this package's names, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cips3d.cameras import PoseDistribution
+from cips3d.errors import UserError
+from cips3d.files import atomic_file
+from cips3d.models.volume import VolumeSettings
+from cips3d.plain import from_plain, to_plain
+
+ENDING = ".safetensors"
+FORMAT = "cips3d converted checkpoint"
+FORMAT_VERSION = 1
+PARTS = ("generator", "generator_ema", "discriminator")  # prefixes of the tensors' names
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that weights came from."""
+
+    file: str
+    """its name, without folders"""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RenderingDefaults:
+    """How the published pictures of a system were taken."""
+
+    volume: VolumeSettings
+    """sampling and compositing, of 3-D generators"""
+    fov_degrees: float
+    """the cameras' angle of view"""
+    resolution: int
+    """side of the pictures"""
+    poses: PoseDistribution
+    """where the training cameras stood"""
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """What a converted checkpoint holds; state dicts are by the names of this package's modules."""
+
+    system: str
+    """cips3d, pigan, cips or stylegan2"""
+    rendering: RenderingDefaults
+    sources: tuple[Source, ...]
+    generator_config: dict[str, Any] | None
+    """plain values of the generators' configuration (`cips3d.plain.from_plain` reads them)"""
+    discriminator_config: dict[str, Any] | None
+    """the same for the discriminator"""
+    step: int | None = None
+    """training steps taken, where the source tells"""
+    states: dict[str, State] = field(default_factory=dict)
+    """those of `PARTS` that there are"""
+
+    @property
+    def generator_state(self) -> State | None:
+        """The averaged generator or, without it, the generator; None: there is neither."""
+        return self.states.get("generator_ema", self.states.get("generator"))
+
+
+def write_converted(path: Path, converted: Converted) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written, or the disk is full.
+    """
+    tensors = {
+        f"{part}.{name}": value.detach().contiguous()
+        for part, state in converted.states.items()
+        for name, value in state.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "system": converted.system,
+        "rendering": json.dumps(to_plain(converted.rendering)),
+        "sources": json.dumps(to_plain(converted.sources)),
+        "generator_config": json.dumps(converted.generator_config),
+        "discriminator_config": json.dumps(converted.discriminator_config),
+        "step": json.dumps(converted.step),
+    }
+    try:
+        with atomic_file(path) as file:
+            file.write(safetensors.torch.save(tensors, metadata))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def read_converted(path: str | Path) -> Converted:
+    """Read a file that `python -m cips3d.convert` wrote.
+
+    Raises:
+        UserError: there is no such file, it is truncated, it is of another kind, or of a newer version.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder; give a file that python -m cips3d.convert wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} is not a converted checkpoint; give one that python -m cips3d.convert wrote")
+            if int(metadata["format_version"]) > FORMAT_VERSION:
+                raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
+            return _converted_of(metadata, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a file that python -m cips3d.convert wrote") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a complete safetensors file of this package ({type(error).__name__}); "
+            "it may be truncated: convert the source once more"
+        ) from error
+
+
+def _converted_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Converted:
+    states: dict[str, State] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part}")
+        states.setdefault(part, {})[rest] = value
+    step = json.loads(metadata["step"])
+    return Converted(
+        system=metadata["system"],
+        rendering=from_plain(RenderingDefaults, json.loads(metadata["rendering"])),
+        sources=from_plain(tuple[Source, ...], json.loads(metadata["sources"])),
+        generator_config=_config_of(metadata, "generator", "generator" in states or "generator_ema" in states),
+        discriminator_config=_config_of(metadata, "discriminator", "discriminator" in states),
+        step=None if step is None else int(step),
+        states=states,
+    )
+
+
+def _config_of(metadata: Mapping[str, str], part: str, is_there: bool) -> dict[str, Any] | None:
+    config = json.loads(metadata[f"{part}_config"])
+    if isinstance(config, dict) != is_there:
+        raise ValueError(f"the weights and the configuration of the {part} do not go together")
+    return config

@@ -1,0 +1,99 @@
+"""Names and shapes, in published state dicts, of the layers that StyleGAN2 and CIPS share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from cips3d.convert.state import require_keys
+from cips3d.errors import UserError
+
+MODULATED_WEIGHT = re.compile(r"(?!lff\.).*\bconv\.weight")  # [1, out, in, k, k]; ours has no leading 1
+RGB_BIAS = re.compile(r"to_rgb\w*(\.\d+)?\.bias")  # [1, 3, 1, 1]; ours is [3]
+
+
+def parameter_names(ours: str, original: str) -> dict[str, str]:
+    """Of a layer with weight and bias."""
+    return {f"{ours}.{kind}": f"{original}.{kind}" for kind in ("weight", "bias")}
+
+
+def styled_conv_names(ours: str, original: str) -> dict[str, str]:
+    """Of a `StyledConv`."""
+    return {
+        f"{ours}.conv.weight": f"{original}.conv.weight",
+        **parameter_names(f"{ours}.conv.modulation", f"{original}.conv.modulation"),
+        f"{ours}.noise_strength": f"{original}.noise.weight",
+        f"{ours}.bias": f"{original}.activate.bias",
+    }
+
+
+def to_rgb_names(ours: str, original: str) -> dict[str, str]:
+    """Of a `ToRGB`."""
+    return {
+        f"{ours}.conv.weight": f"{original}.conv.weight",
+        **parameter_names(f"{ours}.conv.modulation", f"{original}.conv.modulation"),
+        f"{ours}.bias": f"{original}.bias",
+    }
+
+
+def mapping_names(layers: int) -> dict[str, str]:
+    """Of a generator's `StyleMapping`; layer 0 of the published one is its pixel norm."""
+    names: dict[str, str] = {}
+    for k in range(layers):
+        names |= parameter_names(f"style_mapping.linears.{k}", f"style.{k + 1}")
+    return names
+
+
+def shape_of(state: Mapping[str, Tensor], key: str, dimensions: int, what: str) -> tuple[int, ...]:
+    """The shape of an entry.
+
+    Raises:
+        UserError: it is missing, or has another number of dimensions.
+    """
+    require_keys(state, [key], what)
+    if state[key].dim() != dimensions:
+        raise _misshapen(what, key, state[key], f"{dimensions} dimensions are")
+    return tuple(state[key].shape)
+
+
+def _misshapen(what: str, key: str, value: Tensor, needed: str) -> UserError:
+    found = list(value.shape)
+    return UserError(f"the state dict is not that of {what}: {key} has shape {found} where {needed} needed")
+
+
+def count_layers(state: Mapping[str, Tensor], pattern: str) -> int:
+    """1 + the largest number that keys have in the place of the pattern's group; 0 without such keys."""
+    found = (re.fullmatch(pattern, key) for key in state)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def unwrapped(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The state with shapes as ours are: without the dimensions of one that the published modules add.
+
+    Raises:
+        UserError: a weight or bias has not got them.
+    """
+    made = dict(state)
+    for key, value in state.items():
+        if MODULATED_WEIGHT.fullmatch(key):
+            if value.dim() != 5 or len(value) != 1:
+                raise _misshapen(what, key, value, "[1, out, in, k, k] is")
+            made[key] = value[0]
+        elif RGB_BIAS.fullmatch(key):
+            if value.shape != (1, 3, 1, 1):
+                raise _misshapen(what, key, value, "[1, 3, 1, 1] is")
+            made[key] = value.view(3)
+    return made
+
+
+def wrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `unwrapped`."""
+    made = dict(state)
+    for key, value in state.items():
+        if MODULATED_WEIGHT.fullmatch(key):
+            made[key] = value[None]
+        elif RGB_BIAS.fullmatch(key):
+            made[key] = value.view(1, 3, 1, 1)
+    return made

@@ -1,0 +1,309 @@
+"""The CIPS-3D generator: styles, a NeRF for every ray, an INR for every pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cips3d.cameras import Cameras, Rays
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View, mixed_layers
+from cips3d.models.inr import INR
+from cips3d.models.mapping import MappingNetwork
+from cips3d.models.nerf import NeRF, siren_uniform_
+from cips3d.models.ray_parts import paint_rays
+from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random, filled_depth
+from cips3d.ops.composite import DensityActivation
+
+CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
+CHUNK_RAYS = 65_536  # elsewhere: a 256² picture at once, below 2 GB of activations
+
+
+def default_chunk_rays(device: torch.device) -> int:
+    """Rays of one image that are rendered at a time without gradients.
+
+    A CPU is quickest while activations stay in its caches (512 to 2048 rays are within 3%, 256 and whole pictures 10%
+    slower); an accelerator wants few, large launches, and the limit only bounds memory.
+    """
+    return CPU_CHUNK_RAYS if device.type == "cpu" else CHUNK_RAYS
+
+
+@dataclass(frozen=True)
+class CIPS3DConfig:
+    """Dimensions of a generator; the defaults are the published CIPS-3D."""
+
+    system: Literal["cips3d"] = "cips3d"
+    z_shape_dim: int = 256
+    shape_style_dim: int = 128
+    shape_mapping_layers: int = 4
+    nerf_width: int = 128
+    nerf_color_width: int = 64
+    features: int = 32
+    z_appearance_dim: int = 512
+    appearance_style_dim: int = 512
+    appearance_mapping_layers: int = 8
+    inr_width: int = 512
+    inr_blocks: int = 9
+    inr_skip_from: int = 4
+    """blocks from this index on add their input to their output"""
+    inr_rgb_from: int = 3
+    """blocks from this index on contribute to the colour"""
+    point_scale: float = 2 / 0.24
+    """scene units to the NeRF's coordinates"""
+    density_scale: float = 1.0
+    """factor on the raw density; larger values make small, quickly trained volumes opaque"""
+    initial_radius: float | None = None
+    """the volume starts as a soft ball of this radius (scene units), density_scale · (1 - |x| / radius) added to the
+    raw density, which the network bends into shape: small models then learn heads, not reliefs on a slab. None: as
+    published"""
+    rgb_init: float = 0.01
+    """weights of the INR's colour layers start in U(±√(6/in)) times this"""
+    aux_init: float = 0.04
+    """the same for the auxiliary image's colour layer"""
+
+
+class Styles(NamedTuple):
+    """What the mapping networks make of z: all that a picture needs besides a camera."""
+
+    shape: Tensor  # [B, shape_style_dim] for the NeRF, or [B, 3, shape_style_dim], one a FiLM layer
+    appearance: Tensor  # [B, appearance_style_dim] for the INR, or [B, layers, appearance_style_dim]
+
+
+class Rendering(NamedTuple):
+    """Pictures of a batch of cameras."""
+
+    image: Tensor  # [B, 3, H, W] in [-1, 1]
+    aux_image: Tensor | None  # [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for
+    depth: Tensor  # [B, 1, H, W] expected distance along the ray Σ w t, scene units
+    features: Tensor  # [B, features, H, W]
+    weights: Tensor  # [B, H·W, samples] compositing weights, front to back
+    sample_depths: Tensor  # [B, H·W, samples]
+
+    def filled_depth(self, t_far: float) -> Tensor:
+        """Depth [B, 1, H, W] of a scene with a wall at t_far: Σ w t + (1 - Σ w) t_far; empty rays end far away."""
+        return filled_depth(self.depth, self.weights, t_far)
+
+
+class _Pixels(NamedTuple):
+    rgb: Tensor  # [B, N, 3]
+    aux_rgb: Tensor | None  # [B, N, 3]
+    depth: Tensor  # [B, N, 1]
+    features: Tensor  # [B, N, features]
+    weights: Tensor  # [B, N, samples]
+    sample_depths: Tensor  # [B, N, samples]
+
+
+class CIPS3D(Generator[Styles]):
+    """CIPS-3D's generator (arXiv 2110.09788).
+
+    z_shape goes through a mapping network to the FiLM layers of a shallow NeRF, which gives a feature per ray;
+    z_appearance goes through another to a deep per-pixel network, which turns the feature into a colour. A linear layer
+    on the same feature gives the auxiliary image that a discriminator of its own sees during training.
+    """
+
+    is_3d: ClassVar[bool] = True
+    has_aux_image: ClassVar[bool] = True
+
+    def __init__(self, config: CIPS3DConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or CIPS3DConfig()
+        self.style_layers = 2 * config.inr_blocks
+        self.nerf = NeRF(
+            width=config.nerf_width,
+            color_width=config.nerf_color_width,
+            features=config.features,
+            style_dim=config.shape_style_dim,
+            point_scale=config.point_scale,
+            density_scale=config.density_scale,
+            initial_radius=config.initial_radius,
+        )
+        self.shape_mapping = MappingNetwork(
+            config.z_shape_dim, config.shape_style_dim, config.shape_mapping_layers, layer_norm=False
+        )
+        self.inr = INR(
+            features=config.features,
+            width=config.inr_width,
+            blocks=config.inr_blocks,
+            style_dim=config.appearance_style_dim,
+            skip_from=config.inr_skip_from,
+            rgb_from=config.inr_rgb_from,
+            rgb_init=config.rgb_init,
+        )
+        self.appearance_mapping = MappingNetwork(
+            config.z_appearance_dim,
+            config.appearance_style_dim,
+            config.appearance_mapping_layers,
+            layer_norm=True,
+        )
+        self.aux_to_rgb = nn.Linear(config.features, 3)
+        with torch.no_grad():
+            siren_uniform_(self.aux_to_rgb.weight).mul_(25 * config.aux_init)
+
+    @property
+    def z_dims(self) -> tuple[int, int]:
+        return self.config.z_shape_dim, self.config.z_appearance_dim
+
+    def set_autocast(self, *, nerf: torch.dtype | None, inr: torch.dtype | None) -> None:
+        self.nerf.autocast_dtype = nerf
+        self.inr.autocast_dtype = inr
+
+    def parameter_groups(self) -> ParameterGroups:
+        return ParameterGroups(
+            nerf=(self.nerf, self.aux_to_rgb),
+            mapping=(self.shape_mapping, self.appearance_mapping),
+            inr=(self.inr,),
+        )
+
+    def frozen_part(self) -> tuple[nn.Module, ...]:
+        return self.nerf, self.shape_mapping, self.aux_to_rgb
+
+    def mapping(self, z_shape: Tensor, z_appearance: Tensor) -> Styles:  # type: ignore[override]  # by their names
+        """Styles of z_shape [B, z_shape_dim] and z_appearance [B, z_appearance_dim]."""
+        return Styles(self.shape_mapping(z_shape), self.appearance_mapping(z_appearance))
+
+    def mixed(self, first: Styles, second: Styles, layer: int) -> Styles:
+        """The shape of `first`; of the INR, layers from `layer` on follow the appearance of `second`."""
+        return Styles(first.shape, mixed_layers(first.appearance, second.appearance, layer, self.style_layers))
+
+    def density(self, styles: Styles, points: Tensor) -> Tensor:
+        """Raw density [B, N] at points [B, N, 3]."""
+        return self.nerf.evaluate(points, styles.shape)[0]
+
+    def render(self, styles: Styles, view: View) -> Picture:
+        """Pictures of styles; depth of empty space is t_far. A `window` of the picture is not offered."""
+        if view.window is not None:
+            raise ValueError("window is for generators of pixel coordinates; CIPS-3D renders whole pictures")
+        rendering = self.synthesis(
+            styles,
+            view.cameras,
+            view.volume,
+            resolution=view.resolution,
+            density_noise=view.density_noise,
+            return_aux=view.return_aux,
+            jitter=view.jitter,
+            grad_points=view.grad_points,
+            generator=view.generator,
+        )
+        return Picture(rendering.image, rendering.aux_image, rendering.filled_depth(view.volume.t_far))
+
+    def forward(
+        self,
+        z_shape: Tensor,
+        z_appearance: Tensor,
+        cameras: Cameras,
+        *,
+        resolution: int | tuple[int, int],
+        samples: int = 12,
+        fine_samples: int | None = None,
+        t_near: float = 0.88,
+        t_far: float = 1.12,
+        density_activation: DensityActivation = "relu",
+        density_noise: float = 0.0,
+        last_back: bool = False,
+        white_back: bool = False,
+        return_aux: bool = False,
+        stratified_u: Tensor | None = None,
+        importance_u: Tensor | None = None,
+        jitter: bool = True,
+        grad_points: int | None = None,
+        chunk_rays: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Rendering:
+        """Render images of random z: `synthesis(mapping(z), ...)`.
+
+        Args:
+            z_shape: [B, z_shape_dim]; z_appearance: [B, z_appearance_dim]; standard normal.
+            cameras: B cameras.
+            resolution: side of a square picture, or (height, width); any size.
+            samples, fine_samples, t_near, t_far, density_activation, last_back, white_back: see `VolumeSettings`.
+            density_noise: standard deviation of the noise added to raw densities (training).
+            return_aux: also give the auxiliary image.
+            stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
+            jitter: False renders without random numbers.
+            grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
+            chunk_rays: rays of an image rendered at a time where no gradient is needed; default: `default_chunk_rays`.
+                The result does not depend on it (up to rounding).
+            generator: source of the draws.
+
+        Returns:
+            `Rendering`.
+        """
+        settings = VolumeSettings(samples, fine_samples, t_near, t_far, density_activation, last_back, white_back)
+        return self.synthesis(
+            self.mapping(z_shape, z_appearance),
+            cameras,
+            settings,
+            resolution=resolution,
+            density_noise=density_noise,
+            return_aux=return_aux,
+            stratified_u=stratified_u,
+            importance_u=importance_u,
+            jitter=jitter,
+            grad_points=grad_points,
+            chunk_rays=chunk_rays,
+            generator=generator,
+        )
+
+    def synthesis(
+        self,
+        styles: Styles,
+        cameras: Cameras,
+        settings: VolumeSettings,
+        *,
+        resolution: int | tuple[int, int],
+        density_noise: float = 0.0,
+        return_aux: bool = False,
+        stratified_u: Tensor | None = None,
+        importance_u: Tensor | None = None,
+        jitter: bool = True,
+        grad_points: int | None = None,
+        chunk_rays: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Rendering:
+        """Render images of given styles; arguments as in `forward`.
+
+        Raises:
+            ValueError: an argument does not fit; it is named.
+        """
+        if len(styles.shape) != len(cameras):
+            raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.shape)}")
+        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        rays = cameras.rays((height, width))
+        batch, count = rays.origins.shape[:2]
+        draws = draw_random(
+            batch,
+            count,
+            settings,
+            density_noise=density_noise,
+            stratified_u=stratified_u,
+            importance_u=importance_u,
+            jitter=jitter,
+            generator=generator,
+            device=self.device,
+            dtype=rays.origins.dtype,
+        )
+        folded = self.inr.fold(styles.appearance)
+
+        def paint(images: slice, rays: Rays, draws: RandomDraws) -> _Pixels:
+            features, ray = self.nerf(rays, styles.shape[images], settings, draws)
+            rgb = self.inr(features, [weight[images] for weight in folded])
+            aux_rgb = torch.tanh(self.aux_to_rgb(features)) if return_aux else None
+            return _Pixels(rgb, aux_rgb, ray.depth[..., None], features, ray.weights, ray.depths)
+
+        if chunk_rays is None:
+            chunk_rays = default_chunk_rays(self.device)
+        pixels = paint_rays(paint, rays, draws, chunk_rays=chunk_rays, grad_points=grad_points, generator=generator)
+
+        def picture(values: Tensor) -> Tensor:  # [B, N, C] -> [B, C, H, W]
+            return values.transpose(1, 2).reshape(batch, -1, height, width)
+
+        return Rendering(
+            image=picture(pixels.rgb),
+            aux_image=None if pixels.aux_rgb is None else picture(pixels.aux_rgb),
+            depth=picture(pixels.depth),
+            features=picture(pixels.features),
+            weights=pixels.weights,
+            sample_depths=pixels.sample_depths,
+        )

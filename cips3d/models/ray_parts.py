@@ -1,0 +1,100 @@
+"""Rays rendered part by part: in chunks that bound memory, and with gradients for a random subset alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from cips3d.cameras import Rays
+from cips3d.models.volume import RandomDraws
+
+# What is painted of rays: a NamedTuple of tensors [B, R, ...], or None in the place of what was not asked for.
+PixelsT = TypeVar("PixelsT", bound="tuple[Tensor | None, ...]")
+
+# Pixels of some rays of the images in a slice of the batch.
+Painter = Callable[[slice, Rays, RandomDraws], PixelsT]
+
+
+def paint_rays(
+    painter: Painter[PixelsT],
+    rays: Rays,
+    draws: RandomDraws,
+    *,
+    chunk_rays: int,
+    grad_points: int | None = None,
+    generator: torch.Generator | None = None,
+) -> PixelsT:
+    """Pixels of all rays; how they are divided shows in memory and time alone (up to rounding).
+
+    Args:
+        painter: renders rays of some images; the slice says of which.
+        rays: [B, R] rays.
+        draws: their random numbers.
+        chunk_rays: rays of one image rendered at a time where no gradient is needed.
+        grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
+        generator: source of that choice.
+
+    Raises:
+        ValueError: chunk_rays or grad_points is less than 1.
+
+    Source: CIPS-3D (arXiv 2110.09788), its partial gradient backpropagation.
+    """
+    for name, value in (("chunk_rays", chunk_rays), ("grad_points", grad_points)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not torch.is_grad_enabled():
+        return _in_chunks(painter, rays, draws, chunk_rays)
+    if grad_points is not None and grad_points < rays.origins.shape[1]:
+        return _with_partial_gradients(painter, rays, draws, chunk_rays, grad_points, generator)
+    return painter(slice(None), rays, draws)
+
+
+def _in_chunks(painter: Painter[PixelsT], rays: Rays, draws: RandomDraws, chunk_rays: int) -> PixelsT:
+    """Image by image, `chunk_rays` rays at a time, so that activations stay in cache and memory is bounded."""
+    images = []
+    for b in range(len(rays.origins)):
+        image = slice(b, b + 1)
+        chunks = []
+        for start in range(0, rays.origins.shape[1], chunk_rays):
+            part = slice(start, start + chunk_rays)
+            chunk = Rays(rays.origins[image, part], rays.directions[image, part])
+            chunks.append(painter(image, chunk, draws.part(image, part)))
+        images.append(_concatenated(chunks, dim=1))
+    return _concatenated(images, dim=0)
+
+
+def _with_partial_gradients(
+    painter: Painter[PixelsT],
+    rays: Rays,
+    draws: RandomDraws,
+    chunk_rays: int,
+    grad_points: int,
+    generator: torch.Generator | None,
+) -> PixelsT:
+    """A random subset of rays with gradients, the rest without, scattered into one picture."""
+    count = rays.origins.shape[1]
+    device = rays.origins.device
+    drawn_on = device if generator is None else generator.device
+    permutation = torch.randperm(count, generator=generator, device=drawn_on).to(device)
+    chosen, others = permutation[:grad_points], permutation[grad_points:]
+    with_gradient = painter(slice(None), rays.subset(chosen), draws.subset(chosen))
+    with torch.no_grad():
+        without = _in_chunks(painter, rays.subset(others), draws.subset(others), chunk_rays)
+    place = torch.empty_like(permutation).index_copy_(0, permutation, torch.arange(count, device=device))
+    joined = _concatenated([with_gradient, without], dim=1)
+    return _like(joined, [None if values is None else values.index_select(1, place) for values in joined])
+
+
+def _concatenated(parts: Sequence[PixelsT], dim: int) -> PixelsT:
+    if len(parts) == 1:
+        return parts[0]
+    joined = [None if values[0] is None else torch.cat(values, dim=dim) for values in zip(*parts, strict=True)]
+    return _like(parts[0], joined)
+
+
+def _like(pixels: PixelsT, values: Sequence[Tensor | None]) -> PixelsT:
+    make = cast(Callable[..., PixelsT], type(pixels))  # a NamedTuple takes its fields one by one
+    return make(*values)

@@ -1,0 +1,116 @@
+"""The networks of a file, whether training wrote it or it was converted from a published checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from cips3d.cameras import PoseDistribution
+from cips3d.convert.converted import ENDING, read_converted
+from cips3d.errors import UserError
+from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator
+from cips3d.models.volume import VolumeSettings
+from cips3d.plain import from_plain
+from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
+from cips3d.training.config import TrainConfig
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """Configurations and weights, and how pictures are taken with them."""
+
+    file: Path
+    generator_config: AnyGeneratorConfig
+    discriminator_config: AnyDiscriminatorConfig | None
+    """None: the file has no discriminator"""
+    volume: VolumeSettings
+    fov_degrees: float
+    poses: PoseDistribution
+    resolution: int
+    """side of the pictures it was trained on last"""
+    step: int | None
+    """training steps taken, where the file tells"""
+    averaged: State
+    """of the generator that pictures are made with"""
+    discriminator: State | None
+
+    def generator(self) -> AnyGenerator:
+        """The averaged generator.
+
+        Raises:
+            UserError: its weights do not fit its configuration.
+        """
+        generator = make_generator(self.generator_config)
+        try:
+            generator.load_state_dict(self.averaged)
+        except RuntimeError as error:
+            raise UserError(
+                f"the weights in {self.file} do not fit the networks it describes; try another checkpoint of the run"
+            ) from error
+        return generator.requires_grad_(False).eval()
+
+
+def load_networks(path: Path) -> Networks:
+    """Read a run folder (its newest checkpoint), a checkpoint, or a file that `python -m cips3d.convert` wrote.
+
+    Raises:
+        UserError: nothing is there, or it is not a file that this package can use.
+    """
+    file = find_checkpoint(path)
+    return _of_converted(file) if file.suffix == ENDING else _of_checkpoint(file)
+
+
+def _of_checkpoint(file: Path) -> Networks:
+    state = load_checkpoint(file)
+    try:
+        config = TrainConfig.from_json(state["config"])
+        return Networks(
+            file,
+            config.generator,
+            config.discriminator,
+            config.volume,
+            config.fov_degrees,
+            config.poses,
+            config.stages[-1].resolution,
+            int(state["step"]),
+            state["generator_ema"],
+            state.get("discriminator"),
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} does not describe a model of this version ({error}); "
+            "use it with the version of cips3d that trained it"
+        ) from error
+
+
+def _of_converted(file: Path) -> Networks:
+    converted = read_converted(file)
+    averaged, rendering = converted.generator_state, converted.rendering
+    if averaged is None or converted.generator_config is None:
+        raise UserError(f"{file} holds no generator; convert the generator's file")
+    try:
+        generator_config = from_plain(cast("type[AnyGeneratorConfig]", AnyGeneratorConfig), converted.generator_config)
+        discriminator_config = None
+        if converted.discriminator_config is not None:
+            discriminator_config = from_plain(
+                cast("type[AnyDiscriminatorConfig]", AnyDiscriminatorConfig), converted.discriminator_config
+            )
+    except ValueError as error:
+        raise UserError(f"{file} does not describe a model of this version ({error}); convert it once more") from error
+    return Networks(
+        file,
+        generator_config,
+        discriminator_config,
+        rendering.volume,
+        rendering.fov_degrees,
+        rendering.poses,
+        rendering.resolution,
+        converted.step,
+        averaged,
+        converted.states.get("discriminator"),
+    )

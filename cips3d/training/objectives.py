@@ -1,0 +1,186 @@
+"""What each network minimises: adversarial losses of image and auxiliary image, and the regularisers that are due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cips3d.training.ada import adaptive_augment
+from cips3d.training.config import TrainConfig
+from cips3d.training.diff_augment import diff_augment
+from cips3d.training.losses import (
+    adversarial_loss,
+    gradient_penalty,
+    keep_best,
+    latent_loss,
+    pose_loss,
+    r1_penalty,
+    r2_penalty,
+    top_k_share,
+)
+from cips3d.training.schedule import Moment
+from cips3d.training.state import TrainingState, amp_dtype
+
+
+@dataclass
+class StepReport:
+    """What happened in a step."""
+
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    """losses, logits and gradient norms by name"""
+    finite: bool = True
+    """False: a loss or gradient was not finite and the update was left out"""
+    overflow: bool = False
+    """True: only a float16 overflow, which a smaller loss scale mends"""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Generated images; `aux` is the NeRF's own picture where the auxiliary discriminator is on."""
+
+    main: Tensor  # [B, 3, H, W] in [-1, 1]
+    aux: Tensor | None  # [B, 3, H, W]
+    pose: Tensor  # [B, 2] yaw and pitch of the cameras, radians from the front
+    z: Tensor  # [B, width] what they were generated from
+
+    def detach(self) -> Images:
+        return replace(self, main=self.main.detach(), aux=None if self.aux is None else self.aux.detach())
+
+    def with_gradients(self) -> Images:
+        """The same images as leaves whose gradient can be taken."""
+        aux = None if self.aux is None else self.aux.detach().requires_grad_()
+        return replace(self, main=self.main.detach().requires_grad_(), aux=aux)
+
+
+class Verdict(NamedTuple):
+    """What the discriminators say of images."""
+
+    main: Tensor  # [B, 1] logits
+    aux: Tensor | None  # [B, 1] logits of the auxiliary images
+    pose: Tensor | None  # [B, 2] the cameras that the main one reads off the images
+    latent: Tensor | None  # [B, width] the z that it reads off them
+
+
+class Objectives:
+    """Losses of both networks at a moment of the training; scalars are noted in the step's report."""
+
+    def __init__(self, state: TrainingState, config: TrainConfig) -> None:
+        self.state = state
+        self.config = config
+        self.loss = adversarial_loss(config.loss)
+
+    def discriminator(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
+        """Adversarial loss of both discriminators, with R1, R2 and gradient penalty as they are due.
+
+        Args:
+            real: [B, 3, H, W]; both discriminators see it.
+            fake: as many generated images, without history.
+        """
+        config, scalars = self.config, report.scalars
+        real = real.detach().requires_grad_(now.r1_now)
+        real_aux = real if now.stage.aux_weight > 0 else None
+        of_real = self.discriminate(replace(fake, main=real, aux=real_aux), now, now.r1_now)
+        r2_now = now.r1_now and config.r2_gamma > 0
+        fake = fake.with_gradients() if r2_now else fake
+        of_fake = self.discriminate(fake, now, r2_now)
+        loss = self.loss.discriminator(of_real.main, of_fake.main)
+        scalars["d/loss"] = loss.detach()
+        scalars["d/real"] = of_real.main.detach().mean()
+        scalars["d/fake"] = of_fake.main.detach().mean()
+        sign = of_real.main.detach().sign().mean() / now.stage.accumulation
+        scalars["d/real_sign"] = scalars.get("d/real_sign", 0.0) + sign  # over all parts of the batch
+        if of_real.aux is not None and of_fake.aux is not None:
+            aux_loss = self.loss.discriminator(of_real.aux, of_fake.aux)
+            scalars["d/aux_loss"] = aux_loss.detach()
+            loss = loss + now.stage.aux_weight * aux_loss
+        if now.r1_now and config.r1_gamma > 0:
+            penalty = r1_penalty(of_real.main, real)
+            scalars["d/r1"] = penalty.detach()
+            if of_real.aux is not None:
+                penalty = penalty + r1_penalty(of_real.aux, real)
+            loss = loss + 0.5 * config.r1_gamma * config.r1_every * penalty
+        if r2_now:
+            penalty = r2_penalty(of_fake.main, fake.main)
+            scalars["d/r2"] = penalty.detach()
+            if of_fake.aux is not None and fake.aux is not None:
+                penalty = penalty + r2_penalty(of_fake.aux, fake.aux)
+            loss = loss + 0.5 * config.r2_gamma * config.r1_every * penalty
+        if config.gradient_penalty > 0:
+            loss = loss + config.gradient_penalty * self.between(real, fake, now, report)
+        return loss + self.read_off("d", of_fake, fake, now, report)
+
+    def generator(self, fake: Images, real: Tensor, now: Moment, report: StepReport) -> Tensor:
+        """Adversarial loss of the image and of the auxiliary image, from the best-judged share of them.
+
+        Args:
+            fake: generated images, with their history.
+            real: [B, 3, H, W] to be compared with, for losses that do.
+        """
+        of_fake = self.discriminate(fake, now)
+        of_real: Verdict | None = None
+        if self.loss.needs_real:
+            with torch.no_grad():
+                of_real = self.discriminate(replace(fake, main=real, aux=None if fake.aux is None else real), now)
+        loss = self.loss.generator(self.best(of_fake.main, now), None if of_real is None else of_real.main)
+        report.scalars["g/loss"] = loss.detach()
+        if of_fake.aux is not None:
+            aux_loss = self.loss.generator(self.best(of_fake.aux, now), None if of_real is None else of_real.aux)
+            report.scalars["g/aux_loss"] = aux_loss.detach()
+            loss = loss + now.stage.aux_weight * aux_loss
+        return loss + self.read_off("g", of_fake, fake, now, report)
+
+    def best(self, logits: Tensor, now: Moment) -> Tensor:
+        """The logits that the generator learns from: all, or the best-judged share of them (top-k training)."""
+        floor = self.config.top_k
+        return logits if floor == 1 else keep_best(logits, top_k_share(now.step, floor=floor))
+
+    def read_off(self, network: str, verdict: Verdict, fake: Images, now: Moment, report: StepReport) -> Tensor | float:
+        """How well the main discriminator reads cameras and z off generated images, weighted; 0 where it need not."""
+        total: Tensor | float = 0.0
+        if now.stage.pose_weight > 0 and verdict.pose is not None:
+            loss = pose_loss(verdict.pose, fake.pose)
+            report.scalars[f"{network}/pose_loss"] = loss.detach()
+            total = total + now.stage.pose_weight * loss
+        if self.config.latent_weight > 0 and verdict.latent is not None:
+            loss = latent_loss(verdict.latent, fake.z)
+            report.scalars[f"{network}/latent_loss"] = loss.detach()
+            total = total + self.config.latent_weight * loss
+        return total
+
+    def between(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
+        """WGAN-GP's gradient penalty of both discriminators."""
+        judge, random = self.state.discriminator.judge, self.state.random
+        real = real.detach()
+        penalty = gradient_penalty(lambda x: judge(x, None, now.fade)[0].logits, real, fake.main, generator=random)
+        report.scalars["d/gradient_penalty"] = penalty.detach()
+        if fake.aux is None:
+            return penalty
+
+        def aux_logits(x: Tensor) -> Tensor:
+            verdict = judge(x, x, now.fade)[1]
+            assert verdict is not None
+            return verdict.logits
+
+        return penalty + gradient_penalty(aux_logits, real, fake.aux, generator=random)
+
+    def discriminate(self, images: Images, now: Moment, exact: bool = False) -> Verdict:
+        """Both discriminators' logits and the predicted poses of augmented images.
+
+        `exact` keeps float32, which the gradient penalties' second derivative needs.
+        """
+        main = self.augment(images.main, now)
+        dtype = None if exact else amp_dtype(self.config.amp.discriminator)
+        with torch.autocast(main.device.type, dtype=dtype, enabled=dtype is not None):
+            aux = None if images.aux is None else self.augment(images.aux, now)
+            of_main, of_aux = self.state.discriminator.judge(main, aux, now.fade)
+        pose, latent = (None if x is None else x.float() for x in (of_main.pose, of_main.latent))
+        return Verdict(of_main.logits.float(), None if of_aux is None else of_aux.logits.float(), pose, latent)
+
+    def augment(self, images: Tensor, now: Moment) -> Tensor:
+        """What the discriminators see of images."""
+        random = self.state.random
+        images = diff_augment(images, now.stage.diff_augment, generator=random)
+        return adaptive_augment(images, self.state.ada.p, generator=random)

@@ -1,0 +1,196 @@
+"""Every loss and regulariser in a training step: that it is there, that it pulls the right way, that it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cips3d.models.pigan import PiGANConfig
+from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
+from cips3d.training.config import TrainConfig
+from cips3d.training.distributed import Processes
+from cips3d.training.losses import LOSSES
+from cips3d.training.objectives import Images, Objectives, StepReport
+from cips3d.training.schedule import moment
+from cips3d.training.state import TrainingState, lazy_betas
+from cips3d.training.step import TrainingStep
+
+
+def real_images(batch: int = 4) -> Tensor:
+    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingState, StepReport]:
+    config = replace(config, stages=(replace(config.stages[0], **stage),))
+    state = TrainingState(config, Processes())
+    state.enter_stage(0, config.stages[0])
+    step = TrainingStep(state, config)
+    for k in range(steps):
+        report = step(real_images(), moment(config, k))
+        assert report.finite
+        state.step += 1
+    return state, report
+
+
+def weights(module: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_separates_real_from_generated(small_config: TrainConfig, name: Any) -> None:
+    """With a generator that stands still, real logits rise above fake ones."""
+    config = replace(small_config, loss=name, r1_gamma=0.1)
+    _, report = run(config, 40, lr_nerf=0.0, lr_inr=0.0, lr_mapping=0.0)
+    assert report.scalars["d/real"] > report.scalars["d/fake"] + 0.2
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_lets_the_generator_catch_up(small_config: TrainConfig, name: Any) -> None:
+    config = replace(small_config, loss=name)
+    fixed = {"lr_discriminator": 0.0}
+    _, first = run(config, **fixed)
+    _, last = run(config, 60, **fixed)
+    assert last.scalars["g/loss"] < first.scalars["g/loss"]
+
+
+def penalties(config: TrainConfig, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminators' objective and its scalars at step 0, where all that can be due is due."""
+    report = StepReport()
+    state = TrainingState(config, Processes())
+    return Objectives(state, config).discriminator(real_images(), images, moment(config, 0), report), report.scalars
+
+
+def test_penalties_are_added_with_their_weights(small_config: TrainConfig) -> None:
+    config = replace(small_config, r1_gamma=0.0, stages=(replace(small_config.stages[0], aux_weight=0.0),))
+    fake = Images(real_images().flip(1), None, torch.zeros(4, 2), torch.zeros(4, 11))
+    plain, _ = penalties(config, fake)
+    for field, name in (("r1_gamma", "d/r1"), ("r2_gamma", "d/r2")):
+        loss, scalars = penalties(replace(config, **{field: 3.0}, r1_every=2), fake)
+        assert scalars[name] > 0
+        assert loss.item() == pytest.approx((plain + 0.5 * 3.0 * 2 * scalars[name]).item(), rel=1e-5)  # float32
+    loss, scalars = penalties(replace(config, gradient_penalty=7.0), fake)
+    assert loss.item() == pytest.approx((plain + 7.0 * scalars["d/gradient_penalty"]).item(), rel=1e-5)
+
+
+def test_both_discriminators_are_penalised(small_config: TrainConfig) -> None:
+    """R1, R2 and the gradient penalty of the auxiliary discriminator reach its weights."""
+    config = replace(small_config, r2_gamma=1.0, gradient_penalty=1.0)
+    fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
+    with_aux, _ = penalties(config, fake)
+    without, _ = penalties(config, replace(fake, aux=None))
+    assert with_aux > without
+
+
+def test_path_lengths_are_regularised(small_config: TrainConfig) -> None:
+    config = replace(small_config, path_length_weight=2.0, path_length_every=2)
+    state, report = run(config)
+    assert report.scalars["g/path_length"] == state.path_length.mean > 0
+    _, report = run(config, 2)  # not due at the second step
+    assert "g/path_length" not in report.scalars
+
+
+def test_style_mixing_shows_in_the_pictures(small_config: TrainConfig) -> None:
+    config = replace(small_config, style_mixing=1.0)
+    step = TrainingStep(TrainingState(config, Processes()), config)
+    mixed = step.styles(step.sample_z(3))
+    appearance = mixed[-1]
+    assert appearance.dim() == 3  # a style for every layer
+    assert not torch.equal(appearance[:, 0], appearance[:, -1])
+
+
+def test_z_is_read_off_the_images(small_config: TrainConfig) -> None:
+    config = replace(
+        small_config,
+        generator=PiGANConfig(z_dim=5, width=8, layers=2, mapping_width=8),
+        discriminator=PiGANDiscriminatorConfig(channels=pigan_channel_table(8, base=32, cap=8), latent_dim=5),
+        latent_weight=2.0,
+    )
+    _, report = run(config, aux_weight=0.0)
+    assert report.scalars["d/latent_loss"] > 0 and report.scalars["g/latent_loss"] > 0
+    _, first = run(config, lr_nerf=0.0, lr_mapping=0.0, aux_weight=0.0)
+    _, last = run(config, 80, lr_nerf=0.0, lr_mapping=0.0, aux_weight=0.0)
+    assert last.scalars["d/latent_loss"] < first.scalars["d/latent_loss"]
+
+
+def test_top_k_learns_from_the_best(small_config: TrainConfig) -> None:
+    config = replace(small_config, top_k=0.5)
+    objectives = Objectives(TrainingState(config, Processes()), config)
+    logits = torch.tensor([[0.0], [3.0], [1.0], [2.0]])
+    late = replace(moment(config, 0), step=10**6)
+    assert objectives.best(logits, late).flatten().tolist() == [3.0, 2.0]
+    assert len(objectives.best(logits, moment(config, 0))) == 4
+
+
+def test_augmentation_adapts(small_config: TrainConfig) -> None:
+    """A target that every discriminator is above drives the probability up, by an interval's images."""
+    config = replace(small_config, ada_target=-2.0, ada_kimg=0.1)
+    state, report = run(config, 4)
+    assert state.ada.p == pytest.approx(16 / 100) == report.scalars["schedule/ada_p"].item()
+
+
+def test_augmentation_changes_what_is_seen(small_config: TrainConfig) -> None:
+    config = replace(small_config, ada_target=0.6)
+    state = TrainingState(config, Processes())
+    objectives, now = Objectives(state, config), moment(config, 0)
+    assert torch.equal(objectives.augment(real_images(), now), real_images())
+    state.ada.p = 1.0
+    assert not torch.allclose(objectives.augment(real_images(), now), real_images())
+
+
+def test_a_second_slower_average(small_config: TrainConfig) -> None:
+    config = replace(small_config, ema_start=0, ema_decay=0.0, slow_ema_decay=0.999)
+    state, _ = run(config, 6)
+    assert state.generator_slow_ema is not None
+    assert torch.equal(weights(state.generator_ema), weights(state.generator))
+    assert not torch.equal(weights(state.generator_slow_ema), weights(state.generator))
+    again = TrainingState(config, Processes())
+    again.load_state_dict(state.state_dict())
+    assert again.generator_slow_ema is not None
+    assert torch.equal(weights(again.generator_slow_ema), weights(state.generator_slow_ema))
+
+
+def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None:
+    """c = k/(k+1) for R1 every k = 2 steps: rates times 2/3, decays to the power 2/3 (StyleGAN2, appendix B)."""
+    config = replace(small_config, lazy_correction=True, adam_betas=(0.0, 0.125), r1_every=2)
+    state, _ = run(config)
+    group = state.optimizer_d.param_groups[0]
+    assert group["lr"] == pytest.approx(config.stages[0].lr_discriminator * 2 / 3)
+    assert group["betas"] == (0.0, pytest.approx(0.25))
+    assert state.optimizer_g.param_groups[0]["betas"] == (0.0, 0.125)  # no path length penalty: no correction
+    assert lazy_betas((0.0, 0.99), 16) == (0.0, pytest.approx(0.99 ** (16 / 17)))
+
+
+def test_all_of_it_resumes_exactly(small_config: TrainConfig) -> None:
+    config = replace(
+        small_config,
+        loss="relativistic",
+        r2_gamma=1.0,
+        path_length_weight=2.0,
+        path_length_every=2,
+        style_mixing=0.9,
+        ada_target=0.6,
+        ada_kimg=0.1,
+        slow_ema_decay=0.99,
+    )
+
+    def advance(state: TrainingState, first: int, last: int) -> None:
+        step = TrainingStep(state, config)
+        state.enter_stage(0, config.stages[0])
+        for k in range(first, last):
+            assert step(real_images(), moment(config, k)).finite
+
+    whole = TrainingState(config, Processes())
+    advance(whole, 0, 6)
+    half = TrainingState(config, Processes())
+    advance(half, 0, 3)
+    resumed = TrainingState(config, Processes())
+    resumed.load_state_dict(half.state_dict())
+    advance(resumed, 3, 6)
+    for name in ("generator", "discriminator", "generator_slow_ema", "path_length"):
+        a, b = getattr(whole, name).state_dict(), getattr(resumed, name).state_dict()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    assert whole.ada.state_dict() == resumed.ada.state_dict()
