@@ -48,6 +48,9 @@ class Stage:
     """weight of the auxiliary discriminator's losses; 0 switches it off"""
     pose_weight: float = 0.0
     """weight of the pose loss (needs --discriminator.predict-pose); 0: none"""
+    pose_augment: tuple[Augmentation, ...] = ()
+    """augmentations of the images that cameras are read off, in a pass of its own: where the colour or the place of
+    something tells the camera, heads need not turn. (): cameras are read off the images as they are, as in pi-GAN"""
     freeze_nerf: bool = False
     """freeze the NeRF, its mapping and the auxiliary colour layer, from their averages (EMA) so far"""
     fade_steps: int = 0

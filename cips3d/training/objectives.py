@@ -141,7 +141,13 @@ class Objectives:
         """How well the main discriminator reads cameras and z off generated images, weighted; 0 where it need not."""
         total: Tensor | float = 0.0
         if now.stage.pose_weight > 0 and verdict.pose is not None:
-            loss = pose_loss(verdict.pose, fake.pose)
+            pose = verdict.pose
+            if now.stage.pose_augment:
+                changed = diff_augment(fake.main, now.stage.pose_augment, generator=self.state.random)
+                again = self.judge(changed, None, now).pose
+                assert again is not None
+                pose = again
+            loss = pose_loss(pose, fake.pose)
             report.scalars[f"{network}/pose_loss"] = loss.detach()
             total = total + now.stage.pose_weight * loss
         if self.config.latent_weight > 0 and verdict.latent is not None:
@@ -167,14 +173,14 @@ class Objectives:
         return penalty + gradient_penalty(aux_logits, real, fake.aux, generator=random)
 
     def discriminate(self, images: Images, now: Moment, exact: bool = False) -> Verdict:
-        """Both discriminators' logits and the predicted poses of augmented images.
-
-        `exact` keeps float32, which the gradient penalties' second derivative needs.
-        """
+        """Both discriminators' verdict on augmented images."""
         main = self.augment(images.main, now)
+        return self.judge(main, None if images.aux is None else self.augment(images.aux, now), now, exact)
+
+    def judge(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool = False) -> Verdict:
+        """Logits, and what is read off the images. `exact` keeps float32, as penalties' second derivatives need."""
         dtype = None if exact else amp_dtype(self.config.amp.discriminator)
         with torch.autocast(main.device.type, dtype=dtype, enabled=dtype is not None):
-            aux = None if images.aux is None else self.augment(images.aux, now)
             of_main, of_aux = self.state.discriminator.judge(main, aux, now.fade)
         pose, latent = (None if x is None else x.float() for x in (of_main.pose, of_main.latent))
         return Verdict(of_main.logits.float(), None if of_aux is None else of_aux.logits.float(), pose, latent)

@@ -116,6 +116,31 @@ def test_z_is_read_off_the_images(small_config: TrainConfig) -> None:
     assert last.scalars["d/latent_loss"] < first.scalars["d/latent_loss"]
 
 
+def test_cameras_cannot_be_told_by_colour(small_config: TrainConfig) -> None:
+    """Images whose brightness tells the camera: on augmented copies, the camera is much harder to read off."""
+    config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True), r1_gamma=0.0)
+    angles = torch.linspace(-1, 1, 16)
+    images = Images(
+        angles[:, None, None, None].expand(16, 3, 8, 8), None, angles[:, None].expand(16, 2), torch.zeros(16, 1)
+    )
+    found = []
+    for kinds in ((), ("color",)):
+        stage = replace(config.stages[0], aux_weight=0.0, pose_weight=15.0, pose_augment=kinds)
+        now = moment(replace(config, stages=(stage,)), 1)
+        state = TrainingState(config, Processes())
+        objectives = Objectives(state, config)
+        optimizer = torch.optim.Adam(state.discriminator.parameters(), lr=1e-2)
+        errors = []
+        for _ in range(80):
+            report = StepReport()
+            optimizer.zero_grad()
+            objectives.discriminator(images.main, images, now, report).backward()
+            optimizer.step()
+            errors.append(report.scalars["d/pose_loss"].item())
+        found.append(sum(errors[-10:]) / 10)
+    assert 20 * found[0] < found[1], found  # radians squared
+
+
 def test_top_k_learns_from_the_best(small_config: TrainConfig) -> None:
     config = replace(small_config, top_k=0.5)
     objectives = Objectives(TrainingState(config, Processes()), config)

@@ -25,6 +25,7 @@ TINY = TrainConfig(
             lr_mapping=5e-4,
             lr_discriminator=6e-3,
             pose_weight=15.0,
+            pose_augment=ALL_AUGMENTATIONS,
         ),
     ),
     generator=CIPS3DConfig(
