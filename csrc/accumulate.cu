@@ -60,7 +60,7 @@ void accumulate(cudaStream_t stream, int dtype, Pointer weights, Pointer values,
                 int64_t samples, int64_t channels) {
   for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    for_row_vector<T>(channels, {input<T>(values), input<T>(sums)}, [&](auto width) {
+    for_widest_vector<T>(channels, {input<T>(values), input<T>(sums)}, [&](auto width) {
       constexpr int N = decltype(width)::value;
       const RayLayout layout = ray_layout(samples, channels / N);
       launch(accumulate_kernel<T, N>, ray_blocks(rays, layout), kRayThreads, 0, stream, input<float>(weights),
@@ -73,7 +73,7 @@ void accumulate_backward(cudaStream_t stream, int dtype, Pointer grad, Pointer w
                          Pointer grad_weights, Pointer grad_values, int64_t rays, int64_t samples, int64_t channels) {
   for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    for_row_vector<T>(channels, {input<T>(grad), input<T>(values), input<T>(grad_values)}, [&](auto width) {
+    for_widest_vector<T>(channels, {input<T>(grad), input<T>(values), input<T>(grad_values)}, [&](auto width) {
       constexpr int N = decltype(width)::value;
       const RayLayout layout = ray_layout(samples, channels / N);
       launch(accumulate_backward_kernel<T, N>, ray_blocks(rays, layout), kRayThreads, 0, stream,

@@ -101,18 +101,6 @@ __global__ void __launch_bounds__(kThreads) add_parts_kernel(const float* __rest
   db[channel] = from_float<T>(sum);
 }
 
-// The widest vector that divides rows of `inner` elements and that all pointers are aligned for, or 1.
-template <class T, class F>
-void for_vector(int64_t inner, std::initializer_list<const void*> pointers, F f) {
-  constexpr int kWide = kVectorWidth<T>;
-  bool wide = inner % kWide == 0;
-  for (const void* pointer : pointers) wide = wide && aligned_to(pointer, 16);
-  if (wide)
-    f(std::integral_constant<int, kWide>{});
-  else
-    f(std::integral_constant<int, 1>{});
-}
-
 // 32-bit indices where they suffice (with room for the last block to overshoot), else 64-bit.
 template <class F>
 void for_index(int64_t elements, F f) {
@@ -130,7 +118,7 @@ void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Po
     using T = decltype(element);
     const T *x_ = input<T>(x), *bias_ = input<T>(bias), *sign_ = input<T>(sign);
     T* y_ = output<T>(y);
-    for_vector<T>(inner, {x_, sign_, y_}, [&](auto width) {
+    for_widest_vector<T>(inner, {x_, sign_, y_}, [&](auto width) {
       constexpr int N = decltype(width)::value;
       const int64_t vectors = batch * channels * inner / N;
       for_index(batch * channels * inner, [&](auto index) {
@@ -159,7 +147,7 @@ void bias_leaky_relu_backward(cudaStream_t stream, int dtype, Pointer dy, Pointe
     const T *dy_ = input<T>(dy), *y_ = input<T>(y);
     T *dx_ = output<T>(dx), *db_ = output<T>(db);
     float* partial_ = output<float>(partial);
-    for_vector<T>(inner, {dy_, y_, dx_}, [&](auto width) {
+    for_widest_vector<T>(inner, {dy_, y_, dx_}, [&](auto width) {
       constexpr int N = decltype(width)::value;
       const int64_t channel_vectors = batch * inner / N, part_vectors = ceil_div(channel_vectors, parts);
       for_index(batch * channels * inner, [&](auto index) {

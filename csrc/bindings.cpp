@@ -97,7 +97,12 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind_query(module, "render_rays_fits", render_rays_fits);
   bind_query(module, "render_rays_backward_fits", render_rays_backward_fits);
   module.def("render_rays_gradient_size", render_rays_gradient_size);
+  bind(module, "render_deep_rays", render_deep_rays);
+  bind_query(module, "render_deep_rays_fits", render_deep_rays_fits);
+  module.def("render_deep_rays_workspace", render_deep_rays_workspace);
 #if defined(CIPS3D_EMULATED)
   module.def("set_schedule", emulation::set_schedule);
+  module.def("set_shared_limit", emulation::set_shared_limit);
+  module.def("shared_limit", emulation::shared_limit);
 #endif
 }

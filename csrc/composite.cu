@@ -270,7 +270,7 @@ void composite(cudaStream_t stream, int dtype, Pointer density, Pointer fine_den
   const Pointer fine_rows = fine_features ? fine_features : features;
   for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    for_row_vector<T>(channels, {input<T>(features), input<T>(fine_rows), input<T>(sums)}, [&](auto width) {
+    for_widest_vector<T>(channels, {input<T>(features), input<T>(fine_rows), input<T>(sums)}, [&](auto width) {
       using Row = Vector<T, decltype(width)::value>;
       const int64_t vectors = channels / decltype(width)::value;
       const RayLayout layout = ray_layout(samples, vectors);
@@ -300,7 +300,7 @@ void composite_backward(cudaStream_t stream, int dtype, Pointer density, Pointer
     using T = decltype(element);
     const std::initializer_list<const void*> of_channels = {
         input<T>(features), input<T>(fine_rows), input<T>(grad_sums), input<T>(out_features), input<T>(out_fine_rows)};
-    for_row_vector<T>(channels, of_channels, [&](auto width) {
+    for_widest_vector<T>(channels, of_channels, [&](auto width) {
       using Row = Vector<T, decltype(width)::value>;
       const int64_t vectors = channels / decltype(width)::value;
       const RayLayout layout = ray_layout(samples, vectors);

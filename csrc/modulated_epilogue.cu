@@ -298,15 +298,11 @@ constexpr int kVector = 4;  // channels of a thread at a time; with 8, their fac
 
 // Calls f with kVector where the channels divide into such vectors and everything is aligned for them, else with 1.
 template <class T, class F>
-void for_vector(int64_t channels, std::initializer_list<const void*> activations,
-                std::initializer_list<const void*> channel_factors, F f) {
-  bool wide = channels % kVector == 0;
-  for (const void* pointer : activations) wide = wide && aligned_to(pointer, kVector * sizeof(T));
-  for (const void* pointer : channel_factors) wide = wide && aligned_to(pointer, kVector * sizeof(float));
-  if (wide)
-    f(std::integral_constant<int, kVector>{});
-  else
-    f(std::integral_constant<int, 1>{});
+void for_channel_vector(int64_t channels, std::initializer_list<const void*> activations,
+                        std::initializer_list<const void*> channel_factors, F f) {
+  for_vector<kVector>(moves_in_vectors<T, kVector>(channels, activations) &&
+                          moves_in_vectors<float, kVector>(channels, channel_factors),
+                      f);
 }
 
 // The logarithm of the smallest power of two that is not below `count`, or of `most`.
@@ -334,17 +330,17 @@ void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer
     const float *rgb_weight_ = input<float>(rgb_weight), *rgb_ = input<float>(rgb);
     T *y_ = output<T>(y), *modulated_ = output<T>(modulated);
     float* rgb_sum_ = output<float>(rgb_sum);
-    for_vector<T>(channels, {product_, skip_, y_, modulated_}, {demodulation_, next_modulation_, rgb_weight_},
-                  [&](auto width) {
-                    constexpr int N = decltype(width)::value;
-                    const int lane_bits = bits_for(ceil_div(channels, N), kWarp);
-                    const int64_t block_rows = (kThreads >> lane_bits) * kForwardRows;
-                    const int64_t blocks_an_image = ceil_div(pixels, block_rows);
-                    const auto kernel = rgb_sum_ ? epilogue_kernel<T, N, true> : epilogue_kernel<T, N, false>;
-                    launch(kernel, dim3(blocks_for(batch * blocks_an_image, 1)), kThreads, 0, stream, product_,
-                           demodulation_, skip_, next_modulation_, rgb_weight_, rgb_, y_, modulated_, rgb_sum_, pixels,
-                           channels, lane_bits, blocks_an_image, slope);
-                  });
+    for_channel_vector<T>(channels, {product_, skip_, y_, modulated_}, {demodulation_, next_modulation_, rgb_weight_},
+                          [&](auto width) {
+                            constexpr int N = decltype(width)::value;
+                            const int lane_bits = bits_for(ceil_div(channels, N), kWarp);
+                            const int64_t block_rows = (kThreads >> lane_bits) * kForwardRows;
+                            const int64_t blocks_an_image = ceil_div(pixels, block_rows);
+                            const auto kernel = rgb_sum_ ? epilogue_kernel<T, N, true> : epilogue_kernel<T, N, false>;
+                            launch(kernel, dim3(blocks_for(batch * blocks_an_image, 1)), kThreads, 0, stream, product_,
+                                   demodulation_, skip_, next_modulation_, rgb_weight_, rgb_, y_, modulated_, rgb_sum_,
+                                   pixels, channels, lane_bits, blocks_an_image, slope);
+                          });
   });
 }
 
@@ -372,17 +368,17 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
     const float *demodulation_ = input<float>(demodulation), *next_modulation_ = input<float>(next_modulation);
     const float *rgb_weight_ = input<float>(rgb_weight), *grad_rgb_ = input<float>(grad_rgb);
     T *grad_product_ = output<T>(grad_product), *grad_skip_ = output<T>(grad_skip);
-    for_vector<T>(channels, {product_, skip_, grad_output_, grad_modulated_, grad_product_, grad_skip_},
-                  {demodulation_, next_modulation_, rgb_weight_}, [&](auto width) {
-                    constexpr int N = decltype(width)::value;
-                    const int column_bits = bits_for(ceil_div(channels, N), kThreads);
-                    const int strips = ceil_div(channels, N << column_bits);
-                    const size_t shared = partial_ ? shared_bytes<float>(kSums * N * kThreads) : 0;
-                    launch(backward_kernel<T, N>, dim3(blocks_for(batch * parts * strips, 1)), kThreads, shared, stream,
-                           product_, demodulation_, skip_, next_modulation_, rgb_weight_, grad_output_, grad_modulated_,
-                           grad_rgb_, grad_product_, grad_skip_, partial_, pixels, channels, column_bits, strips, parts,
-                           ceil_div(pixels, parts), slope);
-                  });
+    for_channel_vector<T>(channels, {product_, skip_, grad_output_, grad_modulated_, grad_product_, grad_skip_},
+                          {demodulation_, next_modulation_, rgb_weight_}, [&](auto width) {
+                            constexpr int N = decltype(width)::value;
+                            const int column_bits = bits_for(ceil_div(channels, N), kThreads);
+                            const int strips = ceil_div(channels, N << column_bits);
+                            const size_t shared = partial_ ? shared_bytes<float>(kSums * N * kThreads) : 0;
+                            launch(backward_kernel<T, N>, dim3(blocks_for(batch * parts * strips, 1)), kThreads, shared,
+                                   stream, product_, demodulation_, skip_, next_modulation_, rgb_weight_, grad_output_,
+                                   grad_modulated_, grad_rgb_, grad_product_, grad_skip_, partial_, pixels, channels,
+                                   column_bits, strips, parts, ceil_div(pixels, parts), slope);
+                          });
   });
   if (partial_ == nullptr) return;
   const int64_t rows = 2 * batch + kColors;

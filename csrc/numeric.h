@@ -1,5 +1,8 @@
 // Element types and vector access that kernels share.
 #pragma once
+#include <initializer_list>
+#include <type_traits>
+
 #include "runtime.h"
 
 namespace cips3d {
@@ -26,6 +29,10 @@ __device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+constexpr float kLargestHalf = 65504.0f;
+
+__device__ __forceinline__ float clamp_to_half(float x) { return fminf(fmaxf(x, -kLargestHalf), kLargestHalf); }
+
 // N elements that move in one instruction where N * sizeof(T) is 4, 8 or 16 bytes.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Vector {
@@ -48,5 +55,30 @@ void for_dtype(int dtype, F f) {
 }
 
 inline bool aligned_to(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// Whether rows of `row` elements of T from each of the pointers can be moved N elements at a time.
+template <class T, int N>
+bool moves_in_vectors(int64_t row, std::initializer_list<const void*> pointers) {
+  if (row % N != 0) return false;
+  for (const void* pointer : pointers)
+    if (!aligned_to(pointer, N * sizeof(T))) return false;
+  return true;
+}
+
+// Calls f with a constant: N where `wide`, else 1.
+template <int N, class F>
+void for_vector(bool wide, F f) {
+  if (wide)
+    f(std::integral_constant<int, N>{});
+  else
+    f(std::integral_constant<int, 1>{});
+}
+
+// Calls f with the elements of the widest access, as a constant, where rows of `row` elements of T from each of the
+// pointers can be moved by it, else with 1.
+template <class T, class F>
+void for_widest_vector(int64_t row, std::initializer_list<const void*> pointers, F f) {
+  for_vector<kVectorWidth<T>>(moves_in_vectors<T, kVectorWidth<T>>(row, pointers), f);
+}
 
 }  // namespace cips3d

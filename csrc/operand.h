@@ -65,6 +65,16 @@ __device__ __forceinline__ void split(float first, float second, uint32_t& high,
   }
 }
 
+// The power of two that brings a positive number to [2^14, 2^15), as far as there is one.
+__device__ __forceinline__ float operand_scale(float largest) {
+  const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 127;
+  return __uint_as_float(static_cast<uint32_t>(max(-120, min(120, 14 - exponent)) + 127) << 23);
+}
+
+__device__ __forceinline__ float inverse_scale(float scale) {
+  return __uint_as_float((254u << 23) - __float_as_uint(scale));
+}
+
 // A pair of elements of T as it lies in memory, as a pair of E.
 template <class E, class T>
 __device__ __forceinline__ uint32_t converted(uint32_t pair) {

@@ -3,9 +3,7 @@
 // left out. Shapes are row-major; sizes are checked in Python.
 #pragma once
 #include <algorithm>
-#include <initializer_list>
 #include <limits>
-#include <type_traits>
 
 #include "numeric.h"
 
@@ -138,6 +136,19 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
                  Pointer weights, Pointer depths, Pointer transmittance, int64_t images, int64_t rays, int coarse,
                  int fine, int width, int color, double ball_density, double ball_radius, double near, double far,
                  bool softplus, bool last_back, bool accurate);
+
+// render_deep_rays.cu: the same for a deep field, whose tensors are listed there; `workspace`: as many bytes as
+// render_deep_rays_workspace says.
+bool render_deep_rays_fits(int coarse, int fine, bool accurate);  // into the current device's shared memory
+int64_t render_deep_rays_workspace(int64_t images, int depth, int width, int color, bool accurate);
+void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
+                      Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer hidden_weight,
+                      Pointer trunk_bias, Pointer trunk_gain, Pointer trunk_shift, Pointer density_weight,
+                      Pointer density_bias, Pointer color_weight, Pointer color_bias, Pointer color_gain,
+                      Pointer color_shift, Pointer head_weight, Pointer head_bias, Pointer workspace, Pointer colors,
+                      Pointer weight_sum, Pointer depth_sum, Pointer weights, Pointer depths, int64_t images,
+                      int64_t rays, int coarse, int fine, int depth, int width, int color, double near, double far,
+                      bool softplus, bool last_back, bool accurate);
 
 // render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, size], sums [images, size].
 int64_t render_rays_gradient_size(int width, int color);

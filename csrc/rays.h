@@ -179,15 +179,4 @@ __device__ __forceinline__ float differentiate_rows(const Vector<T, N>* grad,  /
   return product;
 }
 
-// Calls f(N) with the widest vector that divides rows of `channels` elements and that all pointers are aligned for.
-template <class T, class F>
-void for_row_vector(int64_t channels, std::initializer_list<const void*> pointers, F f) {
-  bool wide = channels % kVectorWidth<T> == 0;
-  for (const void* pointer : pointers) wide = wide && aligned_to(pointer, 16);
-  if (wide)
-    f(std::integral_constant<int, kVectorWidth<T>>{});
-  else
-    f(std::integral_constant<int, 1>{});
-}
-
 }  // namespace cips3d

@@ -96,7 +96,21 @@ inline DeviceLimits device_limits() {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
   return {multiprocessors, static_cast<size_t>(block), static_cast<size_t>(multiprocessor)};
 #else
-  return {2, 232448, 233472};
+  return {2, emulation::shared_limit(), emulation::shared_limit() + kSharedOverhead};
+#endif
+}
+
+// Registers that a thread of a kernel takes, in the steps in which they are given out. The emulation has no registers;
+// there it is the most that a block of 256 threads may have.
+template <class... Parameters>
+int registers_a_thread([[maybe_unused]] void (*kernel)(Parameters...)) {
+#if defined(__CUDACC__)
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  return (attributes.numRegs + 7) / 8 * 8;
+#else
+  return 256;
 #endif
 }
 

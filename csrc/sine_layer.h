@@ -24,16 +24,6 @@ __device__ __forceinline__ float phase_offset(const float* bias, const float* ga
   return static_cast<float>(revolutions - rint(revolutions));
 }
 
-// The power of two that brings a positive number to [2^14, 2^15), as far as there is one.
-__device__ __forceinline__ float operand_scale(float largest) {
-  const int exponent = static_cast<int>(__float_as_uint(largest) >> 23) - 127;
-  return __uint_as_float(static_cast<uint32_t>(max(-120, min(120, 14 - exponent)) + 127) << 23);
-}
-
-__device__ __forceinline__ float inverse_scale(float scale) {
-  return __uint_as_float((254u << 23) - __float_as_uint(scale));
-}
-
 // One warp packs row `row` of a matrix whose elements `read(k)` gives; returns the scale. Rows beyond the matrix are 0.
 template <class E, class Read>
 __device__ float pack_row(uint4* units, int row, int padded, int depth, const Read& read) {

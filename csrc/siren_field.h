@@ -4,17 +4,13 @@
 // Layers are folded (gain and shift inside): h1 = sin(W1 p + b1), h2 = sin(W2 h1 + b2), density = v · h2 + c,
 // colour = sin(Wc h2 + bc).
 //
-// Operands are float16 with float32 accumulation: |sin| <= 1 fits, and float16 keeps three bits more than bfloat16,
-// which the sine of a phase of tens of radians needs. The first layer is float32: its inputs are coordinates, and an
-// error of a coordinate is an error of every phase behind it. In the accurate mode every operand is split into a high
-// and a low float16, and high·high + low·high + high·low leaves a relative error of about 2^-21.
+// The first layer is float32: its inputs are coordinates, and an error of a coordinate is an error of every phase
+// behind it. For the others' operands see siren_arithmetic.h.
 #pragma once
-#include "operand.h"
 #include "ops.h"
+#include "siren_arithmetic.h"
 
 namespace cips3d {
-
-constexpr int kPadHalves = 8;  // rows of weights end 16 bytes later: the 8 rows of an ldmatrix lie in different banks
 
 // What the host gives: the folded layers of B images, contiguous float32.
 struct FieldLayers {
@@ -29,6 +25,23 @@ struct FieldLayers {
   int width, color;                 // of the tensors; at most the kernel's kWidth and kColor
   float ball_density, ball_radius;  // every density gets ball_density * (1 - |p| / ball_radius); radius 0: nothing
 };
+
+inline FieldLayers field_layers(Pointer first_weight, Pointer first_bias, Pointer second_weight, Pointer second_bias,
+                                Pointer density_weight, Pointer density_bias, Pointer color_weight, Pointer color_bias,
+                                int width, int color, double ball_density, double ball_radius) {
+  return {input<float>(first_weight),
+          input<float>(first_bias),
+          input<float>(second_weight),
+          input<float>(second_bias),
+          input<float>(density_weight),
+          input<float>(density_bias),
+          input<float>(color_weight),
+          input<float>(color_bias),
+          width,
+          color,
+          static_cast<float>(ball_density),
+          static_cast<float>(ball_radius)};
+}
 
 __device__ __forceinline__ float ball(const FieldLayers& layers, float3 p) {
   if (layers.ball_radius == 0.0f) return 0.0f;
@@ -93,67 +106,12 @@ struct FieldWeights {
   }
 };
 
-// Two activations as halves, and in the accurate mode what the rounding left over.
-template <bool kAccurate>
-__device__ __forceinline__ void pack_activations(float x, float y, uint32_t& high, uint32_t& low) {
-  high = Operand<half>::pack(x, y);
-  if (!kAccurate) return;
-  const float2 kept = Operand<half>::unpack(high);
-  low = Operand<half>::pack(x - kept.x, y - kept.y);
-}
-
-// The sine of a phase in radians. __sinf multiplies by 1/2pi in float32 first, whose rounding grows with the phase:
-// 4e-6 up to 30 rad, small against the 5e-4 of a float16 operand. The accurate mode takes whole turns off first.
-template <bool kAccurate>
-__device__ __forceinline__ float sine(float phase) {
-  if (!kAccurate) return __sinf(phase);
-  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;  // their sum is 2 pi; 6.28125 has 9 bits
-  const float turns = rintf(phase * 0.15915494309189535f);
-  return __sinf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
-}
-template <bool kAccurate>
-__device__ __forceinline__ float cosine(float phase) {
-  if (!kAccurate) return __cosf(phase);
-  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;
-  const float turns = rintf(phase * 0.15915494309189535f);
-  return __cosf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
-}
-
 // Rows of an operand A in registers: kTiles tiles of 16 rows, kWidth / 16 steps of 16 columns.
 template <int kWidth, int kTiles, bool kAccurate>
 struct Activations {
   uint32_t high[kTiles][kWidth / 16][4];
   uint32_t low[kAccurate ? kTiles : 1][kAccurate ? kWidth / 16 : 1][4];
 };
-
-// accumulator[m][n] += A[m] · B for 16 columns of A (one step) and 16 rows of a weight matrix [., kRow] from `row` on,
-// columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15.
-template <int kTiles, bool kAccurate, int kRow>
-__device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4], const uint32_t (&high)[kTiles][4],
-                                              const uint32_t (&low)[kTiles][4], const half* weight, int low_offset,
-                                              int row, int column, int lane) {
-  // Lanes 0-7 and 8-15 address rows row..row+7 at columns 0 and 8, lanes 16-31 the same of rows row+8..row+15.
-  const half* address = weight + (row + lane % 8 + lane / 16 * 8) * kRow + column + lane / 8 % 2 * 8;
-  uint32_t b[4];
-  ldmatrix_x4(b, address);
-#pragma unroll
-  for (int n = 0; n < 2; n++) {
-    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
-#pragma unroll
-    for (int m = 0; m < kTiles; m++) {
-      mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
-      if (kAccurate) mma_m16n8k16_f16(accumulator[m][n], low[m], pair, accumulator[m][n]);
-    }
-  }
-  if (!kAccurate) return;
-  ldmatrix_x4(b, address + low_offset);
-#pragma unroll
-  for (int n = 0; n < 2; n++) {
-    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
-#pragma unroll
-    for (int m = 0; m < kTiles; m++) mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
-  }
-}
 
 // The field at the 16 * kTiles samples of one warp. Lane 4 g + t brings the points of rows 16 m + g (index [m][0]) and
 // 16 m + 8 + g ([m][1]), gets their raw densities, and hands pairs of their colour activations to

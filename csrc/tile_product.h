@@ -338,6 +338,7 @@ ProductPlan plan_product(int64_t batch, int rows, int columns, int depth, const 
         best = plan;
     }
   }
+  if (best.stages == 0) throw std::invalid_argument("no tile of the product fits into shared memory");
   best.row_tiles = ceil_div(rows, best.tile_rows);
   best.parts = parts_for(batch * best.column_tiles, best.row_tiles,
                          int64_t{device.multiprocessors} * blocks_resident(device, best.shared));

@@ -17,7 +17,7 @@ from cips3d.ops.composite_reference import (
 )
 from cips3d.ops.library import define
 from cips3d.ops.ray_tensors import check_device, kernels_take, require_float32
-from cips3d.ops.second_order import differentiate_reference
+from cips3d.ops.second_order import differentiate_outputs
 
 DensityActivation = Literal["relu", "softplus"]
 DENSITY_ACTIVATIONS: tuple[str, ...] = get_args(DensityActivation)
@@ -302,7 +302,8 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(grad is None for grad in grads):
         return (None,) * len(ctx.needs_input_grad)
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(inputs, needed, grads, ctx.settings), None, None, None
+        found = differentiate_outputs(composite_reference, inputs, needed, grads, ctx.settings)
+        return *found, None, None, None
     density, features, depths, fine_density, fine_features, _, noise = needed
     with_density, with_features = density or fine_density or noise, (features or fine_features) and grads[0] is not None
     of_density, of_features, of_depths, of_fine_density, of_fine_features = _BACKWARD(
@@ -321,34 +322,6 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         of_noise,
         *(None, None, None),
     )
-
-
-def _differentiable_gradients(
-    inputs: tuple[Tensor | None, ...],
-    needed: tuple[bool, ...],
-    grads: tuple[Tensor | None, ...],
-    settings: tuple[Any, ...],
-) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd computes them, to be differentiated again."""
-    given = [i for i, x in enumerate(inputs) if x is not None]
-
-    def outputs_with_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
-        arguments: list[Any] = [None] * len(inputs)
-        for i, x in zip(given, tensors, strict=True):
-            arguments[i] = x
-        outputs = composite_reference(*arguments, *settings)
-        return tuple(y for y, grad in zip(outputs, grads, strict=True) if grad is not None)
-
-    found = differentiate_reference(
-        outputs_with_gradient,
-        [x for x in inputs if x is not None],
-        [needed[i] for i in given],
-        [grad for grad in grads if grad is not None],
-    )
-    gradients: list[Tensor | None] = [None] * len(inputs)
-    for i, gradient in zip(given, found, strict=True):
-        gradients[i] = gradient
-    return tuple(gradients)
 
 
 def _backward_kernel(density: Tensor, features: Tensor, depths: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

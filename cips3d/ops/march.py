@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from cips3d.ops.composite import Composited, DensityActivation, composite, composite_merged, composite_weights
+from cips3d.ops.checks import check_shape
+from cips3d.ops.composite import (
+    DENSITY_ACTIVATIONS,
+    Composited,
+    DensityActivation,
+    composite,
+    composite_merged,
+    composite_weights,
+)
 from cips3d.ops.importance import importance_depths
 from cips3d.ops.stratified import ray_points, stratified_points
 
@@ -26,6 +35,16 @@ class RayDraws(NamedTuple):
     importance: Tensor | None  # [B, R, F] in [0, 1), None without fine samples
     coarse_noise: Tensor | None  # [B, R, S] added to the raw density
     merged_noise: Tensor | None  # [B, R, S + F]
+
+
+class RenderedRays(NamedTuple):
+    """What is left of the samples of rays."""
+
+    colors: Tensor  # [B, R, C] Σ w colour
+    opacity: Tensor  # [B, R] Σ w
+    depth: Tensor  # [B, R] Σ w t
+    weights: Tensor  # [B, R, S + F] front to back
+    depths: Tensor  # [B, R, S + F] ascending; no gradient flows through them
 
 
 def march_rays(
@@ -72,3 +91,37 @@ def _evaluate(field: Field, points: Tensor) -> tuple[Tensor, Tensor]:
     """Density [B, R, S] and values [B, R, S, C] of a field at points [B, R, S, 3]."""
     density, values = field(points.flatten(1, 2))
     return density.view(points.shape[:3]), values.view(*points.shape[:3], values.shape[-1])
+
+
+def check_draws(origins: Tensor, directions: Tensor, draws: RayDraws, activation: str) -> int:
+    """Raise ValueError, naming the argument, unless rays and draws fit together; returns the samples a ray."""
+    batch, rays, _ = check_shape("origins", origins, (None, None, 3))
+    check_shape("directions", directions, (batch, rays, 3))
+    _, _, coarse = check_shape("draws.stratified", draws.stratified, (batch, rays, None))
+    samples = coarse
+    if draws.importance is not None:
+        samples += check_shape("draws.importance", draws.importance, (batch, rays, None))[2]
+        if coarse < 3:
+            raise ValueError(f"draws.stratified must hold at least 3 samples a ray to resample from, got {coarse}")
+    if coarse < 1:
+        raise ValueError("draws.stratified must hold at least one sample a ray")
+    for name, noise, count in (
+        ("coarse_noise", draws.coarse_noise, coarse),
+        ("merged_noise", draws.merged_noise, samples),
+    ):
+        if noise is not None:
+            check_shape(f"draws.{name}", noise, (batch, rays, count))
+    if activation not in DENSITY_ACTIVATIONS:
+        raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
+    return samples
+
+
+@torch.compiler.assume_constant_result
+def warn_composed(reason: str) -> None:
+    """Say, once for each reason, that no fused kernel computes these rays."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"cips3d renders rays op by op: {reason}", RuntimeWarning, stacklevel=4)
+
+
+_warned: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,14 +10,16 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops import render_deep_rays as deep
 from cips3d.ops.checks import check_shape
-from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
+from cips3d.ops.composite import DensityActivation
 from cips3d.ops.composite_reference import composite_backward_reference, light_in_front
+from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.film_siren import FoldedLayer, siren_field
 from cips3d.ops.library import define
-from cips3d.ops.march import RayDraws, march_rays
+from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays, warn_composed
 from cips3d.ops.ray_tensors import kernels_take
-from cips3d.ops.second_order import differentiate_reference
+from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.stratified import ray_points
 
 WIDTH_MAX, COLOR_MAX = 128, 64  # what the kernel has room for
@@ -44,16 +45,6 @@ class SirenField(NamedTuple):
     ball_radius: float = 0.0
 
 
-class RenderedRays(NamedTuple):
-    """What is left of the samples of rays."""
-
-    colors: Tensor  # [B, R, C] Σ w colour
-    opacity: Tensor  # [B, R] Σ w
-    depth: Tensor  # [B, R] Σ w t
-    weights: Tensor  # [B, R, S + F] front to back; no gradient flows through them
-    depths: Tensor  # [B, R, S + F] ascending; no gradient flows through them
-
-
 @torch.compiler.assume_constant_result
 def _fits(device: torch.device, coarse: int, fine: int, accurate: bool, with_gradients: bool) -> bool:
     """Whether a device's shared memory has room for the kernels."""
@@ -62,17 +53,9 @@ def _fits(device: torch.device, coarse: int, fine: int, accurate: bool, with_gra
     return fits and (not with_gradients or module.render_rays_backward_fits(index, accurate))
 
 
-@torch.compiler.assume_constant_result
-def _warn_once(reason: str) -> None:
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"cips3d renders rays op by op: {reason}", RuntimeWarning, stacklevel=4)
-
-
-_warned: set[str] = set()
-
-
-def why_not_fused(field: SirenField, draws: RayDraws, *, accurate: bool, with_gradients: bool) -> str | None:
+def why_not_fused(
+    field: SirenField | DeepSirenField, draws: RayDraws, *, accurate: bool, with_gradients: bool
+) -> str | None:
     """Why `render_rays` does not compute these with one kernel, in a sentence; None if it does.
 
     Args:
@@ -82,22 +65,31 @@ def why_not_fused(field: SirenField, draws: RayDraws, *, accurate: bool, with_gr
     """
     coarse = draws.stratified.shape[2]
     fine = 0 if draws.importance is None else draws.importance.shape[2]
-    samples = coarse + fine
-    width, color = field.second.weight.shape[1], field.color.weight.shape[1]
-    if width > WIDTH_MAX or color > COLOR_MAX:
-        return f"the fused kernel has room for widths up to {WIDTH_MAX} and {COLOR_MAX}, not for {width} and {color}"
+    samples, device = coarse + fine, field.density_weight.device
+    if isinstance(field, DeepSirenField):
+        width, color = field.trunk_bias.shape[1], field.color_bias.shape[0]
+        width_max = color_max = deep.WIDTH_MAX
+    else:
+        width, color = field.second.weight.shape[1], field.color.weight.shape[1]
+        width_max, color_max = WIDTH_MAX, COLOR_MAX
+    if width > width_max or color > color_max:
+        return f"the fused kernel has room for widths up to {width_max} and {color_max}, not for {width} and {color}"
     if samples > SAMPLES_MAX:
         return f"the fused kernel has room for {SAMPLES_MAX} samples a ray, not for {samples}"
-    if not _fits(field.density_weight.device, coarse, fine, accurate, with_gradients):
+    if isinstance(field, DeepSirenField):
+        fits, with_gradients = deep.deep_kernel_fits(device, coarse, fine, accurate), False
+    else:
+        fits = _fits(device, coarse, fine, accurate, with_gradients)
+    if not fits:
         kind = f"{'accurate' if accurate else '16-bit'} fused kernel{'s with gradients' if with_gradients else ''}"
-        return f"the shared memory of {field.density_weight.device} has no room for the {kind}"
+        return f"the shared memory of {device} has no room for the {kind}"
     return None
 
 
 def render_rays(
     origins: Tensor,
     directions: Tensor,
-    field: SirenField,
+    field: SirenField | DeepSirenField,
     draws: RayDraws,
     t_near: float,
     t_far: float,
@@ -108,18 +100,19 @@ def render_rays(
 ) -> RenderedRays:
     """`march_rays` through a field of sine layers, without anything a sample in device memory.
 
-    Kernels keep samples, depths, densities and colours on the chip, and their backward computes the field anew. Plain
-    PyTorch, and kernels where `why_not_fused` says why, go through the same computation op by op.
+    Kernels keep samples, depths, densities and colours on the chip. The backward computes the field anew: of a shallow
+    field on the chip too, of a deep one op by op, for a bounded number of samples at a time. Plain PyTorch, and kernels
+    where `why_not_fused` says why, go through the same computation op by op.
 
     Args:
         origins, directions: [B, R, 3].
-        field: `SirenField`, folded for B images.
+        field: `SirenField`, folded for B images, or `DeepSirenField`; its colours are composited as they are.
         draws: `RayDraws`; without fine samples, `importance` is None.
         t_near, t_far: range of depths in scene units.
         activation, last_back: see `composite`.
         operands: None for products as accurate as float32's (kernels split each operand in two float16). A 16-bit
             dtype rounds them: kernels always to float16, since sines amplify what bfloat16 loses (relative errors of
-            about 5e-4 in colours and gradients); plain PyTorch runs them under autocast.
+            about 5e-4 in colours and gradients, more in a deep field); plain PyTorch runs them under autocast.
 
     Returns:
         `RenderedRays`.
@@ -127,27 +120,29 @@ def render_rays(
     Raises:
         ValueError: a shape does not fit; the argument is named.
 
-    Source: CIPS-3D (arXiv 2110.09788), section 3.1; NeRF (arXiv 2003.08934), section 5.
+    Source: CIPS-3D (arXiv 2110.09788), section 3.1; pi-GAN (arXiv 2012.00926), section 3.1; NeRF (arXiv 2003.08934),
+    section 5.
     """
-    check_render_rays(origins, directions, field, draws, activation)
-    tensors = (origins, directions, *draws, *_tensors(field))
-    reason: str | None = ""
+    accurate = operands is None
+    if isinstance(field, DeepSirenField):
+        deep.check_deep_rays(origins, directions, field, draws, activation)
+        tensors: tuple[Tensor | None, ...] = (origins, directions, *draws, *field)
+        evaluate: Field = partial(evaluate_deep_field, field, directions, operands=operands)
+    else:
+        check_render_rays(origins, directions, field, draws, activation)
+        tensors = (origins, directions, *draws, *_tensors(field))
+        evaluate = partial(evaluate_field, field, operands=operands)
     if kernels_take(origins, *tensors[1:]):
         differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        reason = why_not_fused(field, draws, accurate=operands is None, with_gradients=differentiated)
-        if reason is not None:
-            _warn_once(reason)
-    if reason is None:
-        colors, opacity, depth, weights, depths, _ = _OP(
-            *tensors,
-            *(field.ball_density, field.ball_radius, t_near, t_far, activation, last_back, operands is None),
-        )
-        return RenderedRays(colors, opacity, depth, weights, depths)
+        reason = why_not_fused(field, draws, accurate=accurate, with_gradients=differentiated)
+        if reason is None:
+            settings = (t_near, t_far, activation, last_back, accurate)
+            if isinstance(field, DeepSirenField):
+                return deep.render_deep_rays(origins, directions, field, draws, *settings)
+            return RenderedRays(*_OP(*tensors, field.ball_density, field.ball_radius, *settings)[:5])
+        warn_composed(reason)
     seen, depths = march_rays(
-        partial(evaluate_field, field, operands=operands),
-        *(origins, directions, draws, t_near, t_far),
-        activation=activation,
-        last_back=last_back,
+        *(evaluate, origins, directions, draws, t_near, t_far), activation=activation, last_back=last_back
     )
     return RenderedRays(seen.features, seen.opacity, seen.depth, seen.weights, depths)
 
@@ -165,22 +160,8 @@ def evaluate_field(field: SirenField, points: Tensor, *, operands: torch.dtype |
 
 def check_render_rays(origins: Tensor, directions: Tensor, field: SirenField, draws: RayDraws, activation: str) -> int:
     """Raise ValueError, naming the argument, unless these fit together; returns the samples a ray."""
-    batch, rays, _ = check_shape("origins", origins, (None, None, 3))
-    check_shape("directions", directions, (batch, rays, 3))
-    _, _, coarse = check_shape("draws.stratified", draws.stratified, (batch, rays, None))
-    samples = coarse
-    if draws.importance is not None:
-        samples += check_shape("draws.importance", draws.importance, (batch, rays, None))[2]
-        if coarse < 3:
-            raise ValueError(f"draws.stratified must hold at least 3 samples a ray to resample from, got {coarse}")
-    if coarse < 1:
-        raise ValueError("draws.stratified must hold at least one sample a ray")
-    for name, noise, count in (
-        ("coarse_noise", draws.coarse_noise, coarse),
-        ("merged_noise", draws.merged_noise, samples),
-    ):
-        if noise is not None:
-            check_shape(f"draws.{name}", noise, (batch, rays, count))
+    samples = check_draws(origins, directions, draws, activation)
+    batch = origins.shape[0]
     _, width, _ = check_shape("field.first.weight", field.first.weight, (batch, None, 3))
     check_shape("field.first.bias", field.first.bias, (batch, width))
     check_shape("field.second.weight", field.second.weight, (batch, width, width))
@@ -189,8 +170,6 @@ def check_render_rays(origins: Tensor, directions: Tensor, field: SirenField, dr
     check_shape("field.color.bias", field.color.bias, (batch, color))
     check_shape("field.density_weight", field.density_weight, (width,))
     check_shape("field.density_bias", field.density_bias, (1,))
-    if activation not in DENSITY_ACTIVATIONS:
-        raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
     return samples
 
 
@@ -281,7 +260,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if all(grad is None for grad in grads[:4]):
         return (None,) * len(ctx.needs_input_grad)
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(inputs, needed, grads[:4], ctx.settings), *none
+        return *differentiate_outputs(_reference, inputs, needed, grads[:4], ctx.settings), *none
     ball_density, ball_radius, _, _, activation, last_back, accurate = ctx.settings
     origins, directions, draws, field = _unpack(tuple(inputs), (ball_density, ball_radius))
     if grad_colors is None:
@@ -295,35 +274,6 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     )
     gradients = (of_origins, of_directions, None, None, None, None, *of_layers)
     return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
-
-
-def _differentiable_gradients(
-    inputs: Sequence[Tensor | None],
-    needed: Sequence[bool],
-    grads: Sequence[Tensor | None],
-    settings: tuple[Any, ...],
-) -> tuple[Tensor | None, ...]:
-    """The gradients as autograd computes them from the composed ops, to be differentiated again."""
-    given = [i for i, x in enumerate(inputs) if x is not None]
-    wanted = [i for i, grad in enumerate(grads) if grad is not None]
-
-    def outputs_with_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
-        arguments: list[Any] = [None] * INPUTS
-        for i, x in zip(given, tensors, strict=True):
-            arguments[i] = x
-        outputs = _reference(*arguments, *settings)
-        return tuple(outputs[i] for i in wanted)
-
-    found = differentiate_reference(
-        outputs_with_gradient,
-        [x for x in inputs if x is not None],
-        [needed[i] for i in given],
-        [grad for grad in grads if grad is not None],
-    )
-    gradients: list[Tensor | None] = [None] * INPUTS
-    for i, gradient in zip(given, found, strict=True):
-        gradients[i] = gradient
-    return tuple(gradients)
 
 
 # Its gradients from the depths, transmittances and weights that the forward has left.
@@ -371,7 +321,7 @@ def _scale(grad_colors: Tensor) -> Tensor:
     return torch.ldexp(grad_colors.new_ones(1), (SCALE_EXPONENT - exponent).clamp(-100, 100))
 
 
-# Where the kernel puts the sums of each of the op's layers (`GradientLayout` in csrc/render_rays_backward.cu).
+# Where the kernel puts the sums of each of the op's layers (`GradientLayout` in csrc/layer_sums.h).
 PLACES = (6, 7, 0, 1, 4, 5, 2, 3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,3 +36,38 @@ def differentiate_reference(
     wanted = [x for x, needed in zip(inputs, needs_gradient, strict=True) if needed and x is not None]
     gradients = iter(torch.autograd.grad(outputs, wanted, list(output_gradients), create_graph=True, allow_unused=True))
     return tuple(next(gradients) if needed else None for needed in needs_gradient)
+
+
+def differentiate_outputs(
+    reference: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    needs_gradient: Sequence[bool],
+    output_gradients: Sequence[Tensor | None],
+    settings: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:
+    """`differentiate_reference` for an op of several outputs, some of which have no gradient.
+
+    Args:
+        reference: the op as a function of `inputs` and `settings`; None for an input that was left out.
+        output_gradients: one for each of the first outputs, None where there is none.
+    """
+    given = [i for i, x in enumerate(inputs) if x is not None]
+    wanted = [i for i, grad in enumerate(output_gradients) if grad is not None]
+
+    def outputs_with_gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments: list[Any] = [None] * len(inputs)
+        for i, x in zip(given, tensors, strict=True):
+            arguments[i] = x
+        outputs = reference(*arguments, *settings)
+        return tuple(outputs[i] for i in wanted)
+
+    found = differentiate_reference(
+        outputs_with_gradient,
+        [x for x in inputs if x is not None],
+        [needs_gradient[i] for i in given],
+        [grad for grad in output_gradients if grad is not None],
+    )
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(given, found, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)

@@ -15,7 +15,7 @@ dim3 blockDim, gridDim;
 namespace cips3d::emulation {
 namespace {
 
-constexpr size_t kMostShared = 227 << 10;  // a block of compute capability 9.0
+size_t most_shared = 227 << 10;  // a block of compute capability 9.0
 
 uint64_t schedule = 0;
 const auto one_grid_at_a_time = std::make_unique<std::mutex>();  // on the heap: see forget_static_variables
@@ -32,7 +32,7 @@ void check_configuration(dim3 grid, dim3 block, size_t shared) {
   check(threads > 0 && threads <= kMostThreads, "a block of " + describe(block) + " threads");
   check(grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x < 1u << 31 && grid.y < 1u << 16 && grid.z < 1u << 16,
         "a grid of " + describe(grid) + " blocks");
-  check(shared <= kMostShared, std::to_string(shared) + " bytes of shared memory");
+  check(shared <= most_shared, std::to_string(shared) + " bytes of shared memory");
 }
 
 }  // namespace
@@ -40,6 +40,9 @@ void check_configuration(dim3 grid, dim3 block, size_t shared) {
 std::string describe(Site site) { return std::string(site.file) + ":" + std::to_string(site.line); }
 
 void set_schedule(uint64_t seed) { schedule = seed; }
+
+void set_shared_limit(size_t bytes) { most_shared = bytes; }
+size_t shared_limit() { return most_shared; }
 
 void run_grid(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context) {
   check_configuration(grid, block, shared);

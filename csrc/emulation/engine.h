@@ -31,6 +31,10 @@ void run_grid(dim3 grid, dim3 block, size_t shared, Body body) {
 // The order in which blocks, warps and lanes run where nothing orders them is drawn from `seed`; 0 is index order.
 void set_schedule(uint64_t seed);
 
+// The most dynamic shared memory of a block, in bytes; without a call, that of compute capability 9.0.
+void set_shared_limit(size_t bytes);
+size_t shared_limit();
+
 // Array `index` of the block's dynamic shared memory.
 void* shared_array(size_t bytes, unsigned index);
 

@@ -225,6 +225,33 @@ def render_rays(module: ModuleType) -> None:
         module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
 
 
+def render_deep_rays(module: ModuleType) -> None:
+    """Both precisions; channels that fill no strip, two strips and three, rays that fill no step."""
+    images, rays, coarse, fine, depth, width, color = 2, 11, 4, 3, 3, 70, 130
+    samples = coarse + fine
+    uniform = np.random.default_rng(1).random
+    origins, directions = normal(images, rays, 3), normal(images, rays, 3)
+    draws = [uniform((images, rays, n)).astype(np.float32) for n in (coarse, fine)]
+    noise = [normal(images, rays, n) for n in (coarse, samples)]
+    field = [normal(width, 3), normal(depth - 1, width, width), normal(depth, width)]
+    field += [normal(images, depth, width) for _ in range(2)] + [normal(width), normal(1)]
+    field += [normal(color, 3 + width), normal(color), normal(images, color), normal(images, color)]
+    field += [normal(3, color), normal(3)]
+    outputs = [normal(images, rays, 3), normal(images, rays), normal(images, rays)]
+    outputs += [normal(images, rays, samples) for _ in range(2)]
+    most = module.shared_limit()
+    # Three stages of weights, two, and half as many samples at a time.
+    for accurate, limit in ((False, most), (True, 163 << 10), (False, 99 << 10)):
+        module.set_shared_limit(limit)
+        assert module.render_deep_rays_fits(DEVICE, coarse, fine, accurate)
+        size = module.render_deep_rays_workspace(images, depth, width, color, accurate)
+        workspace = np.empty(size, np.uint8)
+        given = map(address, [origins, directions, *draws, *noise, *field, workspace, *outputs])
+        sizes = (images, rays, coarse, fine, depth, width, color, 0.88, 1.12)
+        module.render_deep_rays(DEVICE, STREAM, *given, *sizes, False, True, accurate)
+    module.set_shared_limit(most)
+
+
 CASES: dict[str, Callable[[ModuleType], None]] = {
     "bias_leaky_relu": bias_leaky_relu,
     "upfirdn2d": upfirdn2d,
@@ -236,4 +263,5 @@ CASES: dict[str, Callable[[ModuleType], None]] = {
     "film_siren": film_siren,
     "film_siren_points": film_siren_points,
     "render_rays": render_rays,
+    "render_deep_rays": render_deep_rays,
 }

@@ -16,8 +16,8 @@ from torch import Tensor
 from cips3d.cameras import Cameras
 from cips3d.ops.film_siren import FoldedLayer
 from cips3d.ops.library import OPS
-from cips3d.ops.march import RayDraws
-from cips3d.ops.render_rays import RenderedRays, SirenField, _warned, render_rays
+from cips3d.ops.march import RayDraws, RenderedRays, _warned
+from cips3d.ops.render_rays import SirenField, render_rays
 
 # Accurate products keep about 22 bits of both operands, so what is left is float32's own rounding, amplified by phases
 # of tens of radians: as for plain float32. Fast ones round operands to 11 bits: 2⁻¹² each on average over a layer's

@@ -1,0 +1,93 @@
+"""A deep radiance field of sine layers that sees the direction of a ray, evaluated op by op."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cips3d.ops import kernels
+from cips3d.ops.checks import check_shape
+from cips3d.ops.film_siren import Precision, film_siren
+
+
+class DeepSirenField(NamedTuple):
+    """pi-GAN's radiance field: L sine layers of W channels, then a density and a colour layer of C.
+
+    h1 = sin(g1 ⊙ (W1 p + b1) + s1), hk = sin(gk ⊙ (Wk hk-1 + bk) + sk), σ = v · hL + c,
+    colour = sigmoid(H sin(g ⊙ (Wc [d, hL] + bc) + s) + e), for a point p and the direction d of its ray.
+
+    Gains g and shifts s are those of B images, everything else is shared. Two layers or more.
+    """
+
+    first_weight: Tensor  # [W, 3]
+    hidden_weight: Tensor  # [L - 1, W, W] layers 2 to L
+    trunk_bias: Tensor  # [L, W]
+    trunk_gain: Tensor  # [B, L, W]
+    trunk_shift: Tensor  # [B, L, W]
+    density_weight: Tensor  # [W]
+    density_bias: Tensor  # [1]
+    color_weight: Tensor  # [C, 3 + W] the direction first
+    color_bias: Tensor  # [C]
+    color_gain: Tensor  # [B, C]
+    color_shift: Tensor  # [B, C]
+    head_weight: Tensor  # [3, C]
+    head_bias: Tensor  # [3]
+
+
+def check_deep_field(field: DeepSirenField, batch: int) -> None:
+    """Raise ValueError, naming the argument, unless the field's tensors fit together and to a batch of images."""
+    width, _ = check_shape("field.first_weight", field.first_weight, (None, 3))
+    hidden, _, _ = check_shape("field.hidden_weight", field.hidden_weight, (None, width, width))
+    if hidden < 1:
+        raise ValueError("field.hidden_weight must hold at least one layer, got none")
+    color, _ = check_shape("field.color_weight", field.color_weight, (None, 3 + width))
+    shapes: dict[str, tuple[int, ...]] = {
+        "trunk_bias": (hidden + 1, width),
+        "trunk_gain": (batch, hidden + 1, width),
+        "trunk_shift": (batch, hidden + 1, width),
+        "density_weight": (width,),
+        "density_bias": (1,),
+        "color_bias": (color,),
+        "color_gain": (batch, color),
+        "color_shift": (batch, color),
+        "head_weight": (3, color),
+        "head_bias": (3,),
+    }
+    for name, shape in shapes.items():
+        check_shape(f"field.{name}", getattr(field, name), shape)
+
+
+def evaluate_deep_field(
+    field: DeepSirenField, directions: Tensor, points: Tensor, *, operands: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Raw density [B, R·S] and colours [B, R·S, 3] in (0, 1) at S points of each ray.
+
+    Args:
+        directions: [B, R, 3] of the rays.
+        points: [B, R·S, 3], ray after ray.
+        operands: a 16-bit dtype for products under autocast, float16 where kernels compute; None: none.
+    """
+    fast = operands is not None
+    if fast and kernels.take(points):
+        operands = torch.float16  # sines amplify what bfloat16 loses
+    gains, shifts = field.trunk_gain.unbind(1), field.trunk_shift.unbind(1)
+    precision: Precision = "fast" if fast else "highest"
+    with torch.autocast(points.device.type, dtype=operands, enabled=fast):
+        h = points
+        weights = (field.first_weight, *field.hidden_weight)
+        for weight, bias, gain, shift in zip(weights, field.trunk_bias, gains, shifts, strict=True):
+            h = film_siren(h, weight, bias, gain, shift, precision=precision)
+        density = (h @ field.density_weight.to(h.dtype) + field.density_bias).to(points.dtype)
+        seen = torch.cat([along_rays(directions, points).to(h.dtype), h], dim=-1)
+        color = (field.color_weight, field.color_bias, field.color_gain, field.color_shift)
+        raw = film_siren(seen, *color, precision=precision) @ field.head_weight.to(h.dtype).mT + field.head_bias
+    return density, torch.sigmoid(raw.to(points.dtype))
+
+
+def along_rays(directions: Tensor, points: Tensor) -> Tensor:
+    """Directions [B, R, 3] of rays for each of their points [B, R·S, 3], as [B, R·S, 3]."""
+    batch, rays, _ = directions.shape
+    samples = points.shape[1] // max(rays, 1)
+    return directions[:, :, None].expand(batch, rays, samples, 3).reshape(points.shape)

@@ -1,0 +1,269 @@
+"""`render_rays` through a deep field in one kernel, and its gradients op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cips3d.ops import kernels
+from cips3d.ops.deep_field import DeepSirenField, along_rays, check_deep_field, evaluate_deep_field
+from cips3d.ops.film_siren_op import Parameters, sine
+from cips3d.ops.library import OPS, define
+from cips3d.ops.march import RayDraws, RenderedRays, check_draws, march_rays
+from cips3d.ops.ray_tensors import require_float32
+from cips3d.ops.second_order import differentiate_outputs
+from cips3d.ops.stratified import ray_points
+
+WIDTH_MAX = 256  # of any layer: what the kernel has room for
+GRADIENT_SAMPLES = 1 << 15  # whose activations the backward keeps at a time: 0.3 GB for eight layers of 256
+
+
+@torch.compiler.assume_constant_result
+def deep_kernel_fits(device: torch.device, coarse: int, fine: int, accurate: bool) -> bool:
+    """Whether a device's shared memory has room for the kernel."""
+    fits: bool = kernels.module_for(device).render_deep_rays_fits(device.index or 0, coarse, fine, accurate)
+    return fits
+
+
+def render_deep_rays(
+    origins: Tensor,
+    directions: Tensor,
+    field: DeepSirenField,
+    draws: RayDraws,
+    t_near: float,
+    t_far: float,
+    activation: str,
+    last_back: bool,
+    accurate: bool,
+) -> RenderedRays:
+    """The registered op; see `render_rays` for the arguments, which it has checked."""
+    return RenderedRays(*_OP(origins, directions, *draws, *field, t_near, t_far, activation, last_back, accurate))
+
+
+def check_deep_rays(
+    origins: Tensor, directions: Tensor, field: DeepSirenField, draws: RayDraws, activation: str
+) -> int:
+    """Raise ValueError, naming the argument, unless these fit together; returns the samples a ray."""
+    samples = check_draws(origins, directions, draws, activation)
+    check_deep_field(field, origins.shape[0])
+    return samples
+
+
+FIELD = len(DeepSirenField._fields)
+INPUTS = 6 + FIELD  # tensors of the op
+
+
+def _unpack(tensors: tuple[Any, ...]) -> tuple[Tensor, Tensor, RayDraws, DeepSirenField]:
+    """What the op's tensors are."""
+    origins, directions, *others = tensors
+    return origins, directions, RayDraws(*others[:4]), DeepSirenField(*others[4:])
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, directions, draws, field = _unpack(arguments[:INPUTS])
+    t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
+    seen, depths = march_rays(
+        partial(evaluate_deep_field, field, directions),
+        *(origins, directions, draws, t_near, t_far),
+        activation=activation,
+        last_back=last_back,
+    )
+    return seen.features, seen.opacity, seen.depth, seen.weights, depths.clone()
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, directions, draws, field = _unpack(arguments[:INPUTS])
+    samples = check_deep_rays(origins, directions, field, draws, arguments[INPUTS + 2])
+    rays = origins.shape[:2]
+    return (
+        origins.new_empty(*rays, 3),
+        *(origins.new_empty(rays) for _ in range(2)),
+        *(origins.new_empty(*rays, samples) for _ in range(2)),
+    )
+
+
+def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    tensors = arguments[:INPUTS]
+    t_near, t_far, activation, last_back, accurate = arguments[INPUTS:]
+    outputs = _fake(*arguments)
+    origins, _, draws, field = _unpack(tensors)
+    require_float32(origins=origins, **field._asdict())
+    images, rays = origins.shape[:2]
+    if images * rays > 0:
+        fine = 0 if draws.importance is None else draws.importance.shape[2]
+        sizes = (field.trunk_bias.shape[0], field.trunk_bias.shape[1], field.color_bias.shape[0])
+        size = kernels.module_for(origins.device).render_deep_rays_workspace(images, *sizes, accurate)
+        workspace = origins.new_empty(size, dtype=torch.uint8)
+        kernels.launch(
+            "render_deep_rays",
+            *(None if x is None else x.contiguous() for x in tensors),
+            *(workspace, *outputs),
+            *(images, rays, draws.stratified.shape[2], fine, *sizes),
+            *(t_near, t_far, activation == "softplus", last_back, accurate),
+        )
+    return outputs
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.settings = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[:INPUTS], output[4])
+    ctx.set_materialize_grads(False)  # most outputs have no gradient
+
+
+def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, depths = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:INPUTS]
+    none = (None,) * (len(ctx.needs_input_grad) - INPUTS)
+    if all(grad is None for grad in grads[:4]):
+        return (None,) * len(ctx.needs_input_grad)
+    if torch.is_grad_enabled():
+        return *differentiate_outputs(_reference, inputs, needed, grads[:4], ctx.settings), *none
+    origins, directions, draws, field = _unpack(tuple(inputs))
+    _, _, activation, last_back, accurate = ctx.settings
+    noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
+    with_rays = needed[0] or needed[1]
+    *of_field, of_origins, of_directions = _BACKWARD(
+        *(origins, directions, depths, noise, *grads[:4], *field, activation, last_back, accurate, with_rays)
+    )
+    gradients = (of_origins, of_directions, None, None, None, None, *of_field)
+    return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
+
+
+# Its gradients: the field evaluated once more at the depths that the forward has left, layer by layer through the
+# kernels of sine layers, for so few rays at a time that their activations take little memory.
+
+
+class _Evaluation(NamedTuple):
+    """What the gradients need of a field at N = R·S points."""
+
+    layers: list[tuple[Tensor, Parameters]]  # inputs [B, N, in] of the trunk's layers and of the colour layer
+    trunk: Tensor  # [B, N, W]
+    density: Tensor  # [B, N] raw
+    activations: Tensor  # [B, N, C] of the colour layer
+    colors: Tensor  # [B, N, 3]
+
+
+def _parameters(field: DeepSirenField) -> Iterator[Parameters]:
+    """Of the trunk's layers, then of the colour layer."""
+    gains, shifts = field.trunk_gain.unbind(1), field.trunk_shift.unbind(1)
+    for weight, *others in zip(
+        (field.first_weight, *field.hidden_weight), field.trunk_bias, gains, shifts, strict=True
+    ):
+        yield Parameters(weight, *others)
+    yield Parameters(field.color_weight, field.color_bias, field.color_gain, field.color_shift)
+
+
+def _evaluate(field: DeepSirenField, directions: Tensor, points: Tensor, fast: bool) -> _Evaluation:
+    *trunk, color = _parameters(field)
+    layers, h = [], points
+    for parameters in trunk:
+        layers.append((h, parameters))
+        h = sine(h, parameters, h.dtype, fast=fast)
+    layers.append((torch.cat([along_rays(directions, points), h], dim=-1), color))
+    activations = sine(*layers[-1], h.dtype, fast=fast)
+    colors = torch.sigmoid(activations @ field.head_weight.mT + field.head_bias)
+    return _Evaluation(layers, h, h @ field.density_weight + field.density_bias, activations, colors)
+
+
+def _differentiate(
+    seen: _Evaluation, field: DeepSirenField, of_density: Tensor, of_colors: Tensor, fast: bool, with_rays: bool
+) -> tuple[DeepSirenField, Tensor, Tensor]:
+    """Gradients of the field, of the points [B, N, 3] and of their directions [B, N, 3] from those at its outputs."""
+    of_raw = of_colors * seen.colors * (1 - seen.colors)
+
+    def through(layer: tuple[Tensor, Parameters], grad: Tensor, with_input: bool) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, layer[0], *layer[1], fast, with_input, True)
+        return found
+
+    of_input, *of_color = through(seen.layers[-1], of_raw @ field.head_weight, True)
+    of_directions = of_input[..., :3]
+    grad = torch.addcmul(of_input[..., 3:], of_density[..., None], field.density_weight)
+    of_trunk: list[tuple[Tensor, ...]] = []
+    for k in reversed(range(len(seen.layers) - 1)):
+        grad, *of_layer = through(seen.layers[k], grad, with_rays or k > 0)
+        of_trunk.insert(0, tuple(of_layer))
+    weights, biases, gains, shifts = zip(*of_trunk, strict=True)
+    of_color_weight, of_color_bias, of_color_gain, of_color_shift = of_color
+    return (
+        DeepSirenField(
+            first_weight=weights[0],
+            hidden_weight=torch.stack(weights[1:]),
+            trunk_bias=torch.stack(biases),
+            trunk_gain=torch.stack(gains, 1),
+            trunk_shift=torch.stack(shifts, 1),
+            density_weight=(of_density.flatten()[:, None] * seen.trunk.flatten(0, 1)).sum(0),
+            density_bias=of_density.sum().view(1),
+            color_weight=of_color_weight,
+            color_bias=of_color_bias,
+            color_gain=of_color_gain,
+            color_shift=of_color_shift,
+            head_weight=of_raw.flatten(0, 1).mT @ seen.activations.flatten(0, 1),
+            head_bias=of_raw.sum((0, 1)),
+        ),
+        grad,
+        of_directions,
+    )
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, directions, depths, noise, *grads = arguments[:8]
+    field = DeepSirenField(*arguments[8 : 8 + FIELD])
+    activation, last_back, accurate, with_rays = arguments[8 + FIELD :]
+    images, rays, samples = depths.shape
+    total = [x.new_zeros(x.shape) for x in field]
+    of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
+    step = max(1, GRADIENT_SAMPLES // max(1, images * samples))
+    for start in range(0, rays if images > 0 else 0, step):
+        some = slice(start, start + step)
+        o, d, t = origins[:, some], directions[:, some], depths[:, some].contiguous()
+        seen = _evaluate(field, d, ray_points(o, d, t).flatten(1, 2), not accurate)
+        of_colors, of_opacity, of_depth, of_weights = (None if g is None else g[:, some].contiguous() for g in grads)
+        at_samples = (seen.density.view(t.shape), seen.colors.view(*t.shape, 3), t)
+        of_density, of_values, *_ = OPS["composite_backward"](
+            *(*at_samples, None, None, None, None if noise is None else noise[:, some].contiguous()),
+            *(of_colors, of_depth, of_weights, None, of_opacity),
+            *(activation, last_back, False, True, of_colors is not None, False),
+        )
+        if of_colors is None:
+            of_values = torch.zeros_like(at_samples[1])
+        found, of_points, of_d = _differentiate(
+            *(seen, field, of_density.flatten(1), of_values.flatten(1, 2), not accurate, with_rays)
+        )
+        for sum_so_far, part in zip(total, found, strict=True):
+            sum_so_far += part
+        if with_rays:
+            of_points = of_points.view(*t.shape, 3)
+            of_origins[:, some] = of_points.sum(2)
+            of_directions[:, some] = (of_points * t[..., None] + of_d.reshape(of_points.shape)).sum(2)
+    return *total, of_origins, of_directions
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, with_rays = arguments[0], arguments[-1]
+    of_rays = (origins.new_empty(origins.shape if with_rays else 0) for _ in range(2))
+    return *(x.new_empty(x.shape) for x in arguments[8 : 8 + FIELD]), *of_rays
+
+
+_FIELD_SCHEMA = ", ".join(f"Tensor {name}" for name in DeepSirenField._fields)
+_OP = define(
+    "render_deep_rays(Tensor origins, Tensor directions, Tensor stratified, Tensor? importance, Tensor? coarse_noise, "
+    f"Tensor? merged_noise, {_FIELD_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool accurate)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernel=_kernel,
+    reference=_reference,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_gradients,
+)
+_BACKWARD = define(
+    "render_deep_rays_backward(Tensor origins, Tensor directions, Tensor depths, Tensor? noise, Tensor? grad_colors, "
+    f"Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, {_FIELD_SCHEMA}, str activation, bool last_back, "
+    f"bool accurate, bool with_rays) -> ({', '.join(['Tensor'] * (FIELD + 2))})",
+    kernel=_backward,
+    reference=_backward,
+    fake=_backward_fake,
+)

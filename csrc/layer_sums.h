@@ -1,0 +1,210 @@
+// What the backward of render_rays adds up over samples: what a step leaves in shared memory, and the sums, spread over
+// the registers of a block.
+#pragma once
+#include "siren_field.h"
+
+namespace cips3d {
+
+constexpr int kBackwardWarps = 8;  // of a block
+
+// The gradients of one image's layers, as one array of floats, the second layer's weight [width, width] first.
+struct GradientLayout {
+  int width, color;
+  __host__ __device__ int second_bias() const { return width * width; }                  // [width]
+  __host__ __device__ int color_weight() const { return second_bias() + width; }         // [color, width]
+  __host__ __device__ int color_bias() const { return color_weight() + color * width; }  // [color]
+  __host__ __device__ int density_weight() const { return color_bias() + color; }        // [width]
+  __host__ __device__ int density_bias() const { return density_weight() + width; }      // [1]
+  __host__ __device__ int first() const { return density_bias() + 1; }                   // [width, 3]
+  __host__ __device__ int first_bias() const { return first() + 3 * width; }             // [width]
+  __host__ __device__ int size() const { return first_bias() + width; }
+};
+
+// What the samples of a step leave in shared memory for the sums, as rows of halves; in the accurate mode twice, high
+// and low parts.
+template <int kWidth, int kColor, bool kAccurate>
+struct StepBuffers {
+  static constexpr int kParts = kAccurate ? 2 : 1;
+  static constexpr int kRowWarps = kAccurate ? 2 : kBackwardWarps;  // warps with samples of their own
+  static constexpr int kRows = 16 * kRowWarps;
+  static constexpr int kWide = kWidth + kPadHalves, kNarrow = kColor + 16 + kPadHalves, kPoint = 8 + kPadHalves;
+
+  half* h1;      // [kParts, kRows, kWide] the second layer's input
+  half* h2;      // [kParts, kRows, kWide] the colour layer's and the density's input
+  half* second;  // [kParts, kRows, kWide] first the cosine of the second phase, then the gradient of that phase
+  half* first;   // [kParts, kRows, kWide] gradient of the first phase
+  half* color;   // [kParts, kRows, kNarrow] gradient of the colour phase; column kColor: of the raw density
+  half* point;   // [kRows, kPoint] x, y, z, 1, and what the rounding of x, y, z left over
+
+  static constexpr size_t bytes() {
+    return 4 * shared_bytes<half>(kParts * kRows * kWide) + shared_bytes<half>(kParts * kRows * kNarrow) +
+           shared_bytes<half>(kRows * kPoint);
+  }
+  __device__ __forceinline__ explicit StepBuffers(SharedArrays& shared)
+      : h1(shared.take<half>(kParts * kRows * kWide)),
+        h2(shared.take<half>(kParts * kRows * kWide)),
+        second(shared.take<half>(kParts * kRows * kWide)),
+        first(shared.take<half>(kParts * kRows * kWide)),
+        color(shared.take<half>(kParts * kRows * kNarrow)),
+        point(shared.take<half>(kRows * kPoint)) {}
+
+  // Writes a pair of neighbouring columns of a row.
+  template <int kRow>
+  __device__ __forceinline__ static void put(half* buffer, int row, int column, uint32_t high, uint32_t low) {
+    memcpy(buffer + row * kRow + column, &high, sizeof(high));
+    if (kAccurate) memcpy(buffer + (kRows + row) * kRow + column, &low, sizeof(low));
+  }
+  template <int kRow>
+  __device__ __forceinline__ static float2 get(const half* buffer, int row, int column) {
+    uint32_t pair;
+    memcpy(&pair, buffer + row * kRow + column, sizeof(pair));
+    float2 value = Operand<half>::unpack(pair);
+    if (kAccurate) {
+      memcpy(&pair, buffer + (kRows + row) * kRow + column, sizeof(pair));
+      const float2 low = Operand<half>::unpack(pair);
+      value.x += low.x;
+      value.y += low.y;
+    }
+    return value;
+  }
+};
+
+// The sums over samples, spread over the warps of a block: a warp has 16 rows of the second layer's matrix (its part of
+// the columns where the matrix has fewer than 8 such strips) and pairs of 8 columns of the colour layer's.
+template <int kWidth, int kColor, bool kAccurate>
+struct LayerSums {
+  using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
+  static constexpr int kStrips = kWidth / 16;                          // of 16 rows or columns
+  static constexpr int kSharers = kBackwardWarps / kStrips;            // warps that share a strip of rows
+  static constexpr int kSecond = (kStrips + kSharers - 1) / kSharers;  // strips of columns a warp
+  static constexpr int kColorStrips = kColor / 16 + 1;                 // and one for the density
+  static_assert(kStrips <= kBackwardWarps && kColorStrips <= kBackwardWarps, "one strip of rows a warp");
+
+  float second[kSecond][2][4];
+  float second_bias[4];
+  float first[4];
+  float color[kColorStrips][2][4];
+  float color_bias[4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int k = 0; k < kSecond; k++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) second[k][i / 4][i % 4] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kColorStrips; k++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) color[k][i / 4][i % 4] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) second_bias[i] = first[i] = color_bias[i] = 0.0f;
+  }
+
+  // An operand A [16, 16] that is the transpose of rows `row` to row + 15, columns `column` to column + 15 of a buffer.
+  template <int kRow>
+  __device__ __forceinline__ static void load_transposed(uint32_t (&a)[4], const half* buffer, int row, int column,
+                                                         int lane) {
+    ldmatrix_x4_trans(a, buffer + (row + lane % 8 + lane / 16 * 8) * kRow + column + lane / 8 % 2 * 8);
+  }
+  // Two operands B [16, 8] side by side: rows `row` to row + 15, columns `column` to column + 15 of a buffer.
+  template <int kRow>
+  __device__ __forceinline__ static void load_pair(uint32_t (&b)[4], const half* buffer, int row, int column,
+                                                   int lane) {
+    ldmatrix_x4_trans(b, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
+  }
+  __device__ __forceinline__ static void multiply_pair(float (&accumulator)[2][4], const uint32_t (&a)[4],
+                                                       const uint32_t (&b)[4]) {
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+      mma_m16n8k16_f16(accumulator[n], a, pair, accumulator[n]);
+    }
+  }
+
+  // Adds a step's samples; all warps, between two barriers.
+  __device__ __forceinline__ void add(const Buffers& buffers, int warp, int lane) {
+    constexpr int kParts = Buffers::kParts, kRows = Buffers::kRows, kWide = Buffers::kWide;
+    constexpr int kNarrow = Buffers::kNarrow;
+    const int strip = warp % kStrips, share = warp / kStrips;
+#pragma unroll 1
+    for (int row = 0; row < kRows; row += 16) {
+      uint32_t point[2];
+      ldmatrix_x2_trans(point, buffers.point + (row + lane % 16) * Buffers::kPoint);
+#pragma unroll
+      for (int part = 0; part < kParts; part++) {  // of the gradient: high, low
+        uint32_t a[4];
+        load_transposed<kWide>(a, buffers.second + part * kRows * kWide, row, 16 * strip, lane);
+        mma_m16n8k16_f16(second_bias, a, point, second_bias);
+#pragma unroll
+        for (int k = 0; k < kSecond; k++) {
+          const int column = 16 * (share * kSecond + k);
+          if (column >= kWidth) continue;
+#pragma unroll
+          for (int other = 0; other < kParts - part; other++) {  // low · low is below the rounding
+            uint32_t b[4];
+            load_pair<kWide>(b, buffers.h1 + other * kRows * kWide, row, column, lane);
+            multiply_pair(second[k], a, b);
+          }
+        }
+        load_transposed<kWide>(a, buffers.first + part * kRows * kWide, row, 16 * strip, lane);
+        mma_m16n8k16_f16(first, a, point, first);
+        if (warp < kColorStrips) {
+          load_transposed<kNarrow>(a, buffers.color + part * kRows * kNarrow, row, 16 * warp, lane);
+          mma_m16n8k16_f16(color_bias, a, point, color_bias);
+        }
+        if (warp < kStrips) {
+          uint32_t b[kParts][4];
+#pragma unroll
+          for (int other = 0; other < kParts - part; other++)
+            load_pair<kWide>(b[other], buffers.h2 + other * kRows * kWide, row, 16 * warp, lane);
+#pragma unroll
+          for (int k = 0; k < kColorStrips; k++) {
+            load_transposed<kNarrow>(a, buffers.color + part * kRows * kNarrow, row, 16 * k, lane);
+#pragma unroll
+            for (int other = 0; other < kParts - part; other++) multiply_pair(color[k], a, b[other]);
+          }
+        }
+      }
+    }
+  }
+
+  // Writes the sums, divided by the scale, in `GradientLayout`.
+  __device__ __forceinline__ void store(float* to, const GradientLayout& layout, float unscale, int warp, int lane) {
+    const int strip = warp % kStrips, share = warp / kStrips;
+    const int row = lane / 4, pair = lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int out = 16 * strip + row + i / 2 * 8;
+#pragma unroll
+      for (int k = 0; k < kSecond; k++)
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+          const int in = 16 * (share * kSecond + k) + 8 * n + pair + i % 2;
+          if (out < layout.width && in < layout.width) to[out * layout.width + in] = unscale * second[k][n][i];
+        }
+      const int column = pair + i % 2;  // x, y, z, 1, low x, low y, low z, 0
+      // The low parts of a point are four columns, that is two lanes, further on.
+      const float low = __shfl_down_sync(~0u, first[i], 2);
+      if (share == 0 && out < layout.width) {
+        if (column < 3) to[layout.first() + 3 * out + column] = unscale * (first[i] + low);
+        if (column == 3) to[layout.first_bias() + out] = unscale * first[i];
+        if (column == 3) to[layout.second_bias() + out] = unscale * second_bias[i];
+      }
+      const int channel = 16 * warp + row + i / 2 * 8;
+      if (warp < kColorStrips && column == 3) {
+        if (channel < layout.color) to[layout.color_bias() + channel] = unscale * color_bias[i];
+        if (channel == kColor) to[layout.density_bias()] = unscale * color_bias[i];
+      }
+#pragma unroll
+      for (int k = 0; k < kColorStrips; k++)
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+          const int of = 16 * k + row + i / 2 * 8, in = 16 * warp + 8 * n + pair + i % 2;
+          if (warp >= kStrips || in >= layout.width) continue;
+          if (of < layout.color) to[layout.color_weight() + of * layout.width + in] = unscale * color[k][n][i];
+          if (of == kColor) to[layout.density_weight() + in] = unscale * color[k][n][i];
+        }
+    }
+  }
+};
+
+}  // namespace cips3d

@@ -1,0 +1,350 @@
+// The gradients at single samples of rays: the field evaluated once more, the compositing and then layer after layer
+// differentiated.
+#pragma once
+#include "layer_sums.h"
+#include "ray_samples.h"
+
+namespace cips3d {
+
+struct SavedRays {
+  const float* origins;        // [B, R, 3]
+  const float* directions;     // [B, R, 3]
+  const float* depths;         // [B, R, N] ascending
+  const float* transmittance;  // [B, R, N] in front of each sample
+  const float* weights;        // [B, R, N]
+  const float* noise;          // [B, R, N] added to the densities, or null
+};
+
+struct OutputGradients {
+  const float* colors;      // [B, R, C]
+  const float* weight_sum;  // [B, R] or null
+  const float* depth;       // [B, R] or null
+  const float* weights;     // [B, R, N] or null
+  const float* scale;       // [1] a power of two that brings the gradients of colours into float16's range
+};
+
+struct BackwardSettings {
+  int64_t images, rays;
+  int samples;
+  bool softplus, last_back;
+};
+
+// accumulator[n] += A · Wᵀ's transpose, that is A · W, for 16 rows of W [., kRow] from `row` on (the step of the sum)
+// and 16 columns from `column` on.
+template <bool kAccurate, int kRow>
+__device__ __forceinline__ void multiply_step_transposed(float (&accumulator)[2][4], const uint32_t (&high)[4],
+                                                         const uint32_t (&low)[4], const half* weight, int low_offset,
+                                                         int row, int column, int lane) {
+  const half* address = weight + (row + lane % 16) * kRow + column + lane / 16 * 8;
+  uint32_t b[4];
+  ldmatrix_x4_trans(b, address);
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+    mma_m16n8k16_f16(accumulator[n], high, pair, accumulator[n]);
+    if (kAccurate) mma_m16n8k16_f16(accumulator[n], low, pair, accumulator[n]);
+  }
+  if (!kAccurate) return;
+  ldmatrix_x4_trans(b, address + low_offset);
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+    mma_m16n8k16_f16(accumulator[n], high, pair, accumulator[n]);
+  }
+}
+
+// One ray of a lane: what stays the same over its samples, and what runs from back to front.
+struct RayState {
+  float3 origin, direction;
+  float grad_sum, grad_depth, behind, last_gradient;
+  float3 grad_origin, grad_direction;
+  int64_t index;  // of the ray in [B, R]
+  bool there;
+};
+
+// Alpha compositing at one sample, backward; see the composite op.
+struct SampleGradient {
+  float weight;   // what its colour is multiplied with
+  float density;  // gradient of the raw density
+};
+
+__device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, const SavedRays& saved,
+                                                               const OutputGradients& gradients,
+                                                               const BackwardSettings& s, int i, float raw,
+                                                               float grad_of_colors, float depth) {
+  if (!ray.there || i >= s.samples) return {0.0f, 0.0f};
+  const int64_t at = ray.index * s.samples + i;
+  if (saved.noise != nullptr) raw += saved.noise[at];
+  const bool last = i + 1 == s.samples;
+  const float delta = last ? kLastDelta : saved.depths[at + 1] - depth;
+  const float density = activated(raw, s.softplus), slope = activation_slope(raw, s.softplus);
+  const float passed = expf(-delta * density), alpha = 1.0f - passed, light = saved.transmittance[at];
+  float grad = grad_of_colors + ray.grad_depth * depth + ray.grad_sum;
+  if (gradients.weights != nullptr) grad += gradients.weights[at];
+  if (s.last_back) {
+    // The last weight is 1 minus the others: it takes no gradient of its own and its gradient goes off the others'.
+    if (last) {
+      ray.last_gradient = grad;
+      return {saved.weights[at], 0.0f};
+    }
+    grad -= ray.last_gradient;
+  }
+  const float weight = alpha * light;
+  const float grad_alpha = grad * light - ray.behind / (1.0f - alpha + kTransmittanceFloor);
+  ray.behind += grad * weight;
+  return {weight, grad_alpha * delta * passed * slope};
+}
+
+// An operand A [16, 16] of rows `row` to row + 15 of a buffer, columns `column` to column + 15, that the warp has
+// written.
+template <int kRow>
+__device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, int row, int column, int lane) {
+  ldmatrix_x4(a, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
+}
+
+// Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g. Recomputes the field,
+// differentiates the compositing and then layer after layer, and leaves in the buffers what the sums need.
+template <int kWidth, int kColor, bool kAccurate, bool kRayGradients>
+__device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth, kColor, kAccurate>& weights,
+                                                      const StepBuffers<kWidth, kColor, kAccurate>& buffers,
+                                                      RayState& ray, const SavedRays& saved,
+                                                      const OutputGradients& gradients, const BackwardSettings& s,
+                                                      const FieldLayers& layers, float scale, int later, int first_row,
+                                                      int lane) {
+  const int colors = layers.color;
+  using Weights = FieldWeights<kWidth, kColor, kAccurate>;
+  using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
+  constexpr int kRow = Weights::kRow, kWide = Buffers::kWide, kNarrow = Buffers::kNarrow;
+  constexpr int kSteps = kWidth / 16, kColorSteps = kColor / 16;
+  // Whether operands A are read from the buffers again for every product: there are no registers for them besides the
+  // low parts or the rays' gradients.
+  constexpr bool kReload = kAccurate || kRayGradients;
+  const int pair = lane % 4 * 2;
+  const int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
+  float depth[2];
+  float3 point[2];
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const int i = min(later - r, s.samples - 1);
+    depth[r] = saved.depths[ray.index * s.samples + i];
+    point[r] = make_float3(fmaf(depth[r], ray.direction.x, ray.origin.x), fmaf(depth[r], ray.direction.y, ray.origin.y),
+                           fmaf(depth[r], ray.direction.z, ray.origin.z));
+  }
+
+  uint32_t h1[kReload ? 1 : kSteps][4];
+#pragma unroll
+  for (int k = 0; k < kSteps; k++)
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      const int channel = 16 * k + 8 * e + pair;
+      const float4 a = weights.first[channel], b = weights.first[channel + 1];
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const float3 p = point[r];
+        uint32_t high, low = 0;
+        pack_activations<kAccurate>(sine<kAccurate>(fmaf(a.x, p.x, fmaf(a.y, p.y, fmaf(a.z, p.z, a.w)))),
+                                    sine<kAccurate>(fmaf(b.x, p.x, fmaf(b.y, p.y, fmaf(b.z, p.z, b.w)))), high, low);
+        if (!kReload) h1[kReload ? 0 : k][2 * e + r] = high;
+        Buffers::template put<kWide>(buffers.h1, row[r], channel, high, low);
+      }
+    }
+  __syncwarp();
+
+  float color[1][2 * kColorSteps][4] = {};
+  float density[2] = {0.0f, 0.0f};
+#pragma unroll 1
+  for (int step = 0; step < kSteps; step++) {
+    float phase[1][2][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {
+      uint32_t high[1][4], low[1][4] = {};
+      if (kReload) {
+        load_rows<kWide>(high[0], buffers.h1, first_row, 16 * k, lane);
+        if (kAccurate) load_rows<kWide>(low[0], buffers.h1, Buffers::kRows + first_row, 16 * k, lane);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) high[0][i] = h1[kReload ? 0 : k][i];
+      }
+      multiply_step<1, kAccurate, kRow>(phase, high, low, weights.second, kWidth * kRow, 16 * step, 16 * k, lane);
+    }
+    uint32_t high[1][4], low[1][4] = {};
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const int channel = 16 * step + 8 * n + pair;
+      const float2 bias = *reinterpret_cast<const float2*>(weights.second_bias + channel);
+      const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const float px = phase[0][n][2 * r] + bias.x, py = phase[0][n][2 * r + 1] + bias.y;
+        const float x = sine<kAccurate>(px), y = sine<kAccurate>(py);
+        density[r] = fmaf(x, v.x, fmaf(y, v.y, density[r]));
+        pack_activations<kAccurate>(x, y, high[0][2 * n + r], low[0][2 * n + r]);
+        Buffers::template put<kWide>(buffers.h2, row[r], channel, high[0][2 * n + r], low[0][2 * n + r]);
+        uint32_t cosine_high, cosine_low = 0;
+        pack_activations<kAccurate>(cosine<kAccurate>(px), cosine<kAccurate>(py), cosine_high, cosine_low);
+        Buffers::template put<kWide>(buffers.second, row[r], channel, cosine_high, cosine_low);
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kColorSteps; c++) {
+      float part[1][2][4];
+#pragma unroll
+      for (int i = 0; i < 8; i++) part[0][i / 4][i % 4] = color[0][2 * c + i / 4][i % 4];
+      multiply_step<1, kAccurate, kRow>(part, high, low, weights.color, kColor * kRow, 16 * c, 16 * step, lane);
+#pragma unroll
+      for (int i = 0; i < 8; i++) color[0][2 * c + i / 4][i % 4] = part[0][i / 4][i % 4];
+    }
+  }
+
+  // The gradient of a sample's weight through its colours, Σ g_c colour_c; four lanes have the channels of a row.
+  float product[2] = {0.0f, 0.0f};
+  const float* grad_colors = gradients.colors + ray.index * colors;
+#pragma unroll
+  for (int n = 0; n < 2 * kColorSteps; n++) {
+    const int channel = 8 * n + pair;
+    const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
+    const float gx = channel < colors ? grad_colors[channel] : 0.0f;
+    const float gy = channel + 1 < colors ? grad_colors[channel + 1] : 0.0f;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      color[0][n][2 * r] += bias.x;
+      color[0][n][2 * r + 1] += bias.y;
+      product[r] =
+          fmaf(gx, sine<kAccurate>(color[0][n][2 * r]), fmaf(gy, sine<kAccurate>(color[0][n][2 * r + 1]), product[r]));
+    }
+  }
+  SampleGradient sample[2];
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2) {
+      product[r] += __shfl_xor_sync(~0u, product[r], bit);
+      density[r] += __shfl_xor_sync(~0u, density[r], bit);
+    }
+    sample[r] = differentiate_sample(ray, saved, gradients, s, later - r,
+                                     density[r] + weights.density_bias + ball(layers, point[r]), product[r], depth[r]);
+    sample[r].weight *= scale;
+    sample[r].density = clamp_to_half(sample[r].density * scale);
+  }
+
+  // Gradients of the colour phases, as operands A and into the buffer, and behind them those of the densities.
+  uint32_t color_high[kColorSteps][4], color_low[kColorSteps][4] = {};
+#pragma unroll
+  for (int n = 0; n < 2 * kColorSteps; n++) {
+    const int channel = 8 * n + pair;
+    const float gx = channel < colors ? grad_colors[channel] : 0.0f;
+    const float gy = channel + 1 < colors ? grad_colors[channel + 1] : 0.0f;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      uint32_t &high = color_high[n / 2][n % 2 * 2 + r], &low = color_low[n / 2][n % 2 * 2 + r];
+      const float x = cosine<kAccurate>(color[0][n][2 * r]) * sample[r].weight * gx;
+      const float y = cosine<kAccurate>(color[0][n][2 * r + 1]) * sample[r].weight * gy;
+      pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
+      Buffers::template put<kNarrow>(buffers.color, row[r], channel, high, low);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    uint32_t high = 0, low = 0;
+    if (pair == 0) pack_activations<kAccurate>(sample[r].density, 0.0f, high, low);
+    Buffers::template put<kNarrow>(buffers.color, row[r], kColor + pair, high, low);
+    Buffers::template put<kNarrow>(buffers.color, row[r], kColor + 8 + pair, 0, 0);
+    const float x = point[r].x, y = point[r].y, z = point[r].z;
+    const uint32_t xy = Operand<half>::pack(x, y), z1 = Operand<half>::pack(z, 1.0f);
+    const float2 xy_kept = Operand<half>::unpack(xy), z1_kept = Operand<half>::unpack(z1);
+    const uint32_t xy_low = Operand<half>::pack(x - xy_kept.x, y - xy_kept.y);
+    const uint32_t z_low = Operand<half>::pack(z - z1_kept.x, 0.0f);
+    const uint32_t mine = pair == 0 ? xy : pair == 2 ? z1 : pair == 4 ? xy_low : z_low;
+    memcpy(buffers.point + row[r] * Buffers::kPoint + pair, &mine, sizeof(mine));
+  }
+
+  // Gradient of the second phase: cos ⊙ (colour gradients · Wc + density gradient · v).
+  uint32_t second[kReload ? 1 : kSteps][4];
+#pragma unroll
+  for (int k = 0; k < kSteps; k++) {
+    float grad[2][4];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const float2 v = *reinterpret_cast<const float2*>(weights.density + 16 * k + 8 * n + pair);
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        grad[n][2 * r] = sample[r].density * v.x;
+        grad[n][2 * r + 1] = sample[r].density * v.y;
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kColorSteps; c++)
+      multiply_step_transposed<kAccurate, kRow>(grad, color_high[c], color_low[c], weights.color, kColor * kRow, 16 * c,
+                                                16 * k, lane);
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const int channel = 16 * k + 8 * n + pair;
+        const float2 slope = Buffers::template get<kWide>(buffers.second, row[r], channel);
+        uint32_t high, low = 0;
+        pack_activations<kAccurate>(clamp_to_half(grad[n][2 * r] * slope.x),
+                                    clamp_to_half(grad[n][2 * r + 1] * slope.y), high, low);
+        if (!kReload) second[kReload ? 0 : k][2 * n + r] = high;
+        Buffers::template put<kWide>(buffers.second, row[r], channel, high, low);
+      }
+  }
+  __syncwarp();
+
+  // Gradient of the first phase: cos ⊙ (gradient of the second phase · W2), the phase computed once more.
+  float3 grad_point[2] = {};
+#pragma unroll 1
+  for (int column = 0; column < kSteps; column++) {
+    float grad[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; k++) {
+      uint32_t high[4], low[4] = {};
+      if (kReload) {
+        load_rows<kWide>(high, buffers.second, first_row, 16 * k, lane);
+        if (kAccurate) load_rows<kWide>(low, buffers.second, Buffers::kRows + first_row, 16 * k, lane);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) high[i] = second[kReload ? 0 : k][i];
+      }
+      multiply_step_transposed<kAccurate, kRow>(grad, high, low, weights.second, kWidth * kRow, 16 * k, 16 * column,
+                                                lane);
+    }
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const int channel = 16 * column + 8 * n + pair;
+      const float4 a = weights.first[channel], b = weights.first[channel + 1];
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const float3 p = point[r];
+        const float x = grad[n][2 * r] * cosine<kAccurate>(fmaf(a.x, p.x, fmaf(a.y, p.y, fmaf(a.z, p.z, a.w))));
+        const float y = grad[n][2 * r + 1] * cosine<kAccurate>(fmaf(b.x, p.x, fmaf(b.y, p.y, fmaf(b.z, p.z, b.w))));
+        uint32_t high, low = 0;
+        pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
+        Buffers::template put<kWide>(buffers.first, row[r], channel, high, low);
+        if (!kRayGradients) continue;
+        grad_point[r].x = fmaf(x, a.x, fmaf(y, b.x, grad_point[r].x));
+        grad_point[r].y = fmaf(x, a.y, fmaf(y, b.y, grad_point[r].y));
+        grad_point[r].z = fmaf(x, a.z, fmaf(y, b.z, grad_point[r].z));
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < (kRayGradients ? 2 : 0); r++) {
+    const float3 p = point[r];
+    if (layers.ball_radius != 0.0f && pair == 0) {  // once a row: its four lanes are added up
+      const float norm = sqrtf(p.x * p.x + p.y * p.y + p.z * p.z);
+      const float slope = norm > 0.0f ? -sample[r].density * layers.ball_density / (layers.ball_radius * norm) : 0.0f;
+      grad_point[r].x = fmaf(slope, p.x, grad_point[r].x);
+      grad_point[r].y = fmaf(slope, p.y, grad_point[r].y);
+      grad_point[r].z = fmaf(slope, p.z, grad_point[r].z);
+    }
+    ray.grad_origin.x += grad_point[r].x;
+    ray.grad_origin.y += grad_point[r].y;
+    ray.grad_origin.z += grad_point[r].z;
+    ray.grad_direction.x = fmaf(depth[r], grad_point[r].x, ray.grad_direction.x);
+    ray.grad_direction.y = fmaf(depth[r], grad_point[r].y, ray.grad_direction.y);
+    ray.grad_direction.z = fmaf(depth[r], grad_point[r].z, ray.grad_direction.z);
+  }
+}
+
+}  // namespace cips3d
