@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
-from cips3d.evaluation.judges import Teaching, pose_judge
 from cips3d.evaluation.pose import (
     PoseRegressor,
     pose_accuracy,
@@ -114,10 +112,3 @@ def test_accuracy_counts_the_other_angle_too() -> None:
 def test_accuracy_needs_cameras() -> None:
     with pytest.raises(UserError, match="pose needs a 3-D model"):
         pose_accuracy(loaded_of(Flat()), Reader(), FaceSample(2), resolution=32)
-
-
-def test_judge(tmp_path: Path) -> None:
-    judge = pose_judge(32, teaching=Teaching(heads=64, held_out=64, steps=2), cache=tmp_path)
-    assert judge.resolution == 32
-    assert 0 < judge.quality < 60  # degrees: the spread of the held-out poses is 22
-    assert not judge.network.training

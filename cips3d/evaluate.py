@@ -1,0 +1,349 @@
+"""The command that measures a trained model or a folder of pictures: `python -m cips3d.evaluate`."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cips3d.data.decoding import UNREADABLE_ERRORS, describe, printable, read_rgb
+from cips3d.data.images import find_images, open_images
+from cips3d.data.source import open_training_source
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.evaluation.catalogue import METRICS, VALUES, chosen_metrics
+from cips3d.evaluation.evaluate import (
+    Evaluation,
+    EvaluationSettings,
+    RealImages,
+    evaluate_generator,
+    evaluate_images,
+)
+from cips3d.evaluation.fidelity import BATCH_SIZE, FeatureNetworks, check_networks
+from cips3d.evaluation.ground_truth import ground_truth_heads
+from cips3d.evaluation.image_sets import SourceImages
+from cips3d.files import atomic_file
+from cips3d.pictures import check_path
+from cips3d.plain import to_plain
+from cips3d.render import is_out_of_memory
+from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.training.distributed import choose_device
+from cips3d.training.run_folder import versions
+
+PROGRAM = "python -m cips3d.evaluate"
+HEADS = "heads"  # the word for synthetic heads, as a model and as data
+HEADS_RESOLUTION = 64
+WITHOUT_DATA = ("consistency", "smoothness", "symmetry")  # measured where nothing is asked for ...
+WITH_DATA = ("fid", "kid")  # ... and these, first, where there are data
+LIBRARIES = ("torch-fidelity", "torchvision", "lpips")  # whose versions figures depend on
+WIDTH = 100
+
+
+def metrics_explained() -> str:
+    """A paragraph a metric, for the help."""
+    indent = " " * 15
+    return "\n".join(
+        textwrap.fill(metric.meaning, WIDTH, initial_indent=f"  {name:<13}", subsequent_indent=indent)
+        for name, metric in METRICS.items()
+    )
+
+
+DESCRIPTION = f"""Measure how good a model's pictures are, and how 3-D.
+
+Examples:
+  {PROGRAM} runs/heads
+  {PROGRAM} runs/heads --metrics consistency,pose,chirality --out metrics.json
+  {PROGRAM} runs/ffhq --metrics fid,kid,pr --data ffhq256.zip --images 50000 --out metrics.json
+  {PROGRAM} --generated pictures/ --metrics fid --data photos/
+  {PROGRAM} heads --resolution 32 --metrics symmetry,pose    (what perfect heads give)
+
+Metrics:
+{metrics_explained()}
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command is told."""
+
+    run: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN_OR_CHECKPOINT", help_behavior_hint="(or --generated)"),
+    ] = None
+    """folder of a training run (its newest checkpoint is taken), a checkpoint file, or the word heads for perfect
+    synthetic heads (./heads is a folder of that name)"""
+    generated: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(instead of a model)")] = None
+    """folder or zip of pictures to measure; metrics of images only"""
+    metrics: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="LIST",
+            help_behavior_hint=f"(default: {','.join(WITHOUT_DATA)}; with --data {','.join(WITH_DATA)} too)",
+        ),
+    ] = None
+    """names from the list above, with commas"""
+    data: Annotated[
+        str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(needed by fid, kid, pr, frechet)")
+    ] = None
+    """real pictures: a folder, a zip, or the word heads for synthetic ones (./heads is a folder of that name)"""
+    heads: int = 4096
+    """synthetic heads in --data heads"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    """.json file to write the figures to; what is no number or infinite becomes null"""
+    images: int = 50_000
+    """pictures generated for fid, kid, is, pr and frechet; papers take 50000, a CPU is done sooner with 2000"""
+    faces: int = 32
+    """faces that 3-D metrics look at"""
+    seed: int = 0
+    """chooses faces, poses and all else that is random"""
+    truncation: float = 1.0
+    """1: faces as they come; nearer to 0: more typical ones"""
+    resolution: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="PIXELS", help_behavior_hint="(default: the model's, or that of the first picture)"),
+    ] = None
+    """side of all pictures"""
+    inception: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: downloaded)")] = None
+    """file of Inception's weights, for fid, kid and is"""
+    vgg: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: downloaded)")] = None
+    """file of VGG16's weights, for pr"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    batch_size: int = BATCH_SIZE
+    """pictures that Inception and VGG16 look at together; smaller needs less memory"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: the process's) and return its exit code."""
+    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
+    return exit_on_user_error(lambda: evaluate(options))
+
+
+def evaluate(options: Options) -> int:
+    """Measure, print a table, write the file."""
+    check_options(options)
+    device = choose_device(options.device)
+    settings = EvaluationSettings(
+        images=options.images,
+        faces=options.faces,
+        seed=options.seed,
+        truncation=options.truncation,
+        resolution=options.resolution,
+        batch_size=options.batch_size,
+        networks=FeatureNetworks(options.inception, options.vgg),
+        progress=True,
+    )
+    started = time.perf_counter()
+    try:
+        report = (
+            of_folder(options, settings, str(device)) if options.generated else of_model(options, settings, str(device))
+        )
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{device} has too little memory for --batch-size {options.batch_size} at this resolution; "
+            "lower one of them"
+        ) from error
+    print(table(report.evaluation))
+    print(f"{report.subject}, in {time.perf_counter() - started:.0f} s")
+    if options.out is not None:
+        content = report.content() | {"seed": options.seed, "device": str(device), "versions": all_versions()}
+        with atomic_file(options.out) as file:
+            file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+        print(f"figures in {options.out}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and what was found."""
+
+    subject: str
+    facts: dict[str, Any]
+    settings: EvaluationSettings
+    evaluation: Evaluation
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds."""
+        found = self.evaluation
+        settings = to_plain(self.settings)
+        for unimportant in ("progress", "cache"):
+            settings.pop(unimportant)
+        return {
+            **self.facts,
+            "values": {name: finite(value) for name, value in found.values.items()},
+            "better": {name: VALUES[name].better for name in found.values},
+            "curves": {name: {"x": curve.x, "y": [finite(y) for y in curve.y]} for name, curve in found.curves.items()},
+            "seconds": found.seconds,
+            "settings": settings,
+        }
+
+
+def of_model(options: Options, settings: EvaluationSettings, device: str) -> Report:
+    """Measure a model."""
+    assert options.run is not None
+    loaded = ground_truth_heads(HEADS_RESOLUTION) if options.run == HEADS else load_generator(options.run, device)
+    names = metrics_of(options, loaded.generator.is_3d)
+    check_model(loaded, options)
+    check_networks(names, settings.networks)
+    resolution = options.resolution or loaded.resolution
+    real = real_images(options, names, resolution, loaded)
+    evaluation = evaluate_generator(loaded, names, settings, real=real, device=device)
+    looked_at = [f"{options.images:,} pictures"] if any(not METRICS[name].needs_3d for name in names) else []
+    looked_at += [f"{options.faces} faces"] if any(METRICS[name].needs_3d for name in names) else []
+    at_step = "" if loaded.step is None else f" at step {loaded.step}"
+    subject = f"{' and '.join(looked_at)} of {resolution} x {resolution} from {options.run}{at_step}"
+    facts = {
+        "model": options.run,
+        "generator": type(loaded.generator).__name__,
+        "step": loaded.step,
+        "resolution": resolution,
+        "data": real_facts(options, real),
+    }
+    return Report(subject, facts, settings, evaluation)
+
+
+def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Report:
+    """Measure the pictures of a folder or zip."""
+    assert options.generated is not None
+    resolution = options.resolution or side_of_first(options.generated)
+    find_images(options.generated, "--generated")  # a mistake is told by this flag's name
+    source = open_images(options.generated, resolution)
+    names = metrics_of(options, is_3d=False)
+    check_networks(names, settings.networks)
+    real = real_images(options, names, resolution, None)
+    evaluation = evaluate_images(SourceImages(source), names, settings, real=real, device=device)
+    facts = {
+        "generated": str(options.generated),
+        "count": len(source),
+        "resolution": resolution,
+        "data": real_facts(options, real),
+    }
+    return Report(f"{source.report()}, {resolution} x {resolution}", facts, settings, evaluation)
+
+
+def metrics_of(options: Options, is_3d: bool) -> list[str]:
+    """What is asked for, or what can be measured with what is given."""
+    if options.metrics is not None:
+        return chosen_metrics([name.strip() for name in options.metrics.split(",") if name.strip()])
+    names = [*(WITH_DATA if options.data else ()), *(WITHOUT_DATA if is_3d else ())]
+    if not names:
+        raise UserError("without a 3-D model there is nothing to measure but pictures; give --data, or --metrics is")
+    return names
+
+
+def check_model(loaded: LoadedGenerator, options: Options) -> None:
+    """Raise `UserError` where the model cannot give pictures of that size."""
+    fixed = loaded.generator.fixed_resolution
+    if fixed is not None and options.resolution not in (None, fixed):
+        raise UserError(
+            f"--resolution {options.resolution} is not that of this {type(loaded.generator).__name__}; "
+            f"leave it out or give {fixed}"
+        )
+
+
+def real_images(
+    options: Options, names: Sequence[str], resolution: int, loaded: LoadedGenerator | None
+) -> RealImages | None:
+    """The pictures to compare with, where a metric needs them."""
+    needing = [name for name in names if METRICS[name].needs_data]
+    if not needing:
+        return None
+    if options.data is None:
+        raise UserError(
+            f"{', '.join(needing)} compare{'s' if len(needing) == 1 else ''} with real pictures; "
+            "give --data FOLDER, a zip, or the word heads"
+        )
+    if options.data == HEADS:
+        return open_training_source(None, resolution, heads=options.heads, poses=loaded.poses if loaded else None)
+    return open_training_source(options.data, resolution)
+
+
+def real_facts(options: Options, real: RealImages | None) -> dict[str, Any] | None:
+    return None if real is None else {"name": options.data, "count": len(real)}
+
+
+def side_of_first(path: Path) -> int:
+    """The shorter side of the first picture of a folder or zip."""
+    files, names = find_images(path, "--generated")
+    try:
+        return min(read_rgb(files.read(names[0])).size)
+    except UNREADABLE_ERRORS as error:
+        raise UserError(
+            f"--generated {path}: {printable(names[0])} cannot be read ({describe(error)}); "
+            "remove it, or give --resolution"
+        ) from error
+
+
+def table(evaluation: Evaluation) -> str:
+    """A line a value, and a line a curve."""
+    widths = max(map(len, [*evaluation.values, *evaluation.curves]))
+    lines = [
+        f"{name:<{widths}}  {shown(value):>9}  {direction(name):<17}  {VALUES[name].meaning}"
+        for name, value in evaluation.values.items()
+    ]
+    for name, curve in evaluation.curves.items():
+        points = "  ".join(f"{x:+.2f}: {y:.2f}" for x, y in zip(curve.x, curve.y, strict=True))
+        lines.append(f"{name:<{widths}}  by angle  {points}")
+    return "\n".join(lines)
+
+
+def shown(value: float) -> str:
+    """Four figures; a dash for what is no number."""
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def direction(name: str) -> str:
+    better = VALUES[name].better
+    return "" if better == "neither" else f"{better} is better"
+
+
+def finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def all_versions() -> dict[str, str]:
+    """Versions of what computes, the metrics' libraries included where they are installed."""
+    found = versions()
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_options(options: Options) -> None:
+    """Raise `UserError` for what can be known to be wrong before anything is loaded."""
+    if (options.run is None) == (options.generated is None):
+        raise UserError("there must be one thing to measure: give a run, a checkpoint, or --generated FOLDER")
+    for flag, value, least in (
+        ("--images", options.images, 1),
+        ("--faces", options.faces, 2),
+        ("--heads", options.heads, 1),
+        ("--batch-size", options.batch_size, 1),
+    ):
+        if value < least:
+            raise UserError(f"{flag} {value} is too few; give {least} or more")
+    if options.resolution is not None and options.resolution < 2:
+        raise UserError(f"--resolution {options.resolution} is no picture; give 2 or more")
+    if not math.isfinite(options.truncation):
+        raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
+    if options.out is not None:
+        check_path(options.out, (".json",), "the figures")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,249 @@
+"""FID, KID, inception score, precision and recall, by torch-fidelity."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cips3d.data.heads import SyntheticHeads
+from cips3d.data.heads.dataset import cache_folder
+from cips3d.data.images import ImageFiles
+from cips3d.errors import UserError
+from cips3d.evaluation.downloads import weights_of
+from cips3d.evaluation.image_sets import SourceImages, Watched, identity, size_of
+
+FIDELITY_METRICS = ("fid", "kid", "is", "pr")
+COMPARING = ("fid", "kid", "pr")  # with real pictures
+
+KID_SUBSET = 1000  # pictures of each set that a KID estimate compares; fewer where a set is smaller
+LEAST = {"fid": 2, "kid": 2, "is": 10, "pr": 4}  # the inception score has 10 splits; recall looks at 3 neighbours
+BATCH_SIZE = 32
+READ_SIZE = 2**20
+
+FLAGS = {"fid": "fid", "kid": "kid", "is": "isc", "pr": "prc"}  # torch-fidelity's names
+KEYS = {  # its names of values, and ours
+    "frechet_inception_distance": "fid",
+    "kernel_inception_distance_mean": "kid",
+    "kernel_inception_distance_std": "kid_std",
+    "inception_score_mean": "inception_score",
+    "inception_score_std": "inception_score_std",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+INCEPTION, VGG = "inception-v3-compat", "vgg16"  # torch-fidelity's names
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+VGG_FILE = "vgg16-397923af.pth"
+
+
+@dataclass(frozen=True)
+class FeatureNetworks:
+    """Where the networks whose features are compared come from."""
+
+    inception: Path | None = None
+    """file of Inception's weights as torch-fidelity publishes them; None: downloaded"""
+    vgg: Path | None = None
+    """file of VGG16's weights as torchvision publishes them; None: downloaded"""
+    extractor: str | None = None
+    """name of another extractor registered in torch-fidelity, taken for every metric; None: the metrics' own"""
+
+
+def fidelity(
+    generated: Dataset,
+    metrics: Iterable[str],
+    *,
+    real: ImageFiles | SyntheticHeads | None = None,
+    networks: FeatureNetworks = FeatureNetworks(),
+    device: torch.device | str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Compare generated pictures with real ones by the features of networks trained on ImageNet.
+
+    - fid: ‖μ_r - μ_g‖² + tr(C_r + C_g - 2 (C_r C_g)^½) of Inception's features (arXiv 1706.08500).
+    - kid: unbiased squared MMD of Inception's features with the kernel (xᵀy/d + 1)³, mean over 100 subsets of 1000
+      pictures, or as many as the smaller set has (arXiv 1801.01401).
+    - is: exp of the mean of KL(p(y|x) ‖ p(y)), mean over 10 splits (arXiv 1606.03498).
+    - pr: precision, the share of generated pictures within reach of the real ones (the distance of a real picture's
+      third neighbour), and recall, the other way round, of VGG16's features (arXiv 1904.06991).
+
+    The features of the real pictures are kept in the cache, under the set's identity and the weights'.
+
+    Args:
+        generated: uint8 [3, R, R] each.
+        metrics: out of `FIDELITY_METRICS`.
+        real: what fid, kid and pr compare with.
+        networks: whose features.
+        device: where these run.
+        batch_size: pictures that these look at together.
+        seed: of KID's subsets and the score's splits.
+        cache: folder in whose `features` these lie; default: `cache_folder()`.
+        progress: show bars on stderr.
+
+    Returns:
+        fid, kid and kid_std, inception_score and inception_score_std, precision and recall: what was asked for.
+
+    Raises:
+        UserError: torch-fidelity or weights are missing, or there are too few pictures.
+        ValueError: an argument does not fit.
+    """
+    chosen = check_metrics(metrics)
+    compared = [name for name in chosen if name in COMPARING]
+    if compared and real is None:
+        raise ValueError(f"real must be given for {', '.join(compared)}")
+    sizes = [size_of(generated)] + ([] if real is None else [len(real)])
+    check_counts(chosen, min(sizes))
+    library = torch_fidelity()
+    device = torch.device(device)
+    settings: dict[str, Any] = {
+        "cuda": device.type == "cuda",
+        "batch_size": batch_size,
+        "save_cpu_ram": True,  # one process: several would each render for themselves
+        "rng_seed": seed % 2**32,
+        "kid_subset_size": min(KID_SUBSET, *sizes),
+        "cache_root": str((cache or cache_folder()) / "features"),
+        "verbose": False,
+    }
+    values: dict[str, float] = {}
+    on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    for extractor, names in by_extractor(chosen, networks).items():
+        with on_device, _watched(generated, "generating", progress) as made:
+            settings |= {"input1": made, "feature_extractor": extractor}
+            found = _calculate(library, settings, names, real, networks, progress)
+        values |= {ours: float(found[theirs]) for theirs, ours in KEYS.items() if theirs in found}
+    return values
+
+
+def _calculate(
+    library: ModuleType,
+    settings: dict[str, Any],
+    names: list[str],
+    real: ImageFiles | SyntheticHeads | None,
+    networks: FeatureNetworks,
+    progress: bool,
+) -> dict[str, float]:
+    """torch-fidelity's values of metrics that share an extractor, by its names."""
+    extractor: str = settings["feature_extractor"]
+    weights, remedy = weights_for(extractor, networks)
+    settings = settings | {FLAGS[name]: True for name in names}
+    fingerprint = "published"
+    if weights is not None:
+        fingerprint = check_weights(weights)
+        settings["feature_extractor_weights_path"] = str(weights)
+    with contextlib.ExitStack() as stack:
+        if real is not None and any(name in COMPARING for name in names):
+            settings["input2"] = stack.enter_context(_watched(SourceImages(real), "real pictures", progress))
+            settings["input2_cache_name"] = f"{identity(real)}-{fingerprint}"
+        stack.enter_context(weights_of(f"the weights of {extractor}", remedy))
+        try:
+            return library.calculate_metrics(**settings)
+        except RuntimeError as error:
+            if weights is None or "loading state_dict" not in str(error):
+                raise
+            raise UserError(f"{weights} does not hold the weights of {extractor}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def _watched(images: Dataset, title: str, progress: bool) -> Iterator[Dataset]:
+    """The set with a bar that appears when its first picture is taken: cached features take none."""
+    bar = tqdm(total=size_of(images), desc=title, unit="picture", disable=not progress, leave=False, delay=1e-3)
+    with bar:
+        yield Watched(images, bar)
+
+
+def check_metrics(metrics: Iterable[str]) -> list[str]:
+    """The metrics, each once; raises ValueError for one that is not there."""
+    chosen = list(dict.fromkeys(metrics))
+    unknown = [name for name in chosen if name not in FIDELITY_METRICS]
+    if unknown or not chosen:
+        raise ValueError(f"metrics must be out of {', '.join(FIDELITY_METRICS)}, got {', '.join(unknown) or 'none'}")
+    return chosen
+
+
+def check_counts(metrics: Iterable[str], count: int) -> None:
+    """Raise `UserError` where a set is too small to be measured."""
+    for name in metrics:
+        if count < LEAST[name]:
+            raise UserError(f"{count} pictures are too few for {name}; it takes {LEAST[name]} or more")
+
+
+def check_networks(metrics: Iterable[str], networks: FeatureNetworks) -> None:
+    """Raise `UserError` where the library or a file of weights for these metrics is missing, before the work begins."""
+    extractors = by_extractor([name for name in metrics if name in FIDELITY_METRICS], networks)
+    if extractors:
+        torch_fidelity()
+    for extractor in extractors:
+        weights, _ = weights_for(extractor, networks)
+        if weights is not None:
+            check_weights(weights)
+
+
+def by_extractor(metrics: Iterable[str], networks: FeatureNetworks) -> dict[str, list[str]]:
+    """The metrics by the name of the extractor whose features they take."""
+    groups: dict[str, list[str]] = {}
+    for name in metrics:
+        groups.setdefault(networks.extractor or (VGG if name == "pr" else INCEPTION), []).append(name)
+    return groups
+
+
+def weights_for(extractor: str, networks: FeatureNetworks) -> tuple[Path | None, str]:
+    """The file of an extractor's weights, None where they are to be downloaded, and what to do where they cannot."""
+    if extractor == INCEPTION:
+        return networks.inception, f"fetch {INCEPTION_FILE} of torch-fidelity elsewhere and give it by --inception FILE"
+    if extractor == VGG:
+        return networks.vgg, f"fetch {VGG_FILE} of torchvision elsewhere and give it by --vgg FILE"
+    return None, "choose another extractor"
+
+
+def check_weights(path: Path) -> str:
+    """Read a file of weights without executing anything, and return a fingerprint of its content.
+
+    torch-fidelity itself reads such files in a way that could run code of theirs.
+
+    Raises:
+        UserError: there is no such file, or it holds anything but tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a file of weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path} is not a file of weights that can be read ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} is not a file of weights: it holds more than named tensors")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(READ_SIZE):
+            digest.update(part)
+    return digest.hexdigest()[:12]
+
+
+def torch_fidelity() -> ModuleType:
+    """The library.
+
+    Raises:
+        UserError: it is not installed, or cannot be imported.
+    """
+    try:
+        import torch_fidelity as library
+    except ImportError as error:
+        raise UserError("fid, kid, is and pr need torch-fidelity; install it: pip install 'cips3d[eval]'") from error
+    except RuntimeError as error:  # what torchvision says to a torch that it was not built for
+        raise UserError(
+            f"torch-fidelity cannot be imported ({error}); install the torchvision that belongs to torch "
+            f"{torch.__version__}"
+        ) from error
+    return library

@@ -1,0 +1,80 @@
+"""Synthetic heads as a generator: what every measure gives for faces that are right."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cips3d.cameras import PoseDistribution
+from cips3d.data.heads import render_heads, sample_heads
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View
+from cips3d.models.volume import VolumeSettings
+from cips3d.rendering import LoadedGenerator
+
+HEADS = 1024  # z chooses one of so many
+
+
+class HeadStyles(NamedTuple):
+    """Which heads."""
+
+    head: Tensor  # [B] positions in the pool
+
+
+class GroundTruthHeads(Generator[HeadStyles]):
+    """Rendered synthetic heads behind the interface of a generator; z [B, 1] chooses a head of a fixed pool.
+
+    Args:
+        seed: of the pool.
+        supersampling: rays per pixel and direction.
+    """
+
+    is_3d = True
+
+    def __init__(self, *, seed: int = 0, supersampling: int = 2) -> None:
+        super().__init__()
+        self.heads = sample_heads(HEADS, torch.Generator().manual_seed(seed))
+        self.supersampling = supersampling
+
+    @property
+    def z_dims(self) -> tuple[int]:
+        return (1,)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def mapping(self, *z: Tensor) -> HeadStyles:
+        """The head at position ⌊HEADS · Φ(z)⌋, every one equally likely."""
+        place = torch.special.ndtr(z[0][:, 0].double()) * HEADS
+        return HeadStyles(place.long().clamp(0, HEADS - 1))
+
+    def render(self, styles: HeadStyles, view: View) -> Picture:
+        """Pictures of heads; pixels that a head covers by less than half have the depth t_far.
+
+        Raises:
+            ValueError: a window or a picture that is not square is asked for.
+        """
+        if view.window is not None or not isinstance(view.resolution, int):
+            raise ValueError(
+                "synthetic heads are rendered as whole square pictures; leave out window and give one side"
+            )
+        shown = render_heads(self.heads[styles.head], view.cameras, view.resolution, self.supersampling)
+        depth = torch.where(shown.mask >= 0.5, shown.depth, view.volume.t_far)
+        return Picture(shown.images.float() / 127.5 - 1, None, depth[:, None])
+
+    def parameter_groups(self) -> ParameterGroups:
+        return ParameterGroups((), (), ())
+
+
+def ground_truth_heads(resolution: int, poses: PoseDistribution | None = None) -> LoadedGenerator:
+    """Synthetic heads as a loaded generator.
+
+    Args:
+        resolution: side of the pictures.
+        poses: where the cameras of images stand; default: that of training.
+    """
+    return LoadedGenerator(
+        GroundTruthHeads().eval(), VolumeSettings(), 12.0, resolution, poses or PoseDistribution(), None
+    )

@@ -1,0 +1,100 @@
+"""The faces that measures look at, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cips3d.data.loader import random_words
+from cips3d.errors import UserError
+from cips3d.rendering import BATCH_SIZE, LoadedGenerator, Views, render_views, styles_of_seeds
+
+FACES_AT_ONCE = 8  # their views are held in memory together
+
+
+@dataclass(frozen=True)
+class FaceSample:
+    """Which faces a measure looks at, and how."""
+
+    count: int = 32
+    seed: int = 0
+    """chooses the faces"""
+    truncation: float = 1.0
+    resolution: int | None = None
+    """side of the pictures; None: the model's"""
+    batch_size: int = BATCH_SIZE
+    """pictures rendered at a time"""
+    progress: bool = False
+    """show a bar on stderr"""
+
+    def seeds(self) -> list[int]:
+        """The faces as `styles_of_seeds` takes them; two seeds have no face in common."""
+        return seeds_of(self.seed, range(self.count))
+
+    def resolution_of(self, loaded: LoadedGenerator) -> int:
+        return loaded.resolution if self.resolution is None else self.resolution
+
+
+def seeds_of(seed: int, indices: Sequence[int]) -> list[int]:
+    """Seeds in [0, 2^63) of the faces at `indices` of an endless series that `seed` chooses."""
+    words = random_words(seed, np.asarray(indices, dtype=np.uint64))
+    return [int(word >> np.uint64(1)) for word in words]
+
+
+def seen_from(
+    loaded: LoadedGenerator, faces: FaceSample, pitch: Tensor, yaw: Tensor, *, title: str, depth: bool = False
+) -> Iterator[Views]:
+    """All faces from every view, without jitter, some faces at a time.
+
+    Args:
+        pitch, yaw: [V] radians from the front, the mean of the training cameras.
+        title: what the progress bar says.
+        depth: also give depth maps.
+
+    Raises:
+        UserError: the model is 2-D and has no sides.
+    """
+    check_is_3d(loaded, title)
+    if faces.count < 1:
+        raise ValueError(f"count must be at least 1, got {faces.count}")
+    seeds = faces.seeds()
+    with tqdm(total=len(seeds), desc=title, unit="face", disable=not faces.progress, leave=False) as bar:
+        for start in range(0, len(seeds), FACES_AT_ONCE):
+            chunk = seeds[start : start + FACES_AT_ONCE]
+            yield render_views(
+                loaded,
+                styles_of_seeds(loaded, chunk, faces.truncation),
+                loaded.poses.pitch_mean + pitch,
+                loaded.poses.yaw_mean + yaw,
+                faces.resolution_of(loaded),
+                depth=depth,
+                batch_size=faces.batch_size,
+            )
+            bar.update(len(chunk))
+
+
+def check_is_3d(loaded: LoadedGenerator, what: str) -> None:
+    """Raise `UserError` for a model without cameras."""
+    if not loaded.generator.is_3d:
+        name = type(loaded.generator).__name__
+        raise UserError(f"{what} needs a 3-D model, and {name} has no camera; choose metrics of images, such as fid")
+
+
+def resized(images: Tensor, resolution: int) -> Tensor:
+    """Pictures [N, 3, H, W] at side `resolution`: averaged where it is smaller, interpolated where it is larger."""
+    if images.shape[-2:] == (resolution, resolution):
+        return images
+    if images.shape[-1] > resolution:
+        return F.interpolate(images, size=(resolution, resolution), mode="area")
+    return F.interpolate(images, size=(resolution, resolution), mode="bilinear")
+
+
+def equal_angles(largest: float, count: int) -> Tensor:
+    """[count] angles from -largest to largest, in radians."""
+    return torch.linspace(-largest, largest, count)

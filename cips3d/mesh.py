@@ -1,0 +1,143 @@
+"""The command that turns a face of a trained 3-D model into a mesh: `python -m cips3d.mesh`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cips3d import pictures
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.meshing import MESH_ENDINGS, Components, ExtractedMesh, MeshSettings, extract_mesh, write_mesh
+from cips3d.meshing.extraction import check_3d, check_installed
+from cips3d.meshing.preview import preview
+from cips3d.render import is_out_of_memory
+from cips3d.rendering import load_generator, styles_of_seeds
+from cips3d.training.distributed import choose_device
+
+PROGRAM = "python -m cips3d.mesh"
+DESCRIPTION = f"""Make a mesh of a face: the surface of its volume, coloured with what pictures of it show.
+
+Examples:
+  {PROGRAM} runs/heads --seed 3 --resolution 256 --out head.glb
+  {PROGRAM} runs/heads --seed 3 --truncation 0.7 --components largest --out head.ply
+  {PROGRAM} runs/heads --seed 3 --threshold 40 --no-preview --out head.obj
+
+Beside the mesh lies a picture of it from six sides (head.png). The sides that no training camera saw are guesses.
+"""
+
+MIN_RESOLUTION, MAX_RESOLUTION = 8, 1024
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command is told."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """file to write: .glb, .ply or .obj"""
+    seed: int = 0
+    """which face"""
+    truncation: float = 1.0
+    """1: the face as it comes; nearer to 0: a more typical one"""
+    resolution: int = 256
+    """points along an edge of the grid of densities; 512 takes 0.5 GB and eight times as long"""
+    threshold: Annotated[
+        float | None, tyro.conf.arg(metavar="DENSITY", help_behavior_hint="(default: nearest to what pictures show)")
+    ] = None
+    """density on the surface, per scene unit: higher shrinks it, lower swells it"""
+    box_side: Annotated[
+        float | None, tyro.conf.arg(metavar="LENGTH", help_behavior_hint="(default: what the front camera sees)")
+    ] = None
+    """side of the cube around the origin that is searched, in scene units; what reaches its sides is cut flat"""
+    components: Components = "main"
+    """main: without floaters (parts with less than 1% of the largest one's area) and inner cavities; largest: the
+    largest part only; all: everything"""
+    picture_resolution: Annotated[
+        int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="(default: as --resolution)")
+    ] = None
+    """side of the pictures that colours are taken from"""
+    preview: bool = True
+    """write a picture of the mesh beside it, FILE with the ending .png"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: the process's) and return its exit code."""
+    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
+    return exit_on_user_error(lambda: mesh(options))
+
+
+def mesh(options: Options) -> int:
+    """Load, extract, save, and say what came out."""
+    check_options(options)
+    check_installed()
+    device = choose_device(options.device)
+    loaded = load_generator(options.run, device)
+    check_3d(loaded)
+    fixed = loaded.generator.fixed_resolution
+    if options.picture_resolution is not None and fixed not in (None, options.picture_resolution):
+        raise UserError(f"--picture-resolution {options.picture_resolution} is not the model's; give {fixed}")
+    settings = MeshSettings(
+        options.resolution, options.threshold, options.box_side, options.components, options.picture_resolution
+    )
+    try:
+        styles = styles_of_seeds(loaded, [options.seed], options.truncation)
+        made = extract_mesh(loaded, styles, settings, progress=True)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"there is too little memory for --resolution {options.resolution} on {device}; give a lower one"
+        ) from error
+    write_mesh(options.out, made.mesh)
+    shown = ""
+    if options.preview:
+        picture = preview_path(options.out)
+        pictures.save_image(picture, preview(made.mesh))
+        shown = f"; {picture} shows it"
+    print(f"{options.out}: {described(made)}{shown}")
+    return 0
+
+
+def preview_path(out: Path) -> Path:
+    """Where the picture of a mesh goes."""
+    return out.with_suffix(".png")
+
+
+def described(made: ExtractedMesh) -> str:
+    """One line about a mesh."""
+    mesh = made.mesh
+    closed = "watertight" if mesh.is_watertight else "not watertight"
+    x, y, z = mesh.extent
+    return (
+        f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {closed}, extent {x:.3f} x {y:.3f} x {z:.3f}, "
+        f"threshold {made.threshold:.4g}, {made.seen_share:.0%} of the vertices coloured from pictures"
+    )
+
+
+def check_options(options: Options) -> None:
+    """Raise `UserError` for what can be known to be wrong before the model is loaded."""
+    if not 0 <= options.seed < SEED_LIMIT:
+        raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
+    if not math.isfinite(options.truncation):
+        raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
+    if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
+        raise UserError(f"--resolution {options.resolution} is out of range; give {MIN_RESOLUTION} to {MAX_RESOLUTION}")
+    if options.picture_resolution is not None and options.picture_resolution < 2:
+        raise UserError(f"--picture-resolution {options.picture_resolution} shows nothing; give 2 or more")
+    for flag, value in (("--threshold", options.threshold), ("--box-side", options.box_side)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag} {value:g} is out of range; give a positive number")
+    pictures.check_path(options.out, MESH_ENDINGS, "a mesh")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

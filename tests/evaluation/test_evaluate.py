@@ -1,0 +1,172 @@
+"""All metrics at once, as training asks for them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import urllib.error
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from evaluation.analytic import Analytic, Flat, loaded_of, sphere
+from evaluation.fidelity_library import TINY, open_torch_fidelity
+from torch import Tensor
+
+from cips3d.data.heads import SyntheticHeads, load_heads
+from cips3d.errors import UserError
+from cips3d.evaluation.catalogue import METRICS, VALUES, chosen_metrics, deciding_value, is_better
+from cips3d.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_generator, evaluate_images
+from cips3d.evaluation.fidelity import FeatureNetworks
+from cips3d.evaluation.frechet import features_of, frechet_distance
+from cips3d.evaluation.image_sets import GeneratedImages, SourceImages
+from cips3d.evaluation.judges import Teaching
+from cips3d.evaluation.perceptual import lpips_map
+
+IMAGES = 40
+WITHOUT_DATA = ("consistency", "smoothness", "pose", "symmetry", "chirality")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def settings(cache: Path) -> EvaluationSettings:
+    return EvaluationSettings(images=IMAGES, faces=3, cache=cache, teaching=Teaching(heads=64, held_out=64, steps=2))
+
+
+@pytest.fixture(scope="module")
+def heads(cache: Path) -> SyntheticHeads:
+    return load_heads(32, IMAGES, cache=cache, progress=False)
+
+
+BALL = loaded_of(Analytic(sphere(0.08)))
+
+
+def test_every_3d_metric(settings: EvaluationSettings) -> None:
+    found = evaluate_generator(BALL, WITHOUT_DATA, settings)
+    promised = [value for name in WITHOUT_DATA for value in METRICS[name].values]
+    assert list(found.values) == promised
+    assert all(math.isfinite(value) for value in found.values.values())
+    assert set(found.curves) == {"pose_seen_yaw", "pose_seen_pitch", "mirror_symmetry", "chirality_mirrored"}
+    assert all(len(curve.x) == len(curve.y) > 2 for curve in found.curves.values())
+    assert list(found.seconds) == list(WITHOUT_DATA)
+
+
+def test_is_reproducible_and_changes_nothing(settings: EvaluationSettings, heads: SyntheticHeads) -> None:
+    names = ("consistency", "frechet")
+    first = evaluate_generator(BALL, names, settings, real=heads)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    second = evaluate_generator(BALL, names, settings, real=heads)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.values == second.values
+
+
+def test_frechet_of_generated_pictures(settings: EvaluationSettings, heads: SyntheticHeads) -> None:
+    found = evaluate_generator(BALL, ["frechet"], settings, real=heads)
+    made, real = (
+        features_of([torch.stack([images[i] for i in range(IMAGES)]).float() / 127.5 - 1])
+        for images in (GeneratedImages(BALL, IMAGES), heads)
+    )
+    assert found.values["frechet"] == pytest.approx(frechet_distance(made, real), rel=1e-4)  # float32 features
+    same = evaluate_images(SourceImages(heads), ["frechet"], settings, real=heads)
+    assert same.values["frechet"] == pytest.approx(0, abs=1e-3)
+
+
+def test_fidelity_of_generated_pictures(settings: EvaluationSettings, heads: SyntheticHeads, cache: Path) -> None:
+    open_torch_fidelity()
+    by_tiny = EvaluationSettings(images=IMAGES, cache=cache, networks=FeatureNetworks(extractor=TINY))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    found = evaluate_generator(BALL, ["fid", "kid", "pr"], by_tiny, real=heads)
+    assert list(found.values) == ["fid", "kid", "kid_std", "precision", "recall"]
+    assert found.values["fid"] > 0
+    assert torch.equal(torch.get_rng_state(), before)  # torch-fidelity's data loader draws from it
+
+
+class TestLPIPS:
+    def test_is_averaged_with_consistency(self, settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+        class LPIPS(torch.nn.Module):
+            def __init__(self, **settings: object) -> None:
+                super().__init__()
+                assert settings == {"net": "alex", "spatial": True, "verbose": False}
+
+            def forward(self, a: Tensor, b: Tensor) -> Tensor:
+                return torch.full_like(a[:, :1], 0.125)
+
+        monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=LPIPS))
+        found = evaluate_generator(BALL, ["lpips", "consistency"], settings)
+        assert found.values["consistency_lpips"] == pytest.approx(0.125)
+        assert found.values["consistency_psnr"] > 30
+
+    def test_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "lpips", None)
+        with pytest.raises(UserError, match="pip install lpips"):
+            lpips_map()
+
+    def test_weights_cannot_be_downloaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def offline(**settings: object) -> None:
+            raise urllib.error.URLError("no route to host")
+
+        monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=offline))
+        with pytest.raises(UserError, match=r"AlexNet.*cannot be downloaded \(no route to host\); put alexnet.*\.pth"):
+            lpips_map()
+
+    def test_small_pictures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=lambda **_: torch.nn.Identity()))
+        with pytest.raises(UserError, match="32 pixels or more"):
+            lpips_map()(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
+
+
+class TestMistakes:
+    def test_2d_models(self, settings: EvaluationSettings) -> None:
+        for name, metric in METRICS.items():
+            if metric.needs_3d:
+                with pytest.raises(UserError, match=f"{name} needs a 3-D model, and Flat has no camera"):
+                    evaluate_generator(loaded_of(Flat()), [name], settings)
+
+    def test_2d_models_have_pictures(self, settings: EvaluationSettings, heads: SyntheticHeads) -> None:
+        found = evaluate_generator(loaded_of(Flat()), ["frechet"], settings, real=heads)
+        assert found.values["frechet"] > 0
+
+    def test_sets_of_pictures(self, heads: SyntheticHeads) -> None:
+        with pytest.raises(UserError, match="symmetry turns the camera and needs a model"):
+            evaluate_images(SourceImages(heads), ["symmetry"])
+
+    def test_without_data(self, settings: EvaluationSettings) -> None:
+        with pytest.raises(UserError, match="frechet compares with real pictures; give --data"):
+            evaluate_generator(BALL, ["frechet"], settings)
+
+    def test_unknown(self, settings: EvaluationSettings) -> None:
+        with pytest.raises(UserError, match="--metrics fvd is unknown; choose out of fid,kid"):
+            evaluate_generator(BALL, ["fid", "fvd"], settings)
+
+
+class TestCatalogue:
+    def test_names(self) -> None:
+        assert chosen_metrics(["kid", "fid", "kid"]) == ["kid", "fid"]
+        assert sum(len(metric.values) for metric in METRICS.values()) == len(VALUES)
+
+    def test_what_decides(self) -> None:
+        assert deciding_value(["symmetry", "consistency", "fid"]) == "consistency_psnr"
+        assert deciding_value(["fid", "kid"]) == "fid"
+        assert deciding_value(["pose"]) == "pose_error_degrees"
+        assert deciding_value(["symmetry"]) is None
+
+    def test_better(self) -> None:
+        assert is_better("fid", 5.0, None)
+        assert is_better("fid", 5.0, 6.0)
+        assert not is_better("fid", 6.0, 6.0)
+        assert is_better("consistency_psnr", 31.0, 30.0)
+        assert not is_better("consistency_psnr", 29.0, 30.0)
+        assert not is_better("fid", math.nan, None)
+        assert is_better("fid", 5.0, math.nan)
+        with pytest.raises(ValueError, match="mirror_symmetry"):
+            is_better("mirror_symmetry", 0.5, 0.4)
+
+    def test_evaluation_holds_nothing_at_first(self) -> None:
+        assert Evaluation() == Evaluation({}, {}, {})

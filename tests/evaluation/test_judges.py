@@ -1,0 +1,50 @@
+"""Networks that are taught once and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cips3d.evaluation.judges import Teaching, chirality_judge, judge_resolution, pose_judge
+
+TEACHING = Teaching(heads=64, held_out=64, steps=2)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize(("model", "judge"), [(8, 32), (32, 32), (63, 32), (64, 64), (256, 64)])
+def test_resolutions(model: int, judge: int) -> None:
+    assert judge_resolution(model) == judge
+
+
+def test_pose_judge(cache: Path) -> None:
+    judge = pose_judge(16, teaching=TEACHING, cache=cache)
+    assert judge.resolution == 32
+    assert 0 < judge.quality < 60  # degrees: the spread of the held-out poses is 22
+    assert not judge.network.training
+
+
+def test_chirality_judge_is_taught_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = chirality_judge(32, teaching=TEACHING, cache=cache)
+    assert 0 <= first.quality <= 1
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("taught again")
+
+    monkeypatch.setattr("cips3d.evaluation.judges.train_chirality_classifier", fail)
+    torch.manual_seed(5)
+    second = chirality_judge(16, teaching=TEACHING, cache=cache)
+    assert second.quality == first.quality
+    assert all(torch.equal(a, b) for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True))
+    assert not second.network.training
+    with pytest.raises(AssertionError, match="taught again"):
+        chirality_judge(32, teaching=Teaching(heads=64, held_out=64, steps=3), cache=cache)
+    (kept,) = (cache / "judges").glob("chirality-*")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    with pytest.raises(AssertionError, match="taught again"):
+        chirality_judge(32, teaching=TEACHING, cache=cache)
