@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from cips3d.convert.blur import blur_kernel, without_blur_kernels
 from cips3d.convert.state import load_renamed, require_keys
 from cips3d.errors import UserError
 from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
-from cips3d.ops.upfirdn2d import binomial_kernel
 
 MAIN_PREFIX, AUX_PREFIX = "main_disc.", "aux_disc."  # of the published module that holds both
 MINIBATCH_STD_GROUP = 4  # the published group where minibatch statistics are on; no weight tells it
@@ -60,7 +59,7 @@ def discriminator_to_reference(discriminator: Discriminator) -> dict[str, Tensor
     for _, prefix, part in _parts(discriminator):
         for resolution in part.blocks:
             for conv in ("conv1" if part.downsample_first else "conv2", "skip"):
-                state[f"{prefix}convs.{resolution}.{conv}.down_blur.kernel"] = _published_blur()
+                state[f"{prefix}convs.{resolution}.{conv}.down_blur.kernel"] = blur_kernel()
     return state
 
 
@@ -104,7 +103,7 @@ def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: s
     require_keys(state, [*from_rgb.values(), "final_conv.equal_conv.weight"], what)
     channels = {r: state[key].shape[0] for r, key in from_rgb.items()}
     blurs = {key: value for key, value in state.items() if BLUR_KEY.fullmatch(key)}
-    _require_published_blurs(blurs, what)
+    weights = without_blur_kernels(state, blurs, what)
     has_minibatch_std = state["final_conv.equal_conv.weight"].shape[1] == channels[RESOLUTION_MIN] + 1
     part = ImageDiscriminator(
         resolutions[-1],
@@ -112,7 +111,6 @@ def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: s
         MINIBATCH_STD_GROUP if has_minibatch_std else 0,
         downsample_first=_downsamples_first(blurs, is_aux),
     )
-    weights = {key: value for key, value in state.items() if key not in blurs}
     load_renamed(part, weights, _part_names(part), what)
     return part
 
@@ -124,15 +122,3 @@ def _downsamples_first(blurs: Mapping[str, Tensor], is_aux: bool) -> bool:
             "the state dict is not a CIPS-3D discriminator's: both convolutions of a block have blur kernels"
         )
     return convs == {"conv1"} if convs else is_aux
-
-
-def _require_published_blurs(blurs: Mapping[str, Tensor], what: str) -> None:
-    expected = _published_blur()
-    for key, kernel in blurs.items():
-        if kernel.shape != expected.shape or not torch.allclose(kernel.cpu().to(expected.dtype), expected):
-            raise UserError(f"the state dict is not that of {what}: {key} is not [1, 3, 3, 1]/8 on both axes")
-
-
-def _published_blur() -> Tensor:
-    taps = binomial_kernel()
-    return torch.outer(taps, taps)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, require_keys
+from cips3d.convert.state import load_renamed, require_keys, shape_of
 from cips3d.errors import UserError
 from cips3d.models.pigan import PiGAN, PiGANConfig
 
@@ -85,14 +85,3 @@ def pigan_to_reference(generator: PiGAN) -> dict[str, Tensor]:
     """The published state dict of a generator: the inverse of `pigan_from_reference`."""
     ours = generator.state_dict()
     return {original: ours[name].detach().clone() for name, original in pigan_reference_names(generator.config).items()}
-
-
-def shape_of(state: Mapping[str, Tensor], key: str, dimensions: int, what: str) -> tuple[int, ...]:
-    """The shape of one tensor of a state dict; raises `UserError` unless it has so many dimensions."""
-    shape = tuple(state[key].shape)
-    if len(shape) != dimensions:
-        raise UserError(
-            f"the state dict is not that of {what}: {key} has shape {list(shape)} where {dimensions} dimensions are "
-            "needed"
-        )
-    return shape

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cips3d.convert.pigan import shape_of
-from cips3d.convert.state import load_renamed, require_keys
+from cips3d.convert.state import load_renamed, require_keys, shape_of
 from cips3d.errors import UserError
 from cips3d.models.pigan_discriminator import RESOLUTION_MIN, PiGANDiscriminator, PiGANDiscriminatorConfig
 

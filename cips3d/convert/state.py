@@ -17,6 +17,23 @@ def require_keys(state: Mapping[str, Tensor], keys: Iterable[str], what: str) ->
         raise UserError(f"the state dict is not that of {what}: {listed(missing)} missing")
 
 
+def shape_of(state: Mapping[str, Tensor], key: str, dimensions: int, what: str) -> tuple[int, ...]:
+    """The shape of an entry.
+
+    Raises:
+        UserError: it is missing, or has another number of dimensions.
+    """
+    require_keys(state, [key], what)
+    if state[key].dim() != dimensions:
+        raise misshapen(what, key, state[key], f"{dimensions} dimensions are")
+    return tuple(state[key].shape)
+
+
+def misshapen(what: str, key: str, value: Tensor, needed: str) -> UserError:
+    found = list(value.shape)
+    return UserError(f"the state dict is not that of {what}: {key} has shape {found} where {needed} needed")
+
+
 def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> None:
     """Fill `module` from `state`, where parameter `ours` is called `names[ours]`.
 
@@ -31,10 +48,7 @@ def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[
     with torch.no_grad():
         for ours, original in names.items():
             if parameters[ours].shape != state[original].shape:
-                raise UserError(
-                    f"the state dict is not that of {what}: {original} has shape {list(state[original].shape)} "
-                    f"where {list(parameters[ours].shape)} is needed"
-                )
+                raise misshapen(what, original, state[original], f"{list(parameters[ours].shape)} is")
             parameters[ours].copy_(state[original])
 
 

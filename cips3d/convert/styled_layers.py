@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import require_keys
-from cips3d.errors import UserError
+from cips3d.convert.state import misshapen
 
 MODULATED_WEIGHT = re.compile(r"(?!lff\.).*\bconv\.weight")  # [1, out, in, k, k]; ours has no leading 1
 RGB_BIAS = re.compile(r"to_rgb\w*(\.\d+)?\.bias")  # [1, 3, 1, 1]; ours is [3]
@@ -46,23 +45,6 @@ def mapping_names(layers: int) -> dict[str, str]:
     return names
 
 
-def shape_of(state: Mapping[str, Tensor], key: str, dimensions: int, what: str) -> tuple[int, ...]:
-    """The shape of an entry.
-
-    Raises:
-        UserError: it is missing, or has another number of dimensions.
-    """
-    require_keys(state, [key], what)
-    if state[key].dim() != dimensions:
-        raise _misshapen(what, key, state[key], f"{dimensions} dimensions are")
-    return tuple(state[key].shape)
-
-
-def _misshapen(what: str, key: str, value: Tensor, needed: str) -> UserError:
-    found = list(value.shape)
-    return UserError(f"the state dict is not that of {what}: {key} has shape {found} where {needed} needed")
-
-
 def count_layers(state: Mapping[str, Tensor], pattern: str) -> int:
     """1 + the largest number that keys have in the place of the pattern's group; 0 without such keys."""
     found = (re.fullmatch(pattern, key) for key in state)
@@ -79,11 +61,11 @@ def unwrapped(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if MODULATED_WEIGHT.fullmatch(key):
             if value.dim() != 5 or len(value) != 1:
-                raise _misshapen(what, key, value, "[1, out, in, k, k] is")
+                raise misshapen(what, key, value, "[1, out, in, k, k] is")
             made[key] = value[0]
         elif RGB_BIAS.fullmatch(key):
             if value.shape != (1, 3, 1, 1):
-                raise _misshapen(what, key, value, "[1, 3, 1, 1] is")
+                raise misshapen(what, key, value, "[1, 3, 1, 1] is")
             made[key] = value.view(3)
     return made
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import load_renamed
+from cips3d.convert.state import load_renamed, shape_of
 from cips3d.convert.styled_layers import (
     count_layers,
     mapping_names,
     parameter_names,
-    shape_of,
     styled_conv_names,
     to_rgb_names,
     unwrapped,
