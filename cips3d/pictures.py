@@ -1,4 +1,4 @@
-"""From tensors to what people look at: grids, depth maps, image files and animations."""
+"""From tensors to what people look at: grids, depth maps and image files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -27,12 +25,7 @@ IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
 }
-ANIMATION_OPTIONS: dict[str, dict[str, Any]] = {
-    ".gif": {"format": "GIF"},
-    ".webp": {"format": "WEBP", "quality": 90},
-}
 IMAGE_ENDINGS = tuple(IMAGE_OPTIONS)
-ANIMATION_ENDINGS = tuple(ANIMATION_OPTIONS)
 
 GAP = 2  # pixels between the pictures of a grid
 PAPER = 255  # grey level of gaps, margins and empty cells
@@ -45,16 +38,9 @@ MAX_SIDE = {
     ".jpeg": 65500,
     ".gif": 65535,
     ".png": 65535,
-}  # the formats' own limits
+    ".mp4": 16384,
+}  # the formats' own limits; of MP4, those of H.264's encoder
 MAX_PIXELS = 178_956_970  # Pillow refuses to open larger pictures (twice its MAX_IMAGE_PIXELS)
-
-# Frames a second. A GIF counts in hundredths of a second; viewers slow down frames shorter than two of them.
-MIN_FPS = 0.1
-MAX_FPS = {".gif": 50.0, ".webp": 1000.0}
-TICK_MS = {".gif": 10, ".webp": 1}  # the formats' unit of a frame's duration
-
-PALETTE_PIXELS = 2**19  # looked at to choose a GIF's colours
-DITHER_STEP = 12.0  # grey levels: about the distance of neighbouring colours in a palette of 256
 
 # The colour map "magma" (S. van der Walt and N. Smith, 2015, CC0) at ten equal steps: lightness rises evenly
 # from black to a pale yellow, so equal steps in depth look equally large and survive a grey print.
@@ -83,23 +69,24 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def depth_image(depth: Tensor, t_near: float, t_far: float) -> Tensor:
+def depth_image(depth: Tensor, t_near: float | Tensor, t_far: float | Tensor) -> Tensor:
     """Colour a depth map: near is bright, far is dark (the colour map magma).
 
     Args:
         depth: [N, 1, H, W] distances in scene units.
-        t_near: distance that gets the brightest colour, as everything nearer does.
-        t_far: distance that gets the darkest colour, as everything farther does.
+        t_near: distance that gets the brightest colour, as everything nearer does; one for all or [N].
+        t_far: distance that gets the darkest colour, as everything farther does; one for all or [N].
 
     Returns:
         [N, 3, H, W] in [-1, 1].
     """
     if depth.dim() != 4 or depth.shape[1] != 1:
         raise ValueError(f"depth must have shape [N, 1, H, W], got {list(depth.shape)}")
-    if not t_near < t_far:
+    near, far = (torch.as_tensor(t, dtype=torch.float32, device=depth.device).view(-1, 1, 1) for t in (t_near, t_far))
+    if not (near < far).all():
         raise ValueError(f"t_near must be below t_far, got {t_near} and {t_far}")
     colors = torch.tensor(MAGMA, dtype=torch.float32, device=depth.device) / 127.5 - 1  # [10, 3]
-    nearness = ((t_far - depth[:, 0].float()) / (t_far - t_near)).clamp(0, 1)  # [N, H, W]
+    nearness = ((far - depth[:, 0].float()) / (far - near)).clamp(0, 1)  # [N, H, W]
     place = nearness * (len(MAGMA) - 1)
     below = place.floor().clamp(max=len(MAGMA) - 2)
     share = (place - below)[..., None]
@@ -203,82 +190,8 @@ def save_image(path: Path, image: Image.Image) -> None:
     """
     check_path(path, IMAGE_ENDINGS, "a picture")
     check_size(path, image.width, image.height)
-    with _reported(path), atomic_file(path) as file:
+    with reported(path), atomic_file(path) as file:
         image.convert("RGB").save(file, **IMAGE_OPTIONS[path.suffix.lower()])
-
-
-def save_animation(path: Path, frames: Sequence[Image.Image], fps: float) -> None:
-    """Write frames that are shown over and over, as a GIF or an animated WebP, whole or not at all.
-
-    A GIF has one palette for all frames, chosen from all of them, and ordered dithering: what does not change
-    from frame to frame does not flicker. Equal frames that follow each other become one that is shown longer.
-    Where the format cannot express 1/fps, durations differ by one unit: together they last len(frames)/fps.
-
-    Args:
-        path: ends in .gif or .webp; missing folders are made.
-        frames: pictures of one size.
-        fps: frames a second.
-
-    Raises:
-        UserError: the ending is another, fps is out of the format's range, or the file cannot be written.
-    """
-    check_path(path, ANIMATION_ENDINGS, "an animation")
-    ending = path.suffix.lower()
-    check_fps(ending, fps)
-    if not frames:
-        raise ValueError("frames must hold at least one picture, got none")
-    if len({frame.size for frame in frames}) > 1:
-        raise ValueError(f"frames must have one size, got {sorted({frame.size for frame in frames})}")
-    check_size(path, frames[0].width, frames[0].height)
-    durations = frame_durations(len(frames), fps, TICK_MS[ending])
-    shown = with_shared_palette(frames) if ending == ".gif" else (frame.convert("RGB") for frame in frames)
-    first = next(shown)
-    options = ANIMATION_OPTIONS[ending]
-    with _reported(path), atomic_file(path) as file:
-        first.save(file, save_all=True, append_images=shown, duration=durations, loop=0, **options)
-
-
-def frame_durations(count: int, fps: float, tick_ms: int) -> list[int]:
-    """Milliseconds of `count` frames, in whole ticks; their sum is count/fps to the nearest tick."""
-    ends = [round(index * 1000 / fps / tick_ms) for index in range(count + 1)]
-    return [tick_ms * (end - start) for start, end in pairwise(ends)]
-
-
-def with_shared_palette(frames: Sequence[Image.Image]) -> Iterator[Image.Image]:
-    """The frames in one palette of 256 colours, with ordered dithering.
-
-    Error diffusion would look better in a single frame, but its noise depends on the whole picture and crawls
-    when anything moves; a threshold that only depends on a pixel's place stands still.
-    """
-    palette = shared_palette(frames)
-    threshold = bayer_matrix(3)
-    for frame in frames:
-        pixels = np.asarray(frame.convert("RGB"), dtype=np.float32)
-        repeats = (math.ceil(frame.height / 8), math.ceil(frame.width / 8))
-        pattern = np.tile(threshold, repeats)[: frame.height, : frame.width, None]
-        dithered = np.clip(np.rint(pixels + DITHER_STEP * pattern), 0, 255).astype(np.uint8)
-        yield Image.fromarray(dithered).quantize(palette=palette, dither=Image.Dither.NONE)
-
-
-def shared_palette(frames: Sequence[Image.Image]) -> Image.Image:
-    """256 colours for all frames, from an even selection of their pixels.
-
-    Pillow's octree is here as exact as its median cut with k-means (RMS error 3.2 against 3.2 grey levels on smooth
-    pictures, 3.9 against 3.6 on a photograph), and finer where colours change slowly, at a thirtieth of the time.
-    """
-    total = len(frames) * frames[0].width * frames[0].height
-    stride = math.ceil(total / PALETTE_PIXELS)
-    chosen = [np.asarray(frame.convert("RGB")).reshape(-1, 3)[k % stride :: stride] for k, frame in enumerate(frames)]
-    pixels = np.concatenate(chosen)[None]  # [1, N, 3]
-    return Image.fromarray(pixels).quantize(256, method=Image.Quantize.FASTOCTREE)
-
-
-def bayer_matrix(order: int) -> np.ndarray:
-    """Bayer's threshold matrix of side 2^order with values in (-0.5, 0.5), each once (B. Bayer, 1973)."""
-    matrix = np.zeros((1, 1), dtype=np.float32)
-    for _ in range(order):
-        matrix = np.block([[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]])
-    return (matrix + 0.5) / matrix.size - 0.5
 
 
 def check_path(path: Path, endings: Sequence[str], what: str) -> None:
@@ -288,7 +201,7 @@ def check_path(path: Path, endings: Sequence[str], what: str) -> None:
     """
     if path.suffix.lower() not in endings:
         raise UserError(f"--out {path}: {what} must end in {' or '.join(endings)}")
-    with _reported(path):
+    with reported(path):
         if path.is_dir():
             raise UserError(f"--out {path} is a folder; give the name of a file")
         if path.parent.exists() and not path.parent.is_dir():
@@ -296,12 +209,6 @@ def check_path(path: Path, endings: Sequence[str], what: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):  # can files be made there?
             pass
-
-
-def check_fps(ending: str, fps: float) -> None:
-    """Raise `UserError` where a format cannot show `fps` frames a second."""
-    if not MIN_FPS <= fps <= MAX_FPS[ending]:
-        raise UserError(f"--fps {fps:g} is out of range; a {ending} takes {MIN_FPS:g} to {MAX_FPS[ending]:g}")
 
 
 def check_size(path: Path, width: int, height: int) -> None:
@@ -315,7 +222,7 @@ def check_size(path: Path, width: int, height: int) -> None:
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
     """Turn what the file system says about `path` into a `UserError`."""
     try:
         yield

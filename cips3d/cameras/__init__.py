@@ -1,6 +1,17 @@
-"""Cameras: where they stand (`PoseDistribution`), how they look (`Cameras`) and what they see (`Rays`)."""
+"""Cameras: where they stand (`PoseDistribution`, `TRAJECTORIES`), how they look (`Cameras`), what they see (`Rays`)."""
 
 from cips3d.cameras.camera import Cameras, Rays
+from cips3d.cameras.camera_file import read_cameras
 from cips3d.cameras.poses import FRONT, POSE_DISTRIBUTIONS, PoseDistribution
+from cips3d.cameras.trajectories import TRAJECTORIES, CameraRange
 
-__all__ = ["FRONT", "POSE_DISTRIBUTIONS", "Cameras", "PoseDistribution", "Rays"]
+__all__ = [
+    "FRONT",
+    "POSE_DISTRIBUTIONS",
+    "TRAJECTORIES",
+    "CameraRange",
+    "Cameras",
+    "PoseDistribution",
+    "Rays",
+    "read_cameras",
+]

@@ -35,7 +35,7 @@ class Cameras:
 
     @classmethod
     def from_angles(
-        cls, pitch: Tensor, yaw: Tensor, fov_degrees: float | Tensor = 12.0, radius: float = 1.0
+        cls, pitch: Tensor, yaw: Tensor, fov_degrees: float | Tensor = 12.0, radius: float | Tensor = 1.0
     ) -> Cameras:
         """Cameras on a sphere around the origin that look at its centre (CIPS-3D's and pi-GAN's).
 
@@ -45,14 +45,15 @@ class Cameras:
             pitch: [B] radians in (0, π).
             yaw: [B] radians.
             fov_degrees: angle of view, one for all or [B].
-            radius: distance from the origin in scene units.
+            radius: distance from the origin in scene units, one for all or [B].
         """
         if pitch.dim() != 1 or pitch.shape != yaw.shape:
             raise ValueError(f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}")
         direction = torch.stack(
             [torch.sin(pitch) * torch.cos(yaw), torch.cos(pitch), torch.sin(pitch) * torch.sin(yaw)], dim=1
         )
-        return cls.look_at(radius * direction, fov_degrees=fov_degrees)
+        scale = torch.as_tensor(radius, dtype=direction.dtype, device=direction.device)
+        return cls.look_at(scale.reshape(-1, 1) * direction, fov_degrees=fov_degrees)
 
     @classmethod
     def look_at(cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0) -> Cameras:
@@ -75,9 +76,36 @@ class Cameras:
     def to(self, device: torch.device | str) -> Cameras:
         return Cameras(self.rotation.to(device), self.position.to(device), self.fov_degrees.to(device))
 
+    def moved(self, offset: Tensor) -> Cameras:
+        """The cameras shifted without turning.
+
+        Args:
+            offset: [B, 3] or [3] scene units along each camera's right, up and backward axes.
+        """
+        step = self.rotation @ offset.expand(len(self), 3)[..., None]
+        return Cameras(self.rotation, self.position + step[..., 0], self.fov_degrees)
+
+    def rolled(self, angle: Tensor) -> Cameras:
+        """The cameras turned around their viewing axes, each tilting its up towards its left.
+
+        right' = cos α right + sin α up, up' = cos α up - sin α right.
+
+        Args:
+            angle: α [B] radians.
+        """
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+        turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).view(-1, 3, 3)
+        return Cameras(self.rotation @ turn, self.position, self.fov_degrees)
+
     @property
     def device(self) -> torch.device:
         return self.position.device
+
+    @property
+    def distance(self) -> Tensor:
+        """[B] scene units from the origin."""
+        return self.position.norm(dim=1)
 
     @property
     def yaw(self) -> Tensor:

@@ -112,3 +112,31 @@ def test_wrong_arguments_are_named() -> None:
         Cameras.from_angles(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match="resolution"):
         cameras_at((FRONT, FRONT)).rays(0)
+
+
+def test_radius_of_each_camera() -> None:
+    angle = torch.full((2,), FRONT, dtype=torch.float64)
+    cameras = Cameras.from_angles(angle, angle, radius=torch.tensor([0.5, 2.0]))
+    assert cameras.distance.tolist() == pytest.approx([0.5, 2.0])
+    assert torch.equal(cameras.rotation[0], cameras.rotation[1])
+
+
+def test_moved_along_its_own_axes() -> None:
+    cameras = cameras_at((1.2, 2.0), (1.6, 1.4))
+    offset = torch.tensor([[0.1, 0.0, 0.0], [0.0, -0.2, 0.3]], dtype=torch.float64)
+    moved = cameras.moved(offset)
+    local = (moved.position - cameras.position)[:, None] @ cameras.rotation
+    assert torch.allclose(local[:, 0], offset)
+    assert torch.equal(moved.rotation, cameras.rotation)
+    assert torch.allclose(cameras.moved(offset[0]).position[0], moved.position[0])
+
+
+def test_rolled_around_the_viewing_axis() -> None:
+    """A quarter turn to the left: what was up in the picture is on its right."""
+    cameras = cameras_at((1.2, 2.0), (1.6, 1.4))
+    rolled = cameras.rolled(torch.full((2,), math.pi / 2, dtype=torch.float64))
+    assert torch.allclose(rolled.rotation[..., 0], cameras.rotation[..., 1])
+    assert torch.allclose(rolled.rotation[..., 1], -cameras.rotation[..., 0])
+    assert torch.equal(rolled.rotation[..., 2], cameras.rotation[..., 2])
+    top, right = cameras.rays(3).directions[:, 1], rolled.rays(3).directions[:, 5]
+    assert torch.allclose(top, right)

@@ -1,0 +1,24 @@
+"""Rendering with a trained generator: load it, take the faces of seeds, look at them from chosen sides."""
+
+from cips3d.cameras.trajectories import yaw_sweep
+from cips3d.rendering.loading import LoadedGenerator, load_generator
+from cips3d.rendering.normals import normals_from_depth
+from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
+from cips3d.rendering.style_paths import interpolated_styles, mixed_styles
+from cips3d.rendering.views import BATCH_SIZE, Views, render_pairs, render_views, volume_at
+
+__all__ = [
+    "BATCH_SIZE",
+    "LoadedGenerator",
+    "Views",
+    "interpolated_styles",
+    "load_generator",
+    "mixed_styles",
+    "normals_from_depth",
+    "parse_seeds",
+    "render_pairs",
+    "render_views",
+    "styles_of_seeds",
+    "volume_at",
+    "yaw_sweep",
+]

@@ -1,0 +1,208 @@
+"""Faces from view to view or from frame to frame, as pictures of several kinds, arranged in grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cips3d import pictures
+from cips3d.cameras import Cameras
+from cips3d.models.generator import Generator, chosen, styles_of
+from cips3d.rendering.loading import LoadedGenerator
+from cips3d.rendering.normals import normals_from_depth
+from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
+from cips3d.rendering.views import BATCH_SIZE, render_pairs, volumes_of
+
+Kind = Literal["image", "aux", "depth", "normals"]
+
+EMPTY = -1  # in `Film.faces`: nothing is shown there
+BLANK = 1.0  # what an empty place shows: the white of the grids' gaps
+BACKGROUND_SHARE = 0.15  # of the rays' range; what is nearer to its end than this counts as background
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is taken of every face and view, and how."""
+
+    resolution: int
+    kinds: tuple[Kind, ...] = ("image",)
+    jitter: bool = False
+    """random depths, as in training"""
+    batch_size: int = BATCH_SIZE
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """Which faces are seen from where, frame by frame; the views of a still are its frames too."""
+
+    loaded: LoadedGenerator
+    styles: tuple[Tensor, ...]
+    """of all faces that appear"""
+    faces: Tensor
+    """[F, N] which of them each frame shows, on the CPU; `EMPTY`: none"""
+    cameras: Cameras
+    """F, one a frame"""
+    look: Look
+    random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    """of the jitter"""
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def part(self, start: int, stop: int, *, progress: bool = False) -> Tensor:
+        """Pictures [frames, N, K, 3, R, R] in [-1, 1] of some frames, a picture a face and kind."""
+        faces = self.faces[start:stop]
+        frame, place = (faces != EMPTY).nonzero(as_tuple=True)
+        styles = chosen(self.styles, faces[frame, place].to(self.loaded.device))
+        taken = take_pictures(
+            self.loaded, styles, self.cameras[start:stop][frame], self.look, self.random, progress=progress
+        )
+        shown = taken.new_full((*faces.shape, *taken.shape[1:]), BLANK)
+        shown[frame, place] = taken
+        return shown
+
+    def frames(self) -> Iterator[Tensor]:
+        """One frame after the other [N, K, 3, R, R]; no more are held than are rendered together."""
+        at_once = max(1, self.look.batch_size // self.faces.shape[1])
+        for start in range(0, len(self), at_once):
+            yield from self.part(start, start + at_once)
+
+
+def every_face(loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look) -> Film:
+    """All faces in every frame."""
+    faces = torch.arange(len(styles[0])).expand(len(cameras), -1)
+    return Film(loaded, styles, faces, cameras, look)
+
+
+def interpolation(
+    loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look, part: Part = "both"
+) -> Film:
+    """One face that turns into all others and back (`interpolated_styles`), while the camera goes its way."""
+    frames = len(cameras)
+    return Film(loaded, interpolated_styles(styles, frames, part), torch.arange(frames)[:, None], cameras, look)
+
+
+def mixing(
+    loaded: LoadedGenerator,
+    first: tuple[Tensor, ...],
+    second: tuple[Tensor, ...],
+    layer: int,
+    cameras: Cameras,
+    look: Look,
+) -> Film:
+    """A table in every frame: `second` in its first row, `first` in its first column, and their mixtures.
+
+    Its first place is empty. Arguments as in `mixed_styles`.
+    """
+    rows, columns = len(first[0]), len(second[0])
+    mixed = loaded.generator.mixed
+    tables = (mixed(first, first, layer), mixed(second, second, layer), mixed_styles(loaded, first, second, layer))
+    pool = styles_of(tables[0], [torch.cat(parts) for parts in zip(*tables, strict=True)])
+    faces = torch.full((rows + 1, columns + 1), EMPTY)
+    faces[1:, 0] = torch.arange(rows)
+    faces[0, 1:] = rows + torch.arange(columns)
+    faces[1:, 1:] = rows + columns + torch.arange(rows * columns).view(rows, columns)
+    return Film(loaded, pool, faces.flatten().expand(len(cameras), -1), cameras, look)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the faces of a frame are arranged."""
+
+    columns: int
+    """faces a row"""
+    row_labels: tuple[str, ...] | None = None
+    column_labels: tuple[str, ...] | None = None
+    """one a face of a row"""
+    enlarge: int = 1
+    """whole factor by which pixels are repeated"""
+
+
+def kinds_of(generator: Generator) -> tuple[Kind, ...]:
+    """The kinds of pictures that a generator has."""
+    kinds: list[Kind] = ["image"]
+    if generator.has_aux_image:
+        kinds.append("aux")
+    if generator.is_3d:
+        kinds += ["depth", "normals"]
+    return tuple(kinds)
+
+
+def take_pictures(
+    loaded: LoadedGenerator,
+    styles: tuple[Tensor, ...],
+    cameras: Cameras,
+    look: Look,
+    random: torch.Generator | None = None,
+    *,
+    progress: bool = False,
+) -> Tensor:
+    """Every style from its own camera, in every kind: [N, K, 3, R, R] in [-1, 1].
+
+    Depth is bright where near, over the range of the rays; normals n in the camera's axes have the colour (n + 1) / 2,
+    grey in empty space: red faces right, green up, blue the camera.
+
+    Args:
+        styles: of N faces.
+        cameras: N cameras.
+        look: what and how.
+        random: source of the jitter.
+        progress: show a bar on stderr.
+    """
+    shown = render_pairs(
+        loaded,
+        styles,
+        cameras,
+        look.resolution,
+        aux="aux" in look.kinds,
+        depth=not {"depth", "normals"}.isdisjoint(look.kinds),
+        jitter=look.jitter,
+        batch_size=look.batch_size,
+        generator=random,
+        progress=progress,
+    )
+    by_kind = {"image": shown.image}
+    if shown.aux_image is not None:
+        by_kind["aux"] = shown.aux_image
+    if shown.depth is not None:
+        volumes = volumes_of(loaded.settings, cameras)
+        near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))
+        if "depth" in look.kinds:
+            by_kind["depth"] = pictures.depth_image(shown.depth, near, far)
+        if "normals" in look.kinds:
+            empty = shown.depth > (far - BACKGROUND_SHARE * (far - near)).view(-1, 1, 1, 1)
+            by_kind["normals"] = normals_from_depth(shown.depth, cameras.to("cpu")).masked_fill(empty, 0)
+    return torch.stack([by_kind[kind] for kind in look.kinds], dim=1)
+
+
+def strip(
+    film: Film, row_labels: Sequence[str] | None, column_labels: Sequence[str] | None, enlarge: int
+) -> Image.Image:
+    """All of a film in one picture: a row a face and kind, a column a frame."""
+    shown = film.part(0, len(film), progress=True)  # [F, N, K, 3, R, R]
+    rows = shown.permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
+    return pictures.image_grid(rows, len(film), row_labels=row_labels, column_labels=column_labels, enlarge=enlarge)
+
+
+def arranged(frame: Tensor, layout: Layout) -> Image.Image:
+    """One frame [N, K, 3, R, R]: faces in rows, the kinds of a face side by side."""
+    kinds = frame.shape[1]
+    labels = layout.column_labels
+    return pictures.image_grid(
+        frame.flatten(0, 1),
+        layout.columns * kinds,
+        row_labels=layout.row_labels,
+        column_labels=None if labels is None else [label for label in labels for _ in range(kinds)],
+        enlarge=layout.enlarge,
+    )
+
+
+def arranged_size(faces: int, look: Look, layout: Layout) -> tuple[int, int]:
+    """(width, height) in pixels of `arranged`, without labels."""
+    kinds = len(look.kinds)
+    return pictures.grid_size(faces * kinds, layout.columns * kinds, look.resolution, look.resolution, layout.enlarge)

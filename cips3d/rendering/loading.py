@@ -1,0 +1,61 @@
+"""A trained generator, ready to render."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cips3d.cameras import PoseDistribution
+from cips3d.models.family import AnyGenerator
+from cips3d.models.volume import VolumeSettings
+from cips3d.training.networks import load_networks
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedGenerator:
+    """A generator and all else that its pictures depend on."""
+
+    generator: AnyGenerator
+    settings: VolumeSettings
+    fov_degrees: float
+    """the cameras' angle of view"""
+    resolution: int
+    """side of the pictures it was trained on last; it renders any other too"""
+    poses: PoseDistribution
+    """where the training cameras stood; their mean is the front"""
+    step: int | None
+    """training steps taken, where the file tells"""
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+    @cached_property
+    def mean_styles(self) -> tuple[Tensor, ...]:
+        """The centre of truncation, computed when it is first needed."""
+        return self.generator.mean_styles()
+
+
+def load_generator(path: str | Path, device: torch.device | str = "cpu") -> LoadedGenerator:
+    """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
+
+    Args:
+        path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.
+        device: where it shall compute.
+
+    Raises:
+        UserError: nothing is there, or it is not a checkpoint that this package can use.
+    """
+    networks = load_networks(Path(path))
+    return LoadedGenerator(
+        networks.generator().to(device),
+        networks.volume,
+        networks.fov_degrees,
+        networks.resolution,
+        networks.poses,
+        networks.step,
+    )

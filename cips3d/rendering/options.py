@@ -1,0 +1,196 @@
+"""What `python -m cips3d.render` is told, and what of it cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cips3d import animations, pictures
+from cips3d.cameras import TRAJECTORIES
+from cips3d.errors import UserError
+from cips3d.rendering.seeds import parse_seeds
+from cips3d.rendering.style_paths import Part
+from cips3d.rendering.views import BATCH_SIZE
+from cips3d.video import import_ffmpeg
+
+CAMERA_FILE_ENDING = ".json"
+MODELS_OWN = "(default: the model's)"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command is told."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp"""
+    seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-7"
+    """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
+    yaw: Annotated[
+        tuple[float, ...] | None,
+        tyro.conf.arg(metavar="RAD [RAD ...]", help_behavior_hint="(default: -0.4 0 0.4; a 2-D model has no sides)"),
+    ] = None
+    """where the camera stands to the side, a column each: offsets from the front in radians, positive looks from
+    the left; with --trajectory, the ends of its way"""
+    pitch: Annotated[
+        tuple[float, ...] | None,
+        tyro.conf.arg(metavar="RAD [RAD ...]", help_behavior_hint="(default: 0; circle and dolly: -0.2 0.2)"),
+    ] = None
+    """how low the camera stands: offsets from the front in radians, positive looks from below; several give
+    a column for every pair with --yaw; with --trajectory, the ends of its way"""
+    trajectory: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    """a moving camera: front, yaw, circle, dolly, translate, translate-rotate or FILE.json"""
+    distance: Annotated[
+        tuple[float, float] | None, tyro.conf.arg(metavar="NEAR FAR", help_behavior_hint="(default: 0.5 2)")
+    ] = None
+    """how near and far the dolly goes, in scene units from the middle of the head; training cameras stand at 1"""
+    interpolate: Annotated[Part | None, tyro.conf.arg(help_behavior_hint="(default: none)")] = None
+    """go smoothly from seed to seed and back to the first: in the shape or the appearance alone, which CIPS-3D keeps
+    apart, or in both, as all models can"""
+    mix: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: none)")] = None
+    """style mixing: a table of --seeds, a row each, with the later layers of these seeds, a column each"""
+    mix_layer: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="LAYER", help_behavior_hint="(default: the middle; CIPS-3D 0: the whole appearance)"),
+    ] = None
+    """the first layer that --mix takes from the other seed"""
+    frames: Annotated[
+        int | None, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(default: 48; with --interpolate 24 a seed)")
+    ] = None
+    """frames of an animation; in a picture, where they stand side by side, the default is 8 (4 a seed)"""
+    fps: float = 24.0
+    """frames a second of an animation"""
+    truncation: float = 1.0
+    """1: faces as they come; nearer to 0: more typical ones"""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint=MODELS_OWN)] = None
+    """side of a picture"""
+    fov: Annotated[float | None, tyro.conf.arg(metavar="DEGREES", help_behavior_hint=MODELS_OWN)] = None
+    """the camera's angle of view"""
+    kind: Literal["image", "aux", "depth", "normals", "all"] = "image"
+    """the picture, the NeRF's own picture (auxiliary), the depth (near is bright), the surface normals (red faces
+    right, green up, blue the camera), or all of these that the model has"""
+    jitter: bool = False
+    """sample rays at random depths as in training, which shows as noise"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    batch_size: int = BATCH_SIZE
+    """pictures rendered at a time; smaller needs less memory"""
+
+    @property
+    def has_frames(self) -> bool:
+        """Something moves: the camera, or faces into each other."""
+        return self.trajectory is not None or self.interpolate is not None
+
+    @property
+    def is_animation(self) -> bool:
+        """Frames follow each other in time; in pictures, they stand side by side."""
+        return self.has_frames and self.out.suffix.lower() in animations.ANIMATION_ENDINGS
+
+    @property
+    def camera_file(self) -> Path | None:
+        """The list of cameras, where that is the trajectory."""
+        given = self.trajectory
+        return Path(given) if given is not None and given.lower().endswith(CAMERA_FILE_ENDING) else None
+
+
+def check_options(options: Options) -> None:
+    """Raise `UserError` for what can be known to be wrong before the model is loaded."""
+    parse_seeds(options.seeds)
+    if options.mix is not None:
+        parse_seeds(options.mix, "--mix")
+    for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
+        if angles is not None and not (angles and all(math.isfinite(angle) for angle in angles)):
+            raise UserError(f"{flag} {listed(angles)} is no direction; give one or more angles in radians")
+    if not math.isfinite(options.truncation):
+        raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
+    if options.resolution is not None and options.resolution < 1:
+        raise UserError(f"--resolution {options.resolution} leaves no pixel; give 1 or more")
+    if options.resolution == 1 and options.kind in ("normals", "all"):
+        raise UserError("--resolution 1 shows no surface; give 2 or more for normals")
+    if options.fov is not None and not 0 < options.fov < 180:
+        raise UserError(f"--fov {options.fov:g} is no angle of view; give degrees between 0 and 180")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size} renders nothing; give 1 or more")
+    _check_trajectory(options)
+    _check_faces(options)
+    _check_out(options)
+
+
+def _check_trajectory(options: Options) -> None:
+    """What is said of the camera's way must fit together."""
+    name = options.trajectory
+    if options.camera_file is not None:
+        for flag, given in (
+            *(("--yaw", options.yaw), ("--pitch", options.pitch)),
+            *(("--distance", options.distance), ("--frames", options.frames)),
+        ):
+            if given is not None:
+                raise UserError(f"{flag} is not for --trajectory {name}, whose cameras are in the file; leave it out")
+        return
+    if name is not None and name not in TRAJECTORIES:
+        names = ", ".join(TRAJECTORIES)
+        raise UserError(f"--trajectory {name} is unknown; give one of {names} or a file that ends in .json")
+    ranges = TRAJECTORIES[name].ranges if name is not None else ()
+    if options.distance is not None:
+        if "distance" not in ranges:
+            raise UserError("--distance is for --trajectory dolly; leave it out")
+        if not 0 < options.distance[0] <= options.distance[1] < math.inf:
+            raise UserError(f"--distance {listed(options.distance)} is no range; give the nearer one first, above 0")
+    if not options.has_frames:
+        return
+    if options.frames is not None and options.frames < (2 if options.is_animation else 1):
+        raise UserError(f"--frames {options.frames} is no animation; give 2 or more")
+    for flag, axis, angles in (("--yaw", "yaw", options.yaw), ("--pitch", "pitch", options.pitch)):
+        if angles is not None and axis not in ranges and len(angles) > 1:
+            still = f"--trajectory {name}" if name is not None else "--interpolate without a --trajectory"
+            raise UserError(f"{flag} {listed(angles)} is more than {still} needs; give one angle")
+    if name == "yaw" and options.yaw is not None and min(options.yaw) == max(options.yaw):
+        raise UserError(f"--yaw {listed(options.yaw)} leaves --trajectory yaw nowhere to go; give two different angles")
+
+
+def _check_faces(options: Options) -> None:
+    """What is said of faces and frames must fit together."""
+    if options.mix_layer is not None and options.mix is None:
+        raise UserError("--mix-layer is for --mix; leave it out, or say which seeds to mix")
+    if options.frames is not None and not options.has_frames:
+        raise UserError("--frames is for --trajectory or --interpolate; give one of them, or leave it out")
+    if options.mix is None:
+        return
+    if options.interpolate is not None:
+        raise UserError("--mix and --interpolate cannot go together; leave one out")
+    if options.is_animation:
+        return
+    if options.has_frames:
+        raise UserError(f"--out {options.out} has no room for the frames of --mix; give a .mp4, .gif or .webp")
+    for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
+        if angles is not None and len(angles) > 1:
+            raise UserError(f"{flag} {listed(angles)} is more than one view, which is all that --mix shows; give one")
+
+
+def _check_out(options: Options) -> None:
+    """The file's ending must be able to hold what is shown, and its place to take it."""
+    ending = options.out.suffix.lower()
+    moving_only = ending in animations.ANIMATION_ENDINGS and ending not in pictures.IMAGE_ENDINGS
+    if moving_only and not options.has_frames:
+        raise UserError(
+            f"--out {options.out} is for what moves; add --trajectory or --interpolate, or give a .png, .webp or .jpg"
+        )
+    if options.is_animation:
+        pictures.check_path(options.out, animations.ANIMATION_ENDINGS, "an animation")
+        animations.check_fps(ending, options.fps)
+        if ending == animations.VIDEO_ENDING:
+            import_ffmpeg()
+    else:
+        endings = (*pictures.IMAGE_ENDINGS, *(animations.ANIMATION_ENDINGS if options.has_frames else ()))
+        pictures.check_path(options.out, tuple(dict.fromkeys(endings)), "a picture")
+
+
+def listed(angles: Sequence[float]) -> str:
+    """Angles as they are given to a flag."""
+    return " ".join(f"{angle:g}" for angle in angles)

@@ -1,0 +1,65 @@
+"""Integers that stand for faces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cips3d.errors import UserError
+from cips3d.models.generator import truncated
+from cips3d.rendering.loading import LoadedGenerator
+
+SEED = re.compile(r"[0-9]{1,19}")
+SEED_LIMIT = 2**63
+MAX_SEEDS = 4096
+
+
+@torch.no_grad()
+def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: float = 1.0) -> tuple[Tensor, ...]:
+    """Styles of the faces that integers stand for.
+
+    Every seed's z is drawn on the CPU by a random generator of its own, so that a seed means the same face on
+    every device and whatever other seeds are asked for.
+
+    Args:
+        seeds: integers in [0, 2^63).
+        truncation: ψ of mean + ψ (style - mean); 1 leaves styles as they are, 0 gives the mean face.
+
+    Returns:
+        The generator's styles of len(seeds) faces, on its device.
+    """
+    if not seeds:
+        raise ValueError("seeds must hold at least one integer, got none")
+    draws = [loaded.generator.sample_z(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    styles = loaded.generator.mapping(*(torch.cat(parts) for parts in zip(*draws, strict=True)))
+    return styles if truncation == 1 else truncated(styles, loaded.mean_styles, truncation)
+
+
+def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
+    """The integers of a list such as "0-7", "3" or "1,5,9-12", in the order given.
+
+    Args:
+        text: the list.
+        flag: what errors call it.
+
+    Raises:
+        UserError: it is not such a list, or names too many.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [end.strip() for end in ((first, last) if dash else (first, first))]
+        if not all(SEED.fullmatch(end) for end in ends):
+            raise UserError(f"{flag} {text!r} is not a list of seeds; give integers and ranges such as 3 or 1,5,9-12")
+        low, high = int(ends[0]), int(ends[1])
+        if high < low:
+            raise UserError(f"{flag} {text!r} counts down in {part.strip()}; write it as {high}-{low}")
+        if high >= SEED_LIMIT:
+            raise UserError(f"{flag} {text!r} holds {high}; give integers below 2^63")
+        if len(seeds) + high - low + 1 > MAX_SEEDS:
+            raise UserError(f"{flag} {text!r} names more than {MAX_SEEDS} faces; give fewer")
+        seeds.extend(range(low, high + 1))
+    return seeds

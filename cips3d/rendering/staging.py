@@ -1,0 +1,255 @@
+"""From what the command is told to what is shown: which faces from where, and how they are labelled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from cips3d import pictures
+from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, read_cameras
+from cips3d.cameras.poses import PITCH_MARGIN
+from cips3d.errors import UserError
+from cips3d.rendering.film import (
+    Film,
+    Kind,
+    Layout,
+    Look,
+    arranged_size,
+    every_face,
+    interpolation,
+    kinds_of,
+    mixing,
+)
+from cips3d.rendering.loading import LoadedGenerator
+from cips3d.rendering.options import Options
+from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
+from cips3d.rendering.style_paths import style_parts
+
+VISIBLE_SIDE = 128  # smaller pictures are enlarged by the whole factor that brings them nearest below it
+
+VIEW_YAWS = (-0.4, 0.0, 0.4)  # radians from the front, of pictures
+YAW_ENDS, PITCH_ENDS = (-0.4, 0.4), (-0.2, 0.2)  # the same, of moving cameras
+FRAMES, FRAMES_A_SEED = 48, 24  # of animations
+COLUMNS, COLUMNS_A_SEED = 8, 4  # of pictures that show frames side by side
+
+
+@dataclass(frozen=True, eq=False)
+class Staging:
+    """What is shown, and where in the picture."""
+
+    film: Film
+    layout: Layout
+    """of a frame"""
+    is_table: bool
+    """every frame is a picture of its own; otherwise frames can stand side by side, as columns"""
+    row_labels: tuple[str, ...] | None
+    """where frames are columns: one a face and kind"""
+    column_labels: tuple[str, ...] | None
+    """where frames are columns: one a frame"""
+    contents: str
+    """in words"""
+
+
+def stage(loaded: LoadedGenerator, options: Options) -> Staging:
+    """Decide what is shown.
+
+    Raises:
+        UserError: the model does not have it, or it does not fit into a picture.
+    """
+    seeds = parse_seeds(options.seeds)
+    mixed_seeds = None if options.mix is None else parse_seeds(options.mix, "--mix")
+    look = _look(loaded, options)
+    _check_model(loaded, options, look.resolution)
+    film, seen = _film(loaded, options, look, seeds, mixed_seeds)
+    what = "frame" if options.has_frames else "view"
+    count = f"{len(film)} {what}{'s' if len(film) > 1 else ''}"
+    staging = Staging(
+        film,
+        _layout(options, look, seeds, mixed_seeds),
+        mixed_seeds is not None,
+        _row_labels(options, look, seeds),
+        _column_labels(loaded, options, seeds, len(film)),
+        f"{seen} in {count} of {look.resolution} x {look.resolution}",
+    )
+    _check_size(options, staging)
+    return staging
+
+
+def _film(
+    loaded: LoadedGenerator, options: Options, look: Look, seeds: list[int], mixed_seeds: list[int] | None
+) -> tuple[Film, str]:
+    """The faces from where they are seen, and what they are in words."""
+    if options.interpolate is not None and len(seeds) < 2:
+        raise UserError(f"--interpolate goes nowhere with --seeds {options.seeds}; give two or more")
+    cameras = _cameras(loaded, options, len(seeds))
+    styles = styles_of_seeds(loaded, seeds, options.truncation)
+    if mixed_seeds is not None:
+        second = styles_of_seeds(loaded, mixed_seeds, options.truncation)
+        film = mixing(loaded, styles, second, _mixed_layer(loaded, options, styles), cameras, look)
+        return film, f"{len(seeds)} x {len(mixed_seeds)} mixed seeds"
+    if options.interpolate is not None:
+        if options.interpolate not in ("both", *style_parts(styles)):
+            name = type(loaded.generator).__name__
+            raise UserError(f"--interpolate {options.interpolate} is no part of {name}'s styles; give both")
+        film = interpolation(loaded, styles, cameras, look, options.interpolate)
+        return film, f"a way through {len(seeds)} seeds"
+    return every_face(loaded, styles, cameras, look), f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+
+
+def _look(loaded: LoadedGenerator, options: Options) -> Look:
+    available = kinds_of(loaded.generator)
+    kinds: tuple[Kind, ...] = available if options.kind == "all" else (options.kind,)
+    if not set(kinds) <= set(available):
+        what = "an auxiliary picture" if options.kind == "aux" else options.kind
+        name = type(loaded.generator).__name__
+        raise UserError(f"--kind {options.kind} shows {what}, which {name} does not have; use image")
+    resolution = loaded.resolution if options.resolution is None else options.resolution
+    return Look(resolution, kinds, options.jitter, options.batch_size)
+
+
+def _check_model(loaded: LoadedGenerator, options: Options, resolution: int) -> None:
+    """Raise `UserError` where a flag asks for what the model cannot do."""
+    generator = loaded.generator
+    name = type(generator).__name__
+    if not generator.is_3d:
+        camera = {
+            "--yaw": options.yaw,
+            "--pitch": options.pitch,
+            "--trajectory": options.trajectory,
+            "--fov": options.fov,
+        }
+        for flag, given in camera.items():
+            if given is not None:
+                raise UserError(f"{name} is a 2-D model and has no camera; leave out {flag}")
+    if generator.fixed_resolution not in (None, resolution):
+        raise UserError(
+            f"--resolution {resolution} is not that of this {name}; leave it out or give {generator.fixed_resolution}"
+        )
+    front = loaded.poses.pitch_mean
+    for pitch in options.pitch or ():
+        if not 0 < front + pitch < math.pi:
+            raise UserError(
+                f"--pitch {pitch:g} goes over a pole; give angles between {-front:.2f} and {math.pi - front:.2f}"
+            )
+
+
+def _mixed_layer(loaded: LoadedGenerator, options: Options, styles: tuple[torch.Tensor, ...]) -> int:
+    """The first layer of the other seed: where styles keep shape and appearance apart, all of the appearance's."""
+    layers, name = loaded.generator.style_layers, type(loaded.generator).__name__
+    if layers == 0:
+        raise UserError(f"--mix takes layers of another seed, and {name} has one style for all; leave it out")
+    layer = options.mix_layer
+    if layer is None:
+        return 0 if "shape" in style_parts(styles) else layers // 2
+    if not 0 <= layer <= layers:
+        raise UserError(f"--mix-layer {layer} is none of this {name}; give 0 to {layers}")
+    return layer
+
+
+def _cameras(loaded: LoadedGenerator, options: Options, seeds: int) -> Cameras:
+    """One a view, or one a frame."""
+    poses = loaded.poses
+    if options.camera_file is not None:
+        return read_cameras(
+            options.camera_file,
+            fov_degrees=loaded.fov_degrees,
+            pitch_mean=poses.pitch_mean,
+            yaw_mean=poses.yaw_mean,
+        )
+    if options.has_frames:
+        return _trajectory(loaded, options, _frame_count(options, seeds))
+    one_view = options.mix is not None or not loaded.generator.is_3d
+    yaws = options.yaw or ((0.0,) if one_view else VIEW_YAWS)
+    views = [(pitch, yaw) for pitch in options.pitch or (0.0,) for yaw in yaws]
+    return Cameras.from_angles(
+        torch.tensor([poses.pitch_mean + pitch for pitch, _ in views]),
+        torch.tensor([poses.yaw_mean + yaw for _, yaw in views]),
+        loaded.fov_degrees,
+    )
+
+
+def _frame_count(options: Options, seeds: int) -> int:
+    if options.frames is not None:
+        return options.frames
+    if options.interpolate is not None:
+        return seeds * (FRAMES_A_SEED if options.is_animation else COLUMNS_A_SEED)
+    return FRAMES if options.is_animation else COLUMNS
+
+
+def _trajectory(loaded: LoadedGenerator, options: Options, frames: int) -> Cameras:
+    trajectory = TRAJECTORIES[options.trajectory or "front"]
+
+    def ends(axis: str, given: tuple[float, ...] | None, default: tuple[float, float]) -> tuple[float, float]:
+        angles = given or (default if axis in trajectory.ranges else (0.0,))
+        return min(angles), max(angles)
+
+    low, high = ends("pitch", options.pitch, PITCH_ENDS)
+    left, right = ends("yaw", options.yaw, YAW_ENDS)
+    poses = loaded.poses
+    extent = CameraRange(
+        pitch=(max(poses.pitch_mean + low, PITCH_MARGIN), min(poses.pitch_mean + high, math.pi - PITCH_MARGIN)),
+        yaw=(poses.yaw_mean + left, poses.yaw_mean + right),
+        distance=options.distance or CameraRange.distance,
+        fov_degrees=loaded.fov_degrees,
+    )
+    return trajectory.cameras(frames, extent)
+
+
+def _layout(options: Options, look: Look, seeds: list[int], mixed_seeds: list[int] | None) -> Layout:
+    """Faces of a frame: in a table where styles are mixed, in a square where each is one picture, else a row each."""
+    enlarge = max(1, VISIBLE_SIDE // look.resolution)
+    if mixed_seeds is not None:
+        rows, columns = (("", *(f"seed {seed}" for seed in each)) for each in (seeds, mixed_seeds))
+        return Layout(len(mixed_seeds) + 1, rows, columns, enlarge)
+    if options.interpolate is not None:
+        return Layout(1, enlarge=enlarge)
+    columns_of_square = math.ceil(math.sqrt(len(seeds))) if len(look.kinds) == 1 else 1
+    starts = range(0, len(seeds), columns_of_square)
+    labels = tuple(_row_label(seeds[start : start + columns_of_square]) for start in starts)
+    return Layout(columns_of_square, labels if len(seeds) > 1 else None, enlarge=enlarge)
+
+
+def _row_label(seeds: list[int]) -> str:
+    """What a row of several faces shows: "seed 3", "seeds 0-3" or "seeds 1, 5, 9"."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return "seeds " + ", ".join(map(str, seeds))
+
+
+def _row_labels(options: Options, look: Look, seeds: list[int]) -> tuple[str, ...] | None:
+    """What the rows of a picture show whose columns are views or frames."""
+    several = len(look.kinds) > 1
+    if options.interpolate is not None:  # one face, which changes
+        return look.kinds if several else None
+    return tuple(f"seed {seed} {kind}" if several else f"seed {seed}" for seed in seeds for kind in look.kinds)
+
+
+def _column_labels(loaded: LoadedGenerator, options: Options, seeds: list[int], count: int) -> tuple[str, ...] | None:
+    """What the columns of a picture show: the seed that a way has come to, the frame, or the view."""
+    if options.interpolate is not None:
+        reached = {round(index * count / len(seeds)): seed for index, seed in enumerate(seeds)}
+        return tuple(f"seed {reached[frame]}" if frame in reached else "" for frame in range(count))
+    if options.has_frames:
+        return tuple(f"frame {frame}" for frame in range(count))
+    if not loaded.generator.is_3d:
+        return None
+    pitches, yaws = options.pitch or (0.0,), options.yaw or VIEW_YAWS
+    return tuple(
+        f"yaw {yaw:g}" if pitches == (0.0,) else f"pitch {pitch:g} yaw {yaw:g}" for pitch in pitches for yaw in yaws
+    )
+
+
+def _check_size(options: Options, staging: Staging) -> None:
+    """Raise `UserError` where the picture would be too large for its format."""
+    film, layout = staging.film, staging.layout
+    look = film.look
+    if options.is_animation or staging.is_table:
+        size = arranged_size(film.faces.shape[1], look, layout)
+    else:
+        cells = film.faces.numel() * len(look.kinds)
+        size = pictures.grid_size(cells, len(film), look.resolution, look.resolution, layout.enlarge)
+    pictures.check_size(options.out, *size)

@@ -1,0 +1,186 @@
+"""Pictures of styles from cameras, a few at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cips3d.cameras import Cameras
+from cips3d.errors import UserError
+from cips3d.models.generator import Picture, View, chosen
+from cips3d.models.volume import VolumeSettings
+from cips3d.rendering.loading import LoadedGenerator
+
+BATCH_SIZE = 4  # pictures at a time
+PIXELS_AT_ONCE = 2**20  # fewer pictures at a time where they have more: weights and depths take 200 bytes a pixel
+
+TRAINING_DISTANCE = 1.0  # of the cameras from the origin, in all systems
+DISTANCE_STEP = 1e-4  # scene units; cameras at distances that differ by less share one range of rays
+NEAREST = 0.01  # scene units; rays of cameras within the volume begin here
+
+
+class Views(NamedTuple):
+    """Pictures on the CPU: [S, V, ...] of S styles from V views each, or [N, ...] of N pairs of style and camera."""
+
+    image: Tensor  # [..., 3, H, W] in [-1, 1]
+    aux_image: Tensor | None  # [..., 3, H, W] in [-1, 1]
+    depth: Tensor | None  # [..., 1, H, W] scene units
+
+
+def volume_at(settings: VolumeSettings, distance: float) -> VolumeSettings:
+    """The settings with rays that hold the same ball around the origin from another distance.
+
+    t_near' = max(d - (1 - t_near), 0.01), t_far' = d + (t_far - 1); training cameras stand at distance 1.
+
+    Args:
+        settings: for distance 1.
+        distance: d, of the camera from the origin, in scene units.
+    """
+    t_near = max(distance - (TRAINING_DISTANCE - settings.t_near), NEAREST)
+    t_far = max(distance + (settings.t_far - TRAINING_DISTANCE), t_near + DISTANCE_STEP)
+    return replace(settings, t_near=t_near, t_far=t_far)
+
+
+def volumes_of(settings: VolumeSettings, cameras: Cameras) -> list[VolumeSettings]:
+    """`volume_at` of every camera; those at the same distance, to within 1e-4, have the same."""
+    steps = (cameras.distance.double() / DISTANCE_STEP).round().long().tolist()
+    training = round(TRAINING_DISTANCE / DISTANCE_STEP)
+    return [settings if step == training else volume_at(settings, step * DISTANCE_STEP) for step in steps]
+
+
+@torch.no_grad()
+def render_pairs(
+    loaded: LoadedGenerator,
+    styles: tuple[Tensor, ...],
+    cameras: Cameras,
+    resolution: int | tuple[int, int],
+    *,
+    aux: bool = False,
+    depth: bool = False,
+    jitter: bool = False,
+    batch_size: int = BATCH_SIZE,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Views:
+    """Render every style from its own camera; 2-D generators do not look at the cameras.
+
+    Rays begin and end where the volume around the origin does, seen from the camera (`volume_at`). Depth is
+    Σ w t + (1 - Σ w) t_far: the light that no sample takes comes from the far end, so that empty space looks far.
+
+    Args:
+        styles: of N faces.
+        cameras: N cameras.
+        resolution: side of square pictures, or (height, width).
+        aux: also give the NeRF's own pictures, of generators that have them.
+        depth: also give depth maps, of 3-D generators.
+        jitter: sample rays at random depths, as in training; False gives the same pictures every time.
+        batch_size: pictures rendered at a time, fewer where they are large; smaller needs less memory.
+        generator: source of the jitter; one on the CPU gives the same on every device.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        `Views` with N pictures.
+
+    Raises:
+        UserError: the pictures are not numbers, since training diverged.
+        ValueError: an argument does not fit, or the generator has no auxiliary pictures or depth.
+    """
+    if (aux and not loaded.generator.has_aux_image) or (depth and not loaded.generator.is_3d):
+        raise ValueError(f"{type(loaded.generator).__name__} has no {'auxiliary picture' if aux else 'depth'}")
+    count = len(cameras)
+    if len(styles[0]) != count or count == 0:
+        raise ValueError(f"styles and cameras must be as many, and at least one, got {len(styles[0])} and {count}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    cameras = Cameras(cameras.rotation.float(), cameras.position.float(), cameras.fov_degrees.float())
+    groups: dict[VolumeSettings, list[int]] = {}
+    for index, volume in enumerate(volumes_of(loaded.settings, cameras)):
+        groups.setdefault(volume, []).append(index)
+    cameras = cameras.to(loaded.device)
+    parts: list[list[Tensor]] = []  # a batch: [image, (aux image), (depth)]
+    with tqdm(total=count, desc="rendering", unit="picture", disable=not progress, leave=False) as bar:
+        for volume, members in groups.items():
+            for pairs in torch.tensor(members, device=loaded.device).split(_at_once(batch_size, resolution)):
+                seen = View(resolution, cameras[pairs], volume, return_aux=aux, jitter=jitter, generator=generator)
+                parts.append(_kept(loaded.generator.render(chosen(styles, pairs), seen), depth))
+                bar.update(len(pairs))
+    order = torch.tensor([index for members in groups.values() for index in members]).argsort()
+    kept = [torch.cat(batches)[order] for batches in zip(*parts, strict=True)]
+    if not all(torch.isfinite(pictures).all() for pictures in kept):
+        raise UserError(
+            f"the model gives pictures that are not numbers at step {loaded.step}: its training diverged; "
+            "give an earlier checkpoint"
+        )
+    return Views(kept[0], kept[1] if aux else None, kept[-1] if depth else None)
+
+
+def render_views(
+    loaded: LoadedGenerator,
+    styles: tuple[Tensor, ...],
+    pitch: Tensor,
+    yaw: Tensor,
+    resolution: int | tuple[int, int],
+    *,
+    aux: bool = False,
+    depth: bool = False,
+    jitter: bool = False,
+    batch_size: int = BATCH_SIZE,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Views:
+    """Render every style from every view; 2-D generators give the same picture from all.
+
+    Args:
+        styles: of S faces.
+        pitch: [V] radians, π/2 is the horizon; yaw: [V] radians, π/2 is the front.
+        resolution, aux, depth, jitter, batch_size, generator, progress: see `render_pairs`.
+
+    Returns:
+        `Views` with S times V pictures.
+
+    Raises:
+        UserError: the pictures are not numbers, since training diverged.
+        ValueError: an argument does not fit, or the generator has no auxiliary pictures or depth.
+    """
+    if pitch.dim() != 1 or pitch.shape != yaw.shape or len(pitch) == 0:
+        shapes = f"{list(pitch.shape)} and {list(yaw.shape)}"
+        raise ValueError(f"pitch and yaw must both have shape [V] with V > 0, got {shapes}")
+    faces, views = len(styles[0]), len(pitch)
+    cameras = Cameras.from_angles(pitch.float(), yaw.float(), loaded.fov_degrees).to(loaded.device)
+    pairs = torch.arange(faces * views, device=loaded.device)
+    shown = render_pairs(
+        loaded,
+        chosen(styles, pairs // views),
+        cameras[pairs % views],
+        resolution,
+        aux=aux,
+        depth=depth,
+        jitter=jitter,
+        batch_size=batch_size,
+        generator=generator,
+        progress=progress,
+    )
+
+    def by_face(pictures: Tensor | None) -> Tensor | None:
+        return None if pictures is None else pictures.unflatten(0, (faces, views))
+
+    return Views(shown.image.unflatten(0, (faces, views)), by_face(shown.aux_image), by_face(shown.depth))
+
+
+def _at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return max(1, min(batch_size, PIXELS_AT_ONCE // max(height * width, 1)))
+
+
+def _kept(picture: Picture, depth: bool) -> list[Tensor]:
+    """What of a batch is asked for, on the CPU; the rest is let go."""
+    kept = [picture.image.cpu()]
+    if picture.aux_image is not None:
+        kept.append(picture.aux_image.cpu())
+    if depth and picture.depth is not None:
+        kept.append(picture.depth.cpu())
+    return kept

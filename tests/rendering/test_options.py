@@ -1,0 +1,56 @@
+"""What the command cannot be told."""
+
+from __future__ import annotations
+
+import pytest
+from rendering.command import RenderCommand
+
+
+@pytest.mark.parametrize(
+    ("flags", "out", "message"),
+    [
+        (["--seeds", "x"], "a.png", "--seeds 'x'"),
+        (["--mix", "x"], "a.png", "--mix 'x'"),
+        (["--resolution", "0"], "a.png", "--resolution 0"),
+        (["--resolution", "30000"], "a.png", "a lower --resolution"),
+        (["--resolution", "1", "--kind", "normals"], "a.png", "--resolution 1"),
+        (["--fov", "180"], "a.png", "--fov 180"),
+        (["--fov", "nan"], "a.png", "--fov nan"),
+        (["--truncation", "inf"], "a.png", "--truncation inf"),
+        (["--batch-size", "0"], "a.png", "--batch-size 0"),
+        (["--pitch", "1.6"], "a.png", "--pitch 1.6"),
+        (["--yaw", "nan"], "a.png", "--yaw nan"),
+        (["--yaw"], "a.png", "--yaw"),
+        (["--device", "tpu"], "a.png", "--device tpu"),
+        ([], "a.bmp", "a.bmp"),
+        ([], "a", ".png or .webp"),
+        ([], "a.gif", "add --trajectory"),
+        ([], "a.mp4", "add --trajectory"),
+        (["--frames", "3"], "a.png", "--frames is for"),
+        (["--trajectory", "spiral"], "a.gif", "--trajectory spiral is unknown; give one of front, yaw"),
+        (["--trajectory", "none.json"], "a.gif", "none.json cannot be read"),
+        (["--trajectory", "none.json", "--yaw", "0"], "a.gif", "--yaw is not for"),
+        (["--trajectory", "none.json", "--frames", "3"], "a.gif", "--frames is not for"),
+        (["--trajectory", "yaw"], "a.avi", ".gif or .mp4"),
+        (["--trajectory", "yaw", "--yaw", "0.3"], "a.gif", "--yaw 0.3"),
+        (["--trajectory", "yaw", "--pitch", "0", "0.3"], "a.gif", "--pitch 0 0.3 is more than"),
+        (["--trajectory", "front", "--yaw", "0", "0.3"], "a.gif", "--yaw 0 0.3 is more than"),
+        (["--trajectory", "circle", "--pitch", "0", "1.6"], "a.gif", "--pitch 1.6 goes over a pole"),
+        (["--trajectory", "yaw", "--frames", "1"], "a.gif", "--frames 1"),
+        (["--trajectory", "yaw", "--frames", "0"], "a.png", "--frames 0"),
+        (["--trajectory", "yaw", "--fps", "100"], "a.gif", "--fps 100"),
+        (["--trajectory", "yaw", "--distance", "1", "2"], "a.gif", "--distance is for"),
+        (["--distance", "1", "2"], "a.png", "--distance is for"),
+        (["--trajectory", "dolly", "--distance", "2", "1"], "a.gif", "--distance 2 1"),
+        (["--trajectory", "yaw", "--frames", "2", "--resolution", "70000"], "a.gif", "a lower --resolution"),
+        (["--interpolate", "both", "--seeds", "1"], "a.gif", "--interpolate goes nowhere"),
+        (["--interpolate", "both", "--yaw", "0", "1"], "a.gif", "--interpolate without a --trajectory"),
+        (["--interpolate", "both", "--mix", "1"], "a.gif", "--mix and --interpolate"),
+        (["--mix", "1", "--trajectory", "yaw"], "a.png", "no room for the frames of --mix"),
+        (["--mix", "1", "--yaw", "0", "1"], "a.png", "--yaw 0 1"),
+        (["--mix-layer", "1"], "a.png", "--mix-layer is for"),
+        (["--mix", "1", "--mix-layer", "5"], "a.png", "--mix-layer 5"),
+    ],
+)
+def test_one_clear_line(command: RenderCommand, flags: list[str], out: str, message: str) -> None:
+    assert message in command(*flags, out=out, fails=True)
