@@ -200,8 +200,7 @@ def of_model(options: Options, settings: EvaluationSettings, device: str) -> Rep
     evaluation = evaluate_generator(loaded, names, settings, real=real, device=device)
     looked_at = [f"{options.images:,} pictures"] if any(not METRICS[name].needs_3d for name in names) else []
     looked_at += [f"{options.faces} faces"] if any(METRICS[name].needs_3d for name in names) else []
-    at_step = "" if loaded.step is None else f" at step {loaded.step}"
-    subject = f"{' and '.join(looked_at)} of {resolution} x {resolution} from {options.run}{at_step}"
+    subject = f"{' and '.join(looked_at)} of {resolution} x {resolution} from {options.run}{loaded.at_step}"
     facts = {
         "model": options.run,
         "generator": type(loaded.generator).__name__,

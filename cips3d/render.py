@@ -75,8 +75,7 @@ def render(options: Options) -> int:
             f"{device} has too little memory for --batch-size {options.batch_size} at --resolution "
             f"{resolution}; lower one of them"
         ) from error
-    at_step = "" if loaded.step is None else f" at step {loaded.step}"
-    print(f"{options.out} shows {staging.contents}{at_step}")
+    print(f"{options.out} shows {staging.contents}{loaded.at_step}")
     return 0
 
 

@@ -34,6 +34,11 @@ class LoadedGenerator:
     def device(self) -> torch.device:
         return self.generator.device
 
+    @property
+    def at_step(self) -> str:
+        """" at step N", for sentences; nothing where the file does not tell."""
+        return "" if self.step is None else f" at step {self.step}"
+
     @cached_property
     def mean_styles(self) -> tuple[Tensor, ...]:
         """The centre of truncation, computed when it is first needed."""

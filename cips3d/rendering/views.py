@@ -112,7 +112,7 @@ def render_pairs(
     kept = [torch.cat(batches)[order] for batches in zip(*parts, strict=True)]
     if not all(torch.isfinite(pictures).all() for pictures in kept):
         raise UserError(
-            f"the model gives pictures that are not numbers at step {loaded.step}: its training diverged; "
+            f"the model gives pictures that are not numbers{loaded.at_step}: its training diverged; "
             "give an earlier checkpoint"
         )
     return Views(kept[0], kept[1] if aux else None, kept[-1] if depth else None)

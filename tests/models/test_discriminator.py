@@ -326,7 +326,7 @@ def _without(key: str) -> object:
         (lambda s: s | {"extra": torch.zeros(1)}, "extra has neither the prefix"),
         (lambda s: {k: v for k, v in s.items() if k.startswith("aux")}, r"main_disc.*missing"),
         (lambda s: s | {"aux_disc.out_linear.bias": torch.zeros(2)}, r"out_linear.bias has shape \[2\]"),
-        (lambda s: s | {"aux_disc.convs.8.skip.down_blur.kernel": torch.ones(4, 4) / 16}, r"not \[1, 3, 3, 1\]/8"),
+        (lambda s: s | {"aux_disc.convs.8.skip.down_blur.kernel": torch.ones(4, 4) / 16}, r"not \[1, 3, 3, 1\] · 1/8"),
         (
             lambda s: s | {"aux_disc.convs.8.conv2.down_blur.kernel": s["aux_disc.convs.8.skip.down_blur.kernel"]},
             "both",

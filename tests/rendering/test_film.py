@@ -168,7 +168,7 @@ class TestLayouts:
         assert grid[1 + step, 1 : 2 * step : step, 0].tolist() == levels[4:]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with the CPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device to compare with the CPU")
 def test_a_seed_is_the_same_face_on_every_device(run_folder: Path) -> None:
     """Also between faces, on any camera and with jitter, whose random numbers come from the CPU."""
     shown = []
