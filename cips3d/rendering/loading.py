@@ -36,7 +36,7 @@ class LoadedGenerator:
 
     @property
     def at_step(self) -> str:
-        """" at step N", for sentences; nothing where the file does not tell."""
+        """ " at step N", for sentences; nothing where the file does not tell."""
         return "" if self.step is None else f" at step {self.step}"
 
     @cached_property
