@@ -17,8 +17,13 @@ from cips3d.render import main as render_command
 from cips3d.train import main as train_command
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig, settled
+from cips3d.training.distributed import Processes
 from cips3d.training.loop import train
+from cips3d.training.losses import LOSSES
 from cips3d.training.presets import PRESETS, preset
+from cips3d.training.schedule import moment
+from cips3d.training.state import TrainingState
+from cips3d.training.step import TrainingStep
 
 SIDE = 16
 
@@ -108,3 +113,30 @@ def test_cips_trains_on_parts_of_pictures(tmp_path: Path, photo_folder: Path) ->
     assert stored.discriminator.resolution_max == 8
     with Image.open(folder / "pictures" / "00000004.png") as picture:
         assert min(picture.size) > SIDE
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["tiny", "pigan-celeba", "pigan-cats", "cips-ffhq", "stylegan2-256"])
+def test_every_model_takes_every_loss_and_regulariser(name: str, loss: Any, tmp_path: Path) -> None:
+    config = small(name, tmp_path, tmp_path)
+    config = replace(
+        config,
+        stages=tuple(replace(s, diff_augment=("color", "translation", "cutout")) for s in config.stages),
+        loss=loss,
+        top_k=1.0,
+        r1_gamma=1.0,
+        r2_gamma=1.0,
+        gradient_penalty=1.0,
+        path_length_weight=2.0,
+        style_mixing=0.9,
+        ada_target=0.6,
+    )
+    config = settled(config)
+    state = TrainingState(config, Processes())
+    state.ada.p = 0.5
+    state.enter_stage(0, config.stages[0])
+    real = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    report = TrainingStep(state, config)(real, moment(config, 0))
+    assert report.finite
+    assert {"d/r1", "d/r2", "d/gradient_penalty", "g/path_length", "schedule/ada_p"} <= set(report.scalars)
+    assert report.scalars["d/r2"] > 0 and report.scalars["g/path_length"] > 0
