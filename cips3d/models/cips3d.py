@@ -13,7 +13,7 @@ from cips3d.models.generator import Generator, ParameterGroups, Picture, View, m
 from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
-from cips3d.models.ray_parts import paint_rays
+from cips3d.models.ray_parts import as_picture, paint_rays
 from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random, filled_depth
 from cips3d.ops.composite import DensityActivation
 
@@ -296,14 +296,12 @@ class CIPS3D(Generator[Styles]):
             chunk_rays = default_chunk_rays(self.device)
         pixels = paint_rays(paint, rays, draws, chunk_rays=chunk_rays, grad_points=grad_points, generator=generator)
 
-        def picture(values: Tensor) -> Tensor:  # [B, N, C] -> [B, C, H, W]
-            return values.transpose(1, 2).reshape(batch, -1, height, width)
-
+        shape = (height, width)
         return Rendering(
-            image=picture(pixels.rgb),
-            aux_image=None if pixels.aux_rgb is None else picture(pixels.aux_rgb),
-            depth=picture(pixels.depth),
-            features=picture(pixels.features),
+            image=as_picture(pixels.rgb, *shape),
+            aux_image=None if pixels.aux_rgb is None else as_picture(pixels.aux_rgb, *shape),
+            depth=as_picture(pixels.depth, *shape),
+            features=as_picture(pixels.features, *shape),
             weights=pixels.weights,
             sample_depths=pixels.sample_depths,
         )

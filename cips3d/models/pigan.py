@@ -11,7 +11,7 @@ from cips3d.cameras import Cameras, Rays
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANStyles, StyleMapping, ViewDependentNeRF
-from cips3d.models.ray_parts import paint_rays
+from cips3d.models.ray_parts import as_picture, paint_rays
 from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, draw_random, filled_depth, render_volume
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
@@ -230,12 +230,10 @@ class PiGAN(Generator[PiGANStyles]):
             chunk_rays = default_chunk_rays(self.device, max(settings.samples, settings.fine))
         pixels = paint_rays(paint, rays, draws, chunk_rays=chunk_rays, grad_points=grad_points, generator=generator)
 
-        def picture(values: Tensor) -> Tensor:  # [B, N, C] -> [B, C, H, W]
-            return values.transpose(1, 2).reshape(batch, -1, height, width)
-
+        shape = (height, width)
         return PiGANRendering(
-            image=picture(2 * pixels.color - 1),
-            depth=picture(pixels.depth),
+            image=as_picture(2 * pixels.color - 1, *shape),
+            depth=as_picture(pixels.depth, *shape),
             weights=pixels.weights,
             sample_depths=pixels.sample_depths,
         )

@@ -98,3 +98,8 @@ def _concatenated(parts: Sequence[PixelsT], dim: int) -> PixelsT:
 def _like(pixels: PixelsT, values: Sequence[Tensor | None]) -> PixelsT:
     make = cast(Callable[..., PixelsT], type(pixels))  # a NamedTuple takes its fields one by one
     return make(*values)
+
+
+def as_picture(values: Tensor, height: int, width: int) -> Tensor:
+    """Values of rays [B, H·W, C], row after row, as pictures [B, C, H, W]."""
+    return values.transpose(1, 2).reshape(len(values), -1, height, width)
