@@ -13,6 +13,7 @@ from PIL import Image
 from cips3d.models.channels import channel_table
 from cips3d.models.family import generator_class
 from cips3d.models.pigan_discriminator import pigan_channel_table
+from cips3d.plain import to_plain
 from cips3d.render import main as render_command
 from cips3d.train import main as train_command
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
@@ -70,14 +71,36 @@ def small(name: str, folder: Path, data: Path) -> TrainConfig:
     )
 
 
+def flags_of(default: Any, wanted: Any, path: str = "") -> list[str]:
+    """The command line that turns one configuration, as plain data, into another."""
+    if default == wanted:
+        return []
+    if isinstance(default, dict) and isinstance(wanted, dict) and not path.endswith("aux_channels"):
+        keys = [(key, f"{path}.{key}" if path else key) for key in default]
+        # A table of channels has a flag for each resolution; those that are not wanted are made narrow.
+        return [flag for key, name in keys for flag in flags_of(default[key], wanted.get(key, 4), name)]
+    if isinstance(default, list) and default and isinstance(default[0], dict):
+        parts = enumerate(zip(default, wanted, strict=True))
+        return [flag for index, (a, b) in parts for flag in flags_of(a, b, f"{path}.{index}")]
+    if isinstance(wanted, dict):
+        wanted = [x for item in wanted.items() for x in item]
+    values = wanted if isinstance(wanted, list) else [wanted]
+    return ["--" + path.replace("_", "-"), *map(str, values)]
+
+
+def commanded(name: str, folder: Path, data: Path) -> list[str]:
+    """`small` as a command line."""
+    return ["--preset", name, *flags_of(to_plain(preset(name)), to_plain(small(name, folder, data)))]
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("heads64", "afhq", "finetune")])
 def test_every_preset_trains_and_resumes(name: str, tmp_path: Path, photo_folder: Path) -> None:
     """heads64, afhq and finetune have the networks and the loop of those that are run here."""
-    whole, code = train(small(name, tmp_path / "whole", photo_folder))
-    assert code == 0
-    train(replace(small(name, tmp_path / "parts", photo_folder), steps=2))
-    assert train_command(["--resume", str(tmp_path / "parts"), "--steps", "4"]) == 0
-    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (whole, tmp_path / "parts"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_command(commanded(name, whole, photo_folder)) == 0
+    assert train_command([*commanded(name, parts, photo_folder), "--steps", "2"]) == 0
+    assert train_command(["--resume", str(parts), "--steps", "4"]) == 0
+    a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (whole, parts))
     for network in ("generator", "generator_ema", "discriminator"):
         assert all(torch.equal(a[network][key], b[network][key]) for key in a[network]), network
 
