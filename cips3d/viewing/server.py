@@ -1,0 +1,88 @@
+"""The server that browsers connect to: on this machine, and with no way out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import ipaddress
+import socket
+import warnings
+from typing import TYPE_CHECKING
+
+from cips3d.errors import UserError
+
+if TYPE_CHECKING:
+    import viser
+
+HIGHEST_PORT = 65535
+
+
+def check_installed() -> None:
+    """Raise `UserError` where the library that shows pages is missing."""
+    try:
+        import viser  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the viewer needs {error.name or 'viser'}; pip install 'cips3d[viewer]'") from error
+
+
+def open_server(host: str, port: int, title: str) -> viser.ViserServer:
+    """Serve an empty page.
+
+    Args:
+        host: name or address of one of this machine's interfaces.
+        port: the first to try; where it is taken, the next free one serves. 0: any free one.
+        title: of the page's panel.
+
+    Raises:
+        UserError: no page can be served there.
+    """
+    check_installed()
+    import viser
+
+    class LocalServer(viser.ViserServer):
+        """A page can ask for a tunnel through a machine elsewhere, which would show the models to anybody."""
+
+        def request_share_url(self, verbose: bool = True) -> str | None:
+            return None
+
+    _check_address(host, port)
+    # Browsers go while a picture is on its way to them; nothing is lost by that.
+    warnings.filterwarnings("ignore", message="Queued a .* on a closed connection", category=UserWarning)
+    with contextlib.redirect_stdout(io.StringIO()):  # the library prints addresses of its own
+        server = LocalServer(host, port, label=title, verbose=False)
+    server.gui.configure_theme(
+        dark_mode=True, show_logo=False, show_share_button=False, control_width="medium", brand_color=(70, 130, 220)
+    )
+    server.gui.main_panel.dock_right()
+    server.scene.set_up_direction("+y")
+    return server
+
+
+def address_of(server: viser.ViserServer) -> str:
+    """Where browsers on this machine find the page."""
+    host = server.get_host()
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{server.get_port()}"
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine reaches the host."""
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host) if ":" not in host else host).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def _check_address(host: str, port: int) -> None:
+    if not 0 <= port <= HIGHEST_PORT:
+        raise UserError(f"--port {port} is out of range; give 0 to {HIGHEST_PORT}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind((host, 0))
+    except OSError as error:
+        raise UserError(
+            f"--host {host} is not an address of this machine ({error.strerror or error}); "
+            "give 127.0.0.1, or 0.0.0.0 to be reached from other machines"
+        ) from error

@@ -1,0 +1,21 @@
+"""Small models to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rendering.checkpoints import write_run
+
+from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.training.config import TrainConfig
+
+
+@pytest.fixture
+def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", small_config)
+
+
+@pytest.fixture
+def loaded(run_folder: Path) -> LoadedGenerator:
+    return load_generator(run_folder)
