@@ -25,16 +25,16 @@ from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import load_heads
 from cips3d.data.images import ImageSource
 from cips3d.evaluation.frechet import features_of, frechet_distance
+from cips3d.evaluation.image_sets import generated_series
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, response_of, train_pose_regressor, yaw_response
 from cips3d.evaluation.sliced_wasserstein import patch_sliced_wasserstein
 from cips3d.rendering import load_generator
 from cips3d.training.config import settled
 from cips3d.training.loop import train
 from cips3d.training.presets import preset
-from cips3d.training.score import generated_images
 
 HELD_OUT_SEED, REGRESSOR_SEED = 1000, 2000  # heads that training (seed 0) never sees
-BATCH = 64
+IMAGES_SEED = 20_211  # of the generated images that are compared
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def main() -> None:
                 raise SystemExit(exit_code)
             seconds = time.perf_counter() - started
             loaded = load_generator(folder, "cpu")
-            images = torch.cat(list(generated_images(loaded.generator, base, resolution, arguments.images)))
+            images = torch.cat(list(generated_series(loaded, arguments.images, seed=IMAGES_SEED)))
             distances = judge(images)
             response = yaw_response(loaded.generator, judge.regressor, base.volume, resolution=resolution)
             turned = f"{response.slope:.2f} ({response.correlation:.2f})"

@@ -86,3 +86,31 @@ def modulated_epilogue(
     output = F.leaky_relu(product * demodulation[:, None].to(product.dtype), 0.2) + skip
     colours = rgb + output.float() @ rgb_weight.t()
     return output, output * next_modulation[:, None].to(product.dtype), colours
+
+
+def modulated_inr(
+    features: Tensor,
+    first_weight: Tensor,
+    hidden_weight: Tensor,
+    first_modulation: Tensor,
+    hidden_modulation: Tensor,
+    demodulation: Tensor,
+    rgb_weight: Tensor,
+    skip_from: int,
+    operands: torch.dtype,
+) -> Tensor:
+    """Blocks of two modulated layers with one weight for all images, products of `operands`, colours in float32."""
+    x = features.to(operands)
+    rgb: Tensor | int = 0
+    weights, modulations = (first_weight, *hidden_weight), (first_modulation, *hidden_modulation.unbind(1))
+    layers = list(zip(weights, modulations, demodulation.unbind(1), strict=True))
+    for block, pair in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+        before = x
+        for weight, modulation, scale in pair:
+            product = (x * modulation[:, None].to(operands)) @ weight.to(operands)
+            x = F.leaky_relu(product * scale[:, None].to(operands), 0.2)
+        x = x + before if block >= skip_from else x
+        color = block + len(rgb_weight) - len(layers) // 2
+        rgb = rgb + x.float() @ rgb_weight[color].t() if color >= 0 else rgb
+    assert isinstance(rgb, Tensor)
+    return rgb

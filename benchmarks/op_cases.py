@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import op_baselines
 import torch
 from torch import Tensor
 
-from cips3d.ops import composite, film_siren, importance_depths, modulated_epilogue, stratified_points
+from cips3d.ops import (
+    Precision,
+    composite,
+    demodulation,
+    film_siren,
+    importance_depths,
+    modulated_epilogue,
+    modulated_inr,
+    stratified_points,
+)
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
+from cips3d.ops.modulated_inr import StackedLayers
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
 Function = Callable[..., Any]
@@ -198,8 +209,65 @@ def network_cases(device: torch.device, *, small: bool) -> list[Case]:
     return cases
 
 
+def inr_cases(device: torch.device, *, small: bool) -> list[Case]:
+    """CIPS-3D's INR on one picture: in one kernel, and layer by layer through cuBLAS and fused epilogues."""
+    pixels, channels, width, blocks, skip_from, rgb_from = (40, 8, 16, 3, 1, 1) if small else (65536, 32, 512, 9, 4, 3)
+    layers = 2 * blocks
+    weights = [torch.randn(i, width, device=device) * math.sqrt(2 / width) for i in (channels, *[width] * (layers - 1))]
+    modulations = [1 + 0.5 * torch.randn(1, len(weight), device=device) for weight in weights]
+    stacked = StackedLayers(
+        *(weights[0], torch.stack(weights[1:]), modulations[0], torch.stack(modulations[1:], 1)),
+        torch.stack([demodulation(*of) for of in zip(weights, modulations, strict=True)], 1),
+        torch.randn(blocks - rgb_from, 3, width, device=device) / math.sqrt(width),
+    )
+    features = torch.randn(1, pixels, channels, device=device)
+    inputs = [x.requires_grad_() for x in (features, *stacked)]
+    moved = size_of(*inputs) + 12 * pixels
+    flops = 2.0 * pixels * width * (channels + (layers - 1) * width)
+    half = torch.bfloat16 if device.type == "cuda" else torch.float32  # plain PyTorch on a CPU knows no "fast" here
+
+    def ours(precision: Precision, keep_activations: bool) -> Function:
+        def run(features: Tensor, *tensors: Tensor) -> Tensor:
+            of = StackedLayers(*tensors)
+            with torch.autocast(device.type, dtype=half, enabled=precision == "fast" and half != torch.float32):
+                return modulated_inr(
+                    *(features, of.unstacked(), list(of.rgb_weight)),
+                    skip_from=skip_from,
+                    precision=precision,
+                    keep_activations=keep_activations,
+                )
+
+        return run
+
+    def baseline(operands: torch.dtype) -> Function:
+        return partial(op_baselines.modulated_inr, skip_from=skip_from, operands=operands)
+
+    def case(name: str, precision: Precision, keep_activations: bool) -> Case:
+        fast = precision == "fast"
+        factor = 1 if fast else 3  # three float16 products stand for one float32 product
+        return Case(
+            name,
+            ours(precision, keep_activations),
+            baseline(half if fast else torch.float32),
+            inputs,
+            moved,
+            2 * moved,
+            factor * flops,
+            factor * 2 * flops,
+            "float16",
+        )
+
+    return [
+        case("modulated_inr", "highest", False),
+        case("modulated_inr_fast", "fast", False),
+        case("modulated_inr_layer_by_layer", "highest", True),
+        case("modulated_inr_layer_by_layer_fast", "fast", True),
+    ]
+
+
 GROUPS: dict[str, Callable[..., list[Case]]] = {
     "discriminator": discriminator_cases,
     "rays": ray_cases,
     "networks": network_cases,
+    "inr": inr_cases,
 }

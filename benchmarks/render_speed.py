@@ -25,10 +25,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from picture_cases import multiply_adds
+from published_formulation import render as render_as_published
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, default_chunk_rays
+from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.training.distributed import choose_device
 
 MIB = 2**20
@@ -46,6 +49,8 @@ class Setting:
     samples: int
     threads: int
     repeats: int
+    published: bool = False
+    """in the published formulation"""
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,6 @@ class Figures:
     median_ms: float
     products_ms: float
     peak_mib: float
-
-
-def multiply_adds(config: CIPS3DConfig, resolution: int, samples: int) -> int:
-    """Multiply-adds of one picture's matrix products, with as many fine samples as coarse ones."""
-    width, color = config.nerf_width, config.nerf_color_width
-    sample = 3 * width + width * width + width + width * color
-    ray = color * config.features
-    inr = config.inr_width
-    rgb = 3 * inr * (config.inr_blocks - config.inr_rgb_from)
-    pixel = config.features * inr + (2 * config.inr_blocks - 1) * inr * inr + rgb
-    return resolution**2 * (2 * samples * sample + ray + pixel)
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
@@ -117,7 +111,13 @@ def measure(setting: Setting) -> Figures:
     before = resident_peak()
 
     def render() -> None:
-        generator(*z, cameras, resolution=setting.resolution, samples=setting.samples, generator=draws)
+        if not setting.published:
+            generator(*z, cameras, resolution=setting.resolution, samples=setting.samples, generator=draws)
+            return
+        volume, rays = VolumeSettings(setting.samples), cameras.rays(setting.resolution)
+        batch, count, _ = rays.origins.shape
+        random = draw_random(batch, count, volume, generator=draws, device=device)
+        render_as_published(generator, generator.mapping(*z), rays, volume, random)
 
     product = seconds_per_multiply_add(generator.config, device)
     if device.type == "cuda":
@@ -174,6 +174,7 @@ def command() -> int:
     parser.add_argument("--samples", type=int, default=12, help="coarse samples a ray, and as many fine ones")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--repeats", type=int, default=5, help="pictures that are timed")
+    parser.add_argument("--published", action="store_true", help="in the published formulation, plain PyTorch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     for name in ("batch_size", "samples", "threads", "repeats"):
@@ -185,7 +186,11 @@ def command() -> int:
     device = choose_device(arguments.device)
     name = machine(device, arguments.threads)
     print(f"{name}; torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"batch size {arguments.batch_size}, {arguments.samples} + {arguments.samples} samples a ray, float32")
+    formulation = ", published formulation" if arguments.published else ""
+    print(
+        f"batch size {arguments.batch_size}, {arguments.samples} + {arguments.samples} samples a ray, float32"
+        f"{formulation}"
+    )
     figures = [
         in_fresh_process(
             Setting(
@@ -195,6 +200,7 @@ def command() -> int:
                 arguments.samples,
                 arguments.threads,
                 arguments.repeats,
+                arguments.published,
             )
         )
         for resolution in arguments.resolutions
@@ -206,6 +212,7 @@ def command() -> int:
             "torch": str(torch.__version__),
             "batch_size": arguments.batch_size,
             "samples": arguments.samples,
+            "published": arguments.published,
             "figures": [asdict(f) for f in figures],
         }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -3,8 +3,8 @@
     python benchmarks/suite.py --json benchmarks/results/suite_h200.json
 
 Runs the op tests on the GPU (and stops where one fails: a wrong kernel's speed is of no interest), then times every op
-against eager PyTorch and torch.compile, a whole 256² picture and a training step at 256². Under 8 minutes: past
-`--minutes`, torch.compile is left out and its column stays empty.
+against eager PyTorch and torch.compile, whole 256² pictures against the published formulation, a training step at 256²
+and the memory that it takes. Under 10 minutes: past `--minutes`, torch.compile is left out and its column stays empty.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+import memory
 import torch
+from memory import fitting
 from op_cases import GROUPS
 from ops_speed import HEAD, Result, compared, row, run_groups
+from picture_cases import Pictures, multiply_adds
 from timing import Ceilings, Stopwatch, measure_ceilings
 from torch import Tensor
 
@@ -31,7 +35,7 @@ from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import atomic_file
 from cips3d.models.cips3d import CIPS3D
 from cips3d.models.volume import VolumeSettings, draw_random
-from cips3d.ops import kernels
+from cips3d.ops import Precision, kernels
 from cips3d.training.config import settled
 from cips3d.training.distributed import Processes, choose_device
 from cips3d.training.presets import preset
@@ -70,32 +74,43 @@ def run_tests() -> None:
         raise UserError("the op tests fail on this GPU; repair them first, or pass --no-tests to measure all the same")
 
 
-def with_and_without_kernels(run: Callable[[], object], stopwatch: Stopwatch, floor_ms: float | None) -> Result:
-    """A whole computation with kernels, and with every op in plain PyTorch."""
-    ours = stopwatch(run)
-    with kernels.disabled():
-        plain = stopwatch(run)
-    result = compared(ours, plain, None, floor_ms or 0.0)
-    return result if floor_ms is not None else replace(result, fraction_of_limit=None)
+@torch.no_grad()
+def render_256(stopwatch: Stopwatch, ceilings: Ceilings, *, compile: bool) -> dict[str, Result]:
+    """16 pictures of 256², full widths, 12 + 12 samples, from styles and cameras on; milliseconds an image.
 
-
-def render_256(stopwatch: Stopwatch) -> Result:
-    """One 256² picture out of a batch of 16, full widths, 12 + 12 samples; milliseconds an image."""
-    batch = 16 if stopwatch.device.type == "cuda" else 1
-    side = 256 if stopwatch.device.type == "cuda" else 16
-    torch.manual_seed(0)
-    generator = CIPS3D().eval().to(stopwatch.device)
-    draws = torch.Generator(stopwatch.device).manual_seed(0)
-    z = generator.sample_z(batch, generator=draws)
-    pitch, yaw = PoseDistribution().sample(batch, generator=draws, device=stopwatch.device)
-    cameras = Cameras.from_angles(pitch, yaw)
-
-    @torch.no_grad()
-    def render() -> object:
-        return generator(*z, cameras, resolution=side, samples=12, generator=draws)
-
-    result = with_and_without_kernels(render, stopwatch, None)
-    return replace(result, ms=result.ms / batch)
+    Eager is the published formulation in float32; compiled is torch.compile on the formulation that suits it best, in
+    bfloat16. Both, and other ways to compute the pictures, have lines of their own too.
+    """
+    on_gpu = stopwatch.device.type == "cuda"
+    batch, side = (16, 256) if on_gpu else (1, 8)
+    pictures = Pictures(stopwatch.device, batch, side)
+    bfloat16 = torch.bfloat16
+    ways: dict[str, Callable[[], Tensor]] = {
+        "": partial(pictures.ours, "fast"),
+        "_accurate": partial(pictures.ours, "highest"),
+        "_plain": pictures.plain,
+        "_published": pictures.published,
+        "_published_bf16": partial(pictures.published, dtype=bfloat16),
+    }
+    if compile:
+        ways["_published_bf16_compiled"] = partial(pictures.published, compiled=True, dtype=bfloat16)
+        ways["_best_bf16_compiled"] = partial(pictures.best, compiled=True, dtype=bfloat16)
+    timings = {way: stopwatch(run) for way, run in ways.items()}
+    config = pictures.generator.config
+    sine_layers = 2.0 * 24 * side**2 * config.nerf_width * (config.nerf_width + config.nerf_color_width)
+    others = 2.0 * multiply_adds(config, side, 12) - sine_layers
+    floors = {
+        "": ceilings.floor_ms(0, sine_layers + others, "float16"),
+        "_accurate": ceilings.floor_ms(0, 3 * sine_layers, "float16") + ceilings.floor_ms(0, others, "float32"),
+    }
+    best = timings.get("_best_bf16_compiled")
+    results: dict[str, Result] = {}
+    for way, timing in timings.items():
+        result = Result(ms=timing.ms / batch, peak_mb=timing.peak_mb)
+        if way in floors:
+            result = replace(compared(timing, timings["_published"], best, batch * floors[way]), ms=result.ms)
+        results[f"render_256{way}"] = result
+    return results
 
 
 def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
@@ -130,8 +145,9 @@ def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
     results: dict[str, Result] = {}
     with kernels.disabled():
         plain = stopwatch(forward_alone), stopwatch(both)
-    for name, operands, products in (("", torch.float16, 1), ("_accurate", None, 3)):
-        nerf.autocast_dtype = operands
+    precisions: tuple[tuple[str, Precision, int], ...] = (("", "fast", 1), ("_accurate", "highest", 3))
+    for name, precision, products in precisions:
+        nerf.precision = precision
         ours = stopwatch(forward_alone), stopwatch(both)
         floor = ceilings.floor_ms(0, products * flops, "float16")
         # The backward has the products of the recomputed forward, of the gradients of activations and of weights.
@@ -148,8 +164,11 @@ def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
     return results
 
 
-def train_step_256(stopwatch: Stopwatch) -> Result:
-    """One step of the published 256² stage, batch 4, gradients through every ray, R1 every 16 steps: their mean."""
+def train_step_256(stopwatch: Stopwatch) -> dict[str, Result]:
+    """One step of the published 256² stage, batch 4, gradients through every ray, R1 every 16 steps: their mean.
+
+    With kernels, and with every op in plain PyTorch.
+    """
     on_gpu = stopwatch.device.type == "cuda"
     config = settled(replace(preset("ffhq"), batch_size=4))
     stage = replace(config.stages[-1], freeze_nerf=False, grad_points=None)
@@ -167,8 +186,14 @@ def train_step_256(stopwatch: Stopwatch) -> Result:
             step(real, moment(config, k))
 
     few = Stopwatch(stopwatch.device, repeats=3, warm_up=1)
-    result = with_and_without_kernels(interval, few, None)
-    return replace(result, ms=result.ms / config.r1_every)
+    ours = few(interval)
+    results = {"train_step_256": Result(ms=ours.ms / config.r1_every, peak_mb=ours.peak_mb)}
+    with kernels.disabled():
+        plain = fitting("train_step_256_plain", few, interval)
+    if plain is not None:
+        results["train_step_256"] = replace(results["train_step_256"], ratio_vs_eager=plain.ms / ours.ms)
+        results["train_step_256_plain"] = Result(ms=plain.ms / config.r1_every, peak_mb=plain.peak_mb)
+    return results
 
 
 def command() -> int:
@@ -191,11 +216,17 @@ def command() -> int:
     ceilings = measure_ceilings(stopwatch)
     print(HEAD, flush=True)
     results: dict[str, Result] = {}
-    results |= nerf_256(stopwatch, ceilings)
-    results["render_256"] = render_256(stopwatch)
-    results["train_step_256"] = train_step_256(stopwatch)
-    for name, result in results.items():
-        print(row(name, result), flush=True)
+    for measure in (
+        partial(nerf_256, stopwatch, ceilings),
+        partial(render_256, stopwatch, ceilings, compile=not arguments.no_compile),
+        partial(train_step_256, stopwatch),
+        partial(memory.training, stopwatch),
+        partial(memory.rendering, stopwatch),
+    ):
+        found = measure()
+        results |= found
+        for name, result in found.items():
+            print(row(name, result), flush=True)
     results |= run_groups(
         list(GROUPS),
         stopwatch,

@@ -31,7 +31,7 @@ from cips3d.evaluation.ground_truth import ground_truth_heads
 from cips3d.evaluation.image_sets import SourceImages
 from cips3d.files import atomic_file
 from cips3d.pictures import check_path
-from cips3d.plain import to_plain
+from cips3d.plain import finite, to_plain
 from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.training.distributed import choose_device
@@ -304,11 +304,6 @@ def shown(value: float) -> str:
 def direction(name: str) -> str:
     better = VALUES[name].better
     return "" if better == "neither" else f"{better} is better"
-
-
-def finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if math.isfinite(value) else None
 
 
 def all_versions() -> dict[str, str]:

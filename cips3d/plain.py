@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,11 @@ def to_plain(value: object) -> Any:
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is no number or infinite, which JSON does not have."""
+    return value if math.isfinite(value) else None
 
 
 def from_plain(kind: type[T], value: Any) -> T:

@@ -52,8 +52,8 @@ void bind(py::module_& module, const char* name, void (*launcher)(cudaStream_t, 
 }
 
 // Binds a question about a device as name(device, ...).
-template <class... Arguments>
-void bind_query(py::module_& module, const char* name, bool (*query)(Arguments...)) {
+template <class Result, class... Arguments>
+void bind_query(py::module_& module, const char* name, Result (*query)(Arguments...)) {
   module.def(name, [query](int device, Arguments... arguments) {
     const DeviceGuard guard(device);
     return query(arguments...);
@@ -72,6 +72,9 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind(module, "modulated_epilogue", modulated_epilogue);
   bind(module, "modulated_epilogue_backward", modulated_epilogue_backward);
   module.def("modulated_epilogue_parts", modulated_epilogue_parts);
+  bind(module, "modulated_inr", modulated_inr);
+  bind_query(module, "modulated_inr_rows", modulated_inr_rows);
+  bind_query(module, "modulated_inr_workspace", modulated_inr_workspace);
   bind(module, "upfirdn2d_four_taps", upfirdn2d_four_taps);
   bind(module, "upfirdn2d_filter", upfirdn2d_filter);
   bind(module, "accumulate", accumulate);

@@ -103,6 +103,17 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
                                  Pointer grad_rgb_weight, Pointer partial, int64_t batch, int64_t pixels, int channels,
                                  int64_t parts, double slope);
 
+// modulated_inr.cu: features [images, pixels, channels] to rgb [images, pixels, 3] through `layers` modulated layers,
+// whose tensors are listed there; `workspace`: as many bytes as modulated_inr_workspace says for the current device.
+// How many pixels a block takes through the layers at a time; 0 where shared memory has no room.
+int modulated_inr_rows(int64_t images, int64_t pixels, bool accurate);
+int64_t modulated_inr_workspace(int64_t images, int64_t pixels, int channels, int width, int layers, int colors,
+                                bool accurate);
+void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, Pointer hidden_weight,
+                   Pointer first_modulation, Pointer hidden_modulation, Pointer demodulation, Pointer rgb_weight,
+                   Pointer workspace, Pointer rgb, int64_t images, int64_t pixels, int channels, int width, int layers,
+                   int skip_from, int rgb_from, double slope, bool accurate);
+
 // upfirdn2d.cu: x [planes, height, width]; y [planes, out_height, out_width]; taps float32, turned round where !flip.
 // Along both axes the same 4 taps and factors (1, 1), (2, 1) or (1, 2); an even number of 16-bit elements.
 void upfirdn2d_four_taps(cudaStream_t stream, int dtype, Pointer x, Pointer taps, Pointer y, int64_t planes,

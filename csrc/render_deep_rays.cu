@@ -27,8 +27,6 @@ struct DeepTensors {
   int depth, width, color;      // L, W, C
 };
 
-int whole_strips(int channels) { return ceil_div(channels, kStrip) * kStrip; }
-
 // What packing writes, one array after the other. Floats come first: halves need no alignment that they could break.
 struct DeepWorkspace {
   float4* first;       // [B, kDeepWidth]
@@ -55,13 +53,13 @@ struct DeepWorkspace {
 // cannot hold of small weights is small against the row's largest.
 template <class Field>
 __global__ void __launch_bounds__(32) pack_weights_kernel(const DeepTensors from,
-                                                          half* __restrict__ slabs,    // see DeepLayers
+                                                          half* __restrict__ slabs,    // see Slabs
                                                           float* __restrict__ unscale  // [L, kDeepWidth]
 ) {
-  constexpr int kSlab = Field::kSlab, kParts = Field::kParts;
+  constexpr int kSlab = Field::Product::kSlab, kParts = Field::Product::kParts;
   const int row = blockIdx.x, product = blockIdx.y, lane = threadIdx.x;
   const bool color = product + 1 == from.depth;
-  const int padded = ceil_div(from.width, kStrip) * kStrip, columns = gridDim.x;
+  const int padded = whole_strips(from.width), columns = gridDim.x;
   const int rows = color ? from.color : from.width;
   const float* weight = color ? from.color_weight + static_cast<int64_t>(row) * (from.width + 3)
                               : from.hidden_weight + (static_cast<int64_t>(product) * from.width + row) * from.width;
@@ -129,7 +127,7 @@ template <class Field>
 Plan plan_deep(DeepLayers& layers, const RaySettings& s) {
   Plan best;
   for (const int stages : {3, 2}) {
-    layers.stages = stages;
+    layers.slabs.stages = stages;
     best = plan_blocks<Field>(layers, s);
     if (best.filled > 0.8) break;
   }
@@ -193,7 +191,7 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                                width,
                                color};
   const DeepWorkspace packed(workspace, images, depth, width, color, accurate);
-  const DeepLayers layers = {packed.slabs,
+  const DeepLayers layers = {{packed.slabs, 0, std::max(whole_strips(width), whole_strips(color)), 0},
                              packed.first,
                              packed.modulation,
                              packed.heads,
@@ -201,13 +199,13 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                              input<float>(head_bias),
                              depth,
                              whole_strips(width),
-                             whole_strips(color),
-                             0};
+                             whole_strips(color)};
   const RaySettings s = {images,   rays,     coarse, fine, 0, static_cast<float>(near), static_cast<float>(far),
                          softplus, last_back};
-  with_field(accurate, layers, s, [&](auto type, const DeepLayers& planned, const Plan& plan) {
+  with_field(accurate, layers, s, [&](auto type, DeepLayers planned, const Plan& plan) {
     using Field = typename decltype(type)::Type;
-    launch(pack_weights_kernel<Field>, dim3(planned.columns(), depth), dim3(32), 0, stream, tensors, packed.slabs,
+    planned.slabs.count = depth * (planned.width / Field::Product::kSlab) + 1;
+    launch(pack_weights_kernel<Field>, dim3(planned.slabs.columns, depth), dim3(32), 0, stream, tensors, packed.slabs,
            packed.unscale);
     launch(pack_modulation_kernel, dim3(depth + 1, blocks_for(images, 1)), dim3(kDeepWidth), 0, stream, tensors,
            packed.unscale, packed.first, packed.heads, packed.modulation);

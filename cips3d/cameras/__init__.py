@@ -1,6 +1,6 @@
 """Cameras: where they stand (`PoseDistribution`, `TRAJECTORIES`), how they look (`Cameras`), what they see (`Rays`)."""
 
-from cips3d.cameras.camera import Cameras, Rays
+from cips3d.cameras.camera import Cameras, Projection, Rays
 from cips3d.cameras.camera_file import read_cameras
 from cips3d.cameras.poses import FRONT, POSE_DISTRIBUTIONS, PoseDistribution
 from cips3d.cameras.trajectories import TRAJECTORIES, CameraRange
@@ -12,6 +12,7 @@ __all__ = [
     "CameraRange",
     "Cameras",
     "PoseDistribution",
+    "Projection",
     "Rays",
     "read_cameras",
 ]

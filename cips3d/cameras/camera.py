@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer than this, places would be without bounds
+
 
 class Rays(NamedTuple):
     """Rays of a batch of images; `origins + t * directions` is at distance t (scene units) from the camera."""
@@ -20,6 +22,13 @@ class Rays(NamedTuple):
     def subset(self, index: Tensor) -> Rays:
         """The rays at positions `index` [N] of every image."""
         return Rays(self.origins[:, index], self.directions[:, index])
+
+
+class Projection(NamedTuple):
+    """Where cameras see points."""
+
+    place: Tensor  # [B, N, 2] column to the right and row down, in units of the picture's half height
+    depth: Tensor  # [B, N] scene units along the viewing axis, negative behind the camera
 
 
 @dataclass(frozen=True)
@@ -143,3 +152,25 @@ class Cameras:
         local = torch.cat([xy, -focal[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1)
         directions = F.normalize(local, dim=-1) @ self.rotation.transpose(1, 2)
         return Rays(self.position[:, None].expand_as(directions), directions)
+
+    def project(self, points: Tensor) -> Projection:
+        """Where points are seen: the inverse of `rays`.
+
+        With p' = Rᵀ (p - position) and f = 1 / tan(fov / 2): depth = -p'_z, column = f p'_x / depth and
+        row = -f p'_y / depth, from the picture's middle in units of its half height. Centres of the outer pixels of a
+        picture of (height, width) lie at rows ±1 and columns ±(width - 1) / (height - 1): pixel (i, j) is at
+        row = 2 i / (height - 1) - 1 and column = (2 j - (width - 1)) / (height - 1).
+
+        Args:
+            points: [N, 3] or [B, N, 3] in scene units.
+
+        Returns:
+            `Projection`; places of points that are not in front of the camera (depth ≤ 0) are finite and mean nothing.
+
+        Source: R. Hartley and A. Zisserman, Multiple View Geometry, section 6.1.
+        """
+        local = (points - self.position[:, None]) @ self.rotation  # [B, N, 3]: right, up, backward
+        depth = -local[..., 2]
+        focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))
+        scale = focal[:, None] / depth.clamp_min(NEAREST_DEPTH)
+        return Projection(torch.stack([local[..., 0] * scale, -local[..., 1] * scale], dim=-1), depth)

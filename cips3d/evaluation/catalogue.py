@@ -10,6 +10,19 @@ from typing import Literal
 from cips3d.errors import UserError
 
 Better = Literal["smaller", "larger", "neither"]
+MetricName = Literal[
+    "fid",
+    "kid",
+    "is",
+    "pr",
+    "frechet",
+    "consistency",
+    "lpips",
+    "smoothness",
+    "pose",
+    "symmetry",
+    "chirality",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,12 @@ class Metric:
     """by their names in results; the first one with a direction stands for the metric"""
     needs_data: bool = False
     needs_3d: bool = False
+    needs_heads: bool = False
+    """says something about models of synthetic heads only"""
+    least_images: int = 1
+    """pictures that there must be, of real ones too where it compares with them"""
+    least_side: int = 1
+    """pixels that pictures must have"""
 
 
 METRICS: dict[str, Metric] = {
@@ -36,6 +55,7 @@ METRICS: dict[str, Metric] = {
         "Fréchet distance of Inception features to the real pictures of --data (torch-fidelity)",
         {"fid": Value("Fréchet inception distance", "smaller")},
         needs_data=True,
+        least_images=2,
     ),
     "kid": Metric(
         "squared MMD of Inception features to those of --data; less biased for few pictures (torch-fidelity)",
@@ -44,6 +64,7 @@ METRICS: dict[str, Metric] = {
             "kid_std": Value("its standard deviation over subsets", "neither"),
         },
         needs_data=True,
+        least_images=2,
     ),
     "is": Metric(
         "inception score: sure and varied classes; says little about faces (torch-fidelity)",
@@ -51,18 +72,21 @@ METRICS: dict[str, Metric] = {
             "inception_score": Value("inception score", "larger"),
             "inception_score_std": Value("its standard deviation over splits", "neither"),
         },
+        least_images=10,  # splits
     ),
     "pr": Metric(
         "precision (how many generated pictures could be real) and recall (how many of --data could be generated) "
         "by VGG16 features (torch-fidelity)",
         {"precision": Value("precision", "larger"), "recall": Value("recall", "larger")},
         needs_data=True,
+        least_images=4,  # one and its three neighbours
     ),
     "frechet": Metric(
         "Fréchet distance of fixed random convolutions' features to those of --data: needs no download, ranks models "
         "of one data set at one resolution",
         {"frechet": Value("Fréchet distance of random convolution features", "smaller")},
         needs_data=True,
+        least_images=2,
     ),
     "consistency": Metric(
         "multi-view consistency: views warped by depth into their neighbours and compared; share that overlaps",
@@ -76,6 +100,7 @@ METRICS: dict[str, Metric] = {
         "the same by LPIPS, a perceptual distance (package lpips)",
         {"consistency_lpips": Value("perceptual difference of neighbouring views", "smaller")},
         needs_3d=True,
+        least_side=32,  # AlexNet has nothing left of smaller pictures
     ),
     "smoothness": Metric(
         "depth smoothness: second differences of depth along a surface, in thousandths of a ray's length",
@@ -96,6 +121,7 @@ METRICS: dict[str, Metric] = {
             "pose_judge_error_degrees": Value("the network's own error on held-out heads, degrees RMS", "neither"),
         },
         needs_3d=True,
+        needs_heads=True,
     ),
     "symmetry": Metric(
         "mirror symmetry index: likeness of the picture at + yaw to the flipped one at - yaw; 1 symmetric, 0 as unlike "
@@ -112,14 +138,19 @@ METRICS: dict[str, Metric] = {
             "chirality_judge_accuracy": Value("the network's own share of right calls on held-out heads", "neither"),
         },
         needs_3d=True,
+        needs_heads=True,
     ),
 }
 
 VALUES: dict[str, Value] = {name: value for metric in METRICS.values() for name, value in metric.values.items()}
 
 
-def chosen_metrics(names: Sequence[str]) -> list[str]:
+def chosen_metrics(names: Sequence[str], argument: str = "--metrics") -> list[str]:
     """The names, each once and in the order given.
+
+    Args:
+        names: what is asked for.
+        argument: what the user calls it, for messages.
 
     Raises:
         UserError: there is no such metric.
@@ -127,9 +158,25 @@ def chosen_metrics(names: Sequence[str]) -> list[str]:
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         raise UserError(
-            f"--metrics {','.join(unknown) or 'with no name'} is unknown; choose out of {','.join(METRICS)}"
+            f"{argument} {','.join(unknown) or 'with no name'} is unknown; choose out of {','.join(METRICS)}"
         )
     return list(dict.fromkeys(names))
+
+
+def check_counts(names: Sequence[str], generated: int, real: int | None = None) -> None:
+    """Raise `UserError` where a set of pictures is too small for a metric.
+
+    Args:
+        names: the metrics.
+        generated: how many pictures are measured.
+        real: how many there are to compare with.
+    """
+    for name in names:
+        metric = METRICS[name]
+        count = generated if real is None or not metric.needs_data else min(generated, real)
+        if count < metric.least_images:
+            pictures = "1 picture is" if count == 1 else f"{count} pictures are"
+            raise UserError(f"{pictures} too few for {name}; it takes {metric.least_images} or more")
 
 
 def deciding_value(names: Sequence[str]) -> str | None:

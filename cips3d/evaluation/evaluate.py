@@ -17,7 +17,7 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.heads.dataset import cache_folder
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
-from cips3d.evaluation.catalogue import METRICS, chosen_metrics
+from cips3d.evaluation.catalogue import METRICS, check_counts, chosen_metrics
 from cips3d.evaluation.chirality import chirality
 from cips3d.evaluation.consistency import DifferenceMap, view_consistency
 from cips3d.evaluation.fidelity import BATCH_SIZE, FIDELITY_METRICS, FeatureNetworks, fidelity
@@ -116,9 +116,10 @@ def evaluate_generator(
         truncation=settings.truncation,
         resolution=settings.resolution,
     )
-    distance = lpips_map(loaded.device) if "lpips" in names else None  # what is missing is told before the work begins
-    evaluation = evaluate_images(images, of_images(names), settings, real=real, device=device or loaded.device)
     with torch.random.fork_rng(devices=[]):
+        # What is missing is told before the work begins.
+        distance = lpips_map(loaded.device) if "lpips" in names else None
+        evaluation = evaluate_images(images, of_images(names), settings, real=real, device=device or loaded.device)
         for name in names:
             if METRICS[name].needs_3d:
                 with evaluation.timed(name):
@@ -149,6 +150,7 @@ def evaluate_images(
             raise UserError(f"{name} turns the camera and needs a model; leave it out for a set of pictures")
         if METRICS[name].needs_data and real is None:
             raise UserError(f"{name} compares with real pictures; give --data FOLDER, a zip, or the word heads")
+    check_counts(metrics, size_of(images), None if real is None else len(real))
     with torch.random.fork_rng(devices=[]):  # data loaders draw a seed each time
         return _measure_images(images, metrics, settings, real, device)
 

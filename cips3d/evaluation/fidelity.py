@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.heads.dataset import cache_folder
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
+from cips3d.evaluation.catalogue import METRICS, check_counts
 from cips3d.evaluation.downloads import weights_of
 from cips3d.evaluation.image_sets import SourceImages, Watched, identity, size_of
 
 FIDELITY_METRICS = ("fid", "kid", "is", "pr")
-COMPARING = ("fid", "kid", "pr")  # with real pictures
+COMPARING = tuple(name for name in FIDELITY_METRICS if METRICS[name].needs_data)
 
 KID_SUBSET = 1000  # pictures of each set that a KID estimate compares; fewer where a set is smaller
-LEAST = {"fid": 2, "kid": 2, "is": 10, "pr": 4}  # the inception score has 10 splits; recall looks at 3 neighbours
 BATCH_SIZE = 32
 READ_SIZE = 2**20
 
@@ -57,6 +57,9 @@ class FeatureNetworks:
     """file of VGG16's weights as torchvision publishes them; None: downloaded"""
     extractor: str | None = None
     """name of another extractor registered in torch-fidelity, taken for every metric; None: the metrics' own"""
+
+    flags: ClassVar[str] = "--"
+    """what the flags for these files begin with, for messages"""
 
 
 def fidelity(
@@ -105,7 +108,7 @@ def fidelity(
     if compared and real is None:
         raise ValueError(f"real must be given for {', '.join(compared)}")
     sizes = [size_of(generated)] + ([] if real is None else [len(real)])
-    check_counts(chosen, min(sizes))
+    check_counts(chosen, *sizes)
     library = torch_fidelity()
     device = torch.device(device)
     settings: dict[str, Any] = {
@@ -137,7 +140,7 @@ def _calculate(
 ) -> dict[str, float]:
     """torch-fidelity's values of metrics that share an extractor, by its names."""
     extractor: str = settings["feature_extractor"]
-    weights, remedy = weights_for(extractor, networks)
+    weights, _ = weights_for(extractor, networks)
     settings = settings | {FLAGS[name]: True for name in names}
     fingerprint = "published"
     if weights is not None:
@@ -147,9 +150,17 @@ def _calculate(
         if real is not None and any(name in COMPARING for name in names):
             settings["input2"] = stack.enter_context(_watched(SourceImages(real), "real pictures", progress))
             settings["input2_cache_name"] = f"{identity(real)}-{fingerprint}"
-        stack.enter_context(weights_of(f"the weights of {extractor}", remedy))
+        stack.enter_context(_loaded_weights(extractor, networks))
+        return library.calculate_metrics(**settings)
+
+
+@contextlib.contextmanager
+def _loaded_weights(extractor: str, networks: FeatureNetworks) -> Iterator[None]:
+    """Raise `UserError` where weights cannot be downloaded or are those of another network."""
+    weights, remedy = weights_for(extractor, networks)
+    with weights_of(f"the weights of {extractor}", remedy):
         try:
-            return library.calculate_metrics(**settings)
+            yield
         except RuntimeError as error:
             if weights is None or "loading state_dict" not in str(error):
                 raise
@@ -173,13 +184,6 @@ def check_metrics(metrics: Iterable[str]) -> list[str]:
     return chosen
 
 
-def check_counts(metrics: Iterable[str], count: int) -> None:
-    """Raise `UserError` where a set is too small to be measured."""
-    for name in metrics:
-        if count < LEAST[name]:
-            raise UserError(f"{count} pictures are too few for {name}; it takes {LEAST[name]} or more")
-
-
 def check_networks(metrics: Iterable[str], networks: FeatureNetworks) -> None:
     """Raise `UserError` where the library or a file of weights for these metrics is missing, before the work begins."""
     extractors = by_extractor([name for name in metrics if name in FIDELITY_METRICS], networks)
@@ -189,6 +193,25 @@ def check_networks(metrics: Iterable[str], networks: FeatureNetworks) -> None:
         weights, _ = weights_for(extractor, networks)
         if weights is not None:
             check_weights(weights)
+
+
+def fetch_networks(metrics: Iterable[str], networks: FeatureNetworks) -> None:
+    """Load every network for these metrics once: weights that are to be downloaded are, and are there from then on.
+
+    Raises:
+        UserError: the library or weights are missing, or are those of another network.
+    """
+    chosen = [name for name in metrics if name in FIDELITY_METRICS]
+    check_networks(chosen, networks)
+    for extractor, names in by_extractor(chosen, networks).items():
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+        kind = FEATURE_EXTRACTORS_REGISTRY[extractor]
+        layer = kind.get_default_feature_layer_for_metric(FLAGS[names[0]])
+        weights, _ = weights_for(extractor, networks)
+        path = None if weights is None else str(weights)
+        with _loaded_weights(extractor, networks):
+            kind(extractor, [layer], feature_extractor_weights_path=path, verbose=False)
 
 
 def by_extractor(metrics: Iterable[str], networks: FeatureNetworks) -> dict[str, list[str]]:
@@ -202,10 +225,12 @@ def by_extractor(metrics: Iterable[str], networks: FeatureNetworks) -> dict[str,
 def weights_for(extractor: str, networks: FeatureNetworks) -> tuple[Path | None, str]:
     """The file of an extractor's weights, None where they are to be downloaded, and what to do where they cannot."""
     if extractor == INCEPTION:
-        return networks.inception, f"fetch {INCEPTION_FILE} of torch-fidelity elsewhere and give it by --inception FILE"
-    if extractor == VGG:
-        return networks.vgg, f"fetch {VGG_FILE} of torchvision elsewhere and give it by --vgg FILE"
-    return None, "choose another extractor"
+        file, library, flag, weights = INCEPTION_FILE, "torch-fidelity", "inception", networks.inception
+    elif extractor == VGG:
+        file, library, flag, weights = VGG_FILE, "torchvision", "vgg", networks.vgg
+    else:
+        return None, "choose another extractor"
+    return weights, f"fetch {file} of {library} elsewhere and give it by {networks.flags}{flag} FILE"
 
 
 def check_weights(path: Path) -> str:

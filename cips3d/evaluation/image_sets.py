@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles, ImageSource
 from cips3d.data.loader import random_words
 from cips3d.evaluation.views import seeds_of
+from cips3d.models.generator import View
 from cips3d.pictures import to_uint8
 from cips3d.rendering import LoadedGenerator, render_pairs, styles_of_seeds
 
 BLOCK = 16  # pictures rendered together: picture i depends on the seed and i alone, since blocks are always whole
+SERIES_BATCH = 32  # pictures of a series rendered together
 _POSES, _DRAWS = 1, 2  # what random words are for
 
 
@@ -90,6 +93,28 @@ class GeneratedImages(Dataset):
     def _random(self, purpose: int, block: int, device: torch.device | str) -> torch.Generator:
         word = int(random_words(self.seed, purpose, block)[0]) >> 1  # torch takes signed seeds
         return torch.Generator(device).manual_seed(word)
+
+
+@torch.no_grad()
+def generated_series(loaded: LoadedGenerator, count: int, *, seed: int) -> Iterator[Tensor]:
+    """Batches [B, 3, R, R] in [-1, 1] of random faces from cameras of the training distribution, not rounded.
+
+    Faces, poses and jitter come from one stream of random numbers on the CPU: a picture depends on all before it,
+    and is the same on every device. `GeneratedImages` has pictures that do not depend on each other.
+
+    Args:
+        loaded: any generator.
+        count: how many pictures in all.
+        seed: of the stream.
+    """
+    random = torch.Generator().manual_seed(seed)
+    for start in range(0, count, SERIES_BATCH):
+        batch = min(SERIES_BATCH, count - start)
+        z = loaded.generator.sample_z(batch, generator=random)
+        pitch, yaw = loaded.poses.sample(batch, generator=random)
+        cameras = Cameras.from_angles(pitch, yaw, loaded.fov_degrees).to(loaded.device)
+        view = View(loaded.resolution, cameras, loaded.settings, generator=random)
+        yield loaded.generator.render(loaded.generator.mapping(*z), view).image
 
 
 class SourceImages(Dataset):

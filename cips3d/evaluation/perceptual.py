@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from cips3d.errors import UserError
+from cips3d.evaluation.catalogue import METRICS
 from cips3d.evaluation.consistency import DifferenceMap
 from cips3d.evaluation.downloads import weights_of
 
-SMALLEST = 32  # AlexNet has nothing left of smaller pictures
+SMALLEST = METRICS["lpips"].least_side
 TRUNK = "alexnet-owt-7be5be79.pth"  # torchvision's file of AlexNet's weights
 
 

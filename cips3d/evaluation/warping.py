@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-
-BEHIND = 1e-6  # scene units in front of the camera's plane: points nearer have no place in the picture
-
-
-class Projection(NamedTuple):
-    """Where points are seen."""
-
-    grid: Tensor  # [B, N, 2] column and row; -1 and 1 are the outer pixels' centres (`grid_sample`, aligned corners)
-    distance: Tensor  # [B, N] scene units from the camera
-    in_front: Tensor  # [B, N] bool
 
 
 class Warped(NamedTuple):
@@ -27,25 +15,6 @@ class Warped(NamedTuple):
 
     image: Tensor  # [B, C, H, W]
     visible: Tensor  # [B, 1, H, W] bool: both cameras see the same surface point
-
-
-def project(points: Tensor, cameras: Cameras, aspect: float = 1.0) -> Projection:
-    """Place points in pictures, the inverse of `Cameras.rays`.
-
-    With p' = Rᵀ (p - position): column = f x' / (-z' aspect), row = -f y' / (-z'), f = 1 / tan(fov / 2).
-
-    Args:
-        points: [B, N, 3] in scene units.
-        cameras: B cameras.
-        aspect: half width of the picture's pixel grid over its half height, (W - 1) / (H - 1).
-    """
-    offset = points - cameras.position[:, None]
-    local = offset @ cameras.rotation  # rows are p'
-    depth = -local[..., 2]
-    focal = 1 / torch.tan(cameras.fov_degrees * (math.pi / 360))
-    scale = focal[:, None] / depth.clamp_min(BEHIND)
-    grid = torch.stack([local[..., 0] * scale / aspect, -local[..., 1] * scale], dim=-1)
-    return Projection(grid, offset.norm(dim=-1), depth > BEHIND)
 
 
 def warp(
@@ -83,13 +52,14 @@ def warp(
     batch, _, height, width = image.shape
     rays = target_cameras.rays((height, width))
     t = target_depth.flatten(1)[..., None]  # [B, R, 1]
-    seen = project(rays.origins + t * rays.directions, cameras, aspect=_aspect(height, width))
-    grid = seen.grid.view(batch, height, width, 2)
+    points = rays.origins + t * rays.directions
+    place, ahead = cameras.project(points)
+    grid = (place / place.new_tensor([_aspect(height, width), 1.0])).view(batch, height, width, 2)
     found = _sampled(image, grid)
     # Bilinear like the colours: across a silhouette, the mean of two surfaces' depths is that of neither.
     found_depth = _sampled(depth, grid)
-    distance = seen.distance.view(batch, 1, height, width)
-    inside = (grid.abs() <= 1).all(dim=-1)[:, None] & seen.in_front.view(batch, 1, height, width)
+    distance = (points - cameras.position[:, None]).norm(dim=-1).view(batch, 1, height, width)
+    inside = (grid.abs() <= 1).all(dim=-1)[:, None] & (ahead > 0).view(batch, 1, height, width)
     solid = (target_depth < t_far - empty) & (found_depth < t_far - empty)
     return Warped(found, inside & solid & ((found_depth - distance).abs() <= tolerance))
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError
 from cips3d.meshing.density import FloatArray
-from cips3d.meshing.projection import project
 from cips3d.meshing.surface import Mesh
 from cips3d.pictures import to_uint8
 from cips3d.rendering import LoadedGenerator, render_views
@@ -121,9 +120,10 @@ class _Sight(NamedTuple):
 
 def _sight(picture: Tensor, camera: Cameras, vertices: Tensor, normals: Tensor) -> _Sight:
     """Look up vertices in a picture [4, H, W] of colour and depth, whose outer pixels are centred at ±1."""
-    place, ahead = project(camera, vertices)  # [1, V, 2], [1, V]
-    grid = (place * place.new_tensor([1.0, -1.0]))[:, :, None]
-    shown = F.grid_sample(picture[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0, :, :, 0]
+    place, ahead = camera.project(vertices)  # [1, V, 2], [1, V]
+    shown = F.grid_sample(picture[None], place[:, :, None], mode="bilinear", padding_mode="border", align_corners=True)[
+        0, :, :, 0
+    ]
     to_camera = camera.position - vertices
     distance = to_camera.norm(dim=1)
     inside = (place[0].abs().amax(1) <= 1) & (ahead[0] > 0)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cips3d import pictures
 from cips3d.cameras import FRONT, Cameras
-from cips3d.meshing.projection import project
 from cips3d.meshing.surface import Mesh, face_normals
 
 SIDES = {  # offset of yaw from the front, radians
@@ -83,9 +82,8 @@ def rasterize(
     Returns:
         [C, resolution, resolution].
     """
-    place, depth = project(camera, vertices)
-    # In pixels; rows count downward.
-    corners = (place[0] * place.new_tensor([1.0, -1.0]) + 1)[faces] * ((resolution - 1) / 2)  # [F, 3, 2]
+    place, depth = camera.project(vertices)
+    corners = (place[0] + 1)[faces] * ((resolution - 1) / 2)  # [F, 3, 2] in pixels
     nearness = (1 / depth[0])[faces]  # [F, 3]: linear in the picture plane, as depth is not
     first = corners.amin(1).ceil().clamp(0, resolution).long()  # [F, 2] column and row of the bounding box
     size = (corners.amax(1).floor().clamp(-1, resolution - 1).long() - first + 1).clamp_min(0)

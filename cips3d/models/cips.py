@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cips3d.errors import UserError
 from cips3d.models.cips3d import default_chunk_rays
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, mixed_layers
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
 from cips3d.models.pixel_network import PixelNetwork
 from cips3d.models.style_mapping import StyleMapping, Styles, check_style_dimensions
 from cips3d.models.styled_conv import draw_noise
@@ -184,6 +184,23 @@ class CIPS(Generator[Styles]):
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(nerf=(), inr=(self.network,), mapping=(self.style_mapping,))
+
+    def weight_parts(self) -> WeightParts:
+        """What comes before the first block (coordinates, embedding, a layer), then a block each with its ToRGB."""
+        before = ("network.fourier", "network.embedding", "network.first")
+        blocks: list[tuple[str, ...]] = [(f"network.blocks.{block}",) for block in range(len(self.network.blocks))]
+        if self.network.to_rgb is not None:
+            blocks[-1] = (*blocks[-1], "network.to_rgb")
+        return WeightParts((before, *blocks), mapping=("style_mapping",))
+
+    def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """A of the modulations by each of the styles w: of a layer, of the ToRGB before it, or of both."""
+        return {"w": self.network.style_weights()}
+
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> Styles:
+        if branch not in self.style_weights():
+            return super().style_offsets(branch, vectors, layers)
+        return Styles(at_layers(vectors, layers, self.style_layers))
 
     def mapping(self, z: Tensor) -> Styles:  # type: ignore[override]  # by its name
         """Styles of z [B, z_dim]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import Cameras, Rays
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, mixed_layers
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
 from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
+from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
 from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random, filled_depth
 from cips3d.ops.composite import DensityActivation
+from cips3d.ops.precision import Precision
 
 CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
 CHUNK_RAYS = 65_536  # elsewhere: a 256² picture at once, below 2 GB of activations
@@ -145,9 +148,17 @@ class CIPS3D(Generator[Styles]):
     def z_dims(self) -> tuple[int, int]:
         return self.config.z_shape_dim, self.config.z_appearance_dim
 
-    def set_autocast(self, *, nerf: torch.dtype | None, inr: torch.dtype | None) -> None:
-        self.nerf.autocast_dtype = nerf
-        self.inr.autocast_dtype = inr
+    def set_precision(
+        self,
+        precision: Precision | None = None,
+        *,
+        nerf: Precision | None = None,
+        inr: Precision | None = None,
+        fast_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.nerf.precision = checked_precision(nerf or precision)
+        self.inr.precision = checked_precision(inr or precision)
+        self.inr.fast_dtype = fast_dtype
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(
@@ -158,6 +169,32 @@ class CIPS3D(Generator[Styles]):
 
     def frozen_part(self) -> tuple[nn.Module, ...]:
         return self.nerf, self.shape_mapping, self.aux_to_rgb
+
+    def weight_parts(self) -> WeightParts:
+        """The INR's blocks with their ToRGB, the appearance's mapping, and all of the NeRF's side."""
+        first_rgb = self.config.inr_rgb_from
+        return WeightParts(
+            blocks=tuple(
+                (
+                    *(f"inr.layers.{2 * block}", f"inr.layers.{2 * block + 1}"),
+                    *((f"inr.to_rgb.{block - first_rgb}",) if block >= first_rgb else ()),
+                )
+                for block in range(self.config.inr_blocks)
+            ),
+            mapping=("appearance_mapping",),
+            shape=("nerf", "shape_mapping", "aux_to_rgb"),
+        )
+
+    def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """Of the shape, [A_g, A_b] of the three FiLM layers; of the appearance, A of the INR's modulated layers."""
+        return {"shape": self.nerf.style_weights(), "appearance": self.inr.style_weights()}
+
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> Styles:
+        weights = self.style_weights()
+        if branch not in weights:
+            return super().style_offsets(branch, vectors, layers)
+        still = {name: vectors.new_zeros(len(vectors), len(a), a[0].shape[1]) for name, a in weights.items()}
+        return Styles(**{**still, branch: at_layers(vectors, layers, len(weights[branch]))})
 
     def mapping(self, z_shape: Tensor, z_appearance: Tensor) -> Styles:  # type: ignore[override]  # by their names
         """Styles of z_shape [B, z_shape_dim] and z_appearance [B, z_appearance_dim]."""

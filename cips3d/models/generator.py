@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
+from cips3d.models.precision import checked_precision
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops.precision import Precision
 
 MEAN_STYLE_SAMPLES = 10_000
 
@@ -49,6 +51,13 @@ def styles_by_layer(style: Tensor, layers: int) -> Tensor:
 def mixed_layers(first: Tensor, second: Tensor, layer: int, layers: int) -> Tensor:
     """[B, layers, width]: `first` below `layer`, `second` from it on."""
     return torch.cat([styles_by_layer(first, layers)[:, :layer], styles_by_layer(second, layers)[:, layer:]], dim=1)
+
+
+def at_layers(vectors: Tensor, chosen_layers: Sequence[int], layers: int) -> Tensor:
+    """[D, layers, width] with vectors [D, width] at the chosen layers and 0 at all others."""
+    placed = vectors.new_zeros(len(vectors), layers, vectors.shape[1])
+    placed[:, list(chosen_layers)] = vectors[:, None]
+    return placed
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,14 @@ class ParameterGroups(NamedTuple):
     nerf: tuple[nn.Module, ...]  # what gives the volume
     mapping: tuple[nn.Module, ...]  # what gives styles
     inr: tuple[nn.Module, ...]  # what gives pixels
+
+
+class WeightParts(NamedTuple):
+    """All weights and buffers, by prefixes of their names in the state dict, for interpolation between two models."""
+
+    blocks: tuple[tuple[str, ...], ...]  # what makes the picture, in order of depth, each with the colours it gives
+    mapping: tuple[str, ...]  # what gives the blocks their styles
+    shape: tuple[str, ...] = ()  # the 3-D part with its mapping, where the blocks only paint
 
 
 class Generator(nn.Module, ABC, Generic[StylesT]):
@@ -153,6 +170,38 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """
         raise ValueError(f"{type(self).__name__} has no volume whose density could be asked for")
 
+    def weight_parts(self) -> WeightParts:
+        """All weights by block and network.
+
+        Raises:
+            ValueError: the model has no such parts.
+        """
+        raise ValueError(f"{type(self).__name__} has no blocks whose weights could be told apart")
+
+    def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """Branches of the styles, and of each the matrices [out, width] that a vector of its space meets, a layer each.
+
+        In most models the space is that of the styles, and layer k is modulated by (matrix k) s + bias. {}: the model
+        has none.
+        """
+        return {}
+
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> StylesT:
+        """What has to be added to styles by layer so that some layers of a branch move along vectors.
+
+        Args:
+            branch: one of `style_weights`.
+            vectors: [D, width], in the space that its matrices take.
+            layers: which of its layers move; all others stay.
+
+        Returns:
+            Styles of D offsets, [D, layers, ...] each.
+
+        Raises:
+            ValueError: the model has no such branch.
+        """
+        raise ValueError(f"branch must be one of {list(self.style_weights())}, got {branch!r}")
+
     @abstractmethod
     def parameter_groups(self) -> ParameterGroups:
         """All parameters, by learning rate."""
@@ -161,6 +210,33 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """What a stage with `freeze_nerf` freezes: the 3-D part; nothing in 2-D."""
         return ()
 
-    def set_autocast(self, *, nerf: torch.dtype | None, inr: torch.dtype | None) -> None:
-        """Mixed precision of the volume and of the pixels; None is full precision."""
-        raise UserError(f"{type(self).__name__} runs in full precision only; leave --amp.nerf and --amp.inr at none")
+    def set_precision(
+        self,
+        precision: Precision | None = None,
+        *,
+        nerf: Precision | None = None,
+        inr: Precision | None = None,
+        fast_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """How exactly products are computed from now on; no part of the weights or of the configuration.
+
+        "highest" and "high" leave pixels to PyTorch's float32 products, which are TF32's where
+        `torch.set_float32_matmul_precision` says so; with "fast" they are of 16 bits, colours apart. The volume's
+        products are those of `render_rays`. Relative errors of pictures with "fast": about 1e-3 from the volume, 1e-2
+        from bfloat16 pixels.
+
+        Args:
+            precision: of all parts, see `Precision`; None: as PyTorch is set.
+            nerf, inr: of the volume and of the pixels, where it shall be another than `precision`.
+            fast_dtype: what "fast" rounds pixels to, float16 or bfloat16.
+
+        Raises:
+            ValueError: there is no such precision.
+            UserError: the model does not have the part, or computes in full precision only.
+        """
+        for asked in (precision, nerf, inr):
+            if checked_precision(asked) == "fast":
+                raise UserError(
+                    f'{type(self).__name__} computes in full precision only; leave out "fast" '
+                    "(--amp.nerf and --amp.inr of training)"
+                )

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.precision import autocast
-from cips3d.ops import ModulatedWeight, modulated_layer
+from cips3d.ops import ModulatedWeight, Precision, modulated_inr
+
+# Of more pixels the activations are computed anew in the backward, which costs another forward. As published, those of
+# one pixel are 42 KB in 16 bits and 84 KB in float32.
+KEPT_PIXELS = 1 << 16
 
 
 class ModulatedFC(nn.Module):
@@ -51,7 +55,8 @@ class INR(nn.Module):
         super().__init__()
         if not 0 <= rgb_from < blocks:
             raise ValueError(f"rgb_from must be the index of one of {blocks} blocks, got {rgb_from}")
-        self.autocast_dtype: torch.dtype | None = None
+        self.precision: Precision | None = None
+        self.fast_dtype = torch.bfloat16  # what "fast" rounds operands and activations to
         self.skip_from = skip_from
         self.rgb_from = rgb_from
         widths = [features] + [width] * (2 * blocks)
@@ -72,30 +77,27 @@ class INR(nn.Module):
         layers = cast("list[ModulatedFC]", self.layers)
         return [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
 
+    def style_weights(self) -> tuple[Tensor, ...]:
+        """A of every layer's modulation 1 + A s + a, [in, style_dim]."""
+        return tuple(layer.modulation.weight for layer in cast("list[ModulatedFC]", self.layers))
+
     def forward(self, features: Tensor, folded: list[ModulatedWeight]) -> Tensor:
         """features [B, N, features], weights of `fold` -> RGB [B, N, 3] in [-1, 1]."""
         to_rgb = cast("list[nn.Linear]", self.to_rgb)
-        rgb: Tensor | None = None
-        block_input: Tensor | None = features
-        x: Tensor | None = folded[0].modulate(features)  # what the next product takes
-        for block, (first, second) in enumerate(zip(folded[::2], folded[1::2], strict=True)):
-            assert x is not None
-            has_skip, has_rgb = block >= self.skip_from, block >= self.rgb_from
-            is_last = block + 1 == self.blocks
-            with autocast(features.device, self.autocast_dtype):
-                inner = modulated_layer(x, first, following=second, negative_slope=LEAKY_SLOPE, return_output=False)
-                assert inner.modulated is not None
-                made = modulated_layer(
-                    inner.modulated,
-                    second,
-                    following=None if is_last else folded[2 * block + 2],
-                    negative_slope=LEAKY_SLOPE,
-                    skip=block_input if has_skip else None,
-                    rgb_weight=to_rgb[block - self.rgb_from].weight if has_rgb else None,
-                    rgb=rgb,
-                    return_output=not is_last and block + 1 >= self.skip_from,
-                )
-            x, block_input = made.modulated, made.output
-            rgb = made.rgb
-        assert rgb is not None  # the last block gives colours
+        with autocast(features.device, self.fast_dtype if self.precision == "fast" else None):
+            rgb = modulated_inr(
+                *(features, folded, [linear.weight for linear in to_rgb]),
+                skip_from=self.skip_from,
+                negative_slope=LEAKY_SLOPE,
+                precision=self.precision,
+                keep_activations=_keeps_activations(features, folded),
+            )
         return torch.tanh(rgb + torch.stack([linear.bias for linear in to_rgb]).sum(0))
+
+
+def _keeps_activations(features: Tensor, folded: list[ModulatedWeight]) -> bool:
+    """Whether gradients are wanted of so few pixels that memory has room for what they need."""
+    if not torch.is_grad_enabled() or features.shape[0] * features.shape[1] > KEPT_PIXELS:
+        return False
+    given = (features, *(x for layer in folded for x in (layer.weight, layer.modulation)))
+    return any(x is not None and x.requires_grad for x in given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings
 from cips3d.ops.film_siren import FoldedLayer, fold_film
+from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import SirenField, evaluate_field, render_rays
 
 GAIN_SCALE, GAIN_CENTRE = 15.0, 30.0  # gain = 15·(A s + c) + 30: frequencies around SIREN's ω₀ = 30
@@ -63,7 +65,7 @@ class NeRF(nn.Module):
         initial_radius: float | None = None,
     ) -> None:
         super().__init__()
-        self.autocast_dtype: torch.dtype | None = None
+        self.precision: Precision | None = None
         self.point_scale = point_scale
         self.density_scale = density_scale
         self.initial_radius = initial_radius
@@ -93,6 +95,11 @@ class NeRF(nn.Module):
             *((0.0, 0.0) if self.initial_radius is None else (self.density_scale, self.initial_radius)),
         )
 
+    def style_weights(self) -> tuple[Tensor, ...]:
+        """[A_g, A_b] of every FiLM layer, [2 · width, style_dim]: what a style is multiplied by."""
+        films = [cast("FilmSiren", film) for film in (*self.layers, self.color)]
+        return tuple(torch.cat([film.gain.weight, film.shift.weight]) for film in films)
+
     def evaluate(self, points: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density and colour activations.
 
@@ -103,7 +110,7 @@ class NeRF(nn.Module):
         Returns:
             raw density [B, N], activations [B, N, color_width] (before the last linear layer).
         """
-        return evaluate_field(self.fold(style), points, operands=self.autocast_dtype)
+        return evaluate_field(self.fold(style), points, precision=self.precision)
 
     def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""
@@ -118,7 +125,7 @@ class NeRF(nn.Module):
             *(rays.origins, rays.directions, self.fold(style), draws, settings.t_near, settings.t_far),
             activation=settings.density_activation,
             last_back=settings.last_back,
-            operands=self.autocast_dtype,
+            precision=self.precision,
         )
         ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
         return self.features(ray, white_back=settings.white_back), ray

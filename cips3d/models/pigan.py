@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Cameras, Rays
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, mixed_layers
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANStyles, StyleMapping, ViewDependentNeRF
+from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
 from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, draw_random, filled_depth, render_volume
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
+from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 
 LOCKED_DIRECTION = (0.0, 0.0, -1.0)  # what all points are seen along where the view is locked
@@ -37,7 +40,7 @@ class PiGANRendering(NamedTuple):
 
 
 class _Pixels(NamedTuple):
-    color: Tensor  # [B, N, 3] in [0, 1]
+    color: Tensor  # [B, N, 3] in [-1, 1]
     depth: Tensor  # [B, N, 1]
     weights: Tensor  # [B, N, samples]
     sample_depths: Tensor  # [B, N, samples]
@@ -72,16 +75,44 @@ class PiGAN(Generator[PiGANStyles]):
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(nerf=(self.nerf,), inr=(), mapping=(self.style_mapping,))
 
-    def set_autocast(self, *, nerf: torch.dtype | None, inr: torch.dtype | None) -> None:
-        """Mixed precision of the field, of those without a grid."""
-        if self.nerf.grid is not None or inr is not None:
-            raise UserError(
-                "pi-GAN takes --amp.nerf without a grid of embeddings, and has no INR; leave the others at none"
-            )
-        self.nerf.autocast_dtype = nerf
+    def set_precision(
+        self,
+        precision: Precision | None = None,
+        *,
+        nerf: Precision | None = None,
+        inr: Precision | None = None,
+        fast_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        if inr is not None:
+            raise UserError("pi-GAN has no INR whose precision could be set; leave --amp.inr at none")
+        self.nerf.precision = checked_precision(nerf or precision)
 
     def frozen_part(self) -> tuple[nn.Module, ...]:
         return self.nerf, self.style_mapping
+
+    def weight_parts(self) -> WeightParts:
+        """A block a sine layer: the first with the grid, the last below the density with that, the colour's with it."""
+        blocks = [[f"nerf.layers.{layer}"] for layer in range(self.config.layers)]
+        if self.nerf.grid is not None:
+            blocks[0].append("nerf.grid")
+        blocks[-1].append("nerf.density")
+        blocks.append(["nerf.color", "nerf.output"])
+        return WeightParts(tuple(tuple(block) for block in blocks), mapping=("style_mapping",))
+
+    def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """The mapping's last matrix B by the layers whose frequencies and phases it gives, [2 · width, mapping_width].
+
+        Styles are B h + b, the modulation itself, so the space of vectors is that of h, the mapping's last activations.
+        """
+        return {"style": self.style_mapping.output_by_layer()}
+
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> PiGANStyles:
+        if branch not in self.style_weights():
+            return super().style_offsets(branch, vectors, layers)
+        moved = torch.einsum("loi,di->dlo", torch.stack(self.style_mapping.output_by_layer()), vectors)
+        kept = moved.new_zeros(self.style_layers, 1)
+        kept[list(layers)] = 1
+        return PiGANStyles(*(moved * kept).chunk(2, dim=2))
 
     def mapping(self, z: Tensor) -> PiGANStyles:  # type: ignore[override]  # by its name
         """Styles of z [B, z_dim]."""
@@ -232,7 +263,7 @@ class PiGAN(Generator[PiGANStyles]):
 
         shape = (height, width)
         return PiGANRendering(
-            image=as_picture(2 * pixels.color - 1, *shape),
+            image=as_picture(pixels.color, *shape),
             depth=as_picture(pixels.depth, *shape),
             weights=pixels.weights,
             sample_depths=pixels.sample_depths,
@@ -247,11 +278,11 @@ class PiGAN(Generator[PiGANStyles]):
                 *(rays.origins, rays.directions, self.nerf.fold(styles), draws, settings.t_near, settings.t_far),
                 activation=settings.density_activation,
                 last_back=settings.last_back,
-                operands=self.nerf.autocast_dtype,
+                precision=self.nerf.precision,
             )
             ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
         color = ray.values + (1 - ray.weight_sum) if settings.white_back else ray.values
-        return _Pixels(color, ray.depth[..., None], ray.weights, ray.depths)
+        return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
 
     def _composed(
         self, styles: PiGANStyles, rays: Rays, draws: RandomDraws, settings: VolumeSettings, lock_view: bool

@@ -15,6 +15,7 @@ from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, siren_uniform_
 from cips3d.ops.checks import check_shape
 from cips3d.ops.deep_field import DeepSirenField
 from cips3d.ops.film_siren import film_siren
+from cips3d.ops.precision import Precision
 
 FIRST_LAYER_BOUND = 1 / 3  # the first layer's weights start in U(±1/3), those of embeddings too
 MAPPING_OUTPUT_SCALE = 0.25  # of the mapping's last weights: styles start close to the centre
@@ -111,13 +112,22 @@ class StyleMapping(nn.Module):
         frequencies, phases = x.chunk(2, dim=1)
         return PiGANStyles(frequencies.unflatten(1, self.style_shape), phases.unflatten(1, self.style_shape))
 
+    def output_by_layer(self) -> tuple[Tensor, ...]:
+        """The last layer's weights by the sine layers they are for, [2 · width, in]: frequencies, then phases."""
+        last = cast("nn.Linear", self.linears[-1])
+        frequencies, phases = (part.unflatten(0, self.style_shape) for part in last.weight.chunk(2))
+        return torch.cat([frequencies, phases], dim=1).unbind(0)
+
 
 class ModulatedSine(nn.Linear):
     """y = sin(gain ⊙ (W x + b) + phase) with gain = 15·f + 30, for frequencies f and phases that are given."""
 
-    def forward(self, x: Tensor, frequencies: Tensor, phases: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, frequencies: Tensor, phases: Tensor, precision: Precision | None = None
+    ) -> Tensor:
         """x [B, N, in], frequencies and phases [B, out] -> [B, N, out]."""
-        return film_siren(x, self.weight, self.bias, GAIN_SCALE * frequencies + GAIN_CENTRE, phases)
+        gain = GAIN_SCALE * frequencies + GAIN_CENTRE
+        return film_siren(x, self.weight, self.bias, gain, phases, precision=precision)
 
 
 class ViewDependentNeRF(nn.Module):
@@ -132,7 +142,7 @@ class ViewDependentNeRF(nn.Module):
     def __init__(self, config: PiGANConfig) -> None:
         super().__init__()
         self.point_scale = config.point_scale
-        self.autocast_dtype: torch.dtype | None = None
+        self.precision: Precision | None = None
         width = config.width
         self.grid: EmbeddingGrid | None = None
         if config.grid_resolution is not None:
@@ -176,7 +186,7 @@ class ViewDependentNeRF(nn.Module):
             x = torch.cat([self.grid(x), x], dim=-1)
         frequencies, phases = styles
         for k, layer in enumerate(self.layers):
-            x = layer(x, frequencies[:, k], phases[:, k])
+            x = layer(x, frequencies[:, k], phases[:, k], self.precision)
         return self.density(x)[..., 0], x
 
     def forward(self, points: Tensor, directions: Tensor, styles: PiGANStyles) -> tuple[Tensor, Tensor]:
@@ -192,5 +202,6 @@ class ViewDependentNeRF(nn.Module):
         """
         density, features = self.trunk(points, styles)
         frequencies, phases = styles
-        x = self.color(torch.cat([directions, features], dim=-1), frequencies[:, -1], phases[:, -1])
+        seen = torch.cat([directions, features], dim=-1)
+        x = self.color(seen, frequencies[:, -1], phases[:, -1], self.precision)
         return density, torch.sigmoid(self.output(x))

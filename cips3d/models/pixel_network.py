@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,20 @@ class PixelNetwork(nn.Module):
     def layers(self) -> int:
         """ModFC layers, which have noise each."""
         return 1 + 2 * len(self.blocks)
+
+    def style_weights(self) -> tuple[Tensor, ...]:
+        """A of what each style modulates, stacked [Σ in, style_dim]; the last style has a ToRGB alone."""
+        met: list[list[Tensor]] = [[] for _ in range(self.layers + 1)]
+        met[0].append(self.first.conv.style_weight)
+        for k, module in enumerate(self.blocks):
+            block = cast("PixelBlock", module)
+            met[1 + 2 * k].append(block.conv1.conv.style_weight)
+            met[2 + 2 * k].append(block.conv2.conv.style_weight)
+            if block.to_rgb is not None:
+                met[3 + 2 * k].append(block.to_rgb.conv.style_weight)
+        if self.to_rgb is not None:
+            met[-1].append(self.to_rgb.conv.style_weight)
+        return tuple(torch.cat(weights) for weights in met)
 
     def forward(
         self, coords: Tensor, embedding: Tensor | None, w: Sequence[Tensor], noise: Sequence[Tensor | None]

@@ -1,4 +1,4 @@
-"""Mixed precision of single networks."""
+"""Precision of single networks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from cips3d.ops.precision import Precision, is_fast
+
+
+def checked_precision(precision: Precision | None) -> Precision | None:
+    """What was given; raises ValueError where there is no such precision."""
+    is_fast(precision)
+    return precision
+
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Matrix products in `dtype` (bfloat16 or float16); None leaves things as they are around."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Everything in the dtype of its operands, whatever is set around."""
-    return torch.autocast(device.type, enabled=False)

@@ -53,17 +53,27 @@ def paint_rays(
 
 
 def _in_chunks(painter: Painter[PixelsT], rays: Rays, draws: RandomDraws, chunk_rays: int) -> PixelsT:
-    """Image by image, `chunk_rays` rays at a time, so that activations stay in cache and memory is bounded."""
-    images = []
-    for b in range(len(rays.origins)):
+    """Image by image, `chunk_rays` rays at a time, so that activations stay in cache and memory is bounded.
+
+    Every chunk goes into place at once: besides the pixels there are only the activations of one chunk.
+    """
+    batch, count = rays.origins.shape[:2]
+    if batch * count == 0 or (batch == 1 and count <= chunk_rays):
+        return painter(slice(None), rays, draws)
+    whole: PixelsT | None = None
+    for b in range(batch):
         image = slice(b, b + 1)
-        chunks = []
-        for start in range(0, rays.origins.shape[1], chunk_rays):
+        for start in range(0, count, chunk_rays):
             part = slice(start, start + chunk_rays)
-            chunk = Rays(rays.origins[image, part], rays.directions[image, part])
-            chunks.append(painter(image, chunk, draws.part(image, part)))
-        images.append(_concatenated(chunks, dim=1))
-    return _concatenated(images, dim=0)
+            some = Rays(rays.origins[image, part], rays.directions[image, part])
+            chunk = painter(image, some, draws.part(image, part))
+            if whole is None:
+                whole = _like(chunk, [None if v is None else v.new_empty(batch, count, *v.shape[2:]) for v in chunk])
+            for place, values in zip(whole, chunk, strict=True):
+                if place is not None and values is not None:
+                    place[image, part] = values
+    assert whole is not None  # there are rays
+    return whole
 
 
 def _with_partial_gradients(
@@ -84,15 +94,11 @@ def _with_partial_gradients(
     with torch.no_grad():
         without = _in_chunks(painter, rays.subset(others), draws.subset(others), chunk_rays)
     place = torch.empty_like(permutation).index_copy_(0, permutation, torch.arange(count, device=device))
-    joined = _concatenated([with_gradient, without], dim=1)
-    return _like(joined, [None if values is None else values.index_select(1, place) for values in joined])
-
-
-def _concatenated(parts: Sequence[PixelsT], dim: int) -> PixelsT:
-    if len(parts) == 1:
-        return parts[0]
-    joined = [None if values[0] is None else torch.cat(values, dim=dim) for values in zip(*parts, strict=True)]
-    return _like(parts[0], joined)
+    joined = [
+        None if a is None or b is None else torch.cat([a, b], dim=1).index_select(1, place)
+        for a, b in zip(with_gradient, without, strict=True)
+    ]
+    return _like(with_gradient, joined)
 
 
 def _like(pixels: PixelsT, values: Sequence[Tensor | None]) -> PixelsT:

@@ -53,6 +53,12 @@ class ModulatedConv2d(nn.Module):
         if upsample:
             self.register_buffer("taps", binomial_kernel(gain=2), persistent=False)
 
+    @property
+    def style_weight(self) -> Tensor:
+        """A of the modulation m = A w + a, [in, style_dim]."""
+        weight: Tensor = self.modulation.weight
+        return weight * self.modulation.scale
+
     def forward(self, x: Tensor, style: Tensor, offset: Tensor | None = None) -> Tensor:
         """The convolution of x, plus an offset.
 

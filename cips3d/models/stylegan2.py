@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, mixed_layers
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
 from cips3d.models.style_mapping import StyleMapping, Styles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, draw_noise
 
@@ -76,6 +76,30 @@ class StyleGAN2(Generator[Styles]):
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(nerf=(), inr=(self.network,), mapping=(self.style_mapping,))
+
+    def weight_parts(self) -> WeightParts:
+        """A block a resolution, the one at 4² with the constant, each with its ToRGB and its fixed noise."""
+        blocks: list[tuple[str, ...]] = []
+        for block in range(len(self.network.to_rgb)):
+            layers = (0,) if block == 0 else (2 * block - 1, 2 * block)
+            blocks.append(
+                (
+                    *(("network.constant",) if block == 0 else ()),
+                    *(f"network.layers.{layer}" for layer in layers),
+                    f"network.to_rgb.{block}",
+                    *(f"noises.noise_{layer}" for layer in layers),
+                )
+            )
+        return WeightParts(tuple(blocks), mapping=("style_mapping",))
+
+    def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """A of the modulations by each of the styles w: of a layer, of the ToRGB before it, or of both."""
+        return {"w": self.network.style_weights()}
+
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> Styles:
+        if branch not in self.style_weights():
+            return super().style_offsets(branch, vectors, layers)
+        return Styles(at_layers(vectors, layers, self.style_layers))
 
     def mapping(self, z: Tensor) -> Styles:  # type: ignore[override]  # by its name
         """Styles of z [B, z_dim]."""
@@ -159,6 +183,13 @@ class SynthesisNetwork(nn.Module):
             self.sides += [side, side]
         self.layers = nn.ModuleList(layers)
         self.to_rgb = nn.ModuleList(to_rgb)
+
+    def style_weights(self) -> tuple[Tensor, ...]:
+        """A of what each style modulates, stacked [Σ in, style_dim]; the last style has a ToRGB alone."""
+        met: list[list[Tensor]] = [[cast("StyledConv", layer).conv.style_weight] for layer in self.layers] + [[]]
+        for block, to_rgb in enumerate(self.to_rgb):
+            met[2 * block + 1].append(cast("ToRGB", to_rgb).conv.style_weight)
+        return tuple(torch.cat(weights) for weights in met)
 
     def forward(self, w: Sequence[Tensor], noise: Sequence[Tensor | None]) -> Tensor:
         """Pictures of styles.

@@ -9,6 +9,8 @@ from cips3d.ops.importance import MergedDepths, importance_depths
 from cips3d.ops.march import RayDraws, RenderedRays, march_rays
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, modulated_epilogue
 from cips3d.ops.modulated_fc import ModulatedWeight, demodulation, modulate_weight, modulated_fc, modulated_layer
+from cips3d.ops.modulated_inr import modulated_inr
+from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import SirenField, render_rays
 from cips3d.ops.stratified import ray_points, stratified_depths, stratified_points
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
@@ -19,6 +21,7 @@ __all__ = [
     "MergedDepths",
     "ModulatedEpilogue",
     "ModulatedWeight",
+    "Precision",
     "RayDraws",
     "RenderedRays",
     "SirenField",
@@ -35,6 +38,7 @@ __all__ = [
     "modulate_weight",
     "modulated_epilogue",
     "modulated_fc",
+    "modulated_inr",
     "modulated_layer",
     "ray_points",
     "render_rays",

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
-from cips3d.ops.film_siren import Precision, film_siren
+from cips3d.ops.film_siren import film_siren
+from cips3d.ops.precision import Precision
 
 
 class DeepSirenField(NamedTuple):
@@ -60,30 +60,26 @@ def check_deep_field(field: DeepSirenField, batch: int) -> None:
 
 
 def evaluate_deep_field(
-    field: DeepSirenField, directions: Tensor, points: Tensor, *, operands: torch.dtype | None = None
+    field: DeepSirenField, directions: Tensor, points: Tensor, *, precision: Precision | None = None
 ) -> tuple[Tensor, Tensor]:
     """Raw density [B, R·S] and colours [B, R·S, 3] in (0, 1) at S points of each ray.
 
     Args:
         directions: [B, R, 3] of the rays.
         points: [B, R·S, 3], ray after ray.
-        operands: a 16-bit dtype for products under autocast, float16 where kernels compute; None: none.
+        precision: see `render_rays`. Autocast is for layers without sines and has no say here.
     """
-    fast = operands is not None
-    if fast and kernels.take(points):
-        operands = torch.float16  # sines amplify what bfloat16 loses
     gains, shifts = field.trunk_gain.unbind(1), field.trunk_shift.unbind(1)
-    precision: Precision = "fast" if fast else "highest"
-    with torch.autocast(points.device.type, dtype=operands, enabled=fast):
+    with torch.autocast(points.device.type, enabled=False):
         h = points
         weights = (field.first_weight, *field.hidden_weight)
         for weight, bias, gain, shift in zip(weights, field.trunk_bias, gains, shifts, strict=True):
             h = film_siren(h, weight, bias, gain, shift, precision=precision)
-        density = (h @ field.density_weight.to(h.dtype) + field.density_bias).to(points.dtype)
-        seen = torch.cat([along_rays(directions, points).to(h.dtype), h], dim=-1)
+        density = h @ field.density_weight + field.density_bias
+        seen = torch.cat([along_rays(directions, points), h], dim=-1)
         color = (field.color_weight, field.color_bias, field.color_gain, field.color_shift)
-        raw = film_siren(seen, *color, precision=precision) @ field.head_weight.to(h.dtype).mT + field.head_bias
-    return density, torch.sigmoid(raw.to(points.dtype))
+        raw = film_siren(seen, *color, precision=precision) @ field.head_weight.mT + field.head_bias
+    return density, torch.sigmoid(raw)
 
 
 def along_rays(directions: Tensor, points: Tensor) -> Tensor:

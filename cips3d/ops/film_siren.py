@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,8 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
 from cips3d.ops.film_siren_op import Parameters, sine
+from cips3d.ops.precision import Precision, is_fast
 from cips3d.ops.second_order import differentiate_reference
-
-Precision = Literal["highest", "fast"]
 
 BLOCK_ELEMENTS = 1 << 18  # activations of one layer worked on at a time on a CPU: 1 MB, half of a core's L2
 
@@ -51,7 +50,7 @@ def fold_film(weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Fold
 
 
 def film_siren(
-    x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, *, precision: Precision = "highest"
+    x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, *, precision: Precision | None = None
 ) -> Tensor:
     """A fully connected sine layer with feature-wise linear modulation.
 
@@ -65,11 +64,10 @@ def film_siren(
         bias: [out].
         gain: [B, out] frequency of every channel of an image.
         shift: [B, out] phase, in radians.
-        precision: of the kernels' products, in PyTorch's words for those of matrices: "highest" is as accurate as
-            float32 (gradients to 5e-6), for about three times the arithmetic; "fast" rounds operands to 16 bits, which
-            with SIREN's initial weights is off by 3e-4 (gradients by 3e-3), and is faster where arithmetic and not
-            memory is the limit.
-            Layers of at most 8 inputs are always computed in float32; plain PyTorch goes by its own settings.
+        precision: `Precision` of the kernels' products, or None for PyTorch's setting. "highest" and "high" are as
+            accurate as float32 (gradients to 5e-6), for about three times the arithmetic; "fast" is off by 3e-4 with
+            SIREN's initial weights (gradients, whose operands are bfloat16, by 3e-3), and faster where arithmetic and
+            not memory is the limit. Layers of at most 8 inputs are always computed in float32.
 
     Returns:
         [B, N, out] in [-1, 1], of the dtype of x; under autocast of autocast's.
@@ -87,25 +85,19 @@ def film_siren(
     batch, _, width_in = check_shape("x", x, (None, None, None))
     width_out, _ = check_shape("weight", weight, (None, width_in))
     check_shape("gain", gain, (batch, width_out))
-    fast = _is_fast(precision)
+    fast = is_fast(precision)
     if _through_op(x):
         return sine(x, Parameters(weight, bias, gain, shift), _output_dtype(x), fast=fast)
     return sine_layer(x, fold_film(weight, bias, gain, shift), precision=precision)
 
 
-def sine_layer(x: Tensor, layer: FoldedLayer, *, precision: Precision = "highest") -> Tensor:
+def sine_layer(x: Tensor, layer: FoldedLayer, *, precision: Precision | None = None) -> Tensor:
     """sin(x Wᵀ + b) for x [B, N, in] and a folded layer of B images; precision as in `film_siren`."""
-    fast = _is_fast(precision)
+    fast = is_fast(precision)
     if _through_op(x):
         return sine(x, Parameters(layer.weight, layer.bias, None, None), _output_dtype(x), fast=fast)
     phase = torch.baddbmm(layer.bias[:, None], x, layer.weight.transpose(1, 2))
     return torch.sin(phase) if phase.requires_grad else phase.sin_()
-
-
-def _is_fast(precision: Precision) -> bool:
-    if precision not in ("highest", "fast"):
-        raise ValueError(f'precision must be "highest" or "fast", got {precision!r}')
-    return precision == "fast"
 
 
 def _through_op(x: Tensor) -> bool:
@@ -124,6 +116,8 @@ def siren_field(
     color: FoldedLayer,
     density_weight: Tensor,
     density_bias: Tensor,
+    *,
+    precision: Precision | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A radiance field of sine layers: a trunk, a linear density on top of it, and a colour layer beside the density.
 
@@ -139,6 +133,7 @@ def siren_field(
         color: the sine layer [B, C, width] on the trunk's output.
         density_weight: [width], shared by the images.
         density_bias: [1].
+        precision: of the sine layers' products, see `film_siren`.
 
     Returns:
         raw density [B, N], colour activations [B, N, C].
@@ -158,21 +153,22 @@ def siren_field(
         width = width_out if k < len(trunk) else width
     check_shape("density_weight", density_weight, (width,))
     check_shape("density_bias", density_bias, (1,))
+    is_fast(precision)  # a word that is none is an error everywhere
     flat = [tensor for layer in (*trunk, color) for tensor in layer]
     if points.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not kernels.take(points):
         return _BlockwiseField.apply(points, density_weight, density_bias, *flat)
-    return _reference_field(points, density_weight, density_bias, *flat)
+    return _reference_field(points, density_weight, density_bias, *flat, precision=precision)
 
 
 def _reference_field(
-    points: Tensor, density_weight: Tensor, density_bias: Tensor, *flat: Tensor
+    points: Tensor, density_weight: Tensor, density_bias: Tensor, *flat: Tensor, precision: Precision | None = None
 ) -> tuple[Tensor, Tensor]:
     """`siren_field` layer by layer; `flat` holds weight and bias of the trunk's layers, then of the colour's."""
     *trunk, color = _layers(flat)
     x = points
     for layer in trunk:
-        x = sine_layer(x, layer)
-    return x @ density_weight + density_bias, sine_layer(x, color)
+        x = sine_layer(x, layer, precision=precision)
+    return x @ density_weight + density_bias, sine_layer(x, color, precision=precision)
 
 
 def _layers(flat: Sequence[Tensor]) -> list[FoldedLayer]:

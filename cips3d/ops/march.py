@@ -117,11 +117,11 @@ def check_draws(origins: Tensor, directions: Tensor, draws: RayDraws, activation
 
 
 @torch.compiler.assume_constant_result
-def warn_composed(reason: str) -> None:
-    """Say, once for each reason, that no fused kernel computes these rays."""
+def warn_composed(reason: str, instead: str = "renders rays op by op") -> None:
+    """Say, once for each reason, that no fused kernel computes this, and what happens instead."""
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"cips3d renders rays op by op: {reason}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"cips3d {instead}: {reason}", RuntimeWarning, stacklevel=4)
 
 
 _warned: set[str] = set()

@@ -23,9 +23,9 @@ GRADIENT_SAMPLES = 1 << 15  # whose activations the backward keeps at a time: 0.
 
 
 @torch.compiler.assume_constant_result
-def deep_kernel_fits(device: torch.device, coarse: int, fine: int, accurate: bool) -> bool:
+def deep_kernel_fits(device: torch.device, coarse: int, fine: int, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
-    fits: bool = kernels.module_for(device).render_deep_rays_fits(device.index or 0, coarse, fine, accurate)
+    fits: bool = kernels.module_for(device).render_deep_rays_fits(device.index or 0, coarse, fine, not fast)
     return fits
 
 
@@ -38,10 +38,10 @@ def render_deep_rays(
     t_far: float,
     activation: str,
     last_back: bool,
-    accurate: bool,
+    fast: bool,
 ) -> RenderedRays:
     """The registered op; see `render_rays` for the arguments, which it has checked."""
-    return RenderedRays(*_OP(origins, directions, *draws, *field, t_near, t_far, activation, last_back, accurate))
+    return RenderedRays(*_OP(origins, directions, *draws, *field, t_near, t_far, activation, last_back, fast))
 
 
 def check_deep_rays(
@@ -67,7 +67,7 @@ def _reference(*arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, draws, field = _unpack(arguments[:INPUTS])
     t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
     seen, depths = march_rays(
-        partial(evaluate_deep_field, field, directions),
+        partial(evaluate_deep_field, field, directions, precision="highest"),
         *(origins, directions, draws, t_near, t_far),
         activation=activation,
         last_back=last_back,
@@ -88,7 +88,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors = arguments[:INPUTS]
-    t_near, t_far, activation, last_back, accurate = arguments[INPUTS:]
+    t_near, t_far, activation, last_back, fast = arguments[INPUTS:]
     outputs = _fake(*arguments)
     origins, _, draws, field = _unpack(tensors)
     require_float32(origins=origins, **field._asdict())
@@ -96,14 +96,14 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     if images * rays > 0:
         fine = 0 if draws.importance is None else draws.importance.shape[2]
         sizes = (field.trunk_bias.shape[0], field.trunk_bias.shape[1], field.color_bias.shape[0])
-        size = kernels.module_for(origins.device).render_deep_rays_workspace(images, *sizes, accurate)
+        size = kernels.module_for(origins.device).render_deep_rays_workspace(images, *sizes, not fast)
         workspace = origins.new_empty(size, dtype=torch.uint8)
         kernels.launch(
             "render_deep_rays",
             *(None if x is None else x.contiguous() for x in tensors),
             *(workspace, *outputs),
             *(images, rays, draws.stratified.shape[2], fine, *sizes),
-            *(t_near, t_far, activation == "softplus", last_back, accurate),
+            *(t_near, t_far, activation == "softplus", last_back, not fast),
         )
     return outputs
 
@@ -123,11 +123,11 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         return *differentiate_outputs(_reference, inputs, needed, grads[:4], ctx.settings), *none
     origins, directions, draws, field = _unpack(tuple(inputs))
-    _, _, activation, last_back, accurate = ctx.settings
+    _, _, activation, last_back, fast = ctx.settings
     noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
     with_rays = needed[0] or needed[1]
     *of_field, of_origins, of_directions = _BACKWARD(
-        *(origins, directions, depths, noise, *grads[:4], *field, activation, last_back, accurate, with_rays)
+        *(origins, directions, depths, noise, *grads[:4], *field, activation, last_back, fast, with_rays)
     )
     gradients = (of_origins, of_directions, None, None, None, None, *of_field)
     return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
@@ -212,7 +212,7 @@ def _differentiate(
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, depths, noise, *grads = arguments[:8]
     field = DeepSirenField(*arguments[8 : 8 + FIELD])
-    activation, last_back, accurate, with_rays = arguments[8 + FIELD :]
+    activation, last_back, fast, with_rays = arguments[8 + FIELD :]
     images, rays, samples = depths.shape
     total = [x.new_zeros(x.shape) for x in field]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
@@ -220,7 +220,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         o, d, t = origins[:, some], directions[:, some], depths[:, some].contiguous()
-        seen = _evaluate(field, d, ray_points(o, d, t).flatten(1, 2), not accurate)
+        seen = _evaluate(field, d, ray_points(o, d, t).flatten(1, 2), fast)
         of_colors, of_opacity, of_depth, of_weights = (None if g is None else g[:, some].contiguous() for g in grads)
         at_samples = (seen.density.view(t.shape), seen.colors.view(*t.shape, 3), t)
         of_density, of_values, *_ = OPS["composite_backward"](
@@ -231,7 +231,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         if of_colors is None:
             of_values = torch.zeros_like(at_samples[1])
         found, of_points, of_d = _differentiate(
-            *(seen, field, of_density.flatten(1), of_values.flatten(1, 2), not accurate, with_rays)
+            *(seen, field, of_density.flatten(1), of_values.flatten(1, 2), fast, with_rays)
         )
         for sum_so_far, part in zip(total, found, strict=True):
             sum_so_far += part
@@ -251,7 +251,7 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 _FIELD_SCHEMA = ", ".join(f"Tensor {name}" for name in DeepSirenField._fields)
 _OP = define(
     "render_deep_rays(Tensor origins, Tensor directions, Tensor stratified, Tensor? importance, Tensor? coarse_noise, "
-    f"Tensor? merged_noise, {_FIELD_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool accurate)"
+    f"Tensor? merged_noise, {_FIELD_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool fast)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernel=_kernel,
     reference=_reference,
@@ -262,7 +262,7 @@ _OP = define(
 _BACKWARD = define(
     "render_deep_rays_backward(Tensor origins, Tensor directions, Tensor depths, Tensor? noise, Tensor? grad_colors, "
     f"Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, {_FIELD_SCHEMA}, str activation, bool last_back, "
-    f"bool accurate, bool with_rays) -> ({', '.join(['Tensor'] * (FIELD + 2))})",
+    f"bool fast, bool with_rays) -> ({', '.join(['Tensor'] * (FIELD + 2))})",
     kernel=_backward,
     reference=_backward,
     fake=_backward_fake,

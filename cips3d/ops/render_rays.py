@@ -18,6 +18,7 @@ from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.film_siren import FoldedLayer, siren_field
 from cips3d.ops.library import define
 from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays, warn_composed
+from cips3d.ops.precision import Precision, is_fast
 from cips3d.ops.ray_tensors import kernels_take
 from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.stratified import ray_points
@@ -46,26 +47,29 @@ class SirenField(NamedTuple):
 
 
 @torch.compiler.assume_constant_result
-def _fits(device: torch.device, coarse: int, fine: int, accurate: bool, with_gradients: bool) -> bool:
+def _fits(device: torch.device, coarse: int, fine: int, fast: bool, with_gradients: bool) -> bool:
     """Whether a device's shared memory has room for the kernels."""
     module, index = kernels.module_for(device), device.index or 0
-    fits: bool = module.render_rays_fits(index, coarse, fine, accurate)
-    return fits and (not with_gradients or module.render_rays_backward_fits(index, accurate))
+    fits: bool = module.render_rays_fits(index, coarse, fine, not fast)
+    return fits and (not with_gradients or module.render_rays_backward_fits(index, not fast))
 
 
 def why_not_fused(
-    field: SirenField | DeepSirenField, draws: RayDraws, *, accurate: bool, with_gradients: bool
+    field: SirenField | DeepSirenField,
+    draws: RayDraws,
+    *,
+    precision: Precision | None = None,
+    with_gradients: bool,
 ) -> str | None:
     """Why `render_rays` does not compute these with one kernel, in a sentence; None if it does.
 
     Args:
-        field, draws: see `render_rays`; on a device that has kernels.
-        accurate: no 16-bit dtype of operands.
+        field, draws, precision: see `render_rays`; on a device that has kernels.
         with_gradients: the result will be differentiated.
     """
     coarse = draws.stratified.shape[2]
     fine = 0 if draws.importance is None else draws.importance.shape[2]
-    samples, device = coarse + fine, field.density_weight.device
+    samples, device, fast = coarse + fine, field.density_weight.device, is_fast(precision)
     if isinstance(field, DeepSirenField):
         width, color = field.trunk_bias.shape[1], field.color_bias.shape[0]
         width_max = color_max = deep.WIDTH_MAX
@@ -77,11 +81,11 @@ def why_not_fused(
     if samples > SAMPLES_MAX:
         return f"the fused kernel has room for {SAMPLES_MAX} samples a ray, not for {samples}"
     if isinstance(field, DeepSirenField):
-        fits, with_gradients = deep.deep_kernel_fits(device, coarse, fine, accurate), False
+        fits, with_gradients = deep.deep_kernel_fits(device, coarse, fine, fast), False
     else:
-        fits = _fits(device, coarse, fine, accurate, with_gradients)
+        fits = _fits(device, coarse, fine, fast, with_gradients)
     if not fits:
-        kind = f"{'accurate' if accurate else '16-bit'} fused kernel{'s with gradients' if with_gradients else ''}"
+        kind = f"{'16-bit' if fast else 'accurate'} fused kernel{'s with gradients' if with_gradients else ''}"
         return f"the shared memory of {device} has no room for the {kind}"
     return None
 
@@ -96,7 +100,7 @@ def render_rays(
     *,
     activation: DensityActivation = "relu",
     last_back: bool = False,
-    operands: torch.dtype | None = None,
+    precision: Precision | None = None,
 ) -> RenderedRays:
     """`march_rays` through a field of sine layers, without anything a sample in device memory.
 
@@ -110,9 +114,9 @@ def render_rays(
         draws: `RayDraws`; without fine samples, `importance` is None.
         t_near, t_far: range of depths in scene units.
         activation, last_back: see `composite`.
-        operands: None for products as accurate as float32's (kernels split each operand in two float16). A 16-bit
-            dtype rounds them: kernels always to float16, since sines amplify what bfloat16 loses (relative errors of
-            about 5e-4 in colours and gradients, more in a deep field); plain PyTorch runs them under autocast.
+        precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
+            weights are about 1e-6 with "highest" and "high"; with "fast" 5e-4 in colours and gradients, more in a
+            deep field.
 
     Returns:
         `RenderedRays`.
@@ -123,20 +127,20 @@ def render_rays(
     Source: CIPS-3D (arXiv 2110.09788), section 3.1; pi-GAN (arXiv 2012.00926), section 3.1; NeRF (arXiv 2003.08934),
     section 5.
     """
-    accurate = operands is None
+    fast = is_fast(precision)
     if isinstance(field, DeepSirenField):
         deep.check_deep_rays(origins, directions, field, draws, activation)
         tensors: tuple[Tensor | None, ...] = (origins, directions, *draws, *field)
-        evaluate: Field = partial(evaluate_deep_field, field, directions, operands=operands)
+        evaluate: Field = partial(evaluate_deep_field, field, directions, precision=precision)
     else:
         check_render_rays(origins, directions, field, draws, activation)
         tensors = (origins, directions, *draws, *_tensors(field))
-        evaluate = partial(evaluate_field, field, operands=operands)
+        evaluate = partial(evaluate_field, field, precision=precision)
     if kernels_take(origins, *tensors[1:]):
         differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        reason = why_not_fused(field, draws, accurate=accurate, with_gradients=differentiated)
+        reason = why_not_fused(field, draws, precision=precision, with_gradients=differentiated)
         if reason is None:
-            settings = (t_near, t_far, activation, last_back, accurate)
+            settings = (t_near, t_far, activation, last_back, fast)
             if isinstance(field, DeepSirenField):
                 return deep.render_deep_rays(origins, directions, field, draws, *settings)
             return RenderedRays(*_OP(*tensors, field.ball_density, field.ball_radius, *settings)[:5])
@@ -147,15 +151,14 @@ def render_rays(
     return RenderedRays(seen.features, seen.opacity, seen.depth, seen.weights, depths)
 
 
-def evaluate_field(field: SirenField, points: Tensor, *, operands: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Raw density [B, N] and colour activations [B, N, C] at points [B, N, 3]; a dtype of operands means autocast."""
-    trunk = (field.first, field.second)
-    with torch.autocast(points.device.type, dtype=operands, enabled=operands is not None):
-        density, colors = siren_field(points, trunk, field.color, field.density_weight, field.density_bias)
-    density = density.to(points.dtype)
+def evaluate_field(field: SirenField, points: Tensor, *, precision: Precision | None = None) -> tuple[Tensor, Tensor]:
+    """Raw density [B, N] and colour activations [B, N, C] at points [B, N, 3]; precision as in `render_rays`."""
+    trunk, density_layer = (field.first, field.second), (field.density_weight, field.density_bias)
+    with torch.autocast(points.device.type, enabled=False):  # is for layers without sines
+        density, colors = siren_field(points, trunk, field.color, *density_layer, precision=precision)
     if field.ball_radius:
         density = density + field.ball_density * (1 - points.norm(dim=-1) / field.ball_radius)
-    return density, colors.to(points.dtype)
+    return density, colors
 
 
 def check_render_rays(origins: Tensor, directions: Tensor, field: SirenField, draws: RayDraws, activation: str) -> int:
@@ -204,12 +207,12 @@ def _reference(*arguments: Any) -> tuple[Tensor, ...]:
     ball_density, ball_radius, t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
     origins, directions, draws, field = _unpack(arguments[:INPUTS], (ball_density, ball_radius))
     seen, depths = march_rays(
-        partial(evaluate_field, field),
+        partial(evaluate_field, field, precision="highest"),
         *(origins, directions, draws, t_near, t_far),
         activation=activation,
         last_back=last_back,
     )
-    density, _ = evaluate_field(field, ray_points(origins, directions, depths).flatten(1, 2))
+    density, _ = evaluate_field(field, ray_points(origins, directions, depths).flatten(1, 2), precision="highest")
     noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
     light = light_in_front(density.view(depths.shape), depths, noise, activation)
     return seen.features, seen.opacity, seen.depth, seen.weights, depths.clone(), light
@@ -230,7 +233,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors, settings = arguments[:INPUTS], arguments[INPUTS:]
     outputs = _fake(*arguments)
-    ball_density, ball_radius, t_near, t_far, activation, last_back, accurate = settings
+    ball_density, ball_radius, t_near, t_far, activation, last_back, fast = settings
     origins, _, draws, field = _unpack(tensors, (ball_density, ball_radius))
     if origins.shape[0] * origins.shape[1] > 0:
         fine = 0 if draws.importance is None else draws.importance.shape[2]
@@ -240,7 +243,7 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
             *outputs,
             *(origins.shape[0], origins.shape[1], draws.stratified.shape[2], fine),
             *(*field.color.weight.shape[:0:-1], ball_density, ball_radius, t_near, t_far),
-            *(activation == "softplus", last_back, accurate),
+            *(activation == "softplus", last_back, not fast),
         )
     return outputs
 
@@ -261,7 +264,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return (None,) * len(ctx.needs_input_grad)
     if torch.is_grad_enabled():
         return *differentiate_outputs(_reference, inputs, needed, grads[:4], ctx.settings), *none
-    ball_density, ball_radius, _, _, activation, last_back, accurate = ctx.settings
+    ball_density, ball_radius, _, _, activation, last_back, fast = ctx.settings
     origins, directions, draws, field = _unpack(tuple(inputs), (ball_density, ball_radius))
     if grad_colors is None:
         grad_colors = origins.new_zeros(*origins.shape[:2], field.color.weight.shape[1])
@@ -270,7 +273,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *(origins, directions, depths, transmittance, weights),
         draws.coarse_noise if draws.importance is None else draws.merged_noise,
         *(grad_colors, grad_opacity, grad_depth, grad_weights, *_tensors(field)),
-        *(ball_density, ball_radius, activation, last_back, accurate, with_rays),
+        *(ball_density, ball_radius, activation, last_back, fast, with_rays),
     )
     gradients = (of_origins, of_directions, None, None, None, None, *of_layers)
     return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
@@ -290,7 +293,7 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors: list[Any] = [None if x is None else x.contiguous() for x in arguments[:BACKWARD_TENSORS]]
-    ball_density, ball_radius, activation, last_back, accurate, with_rays = arguments[BACKWARD_TENSORS:]
+    ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[BACKWARD_TENSORS:]
     origins, _, depths = tensors[:3]
     colors, layers = tensors[6], tensors[10:]
     *outputs, of_origins, of_directions = _backward_fake(*arguments)
@@ -309,7 +312,7 @@ def _backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
         *(*tensors[:10], _scale(colors), *layers, partial_sums, sums),
         *((of_origins, of_directions) if with_rays else (None, None)),
         *(images, rays, samples, width, color, ball_density, ball_radius, blocks),
-        *(activation == "softplus", last_back, accurate),
+        *(activation == "softplus", last_back, not fast),
     )
     return *_from_sums(sums, layers), of_origins, of_directions
 
@@ -384,7 +387,7 @@ _LAYER_SCHEMA = (
 )
 _OP = define(
     "render_rays(Tensor origins, Tensor directions, Tensor stratified, Tensor? importance, Tensor? coarse_noise, "
-    f"Tensor? merged_noise, {_LAYER_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool accurate)"
+    f"Tensor? merged_noise, {_LAYER_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool fast)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernel=_kernel,
     reference=_reference,
@@ -395,7 +398,7 @@ _OP = define(
 _BACKWARD = define(
     "render_rays_backward(Tensor origins, Tensor directions, Tensor depths, Tensor transmittance, Tensor weights, "
     "Tensor? noise, Tensor grad_colors, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, "
-    f"{_LAYER_SCHEMA}, str activation, bool last_back, bool accurate, bool with_rays)"
+    f"{_LAYER_SCHEMA}, str activation, bool last_back, bool fast, bool with_rays)"
     f" -> ({', '.join(['Tensor'] * (LAYERS + 2))})",
     kernel=_backward_kernel,
     reference=_backward_reference,

@@ -9,6 +9,7 @@ from typing import Literal
 
 from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
+from cips3d.evaluation.catalogue import METRICS, MetricName, chosen_metrics, deciding_value
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.family import (
@@ -24,6 +25,8 @@ from cips3d.training.losses import LossName
 
 AmpKind = Literal["none", "bf16", "fp16"]
 Augmentation = Literal["color", "translation", "cutout"]
+
+RENAMED_REPORTS = {"score_every": "metrics_every", "score_images": "metrics_images"}  # by earlier versions
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,33 @@ class Reports:
     """newest checkpoints kept, besides the best"""
     scalars_every: int = 20
     """steps between points of the curves"""
-    score_every: int = 5000
-    """steps between scores (see `score_images`), which choose the best checkpoint; 0: never"""
-    score_images: int = 2048
-    """images generated for a score: the Fréchet distance of random convolution features to as many real ones"""
+    metrics: tuple[MetricName, ...] = ("frechet",)
+    """what the averaged generator is measured by (`python -m cips3d.evaluate --help` explains each); the first one
+    that has a better direction decides which checkpoint is the best. (): nothing"""
+    metrics_every: int = 5000
+    """steps between measurements, besides one before the first step and one after the last; 0: never"""
+    metrics_images: int = 2048
+    """pictures generated for a measurement by fid, kid, is, pr or frechet, to compare with all real ones"""
+    inception: Path | None = None
+    """file of Inception's weights, for fid, kid and is; default: downloaded"""
+    vgg: Path | None = None
+    """file of VGG16's weights, for pr; default: downloaded"""
     faces: int = 8
     """different z in the grids of pictures"""
     enlarge_to: int = 96
     """small pictures are enlarged by whole factors up to this side"""
     turntable_frames: int = 48
     """frames of the turntable at the end"""
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything is ever measured."""
+        return self.metrics_every > 0 and len(self.metrics) > 0
+
+    @property
+    def deciding_value(self) -> str | None:
+        """The figure that tells which checkpoint is the best; None where none does."""
+        return deciding_value(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -192,7 +212,11 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         """The inverse of `to_json`; raises ValueError where the text does not describe a configuration."""
-        return from_plain(cls, json.loads(text))
+        plain = json.loads(text)
+        reports = plain.get("reports") if isinstance(plain, dict) else None
+        if isinstance(reports, dict):
+            plain["reports"] = {RENAMED_REPORTS.get(name, name): value for name, value in reports.items()}
+        return from_plain(cls, plain)
 
     @property
     def discriminator_interval(self) -> int | None:
@@ -233,6 +257,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     )
     for stage in stages:
         check_stage(stage, config)
+    check_metrics(config)
     return config
 
 
@@ -319,3 +344,39 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
             f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share stylegan2, whose pictures "
             "have one size; give all stages one resolution"
         )
+
+
+def check_metrics(config: TrainConfig) -> None:
+    """Raise `UserError` for metrics that cannot be measured in this run."""
+    reports = config.reports
+    if reports.metrics_every < 0:
+        raise UserError(
+            f"--reports.metrics-every {reports.metrics_every} is no distance; give 1 or more, or 0 for never"
+        )
+    if not reports.measures:
+        return
+    if reports.metrics_images < 1:
+        raise UserError(f"--reports.metrics-images {reports.metrics_images} shows nothing; give 1 or more")
+    for name in chosen_metrics(reports.metrics, "--reports.metrics"):
+        metric = METRICS[name]
+        if metric.needs_3d and not generator_class(config.generator).is_3d:
+            raise UserError(
+                f"--reports.metrics {name} needs a 3-D generator, and {config.generator.system} has no camera; "
+                "choose metrics of images, such as frechet"
+            )
+        if metric.needs_heads and config.data is not None:
+            raise UserError(
+                f"--reports.metrics {name} knows synthetic heads only; leave it out, or --data {config.data}, "
+                "to train on such heads"
+            )
+        if reports.metrics_images < metric.least_images:
+            raise UserError(
+                f"--reports.metrics-images {reports.metrics_images} is too few for {name}; give {metric.least_images} "
+                "or more"
+            )
+        smallest = min(stage.resolution for stage in config.stages)
+        if smallest < metric.least_side:
+            raise UserError(
+                f"--reports.metrics {name} takes pictures of {metric.least_side} pixels or more, and a stage has "
+                f"{smallest}; leave it out"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cips3d.errors import UserError
+
+PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
 
 
 @dataclass(frozen=True)
@@ -123,5 +126,5 @@ def join_processes(device_name: str) -> Processes:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), dist.get_world_size(), device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -22,16 +23,18 @@ from cips3d.training.checkpoint import (
 )
 from cips3d.training.config import TrainConfig, settled
 from cips3d.training.distributed import Processes, join_processes
+from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.networks import load_networks
-from cips3d.training.report import Reporter
+from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
 from cips3d.training.schedule import Moment, moment
-from cips3d.training.score import Score
 from cips3d.training.signals import StopRequest, stop_on_signals
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
 
 MOST_SKIPPED_IN_A_ROW = 10
+
+T = TypeVar("T")
 
 
 class TrainingDiverged(UserError):
@@ -80,6 +83,8 @@ class Training:
         self.config = config
         self.processes = processes
         check_batches(config, processes.world_size)
+        if config.reports.measures:
+            self._by_first(lambda: prepare_metrics(config.reports))
         checkpoint = self._checkpoint_to_continue()
         self.state = TrainingState(config, processes)
         if checkpoint is not None:
@@ -91,9 +96,10 @@ class Training:
         self.step = TrainingStep(self.state, config)
         self.source: ImageFiles | SyntheticHeads | None = None
         self.images: TrainingImages | None = None
-        self.score: Score | None = None
         self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
-        self.folder = self._folder()
+        self.folder = self._by_first(self._make_folder)
+        if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
+            self.state.best = None
         self.reporter = Reporter(self.folder, config, self.state.step) if processes.is_first else None
 
     def __enter__(self) -> Training:
@@ -110,9 +116,8 @@ class Training:
         if self.reporter is not None:
             assert self.source is not None
             self.reporter.begin(self.state, self.source)
-            if self.state.step == 0:  # what there was before anything was learned
-                resolution = moment(self.config, 0).stage.resolution
-                self.reporter.pictures(self.state.generator_ema, resolution, 0)
+        if self.state.step == 0:  # what there was before anything was learned
+            self._look(moment(self.config, 0))
         skipped_in_a_row = 0
         with stop_on_signals() as stop:
             while self.state.step < self.config.total_steps and not self._stop_agreed(stop):
@@ -144,7 +149,8 @@ class Training:
             )
             if self.processes.is_first:
                 self.processes.wait()
-            self.score = None
+            if self.config.reports.measures:
+                check_real_images(self.config.reports, self.source)
         batch = now.stage.batch_size // self.processes.world_size
         if self.images is not None:
             self.images.close()
@@ -182,31 +188,46 @@ class Training:
 
     def _report(self, report: StepReport, now: Moment) -> None:
         """Whatever is due at this step."""
-        reports, step = self.config.reports, self.state.step
-        is_last = step == self.config.total_steps
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
-            if step % reports.pictures_every == 0 or is_last:
-                self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
-        if reports.score_every > 0 and (step % reports.score_every == 0 or is_last):
-            self._score(now)
-        if step % reports.checkpoint_every == 0 and not is_last:  # the end has its own
+        self._look(now)
+        is_last = self.state.step == self.config.total_steps
+        if self.state.step % self.config.reports.checkpoint_every == 0 and not is_last:  # the end has its own
             self._save()
 
-    def _score(self, now: Moment) -> None:
-        """Score the averaged generator; the best so far is kept."""
-        is_best = False
-        if self.reporter is not None:
-            assert self.source is not None
-            if self.score is None:
-                self.score = Score(self.source, self.config.reports.score_images)
-            value = self.score(self.state.generator_ema, self.config, now.stage.resolution)
-            self.reporter.scalar("score/frechet_random_conv", value, self.state.step)
-            is_best = self.state.best_score is None or value < self.state.best_score
-            if is_best:
-                self.state.best_score = value
-        if self.processes.from_first(is_best):
+    def _look(self, now: Moment) -> None:
+        """Pictures and metrics of the averaged generator, where they are due."""
+        reports, step = self.config.reports, self.state.step
+        is_last = step == self.config.total_steps
+        if self.reporter is not None and (step % reports.pictures_every == 0 or is_last):
+            self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
+        if reports.measures and (step % reports.metrics_every == 0 or is_last):
+            self._measure(now.stage.resolution)
+
+    def _measure(self, resolution: int) -> None:
+        """Measure the averaged generator; the best so far is kept."""
+        try:
+            is_best = self._by_first(lambda: self._measured(resolution))
+        except UserError:
+            if self.state.step > 0:
+                self._save()  # what was trained since the last checkpoint is not lost
+            raise
+        if is_best:
             self._save(BEST)
+
+    def _measured(self, resolution: int) -> bool:
+        """Measure and write it down, in the first process; True where this is the best so far."""
+        assert self.reporter is not None
+        assert self.source is not None
+        with self.reporter.pause():
+            loaded = as_loaded(self.state.generator_ema, self.config, resolution, self.state.step)
+            measurement = measure(loaded, self.config, self.source, self.state.position)
+            best = new_best(self.state.best, measurement, self.config.reports)
+            is_best = best is not None and self.state.step > 0  # what learned nothing is smooth and consistent
+            if is_best:
+                self.state.best = best
+            self.reporter.measured(measurement, is_best)
+        return is_best
 
     def _save(self, name: str | None = None) -> Path:
         """Write a checkpoint; every process takes part, the first one writes."""
@@ -247,21 +268,25 @@ class Training:
         if self.state.stage_index == now.stage_index:
             self.state.enter_stage(now.stage_index, now.stage)
 
-    def _folder(self) -> Path:
-        """The run's folder, the same in all processes; a run that goes on keeps its own."""
-        folder: Path | None = None
+    def _make_folder(self) -> Path:
+        """The run's folder; a run that goes on keeps its own."""
+        if self.config.resume is not None and self.config.out is None:
+            folder = run_folder_of(find_checkpoint(self.config.resume))
+        else:
+            folder = make_run_folder(self.config)
+        write_configuration(folder, self.config)
+        return folder
+
+    def _by_first(self, work: Callable[[], T]) -> T:
+        """What the first process makes, in all of them; its mistake is everyone's."""
+        made: T | None = None
         failure: UserError | None = None
         if self.processes.is_first:
             try:
-                if self.config.resume is not None and self.config.out is None:
-                    folder = run_folder_of(find_checkpoint(self.config.resume))
-                else:
-                    folder = make_run_folder(self.config)
-                write_configuration(folder, self.config)
+                made = work()
             except UserError as error:
                 failure = error
-        folder, failure = self.processes.from_first((folder, failure))
+        made, failure = self.processes.from_first((made, failure))
         if failure is not None:
             raise failure
-        assert folder is not None
-        return folder
+        return cast(T, made)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,7 +21,10 @@ from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import truncated
 from cips3d.pictures import depth_image, image_grid, save_image, to_uint8
 from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds, yaw_sweep
+from cips3d.rendering.style_paths import spline_weights
 from cips3d.training.config import TrainConfig
+from cips3d.training.measuring import Measurement
+from cips3d.training.run_folder import append_measurement, cut_measurements
 from cips3d.training.schedule import Moment
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport
@@ -39,7 +44,9 @@ class Reporter:
         self.folder = folder
         self.picture_folder = folder / "pictures"
         self.config = config
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        cut_measurements(folder, step)
+        # Points of this step and those before it were written before the checkpoint was, and are true.
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.bar = tqdm(
             total=config.total_steps,
             initial=step,
@@ -69,8 +76,20 @@ class Reporter:
         self.say(source.report())
         self.writer.add_text("config", f"```json\n{self.config.to_json()}\n```", state.step)
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(name, value, step)
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that is not counted: the speed is that of training."""
+        started = time.perf_counter()
+        yield
+        self.time_since += time.perf_counter() - started
+
+    def measured(self, measurement: Measurement, is_best: bool) -> None:
+        """Values of metrics, in TensorBoard, in metrics.jsonl and above the bar."""
+        for name, value in measurement.values.items():
+            self.writer.add_scalar(f"metrics/{name}", value, measurement.step)
+        append_measurement(self.folder, measurement)
+        values = ", ".join(f"{name} {value:.4g}" for name, value in measurement.values.items())
+        self.say(f"step {measurement.step}: {values}{' (the best so far)' if is_best else ''}")
 
     def step(self, report: StepReport, now: Moment, state: TrainingState) -> None:
         """Count a step; every now and then, write a point of each curve and renew the bar's figures."""
@@ -102,16 +121,15 @@ class Reporter:
 
     def pictures(self, generator: AnyGenerator, resolution: int, step: int) -> None:
         """The same faces seen in every way that tells something, as a PNG and in TensorBoard."""
-        started = time.perf_counter()
         faces = self.config.reports.faces
-        rows = face_rows(as_loaded(generator, self.config, resolution, step), faces)
-        grid = image_grid(
-            torch.cat(list(rows.values())), columns=faces, row_labels=list(rows), enlarge=self._enlarge(resolution)
-        )
-        save_image(self.picture_folder / f"{step:08d}.png", grid)
-        for name, images in rows.items():
-            self.writer.add_images(name.replace(" ", "_"), to_uint8(images), step)
-        self.time_since += time.perf_counter() - started  # the speed is that of training
+        with self.pause():
+            rows = face_rows(as_loaded(generator, self.config, resolution, step), faces)
+            grid = image_grid(
+                torch.cat(list(rows.values())), columns=faces, row_labels=list(rows), enlarge=self._enlarge(resolution)
+            )
+            save_image(self.picture_folder / f"{step:08d}.png", grid)
+            for name, images in rows.items():
+                self.writer.add_images(name.replace(" ", "_"), to_uint8(images), step)
 
     def animation(self, generator: AnyGenerator, resolution: int) -> Path:
         """The faces swinging from side to side, or each turning into the next in 2-D, as an animated WebP."""
@@ -147,11 +165,11 @@ def turntable(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor,
 def interpolation(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor, ...]:
     """Frames [faces, 3, R, R] in which the picture of every seed turns into the next one's, there and back.
 
-    style_k = s + (1 - cos(2πk / frames)) / 2 · (s' - s), linear in the style, slow at both ends.
+    style_k = s + w_k (s' - s), with the weights w of a closed way through two keys (`spline_weights`).
     """
     own, other = styles_of_seeds(loaded, range(faces)), styles_of_seeds(loaded, range(1, faces + 1))
     front = front_view(loaded)
-    shares = [(1 - math.cos(2 * math.pi * k / frames)) / 2 for k in range(frames)]
+    shares = spline_weights(2, frames)[:, 1].tolist()
     return tuple(
         render_views(loaded, truncated(other, own, share), *front, loaded.resolution).image[:, 0] for share in shares
     )

@@ -15,10 +15,13 @@ import torch
 import cips3d
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
+from cips3d.plain import finite
 from cips3d.training.checkpoint import CHECKPOINT_FOLDER
 from cips3d.training.config import TrainConfig
+from cips3d.training.measuring import Measurement
 
 RUNS = Path("runs")
+METRICS_FILE = "metrics.jsonl"
 
 
 def versions() -> dict[str, str]:
@@ -81,3 +84,44 @@ def write_configuration(folder: Path, config: TrainConfig) -> None:
     }
     with atomic_file(folder / "config.json") as file:
         file.write(json.dumps(content, indent=2).encode())
+
+
+def append_measurement(folder: Path, measurement: Measurement) -> None:
+    """Add a line to metrics.jsonl; what is no number becomes null.
+
+    Raises:
+        UserError: the disk is full; the lines before are kept.
+    """
+    path = folder / METRICS_FILE
+    earlier = path.read_bytes() if path.exists() else b""
+    line = {
+        "step": measurement.step,
+        "images": measurement.images,
+        "resolution": measurement.resolution,
+        "values": {name: finite(value) for name, value in measurement.values.items()},
+    }
+    with atomic_file(path) as file:
+        file.write(earlier + json.dumps(line, allow_nan=False).encode() + b"\n")
+
+
+def cut_measurements(folder: Path, step: int) -> None:
+    """Take the lines of steps after `step` out of metrics.jsonl: a run that goes on from there has its own.
+
+    Raises:
+        UserError: a line is not a measurement.
+    """
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for number, line in enumerate(lines, start=1) if _step_of(line, path, number) <= step]
+    if len(kept) < len(lines):
+        with atomic_file(path) as file:
+            file.write(b"".join(kept))
+
+
+def _step_of(line: bytes, path: Path, number: int) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} has something else in line {number} than a measurement; remove that line") from None

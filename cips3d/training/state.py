@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator, make_discriminator, make_generator
+from cips3d.ops.precision import Precision
 from cips3d.training.ada import AdaptiveProbability
 from cips3d.training.config import Amp, AmpKind, Stage, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import PathLength
+from cips3d.training.measuring import Best
 from cips3d.training.networks import Networks
 
 ADAM_EPS = 1e-8
@@ -25,6 +28,11 @@ RANK_STRIDE = 1_000_003  # seeds of different processes and of different runs mu
 def amp_dtype(kind: AmpKind) -> torch.dtype | None:
     """The dtype of `torch.autocast`, None for none."""
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+
+
+def amp_precision(kind: AmpKind) -> Precision | None:
+    """The precision of a generator's part; None leaves it to PyTorch's setting."""
+    return None if kind == "none" else "fast"
 
 
 class TrainingState:
@@ -39,7 +47,11 @@ class TrainingState:
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.generator_slow_ema = copy.deepcopy(self.generator_ema) if config.slow_ema_decay > 0 else None
         if (config.amp.nerf, config.amp.inr) != ("none", "none"):
-            self.generator.set_autocast(nerf=amp_dtype(config.amp.nerf), inr=amp_dtype(config.amp.inr))
+            self.generator.set_precision(
+                nerf=amp_precision(config.amp.nerf),
+                inr=amp_precision(config.amp.inr),
+                fast_dtype=amp_dtype(config.amp.inr) or torch.bfloat16,
+            )
         self.path_length = PathLength().to(device)
         self.ada = AdaptiveProbability(config.ada_target, kimg=config.ada_kimg)
 
@@ -68,7 +80,7 @@ class TrainingState:
         self.stage_index = -1  # of the stage that has been entered; -1: none yet
         self.position = 0  # images handed out by the data so far, over all processes
         self.skipped = 0  # steps left out because a loss or gradient was not finite
-        self.best_score: float | None = None
+        self.best: Best | None = None
         self.processes = processes
 
     def enter_stage(self, index: int, stage: Stage) -> None:
@@ -94,7 +106,7 @@ class TrainingState:
             "stage_index": self.stage_index,
             "position": self.position,
             "skipped": self.skipped,
-            "best_score": self.best_score,
+            "best": None if self.best is None else asdict(self.best),
             "generator": self.generator.state_dict(),
             "generator_ema": self.generator_ema.state_dict(),
             "generator_slow_ema": None if self.generator_slow_ema is None else self.generator_slow_ema.state_dict(),
@@ -121,7 +133,8 @@ class TrainingState:
         self.stage_index = state["stage_index"]
         self.position = state["position"]
         self.skipped = state["skipped"]
-        self.best_score = state["best_score"]
+        best = state.get("best")  # earlier versions measured otherwise
+        self.best = None if best is None else Best(**best)
         if self.processes.rank < len(state["random"]):
             self.restore_random_states(state["random"][self.processes.rank])
         else:  # more processes than before: the additional ones draw numbers that none has drawn

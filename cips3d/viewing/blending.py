@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from cips3d.errors import UserError
 from cips3d.rendering.loading import LoadedGenerator
+from cips3d.stylisation import check_same_networks
 
 
 class Blend:
@@ -54,20 +53,3 @@ class Blend:
             self._between = replace(self._between)
             self._share = share
         return self._between
-
-
-def check_same_networks(first: LoadedGenerator, second: LoadedGenerator) -> None:
-    """Raise `UserError` for two models whose weights do not mean the same."""
-    kinds = [type(model.generator).__name__ for model in (first, second)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"the second checkpoint is a {kinds[1]}, the first a {kinds[0]}; give another {kinds[0]}")
-    configs: list[Any] = [
-        model.generator.config for model in (first, second)
-    ]  # every model of the family keeps its own
-    for each in fields(configs[0]):
-        one, other = (getattr(config, each.name) for config in configs)
-        if one != other:
-            raise UserError(
-                f"the second checkpoint's networks differ from the first one's: {each.name} is {other}, not {one}; "
-                "give one of the same networks, such as an earlier step of the run"
-            )

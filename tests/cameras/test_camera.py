@@ -140,3 +140,44 @@ def test_rolled_around_the_viewing_axis() -> None:
     assert torch.equal(rolled.rotation[..., 2], cameras.rotation[..., 2])
     top, right = cameras.rays(3).directions[:, 1], rolled.rays(3).directions[:, 5]
     assert torch.allclose(top, right)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (6, 11), (11, 6)])
+def test_points_of_rays_are_projected_onto_their_pixels(size: tuple[int, int]) -> None:
+    height, width = size
+    pitch, yaw = torch.tensor([[FRONT, FRONT], [1.2, 2.5], [2.0, -0.7]], dtype=torch.float64).T
+    cameras = Cameras.from_angles(pitch, yaw, torch.tensor([12.0, 30.0, 70.0], dtype=torch.float64))
+    rays = cameras.rays(size)
+    t = 0.5 + torch.rand(rays.directions.shape[:2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    place, depth = cameras.project(rays.origins + t[..., None] * rays.directions)
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([2 * column - (width - 1), 2 * row - (height - 1)], dim=-1).flatten(0, 1) / (height - 1)
+    torch.testing.assert_close(place, pixels.double().expand(3, -1, -1))
+    along = -(rays.directions @ cameras.rotation)[..., 2]  # cosine of a ray to the viewing axis
+    torch.testing.assert_close(depth, t * along)
+
+
+def test_projection_of_known_points() -> None:
+    """From (0, 0, 1) at an angle of 90 degrees, half the picture's height is as long as the depth."""
+    camera = cameras_at((FRONT, FRONT), fov_degrees=90.0)
+    place, depth = camera.project(torch.tensor([[0.25, 0.0, 0.5], [0.0, 0.5, 0.0], [0.0, 0.0, -1.0]]).double())
+    expected = torch.tensor([[0.5, 0.0], [0.0, -0.5], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(place[0], expected, atol=1e-12, rtol=0)
+    assert depth[0].tolist() == pytest.approx([0.5, 1.0, 2.0])
+
+
+def test_projection_behind_the_camera() -> None:
+    """Depths tell it; places stay finite, also in the camera's own plane."""
+    camera = cameras_at((FRONT, FRONT))
+    place, depth = camera.project(torch.tensor([[0.1, 0.0, 1.5], [0.1, 0.2, 1.0]], dtype=torch.float64))
+    assert depth[0].tolist() == pytest.approx([-0.5, 0.0])
+    assert torch.isfinite(place).all()
+
+
+def test_projection_of_every_camera_s_own_points() -> None:
+    cameras = cameras_at((1.2, 2.0), (1.6, 1.4))
+    points = 0.1 * torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    place, depth = cameras.project(points)
+    for k in range(2):
+        alone = cameras[k : k + 1].project(points[k])
+        torch.testing.assert_close((alone.place[0], alone.depth[0]), (place[k], depth[k]))

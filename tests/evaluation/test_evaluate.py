@@ -7,6 +7,7 @@ import sys
 import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.errors import UserError
-from cips3d.evaluation.catalogue import METRICS, VALUES, chosen_metrics, deciding_value, is_better
+from cips3d.evaluation.catalogue import METRICS, VALUES, MetricName, chosen_metrics, deciding_value, is_better
 from cips3d.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_generator, evaluate_images
 from cips3d.evaluation.fidelity import FeatureNetworks
 from cips3d.evaluation.frechet import features_of, frechet_distance
@@ -141,6 +142,10 @@ class TestMistakes:
         with pytest.raises(UserError, match="frechet compares with real pictures; give --data"):
             evaluate_generator(BALL, ["frechet"], settings)
 
+    def test_too_few(self, settings: EvaluationSettings, heads: SyntheticHeads) -> None:
+        with pytest.raises(UserError, match="1 picture is too few for frechet; it takes 2 or more"):
+            evaluate_generator(BALL, ["frechet"], EvaluationSettings(images=1, cache=settings.cache), real=heads)
+
     def test_unknown(self, settings: EvaluationSettings) -> None:
         with pytest.raises(UserError, match="--metrics fvd is unknown; choose out of fid,kid"):
             evaluate_generator(BALL, ["fid", "fvd"], settings)
@@ -150,6 +155,7 @@ class TestCatalogue:
     def test_names(self) -> None:
         assert chosen_metrics(["kid", "fid", "kid"]) == ["kid", "fid"]
         assert sum(len(metric.values) for metric in METRICS.values()) == len(VALUES)
+        assert get_args(MetricName) == tuple(METRICS)
 
     def test_what_decides(self) -> None:
         assert deciding_value(["symmetry", "consistency", "fid"]) == "consistency_psnr"

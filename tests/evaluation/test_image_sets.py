@@ -19,7 +19,15 @@ from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.data.heads import load_heads
 from cips3d.data.images import open_images
 from cips3d.errors import UserError
-from cips3d.evaluation.image_sets import BLOCK, GeneratedImages, SourceImages, Watched, identity
+from cips3d.evaluation.image_sets import (
+    BLOCK,
+    SERIES_BATCH,
+    GeneratedImages,
+    SourceImages,
+    Watched,
+    generated_series,
+    identity,
+)
 from cips3d.evaluation.views import FaceSample, seeds_of
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.generator import View
@@ -66,6 +74,24 @@ def test_every_block_is_rendered_once(loaded: LoadedGenerator, monkeypatch: pyte
     assert torch.equal(images[0], images[0])
     list(DataLoader(images, batch_size=4))
     assert rendered == [0, 1]
+
+
+def test_series_is_one_stream(loaded: LoadedGenerator) -> None:
+    """z, poses and jitter of a batch follow those of the batch before; pictures are as the generator gives them."""
+    before = torch.get_rng_state()
+    batches = list(generated_series(loaded, SERIES_BATCH + 3, seed=5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [len(batch) for batch in batches] == [SERIES_BATCH, 3]
+    random = torch.Generator().manual_seed(5)
+    for batch in batches:
+        z = loaded.generator.sample_z(len(batch), generator=random)
+        cameras = Cameras.from_angles(*loaded.poses.sample(len(batch), generator=random), loaded.fov_degrees)
+        with torch.no_grad():
+            shown = loaded.generator.render(
+                loaded.generator.mapping(*z), View(8, cameras, loaded.settings, generator=random)
+            )
+        assert torch.equal(batch, shown.image)
+    assert not torch.equal(next(generated_series(loaded, 3, seed=6)), batches[1])
 
 
 def test_faces_and_cameras_are_those_of_training() -> None:

@@ -8,7 +8,7 @@ from evaluation.analytic import FRONT, SETTINGS, Analytic, Phases, nearest, plan
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.evaluation.warping import Warped, project, warp
+from cips3d.evaluation.warping import Warped, warp
 from cips3d.models.generator import View
 
 PHASES = Phases(torch.tensor([[0.3, 1.0, 2.0]]))
@@ -34,25 +34,6 @@ def warped(
     return at_target, wanted.image, wanted.depth
 
 
-@pytest.mark.parametrize("size", [(9, 9), (6, 11), (11, 6)])
-def test_project_is_the_inverse_of_rays(size: tuple[int, int]) -> None:
-    height, width = size
-    cameras = camera(0.3, -0.2)
-    rays = cameras.rays(size)
-    t = 0.9 + 0.2 * torch.rand(rays.directions.shape[:2], generator=torch.Generator().manual_seed(0))
-    seen = project(rays.origins + t[..., None] * rays.directions, cameras, (width - 1) / (height - 1))
-    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-    expected = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], dim=-1)[None]
-    torch.testing.assert_close(seen.grid, expected, atol=1e-5, rtol=0)  # float32 over a lever of 1 / tan 6°
-    torch.testing.assert_close(seen.distance, t)
-    assert seen.in_front.all()
-
-
-def test_points_behind_the_camera_are_not_seen() -> None:
-    cameras = camera(0.0)
-    assert not project(2 * cameras.position[:, None], cameras).in_front.any()
-
-
 @pytest.mark.parametrize(("size", "yaw", "pitch"), [((48, 48), 0.2, 0.0), ((40, 56), -0.2, 0.15)])
 def test_plane(size: tuple[int, int], yaw: float, pitch: float) -> None:
     """Colours agree up to the interpolation's error, and the visible part is what lies within the picture."""
@@ -60,8 +41,8 @@ def test_plane(size: tuple[int, int], yaw: float, pitch: float) -> None:
     found, wanted, depth = warped(Analytic(plane()), source, target, size)
     rays = target.rays(size)
     points = rays.origins + depth.flatten(1)[..., None] * rays.directions
-    aspect = (size[1] - 1) / (size[0] - 1)
-    inside = (project(points, source, aspect).grid.abs() <= 1).all(-1).view(1, 1, *size)
+    outermost = torch.tensor([(size[1] - 1) / (size[0] - 1), 1.0])
+    inside = (source.project(points).place.abs() <= outermost).all(-1).view(1, 1, *size)
     torch.testing.assert_close(found.visible, inside)
     # Bilinear interpolation errs by at most h²/8 · (|f_xx| + 2 |f_xy| + |f_yy|): the waves' amplitude 0.8 times the
     # square of (60 + 25 + 15 · tan 0.25) phase per unit times the pixel pitch.
@@ -86,7 +67,7 @@ def test_hidden_surface_is_not_visible() -> None:
     pixel = 2 * 0.1051 / 95
     hidden = (on_plane & (miss < radius - 1.5 * pixel)).view(1, 1, *size)
     free = (on_plane & (miss > radius + 1.5 * pixel)).view(1, 1, *size)
-    inside = (project(points, source).grid.abs() <= 1).all(-1).view(1, 1, *size)
+    inside = (source.project(points).place.abs() <= 1).all(-1).view(1, 1, *size)
     assert int((hidden & inside).sum()) > 100
     assert not (found.visible & hidden).any()
     assert (found.visible | ~free | ~inside).all()

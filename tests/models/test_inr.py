@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.backends import Backend
+from reference_records import relative_l2
+from torch import Tensor
 
+from cips3d.models import inr as module
 from cips3d.models.inr import INR
 
 
@@ -52,7 +56,49 @@ def test_mixed_precision_keeps_colours_in_float32() -> None:
     features = torch.randn(1, 50, 4, generator=torch.Generator().manual_seed(3))
     folded = inr.fold(torch.ones(1, 5))
     exact = inr(features, folded)
-    inr.autocast_dtype = torch.bfloat16
+    inr.precision = "fast"
     rounded = inr(features, folded)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).norm() / exact.norm() < 0.03  # 8 bits of mantissa through six layers
+
+
+@pytest.mark.parametrize("kept_pixels", [0, 1000])
+def test_kept_or_computed_anew(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch, kept_pixels: int) -> None:
+    """Gradients of few pixels keep activations, those of more are computed through the fused network: the same."""
+    monkeypatch.setattr(module, "KEPT_PIXELS", kept_pixels)
+    features = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def everything(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        inr = make().to(device, dtype)
+        given, style = features.to(device, dtype).requires_grad_(), torch.ones(2, 5, device=device, dtype=dtype)
+        rgb = inr(given, inr.fold(style))
+        assert ("inr" in repr(_names(rgb))) == (kept_pixels == 0 and dtype == torch.float32)
+        return [rgb, *torch.autograd.grad(rgb.square().sum(), [given, *inr.parameters()])]
+
+    found, exact = (everything(*where) for where in ((kernel_backend.device, torch.float32), ("cpu", torch.float64)))
+    for a, b in zip(found, exact, strict=True):
+        assert relative_l2(a, b) < 1e-5  # float32 in six layers; no value lies within rounding of the kink
+
+
+def _names(x: Tensor) -> list[str]:
+    """Of the functions behind a tensor, three deep."""
+    nodes, names = [x.grad_fn], []
+    for _ in range(3):
+        nodes = [following for node in nodes if node is not None for following, _ in node.next_functions]
+        names += [type(node).__name__ for node in nodes]
+    return names
+
+
+@pytest.mark.parametrize("precision", ["highest", "fast"])
+def test_pictures_without_gradients(kernel_backend: Backend, precision: str) -> None:
+    inr = make(width=24)
+    features = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    style = torch.ones(2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = inr(features, inr.fold(style))
+        inr = inr.to(kernel_backend.device, torch.float32)
+        inr.precision = precision
+        features, style = (x.to(kernel_backend.device, torch.float32) for x in (features, style))
+        found = inr(features, inr.fold(style))
+    # Float32; or weights, activations and skips of float16's 11 bits in six layers, where bfloat16's 8 give 1e-2.
+    assert relative_l2(found, expected) < (1e-6 if precision == "highest" else 1e-3)

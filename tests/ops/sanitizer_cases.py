@@ -146,6 +146,30 @@ def modulated_epilogue(module: ModuleType) -> None:
         module.modulated_epilogue_backward(DEVICE, STREAM, number, *given, *sizes, parts, 0.2)
 
 
+def modulated_inr(module: ModuleType) -> None:
+    """Every kernel: pixels that fill no tile, channels that fill no strip and no slab, two chunks of columns or one."""
+    most = module.shared_limit()
+    for accurate, limit, sizes in (
+        (False, 227, (1, 140, 37, 262, 4)),
+        (False, 163, (1, 140, 20, 70, 2)),
+        (False, 99, (2, 70, 262, 262, 2)),
+        (True, 227, (2, 9, 37, 262, 4)),
+        (True, 163, (2, 40, 20, 70, 2)),
+    ):
+        images, pixels, channels, width, layers = sizes
+        blocks, skip_from = layers // 2, int(channels != width)
+        tensors = [normal(images, pixels, channels), normal(channels, width), normal(layers - 1, width, width)]
+        tensors += [normal(images, channels), normal(images, layers - 1, width), normal(images, layers, width)]
+        tensors += [normal(blocks, 3, width)]
+        module.set_shared_limit(limit << 10)
+        assert module.modulated_inr_rows(DEVICE, images, pixels, accurate) > 0
+        size = module.modulated_inr_workspace(DEVICE, *sizes, blocks, accurate)
+        workspace, rgb = np.empty(size, np.uint8), normal(images, pixels, 3)
+        given = map(address, [*tensors, workspace, rgb])
+        module.modulated_inr(DEVICE, STREAM, *given, *sizes, skip_from, 0, 0.2, accurate)
+    module.set_shared_limit(most)
+
+
 def film_siren(module: ModuleType) -> None:
     # Several tiles of rows and columns with parts that end within; odd widths; a matrix that streams.
     for fast, number, dtype, sizes in (
@@ -260,6 +284,7 @@ CASES: dict[str, Callable[[ModuleType], None]] = {
     "accumulate": accumulate,
     "composite": composite,
     "modulated_epilogue": modulated_epilogue,
+    "modulated_inr": modulated_inr,
     "film_siren": film_siren,
     "film_siren_points": film_siren_points,
     "render_rays": render_rays,

@@ -314,8 +314,8 @@ def test_wrong_shapes_are_named(backend: Backend, index: int, name: str) -> None
 
 def test_wrong_arguments_are_named(kernel_backend: Backend) -> None:
     (x, weight, *rest), _ = on(kernel_backend, sample_inputs())
-    with pytest.raises(ValueError, match='precision must be "highest" or "fast"'):
-        film_siren(x, weight, *rest, precision="high")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='precision must be "highest", "high" or "fast"'):
+        film_siren(x, weight, *rest, precision="medium")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight must be of a floating-point dtype on .*, is torch\.float32, meta"):
         film_siren(x, weight.to("meta"), *rest)
     with pytest.raises(ValueError, match="x must have at least one channel"):

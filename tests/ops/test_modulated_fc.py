@@ -196,7 +196,7 @@ def test_inr_in_mixed_precision(backend: Backend, dtype: torch.dtype) -> None:
     inr = make_inr(skip_from=0)  # adds float32 features to a product of 16 bits
     exact, inputs, _ = render(inr, backend)
     expected = torch.autograd.grad(exact.square().sum(), inputs)
-    inr.autocast_dtype = dtype
+    inr.precision, inr.fast_dtype = "fast", dtype
     rounded, inputs, _ = render(inr, backend)
     assert rounded.dtype == torch.float32
     # Eight layers with three roundings each.

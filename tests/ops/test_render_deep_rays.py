@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,15 +19,16 @@ from cips3d.ops import DeepSirenField, RayDraws, RenderedRays, render_rays
 from cips3d.ops import render_deep_rays as module
 from cips3d.ops.library import OPS
 from cips3d.ops.march import _warned
+from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import why_not_fused
 
 # Accurate products keep about 22 bits of both operands: what is left is float32's own rounding, which plain float32
 # shows as well (1e-6 in colours, ten times that in single weights), and on a GPU its fast sine's 5e-7 a layer. Fast
 # ones round every layer's operands to 11 bits, and each of eight layers hands on 1.2 times its input's error: 7e-4
 # measured in colours, twice that is the limit.
-TOLERANCE = {True: 1e-5, False: 1.5e-3}
+TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "fast": 1.5e-3}
 # The backward goes through the kernels of sine layers, "highest" (5e-6 a layer) and "fast" (bfloat16: 3e-3 a layer).
-GRADIENT_TOLERANCE = {True: 5e-5, False: 2e-2}
+GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "fast": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ def sample_inputs(s: Setting) -> Inputs:
     return Inputs(rays.origins[:, index], rays.directions[:, index], field, draws)
 
 
-def run(inputs: Inputs, s: Setting, accurate: bool) -> RenderedRays:
+def run(inputs: Inputs, s: Setting, precision: Precision) -> RenderedRays:
     return render_rays(
         *(inputs.origins, inputs.directions, inputs.field, inputs.draws, 0.88, 1.12),
         activation=s.activation,  # type: ignore[arg-type]
         last_back=s.last_back,
-        operands=None if accurate else torch.float16,
+        precision=precision,
     )
 
 
@@ -144,22 +145,20 @@ def shared_limit(backend: Backend, limit: int) -> Iterator[None]:
         backend.module.set_shared_limit(before)
 
 
-def compare(found: RenderedRays, expected: RenderedRays, accurate: bool) -> None:
+def compare(found: RenderedRays, expected: RenderedRays, precision: Precision) -> None:
     for name, factor in (("colors", 1), ("opacity", 1), ("depth", 1), ("weights", 10), ("depths", 1)):
         error = relative_l2(getattr(found, name), getattr(expected, name))
-        assert error < factor * TOLERANCE[accurate], f"{name}: {error:.1e}"
+        assert error < factor * TOLERANCE[precision], f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("accurate", [True, False])
+@pytest.mark.parametrize("precision", ["highest", "fast"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_outputs_and_gradients(backend: Backend, name: str, accurate: bool) -> None:
-    if not accurate and not backend.uses_kernels:
-        return  # autocast, whose phases are of 16 bits too, keeps no such tolerance
+def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision) -> None:
     s = SETTINGS[name]
     inputs = sample_inputs(s)
     ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-    found, expected = run(ours, s, accurate), run(exact, s, True)
-    compare(found, expected, accurate)
+    found, expected = run(ours, s, precision), run(exact, s, "highest")
+    compare(found, expected, precision)
     gradients = torch.autograd.grad(loss(found), ours.leaves())
     references = torch.autograd.grad(loss(expected), exact.leaves())
     for k, (gradient, reference) in enumerate(zip(gradients, references, strict=True)):
@@ -167,22 +166,22 @@ def test_outputs_and_gradients(backend: Backend, name: str, accurate: bool) -> N
         error = (gradient.cpu() - reference).norm()
         # The density's bias is one sum that cancels for the most part: measured by its weight's gradient.
         size = references[5].norm() if gradient.numel() == 1 else reference.norm()
-        assert error < GRADIENT_TOLERANCE[accurate] * size, f"gradient {k}: {error / size:.1e}"
+        assert error < GRADIENT_TOLERANCE[precision] * size, f"gradient {k}: {error / size:.1e}"
 
 
 def test_no_warning_at_full_width(kernel_backend: Backend) -> None:
     """The kernel takes pi-GAN's field, or the test above compares something else."""
     s = SETTINGS["pi-GAN"]
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    for accurate in (True, False):
-        assert why_not_fused(ours.field, ours.draws, accurate=accurate, with_gradients=True) is None
+    for precision in get_args(Precision):
+        assert why_not_fused(ours.field, ours.draws, precision=precision, with_gradients=True) is None
 
 
-@pytest.mark.parametrize("accurate", [True, False])
-def test_every_schedule_gives_the_same(kernel_backend: Backend, accurate: bool) -> None:
+@pytest.mark.parametrize("precision", ["highest", "fast"])
+def test_every_schedule_gives_the_same(kernel_backend: Backend, precision: Precision) -> None:
     s = Setting(layers=3, width=96, color=64, rays=17, coarse=9, fine=9)
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    found = [run(ours, s, accurate) for _ in kernel_backend.schedules()]
+    found = [run(ours, s, precision) for _ in kernel_backend.schedules()]
     for again in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
@@ -191,7 +190,7 @@ def test_gradients_ray_by_ray(backend: Backend, monkeypatch: pytest.MonkeyPatch)
     """How many samples the backward takes at a time changes nothing but the order of sums."""
     s = Setting(rays=7, noise=True, last_back=True)
     ours = sample_inputs(s).to(backend.device, torch.float32)
-    tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, True)
+    tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, False)
     together = torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
     monkeypatch.setattr(module, "GRADIENT_SAMPLES", 48)
     in_parts = torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
@@ -204,17 +203,17 @@ def test_gradients_of_weights_alone(backend: Backend) -> None:
     s = Setting(rays=3)
     inputs = sample_inputs(s)
     ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-    found = torch.autograd.grad(run(ours, s, True).weights.square().sum(), ours.field.hidden_weight)
-    expected = torch.autograd.grad(run(exact, s, True).weights.square().sum(), exact.field.hidden_weight)
-    assert relative_l2(found[0], expected[0]) < GRADIENT_TOLERANCE[True]
+    found = torch.autograd.grad(run(ours, s, "highest").weights.square().sum(), ours.field.hidden_weight)
+    expected = torch.autograd.grad(run(exact, s, "highest").weights.square().sum(), exact.field.hidden_weight)
+    assert relative_l2(found[0], expected[0]) < GRADIENT_TOLERANCE["highest"]
 
 
 def test_not_a_number_stays_in_its_ray(kernel_backend: Backend) -> None:
     s = Setting(rays=4, noise=True)
     inputs = sample_inputs(s)
     inputs.draws.stratified[0, 1] = math.nan
-    found = run(inputs.to(kernel_backend.device, torch.float32), s, True)
-    expected = run(sample_inputs(s).to(kernel_backend.device, torch.float32), s, True)
+    found = run(inputs.to(kernel_backend.device, torch.float32), s, "highest")
+    expected = run(sample_inputs(s).to(kernel_backend.device, torch.float32), s, "highest")
     hit = torch.zeros(2, 4, dtype=torch.bool)
     hit[0, 1] = True
     assert torch.isnan(found.depth.cpu()[hit]).all()
@@ -228,7 +227,7 @@ def test_second_derivative(kernel_backend: Backend) -> None:
     results = []
     for device, dtype in ((kernel_backend.device, torch.float32), (torch.device("cpu"), torch.float64)):
         at = inputs.to(device, dtype)
-        first = torch.autograd.grad(run(at, s, True).colors.square().sum(), at.field.trunk_gain, create_graph=True)
+        first = torch.autograd.grad(run(at, s, "highest").colors.square().sum(), at.field.trunk_gain, create_graph=True)
         results.append(torch.autograd.grad(first[0].square().sum(), at.field.hidden_weight)[0])
     assert relative_l2(*results) < 1e-4  # float32, two derivatives of phases of tens of radians
 
@@ -236,7 +235,7 @@ def test_second_derivative(kernel_backend: Backend) -> None:
 def test_registration(backend: Backend) -> None:
     s = Setting(layers=2, width=16, color=8, rays=3, coarse=4, fine=3)
     at = sample_inputs(s).to(backend.device, torch.float32)
-    arguments: tuple[Any, ...] = (at.origins, at.directions, *at.draws, *at.field, 0.88, 1.12, "relu", False, True)
+    arguments: tuple[Any, ...] = (at.origins, at.directions, *at.draws, *at.field, 0.88, 1.12, "relu", False, False)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["render_deep_rays"].overload, arguments, test_utils=tests)
 
@@ -247,11 +246,11 @@ def test_compiled(kernel_backend: Backend) -> None:
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
 
     def rendered(origins: Tensor, directions: Tensor, *field: Tensor) -> RenderedRays:
-        return run(Inputs(origins, directions, DeepSirenField(*field), ours.draws), s, True)
+        return run(Inputs(origins, directions, DeepSirenField(*field), ours.draws), s, "highest")
 
     compiled = torch.compile(rendered, backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(loss(compiled(ours.origins, ours.directions, *ours.field)), ours.leaves())
-    expected = torch.autograd.grad(loss(run(ours, s, True)), ours.leaves())
+    expected = torch.autograd.grad(loss(run(ours, s, "highest")), ours.leaves())
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -266,17 +265,19 @@ def test_no_rays(backend: Backend, shape: tuple[int, int]) -> None:
         inputs.field._replace(**{name: getattr(inputs.field, name)[:images] for name in of_images}),
         RayDraws(*(None if x is None else x[:images, :rays] for x in inputs.draws)),
     ).to(backend.device, torch.float32)
-    seen = run(fewer, Setting(), True)
+    seen = run(fewer, Setting(), "highest")
     assert seen.colors.shape == (images, rays, 3)
     for gradient in torch.autograd.grad(seen.colors.sum(), fewer.leaves()):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize(
-    ("accurate", "limit", "fused"),
-    [(True, 163, True), (False, 163, True), (False, 99, True), (True, 99, False)],
+    ("precision", "limit", "fused"),
+    [("highest", 163, True), ("fast", 163, True), ("fast", 99, True), ("highest", 99, False)],
 )
-def test_shared_memory_of_smaller_devices(kernel_backend: Backend, accurate: bool, limit: int, fused: bool) -> None:
+def test_shared_memory_of_smaller_devices(
+    kernel_backend: Backend, precision: Precision, limit: int, fused: bool
+) -> None:
     """KB of other devices: two stages of weights (8.0), fewer samples at a time (8.6), and the composed ops."""
     if kernel_backend.module is None:
         return  # a device's limit is what it is
@@ -286,10 +287,10 @@ def test_shared_memory_of_smaller_devices(kernel_backend: Backend, accurate: boo
     _warned.clear()
     refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="shared memory of cpu")
     with shared_limit(kernel_backend, limit << 10), refused:
-        found = run(ours, s, accurate)
+        found = run(ours, s, precision)
     assert bool(_warned) != fused
-    expected = run(exact, s, True)
-    assert relative_l2(found.colors, expected.colors) < TOLERANCE[accurate]
+    expected = run(exact, s, "highest")
+    assert relative_l2(found.colors, expected.colors) < TOLERANCE[precision]
 
 
 def test_wider_layers_are_composed(kernel_backend: Backend) -> None:
@@ -297,8 +298,8 @@ def test_wider_layers_are_composed(kernel_backend: Backend) -> None:
     inputs = sample_inputs(s)
     _warned.clear()
     with pytest.warns(RuntimeWarning, match="room for widths up to 256"):
-        found = run(inputs.to(kernel_backend.device, torch.float32), s, True)
-    compare(found, run(inputs.to(torch.device("cpu"), torch.float64), s, True), True)
+        found = run(inputs.to(kernel_backend.device, torch.float32), s, "highest")
+    compare(found, run(inputs.to(torch.device("cpu"), torch.float64), s, "highest"), "highest")
 
 
 @pytest.mark.parametrize(
@@ -315,4 +316,4 @@ def test_wrong_arguments_are_named(name: str, shape: tuple[int, ...]) -> None:
     inputs = sample_inputs(Setting())
     wrong = replace(inputs, field=inputs.field._replace(**{name: torch.zeros(shape)}))
     with pytest.raises(ValueError, match=f"field.{name} must"):
-        run(wrong, Setting(), True)
+        run(wrong, Setting(), "highest")

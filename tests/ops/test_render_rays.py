@@ -17,13 +17,14 @@ from cips3d.cameras import Cameras
 from cips3d.ops.film_siren import FoldedLayer
 from cips3d.ops.library import OPS
 from cips3d.ops.march import RayDraws, RenderedRays, _warned
+from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import SirenField, render_rays
 
 # Accurate products keep about 22 bits of both operands, so what is left is float32's own rounding, amplified by phases
 # of tens of radians: as for plain float32. Fast ones round operands to 11 bits: 2⁻¹² each on average over a layer's
 # inputs, times a phase's sensitivity, three layers: 5e-4 measured at these weights, four times that as a limit.
-TOLERANCE = {True: 1e-5, False: 2e-3}
-GRADIENT_TOLERANCE = {True: 5e-5, False: 5e-3}  # the same roundings forward and backward
+TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "fast": 2e-3}
+GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "fast": 5e-3}  # the same roundings forward and backward
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ def sample_inputs(s: Setting, images: int = 2) -> Inputs:
     return Inputs(rays.origins[:, index], rays.directions[:, index], field, draws)
 
 
-def run(inputs: Inputs, s: Setting, accurate: bool) -> RenderedRays:
+def run(inputs: Inputs, s: Setting, precision: Precision) -> RenderedRays:
     return render_rays(
         *(inputs.origins, inputs.directions, inputs.field, inputs.draws, 0.88, 1.12),
         activation=s.activation,  # type: ignore[arg-type]
         last_back=s.last_back,
-        operands=None if accurate else torch.float16,
+        precision=precision,
     )
 
 
@@ -140,29 +141,27 @@ def cosine(a: Tensor, b: Tensor) -> float:
     )
 
 
-@pytest.mark.parametrize("accurate", [True, False])
+@pytest.mark.parametrize("precision", ["highest", "fast"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_outputs_and_gradients(backend: Backend, name: str, accurate: bool) -> None:
-    if not accurate and not backend.uses_kernels:
-        return  # autocast, whose phases are of 16 bits too, keeps no such tolerance
+def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision) -> None:
     s = SETTINGS[name]
     inputs = sample_inputs(s)
     ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-    found, expected = run(ours, s, accurate), run(exact, s, True)
+    found, expected = run(ours, s, precision), run(exact, s, "highest")
     for field in ("colors", "opacity", "depth", "weights", "depths"):
         error = relative_l2(getattr(found, field), getattr(expected, field))
         # Single weights are not averaged over samples as the others are.
-        assert error < TOLERANCE[accurate] * (2 if field == "weights" else 1), f"{field}: {error:.1e}"
-    gradients = torch.autograd.grad(loss(found, with_weights=accurate), ours.leaves())
-    references = torch.autograd.grad(loss(expected, with_weights=accurate), exact.leaves())
+        assert error < TOLERANCE[precision] * (2 if field == "weights" else 1), f"{field}: {error:.1e}"
+    gradients = torch.autograd.grad(loss(found, with_weights=precision != "fast"), ours.leaves())
+    references = torch.autograd.grad(loss(expected, with_weights=precision != "fast"), exact.leaves())
     for k, (gradient, reference) in enumerate(zip(gradients, references, strict=True)):
         assert gradient.shape == reference.shape
         error = relative_l2(gradient, reference)
         if gradient.numel() == 1:  # the density's bias: one sum that cancels for the most part
-            assert (gradient.cpu() - reference).abs() < GRADIENT_TOLERANCE[accurate] * references[6].norm()
+            assert (gradient.cpu() - reference).abs() < GRADIENT_TOLERANCE[precision] * references[6].norm()
             continue
-        assert error < GRADIENT_TOLERANCE[accurate], f"gradient {k}: {error:.1e}"
-        assert cosine(gradient, reference) > 1 - (1e-8 if accurate else 2e-5)
+        assert error < GRADIENT_TOLERANCE[precision], f"gradient {k}: {error:.1e}"
+        assert cosine(gradient, reference) > 1 - (2e-5 if precision == "fast" else 1e-8)
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e6])
@@ -170,8 +169,8 @@ def test_gradients_of_any_size(kernel_backend: Backend, scale: float) -> None:
     """float16 operands must neither overflow nor vanish: the kernel scales by a power of two, so nothing changes."""
     s = Setting(width=32, color=16, rays=5, coarse=4, fine=4)
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    plain = torch.autograd.grad(run(ours, s, False).colors.sum(), ours.leaves())
-    scaled = torch.autograd.grad(run(ours, s, False).colors.sum() * scale, ours.leaves())
+    plain = torch.autograd.grad(run(ours, s, "fast").colors.sum(), ours.leaves())
+    scaled = torch.autograd.grad(run(ours, s, "fast").colors.sum() * scale, ours.leaves())
     for a, b in zip(plain, scaled, strict=True):
         assert relative_l2(b / scale, a) < 2e-3  # another power of two rounds small halves elsewhere
 
@@ -179,17 +178,17 @@ def test_gradients_of_any_size(kernel_backend: Backend, scale: float) -> None:
 def test_zero_gradients(kernel_backend: Backend) -> None:
     s = Setting(width=32, color=16, rays=5, coarse=4, fine=4)
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    for gradient in torch.autograd.grad(run(ours, s, False).colors.sum() * 0, ours.leaves()):
+    for gradient in torch.autograd.grad(run(ours, s, "fast").colors.sum() * 0, ours.leaves()):
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@pytest.mark.parametrize("accurate", [True, False])
-def test_every_schedule_gives_the_same(kernel_backend: Backend, accurate: bool) -> None:
+@pytest.mark.parametrize("precision", ["highest", "fast"])
+def test_every_schedule_gives_the_same(kernel_backend: Backend, precision: Precision) -> None:
     s = Setting(width=64, color=32, rays=9, coarse=6, fine=6)
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
     found = []
     for _ in kernel_backend.schedules():
-        seen = run(ours, s, accurate)
+        seen = run(ours, s, precision)
         found.append((*seen, *torch.autograd.grad(loss(seen), ours.leaves())))
     for again in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
@@ -202,7 +201,7 @@ def test_not_a_number_stays_in_its_ray(kernel_backend: Backend) -> None:
     inputs.draws.stratified[0, 1] = math.nan
     ours = inputs.to(kernel_backend.device, torch.float32)
     clean = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    found, expected = run(ours, s, True), run(clean, s, True)
+    found, expected = run(ours, s, "highest"), run(clean, s, "highest")
     hit = torch.zeros(2, 4, dtype=torch.bool)
     hit[0, 1] = True
     assert torch.isnan(found.depth.cpu()[hit]).all()
@@ -217,7 +216,9 @@ def test_second_derivative(kernel_backend: Backend) -> None:
     results = []
     for device, dtype in ((kernel_backend.device, torch.float32), (torch.device("cpu"), torch.float64)):
         at = inputs.to(device, dtype)
-        first = torch.autograd.grad(run(at, s, True).colors.square().sum(), at.field.second.weight, create_graph=True)
+        first = torch.autograd.grad(
+            run(at, s, "highest").colors.square().sum(), at.field.second.weight, create_graph=True
+        )
         results.append(torch.autograd.grad(first[0].square().sum(), at.field.first.bias)[0])
     assert relative_l2(*results) < 1e-4  # float32, two derivatives of phases of tens of radians
 
@@ -227,7 +228,7 @@ def test_registration(backend: Backend) -> None:
     at = sample_inputs(s).to(backend.device, torch.float32)
     f = at.field
     layers: tuple[Any, ...] = (*f.first, *f.second, f.density_weight, f.density_bias, *f.color, 1.0, 0.1)
-    arguments = (at.origins, at.directions, *at.draws, *layers, 0.88, 1.12, "relu", False, True)
+    arguments = (at.origins, at.directions, *at.draws, *layers, 0.88, 1.12, "relu", False, False)
     # The gradients are those of the forward's schedule-free part only: outputs 3 to 5 carry none.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["render_rays"].overload, arguments, test_utils=tests)
@@ -245,7 +246,7 @@ def test_no_rays(backend: Backend, shape: tuple[int, int]) -> None:
         f._replace(**{n: FoldedLayer(*(x[:images] for x in getattr(f, n))) for n in ("first", "second", "color")}),
         RayDraws(*(None if x is None else x[:images, :rays] for x in inputs.draws)),
     ).to(backend.device, torch.float32)
-    seen = run(fewer, s, True)
+    seen = run(fewer, s, "highest")
     assert seen.colors.shape == (images, rays, 8)
     for gradient in torch.autograd.grad(seen.colors.sum(), fewer.leaves()):
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -258,8 +259,8 @@ def test_what_has_no_kernel_is_composed(backend: Backend) -> None:
         ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
         _warned.clear()
         with pytest.warns(RuntimeWarning, match="room for") if backend.uses_kernels else nullcontext():
-            found = run(ours, s, True)
-        assert relative_l2(found.colors, run(exact, s, True).colors) < TOLERANCE[True]
+            found = run(ours, s, "highest")
+        assert relative_l2(found.colors, run(exact, s, "highest").colors) < TOLERANCE["highest"]
 
 
 @pytest.mark.parametrize(
@@ -272,10 +273,10 @@ def test_what_has_no_kernel_is_composed(backend: Backend) -> None:
 def test_wrong_arguments_are_named(change: dict[str, Tensor], named: str) -> None:
     s = Setting(width=16, color=8, rays=3, coarse=4, fine=4)
     with pytest.raises(ValueError, match=named):
-        run(replace(sample_inputs(s), **change), s, True)
+        run(replace(sample_inputs(s), **change), s, "highest")
 
 
 def test_too_few_coarse_samples() -> None:
     s = Setting(width=16, color=8, rays=3, coarse=2, fine=4)
     with pytest.raises(ValueError, match="at least 3 samples"):
-        run(sample_inputs(s), s, True)
+        run(sample_inputs(s), s, "highest")

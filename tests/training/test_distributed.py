@@ -55,6 +55,7 @@ def run_two(config: TrainConfig, folder: Path) -> None:
 
 def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path) -> None:
     """One run of two processes, stopped after 4 of 6 steps and resumed, against one without a stop."""
+    small_config = replace(small_config, reports=replace(small_config.reports, metrics_every=2, metrics_images=4))
     whole, part = replace(small_config, out=tmp_path / "whole"), replace(small_config, out=tmp_path / "part", steps=4)
     run_two(whole, tmp_path)
     run_two(part, tmp_path)
@@ -65,6 +66,10 @@ def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path
     assert len(a["random"]) == 2
     for name, value in a["generator_ema"].items():
         assert torch.equal(value, b["generator_ema"][name]), name
+    measured = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "part")]
+    assert [json.loads(line)["step"] for line in measured[0].splitlines()] == [0, 2, 4, 6]  # by one process
+    assert measured[0] == measured[1]
+    assert a["best"] == b["best"]
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["seed"] == 0
 
 

@@ -57,11 +57,12 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[],
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:
-    config = replace(small_config, reports=replace(small_config.reports, score_every=3, score_images=8))
+    config = replace(small_config, reports=replace(small_config.reports, metrics_every=3, metrics_images=8))
     folder, exit_code = train(config)
     assert exit_code == 0
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-00000003.pt", "step-00000006.pt"]
-    assert load_checkpoint(folder / "checkpoints" / "best.pt")["best_score"] > 0
+    assert load_checkpoint(folder / "checkpoints" / "best.pt")["best"]["value"] > 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
     stored = json.loads((folder / "config.json").read_text())
     assert stored["versions"]["torch"] == torch.__version__
     assert TrainConfig.from_json(json.dumps(stored["config"])).generator == config.generator

@@ -64,8 +64,8 @@ TINY = TrainConfig(
     reports=Reports(
         pictures_every=100,
         checkpoint_every=250,
-        score_every=500,
-        score_images=512,
+        metrics_every=400,
+        metrics_images=256,
         scalars_every=5,
         turntable_frames=40,
     ),

@@ -1,0 +1,367 @@
+"""CIPS-3D's per-pixel network in one kernel: features of pixels in, colours out, no layer in device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cips3d.ops import kernels
+from cips3d.ops.checks import check_shape
+from cips3d.ops.library import OPS, define
+from cips3d.ops.march import warn_composed
+from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
+from cips3d.ops.precision import Precision, is_fast
+from cips3d.ops.ray_tensors import require_float32
+from cips3d.ops.second_order import differentiate_outputs
+
+WIDTH_MAX = 512  # of any layer and of the features: what the kernel has room for
+GRADIENT_PIXELS = 1 << 14  # whose activations the backward keeps at a time: 0.7 GB for 18 layers of 512 in 16 bits
+
+
+class StackedLayers(NamedTuple):
+    """L modulated layers of width W, the first on F channels, and colours behind the last R pairs of them."""
+
+    first_weight: Tensor  # [F, W]
+    hidden_weight: Tensor  # [L - 1, W, W] layers 2 to L
+    first_modulation: Tensor  # [B, F]
+    hidden_modulation: Tensor  # [B, L - 1, W]
+    demodulation: Tensor  # [B, L, W]
+    rgb_weight: Tensor  # [R, 3, W]
+
+    def unstacked(self) -> list[ModulatedWeight]:
+        weights = (self.first_weight, *self.hidden_weight)
+        modulations = (self.first_modulation, *self.hidden_modulation.unbind(1))
+        return [ModulatedWeight(*of) for of in zip(weights, modulations, self.demodulation.unbind(1), strict=True)]
+
+
+def modulated_inr(
+    features: Tensor,
+    layers: Sequence[ModulatedWeight],
+    rgb_weights: Sequence[Tensor],
+    *,
+    skip_from: int,
+    negative_slope: float = 0.2,
+    precision: Precision | None = None,
+    keep_activations: bool = False,
+) -> Tensor:
+    """Features of pixels through blocks of two modulated layers to sums of linear colours.
+
+    y = lrelu(lrelu(x W₁'') W₂'') + (x from block skip_from on), rgb = Σ y · rgb_weightᵀ over the last blocks, with
+    W'' of `modulate_weight`. Where kernels compute, one takes pixels through all layers and keeps nothing for the
+    backward, which computes the activations of a few pixels at a time anew: the memory it takes does not grow with the
+    picture. Second derivatives go through `composed_inr`, and so does what the kernel does not apply to (with one
+    warning).
+
+    Args:
+        features: [B, N, F], N pixels of each of B images.
+        layers: two a block, demodulated: [F, W], then [W, W] each.
+        rgb_weights: [3, W] of each of the last blocks, at least of one.
+        skip_from: blocks from this index on add their input to their output. Not 0 where F is not W.
+        negative_slope: of the leaky ReLU, not negative.
+        precision: of the kernel's products, see `Precision`; under autocast it is "fast". Its operands are then
+            float16, which cannot overflow, since every pixel has a scale of its own. Plain PyTorch goes by autocast and
+            its own settings. Colours are always added up in float32.
+        keep_activations: compute through `composed_inr`, for a backward that is quicker by a forward.
+
+    Returns:
+        [B, N, 3], at least float32.
+
+    Raises:
+        ValueError: an argument does not fit; it is named.
+
+    Source: CIPS-3D (arXiv 2110.09788), section 3.2; StyleGAN2 (arXiv 1912.04958), section 2.2.
+    """
+    check_modulated_inr(features, layers, rgb_weights, skip_from, negative_slope)
+    fast = is_fast(precision) or torch.is_autocast_enabled(features.device.type)
+    if not keep_activations and _takes(features, layers, rgb_weights):
+        reason = why_not_fused(features, layers, negative_slope, fast=fast)
+        if reason is None:
+            stacked = StackedLayers(
+                layers[0].weight,
+                torch.stack([layer.weight for layer in layers[1:]]),
+                _given(layers[0].modulation),
+                torch.stack([_given(layer.modulation) for layer in layers[1:]], 1),
+                torch.stack([_given(layer.demodulation) for layer in layers], 1),
+                torch.stack(list(rgb_weights)),
+            )
+            rgb: Tensor = _OP(features, *stacked, skip_from, negative_slope, fast)
+            return rgb
+        warn_composed(reason, "computes pixels layer by layer")
+    return composed_inr(features, layers, rgb_weights, skip_from=skip_from, negative_slope=negative_slope)
+
+
+def composed_inr(
+    features: Tensor,
+    layers: Sequence[ModulatedWeight],
+    rgb_weights: Sequence[Tensor],
+    *,
+    skip_from: int,
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """`modulated_inr` layer by layer, which keeps the activations of all layers for the backward."""
+    rgb: Tensor | None = None
+    block_input: Tensor | None = features
+    x: Tensor | None = layers[0].modulate(features)  # what the next product takes
+    blocks = len(layers) // 2
+    for block, (first, second) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+        assert x is not None
+        is_last, color = block + 1 == blocks, block + len(rgb_weights) - blocks
+        inner = modulated_layer(x, first, following=second, negative_slope=negative_slope, return_output=False)
+        assert inner.modulated is not None
+        made = modulated_layer(
+            inner.modulated,
+            second,
+            following=None if is_last else layers[2 * block + 2],
+            negative_slope=negative_slope,
+            skip=block_input if block >= skip_from else None,
+            rgb_weight=rgb_weights[color] if color >= 0 else None,
+            rgb=rgb,
+            return_output=not is_last and block + 1 >= skip_from,
+        )
+        x, block_input, rgb = made.modulated, made.output, made.rgb
+    assert rgb is not None  # the last block gives colours
+    return rgb
+
+
+def check_modulated_inr(
+    features: Tensor,
+    layers: Sequence[ModulatedWeight],
+    rgb_weights: Sequence[Tensor],
+    skip_from: int,
+    negative_slope: float,
+) -> None:
+    """Raise ValueError, naming the argument, unless `modulated_inr` is defined for these."""
+    batch, _, width_in = check_shape("features", features, (None, None, None))
+    if not layers or len(layers) % 2:
+        raise ValueError(f"layers must be two a block, got {len(layers)}")
+    width = layers[0].weight.shape[-1]
+    for k, layer in enumerate(layers):
+        shape = (width if k else width_in, width)
+        check_shape(f"layers[{k}].weight", layer.weight, shape if layer.modulation is not None else (batch, *shape))
+        if layer.modulation is not None:
+            check_shape(f"layers[{k}].modulation", layer.modulation, (batch, shape[0]))
+        if layer.demodulation is not None:
+            check_shape(f"layers[{k}].demodulation", layer.demodulation, (batch, width))
+    if not 1 <= len(rgb_weights) <= len(layers) // 2:
+        raise ValueError(f"rgb_weights must be those of 1 to {len(layers) // 2} blocks, got {len(rgb_weights)}")
+    for k, weight in enumerate(rgb_weights):
+        check_shape(f"rgb_weights[{k}]", weight, (3, width))
+    if skip_from < int(width_in != width):
+        raise ValueError(f"skip_from must be at least {int(width_in != width)}, got {skip_from}")
+    if negative_slope < 0:
+        raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
+
+
+def _takes(features: Tensor, layers: Sequence[ModulatedWeight], rgb_weights: Sequence[Tensor]) -> bool:
+    """Whether kernels compute on tensors of this device and these dtypes."""
+    if not kernels.take(features) or any(layer.modulation is None for layer in layers):
+        return False
+    tensors = (features, *(layer.weight for layer in layers), *rgb_weights)
+    return all(x.dtype == torch.float32 and x.device == features.device for x in tensors)
+
+
+def why_not_fused(
+    features: Tensor, layers: Sequence[ModulatedWeight], negative_slope: float, *, fast: bool
+) -> str | None:
+    """Why the kernel does not compute this network, in a phrase; None if it does."""
+    widest = max(layers[0].weight.shape)
+    if widest > WIDTH_MAX:
+        return f"the kernel has room for widths up to {WIDTH_MAX}, not for {widest}"
+    if any(layer.demodulation is None for layer in layers):
+        return "the kernel is for demodulated layers"
+    if negative_slope > 1:
+        return f"the kernel is for slopes up to 1, not for {negative_slope}"
+    if not _fits(features.device, fast):
+        return f"the shared memory of {features.device} has no room for the kernel"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _fits(device: torch.device, fast: bool) -> bool:
+    """Whether a device's shared memory has room for the kernel."""
+    rows: int = kernels.module_for(device).modulated_inr_rows(device.index or 0, 1, 1, not fast)
+    return rows > 0
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+# The registered op.
+
+LAYERS = len(StackedLayers._fields)
+INPUTS = 1 + LAYERS  # tensors of the op
+
+
+def _reference(features: Tensor, *arguments: Any) -> Tensor:
+    layers = StackedLayers(*arguments[:LAYERS])
+    skip_from, slope, _ = arguments[LAYERS:]
+    colors = list(layers.rgb_weight)
+    rgb = composed_inr(features, layers.unstacked(), colors, skip_from=skip_from, negative_slope=slope)
+    return rgb.contiguous()
+
+
+def _fake(features: Tensor, *arguments: Any) -> Tensor:
+    layers = StackedLayers(*arguments[:LAYERS])
+    skip_from, slope, _ = arguments[LAYERS:]
+    check_modulated_inr(features, layers.unstacked(), list(layers.rgb_weight), skip_from, slope)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    return features.new_empty(*features.shape[:2], 3, dtype=wide)
+
+
+def _kernel(features: Tensor, *arguments: Any) -> Tensor:
+    rgb = _fake(features, *arguments)
+    layers = StackedLayers(*arguments[:LAYERS])
+    skip_from, slope, fast = arguments[LAYERS:]
+    require_float32(features=features, **layers._asdict())
+    if rgb.numel() == 0:
+        return rgb
+    count, colors = layers.demodulation.shape[1], layers.rgb_weight.shape[0]
+    sizes = (*features.shape, layers.first_weight.shape[1], count)
+    device = features.device
+    size = kernels.module_for(device).modulated_inr_workspace(device.index or 0, *sizes, colors, not fast)
+    workspace = features.new_empty(size, dtype=torch.uint8)
+    kernels.launch(
+        "modulated_inr",
+        *(x.contiguous() for x in (features, *layers)),
+        *(workspace, rgb, *sizes, skip_from, count // 2 - colors, slope, not fast),
+    )
+    return rgb
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.settings = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[:INPUTS])
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:INPUTS]
+    none = (None,) * len(ctx.settings)
+    if torch.is_grad_enabled():
+
+        def reference(*arguments: Any) -> tuple[Tensor]:
+            return (_reference(*arguments),)
+
+        return *differentiate_outputs(reference, inputs, needed, [grad], ctx.settings), *none
+    found = _BACKWARD(grad, *inputs, *ctx.settings)
+    return *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)), *none
+
+
+# Its gradients: the activations of some pixels once more, layer by layer, and back through the same layers.
+
+
+class _Evaluation(NamedTuple):
+    """What the gradients need of some pixels; every list has an entry a layer."""
+
+    inputs: list[Tensor]  # [B, n, in] of the products, modulated
+    products: list[Tensor]  # [B, n, W]
+    skips: list[Tensor | None]  # [B, n, W] what is added to a layer's output
+
+
+def _evaluate(features: Tensor, layers: Sequence[ModulatedWeight], skip_from: int, slope: float) -> _Evaluation:
+    """Of features and weights of one dtype."""
+    x = layers[0].modulate(features)
+    seen = _Evaluation([], [], [])
+    block_input: Tensor | None = features
+    for k, layer in enumerate(layers):
+        ends_block = k % 2 == 1
+        seen.inputs.append(x)
+        seen.products.append(x @ layer.weight)
+        seen.skips.append(block_input if ends_block and k // 2 >= skip_from else None)
+        if k + 1 == len(layers):
+            break
+        becomes_skip = ends_block and k // 2 + 1 >= skip_from
+        following = layers[k + 1].modulation
+        output, x, _ = OPS["modulated_epilogue"](
+            *(seen.products[k], layer.demodulation, slope, seen.skips[k], following, None, None, becomes_skip)
+        )
+        if ends_block:
+            block_input = output if becomes_skip else None
+    return seen
+
+
+def _differentiate(
+    seen: _Evaluation,
+    features: Tensor,
+    layers: Sequence[ModulatedWeight],
+    rgb_weight: Tensor,
+    grad: Tensor,
+    slope: float,
+    total: StackedLayers,
+) -> Tensor:
+    """Adds the gradients of the layers to `total`; returns that of the features."""
+    of_modulated: Tensor | None = None  # what the product of the layer behind has taken
+    of_block: Tensor | None = None  # output of the block in front, where the next one adds it
+    for k in reversed(range(len(layers))):
+        ends_block, has_skip = k % 2 == 1, seen.skips[k] is not None
+        following = layers[k + 1].modulation if k + 1 < len(layers) else None
+        color = k // 2 + len(rgb_weight) - len(layers) // 2
+        has_rgb = ends_block and color >= 0
+        of_product, of_demodulation, of_skip, of_following, of_rgb = OPS["modulated_epilogue_backward"](
+            *(seen.products[k], layers[k].demodulation, slope, seen.skips[k], following),
+            *(rgb_weight[color] if has_rgb else None, of_block if ends_block else None, of_modulated),
+            *(grad if has_rgb else None, [True, True, has_skip, following is not None, has_rgb]),
+        )
+        total.demodulation[:, k] += of_demodulation
+        if following is not None:
+            total.hidden_modulation[:, k] += of_following
+        if has_rgb:
+            total.rgb_weight[color] += of_rgb
+        if ends_block:
+            of_block = of_skip if has_skip else None
+        of_weight = seen.inputs[k].flatten(0, 1).mT @ of_product.flatten(0, 1)
+        (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)
+        of_modulated = of_product @ layers[k].weight.mT
+    found: tuple[Tensor, ...] = OPS["modulated_epilogue_backward"](
+        *(features, None, 1.0, None, layers[0].modulation, None, of_block, of_modulated, None),
+        [True, False, False, True, False],
+    )
+    total.first_modulation.add_(found[3])
+    return found[0]
+
+
+def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    stacked = StackedLayers(*arguments[:LAYERS])
+    skip_from, slope, fast = arguments[LAYERS:]
+    dtype = torch.bfloat16 if fast else features.dtype  # float16 might not hold the gradients
+    layers = [ModulatedWeight(of.weight.to(dtype), of.modulation, of.demodulation) for of in stacked.unstacked()]
+    of_features = features.new_zeros(features.shape)
+    total = StackedLayers(*(x.new_zeros(x.shape) for x in stacked))
+    images, pixels, _ = features.shape
+    step = max(1, GRADIENT_PIXELS // max(1, images))
+    for start in range(0, pixels if images > 0 else 0, step):
+        some = slice(start, start + step)
+        given = features[:, some].to(dtype).contiguous()
+        seen = _evaluate(given, layers, skip_from, slope)
+        of_colors = grad[:, some].contiguous()
+        of_features[:, some] = _differentiate(seen, given, layers, stacked.rgb_weight, of_colors, slope, total)
+    return of_features, *total
+
+
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in arguments[:INPUTS])
+
+
+_SCHEMA = (
+    f"Tensor features, {', '.join(f'Tensor {name}' for name in StackedLayers._fields)}, "
+    "int skip_from, float negative_slope, bool fast"
+)
+_OP = define(
+    f"modulated_inr({_SCHEMA}) -> Tensor",
+    kernel=_kernel,
+    reference=_reference,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_gradients,
+)
+_BACKWARD = define(
+    f"modulated_inr_backward(Tensor grad, {_SCHEMA}) -> ({', '.join(['Tensor'] * INPUTS)})",
+    kernel=_backward,
+    reference=_backward,
+    fake=_backward_fake,
+)

@@ -1,0 +1,50 @@
+// Products of float16 operands with float32 accumulation, of rows of activations and matrices in shared memory.
+//
+// In the accurate mode every operand is split into a high and a low float16, and high·high + low·high + high·low leaves
+// a relative error of about 2^-21.
+#pragma once
+#include "operand.h"
+
+namespace cips3d {
+
+constexpr int kPadHalves = 8;  // rows of operands end 16 bytes later: the 8 rows of an ldmatrix lie in different banks
+
+// Two activations as halves, and in the accurate mode what the rounding left over.
+template <bool kAccurate>
+__device__ __forceinline__ void pack_activations(float x, float y, uint32_t& high, uint32_t& low) {
+  high = Operand<half>::pack(x, y);
+  if (!kAccurate) return;
+  const float2 kept = Operand<half>::unpack(high);
+  low = Operand<half>::pack(x - kept.x, y - kept.y);
+}
+
+// accumulator[m][n] += A[m] · B for 16 columns of A (one step) and 16 rows of a weight matrix [., kRow] from `row` on,
+// columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15.
+template <int kTiles, bool kAccurate, int kRow>
+__device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4], const uint32_t (&high)[kTiles][4],
+                                              const uint32_t (&low)[kTiles][4], const half* weight, int low_offset,
+                                              int row, int column, int lane) {
+  // Lanes 0-7 and 8-15 address rows row..row+7 at columns 0 and 8, lanes 16-31 the same of rows row+8..row+15.
+  const half* address = weight + (row + lane % 8 + lane / 16 * 8) * kRow + column + lane / 8 % 2 * 8;
+  uint32_t b[4];
+  ldmatrix_x4(b, address);
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) {
+      mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
+      if (kAccurate) mma_m16n8k16_f16(accumulator[m][n], low[m], pair, accumulator[m][n]);
+    }
+  }
+  if (!kAccurate) return;
+  ldmatrix_x4(b, address + low_offset);
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+#pragma unroll
+    for (int m = 0; m < kTiles; m++) mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
+  }
+}
+
+}  // namespace cips3d

@@ -1,0 +1,142 @@
+// Activations in shared memory times matrices that stream through it: for layers whose weights do not fit beside them.
+//
+// A block of 8 warps has the activations of kRows rows, and slabs of kSlab input channels of the matrices pass through
+// two or three stages beside them, in the order of their use. They are the same for all blocks, so that a device's L2
+// has to hold them once. Up to 256 columns of a product exist at a time: a warp has half of the rows and 64 of the
+// columns in registers, 32 matrix instructions for 8 reads of operands.
+#pragma once
+#include "half_product.h"
+
+namespace cips3d {
+
+constexpr int kStrip = 64;  // of a layer's channels: what one warp has; widths are filled up to whole strips
+constexpr int kStrips = 4;
+constexpr int kStreamColumns = kStrip * kStrips;
+constexpr int kStreamWarps = 2 * kStrips, kStreamThreads = 32 * kStreamWarps;
+
+__host__ __device__ constexpr int whole_strips(int channels) { return ceil_div(channels, kStrip) * kStrip; }
+
+// What streams, over and over: all matrices of a pass.
+struct Slabs {
+  const half* halves;  // [count, parts, columns, slab] in the order of use; parts: high, and low in the accurate mode
+  int count;           // of one pass
+  int columns;         // of the products, in whole strips, at most kStreamColumns
+  int stages;          // 2 or 3
+};
+
+struct NothingBeside {
+  __device__ __forceinline__ void operator()(int, int) const {}
+};
+
+// kWidth: the most input channels.
+template <int kRows_, int kSlab_, int kWidth, bool kAccurate_>
+class StreamedProduct {
+ public:
+  static constexpr int kRows = kRows_, kSlab = kSlab_;
+  static constexpr bool kAccurate = kAccurate_;
+  static constexpr int kParts = kAccurate ? 2 : 1;  // high, low
+  static constexpr int kTiles = kRows / 2 / 16;     // of 16 rows, of a warp
+  static constexpr int kRow = kWidth + kPadHalves, kSlabRow = kSlab + kPadHalves;
+  static constexpr int kStage = kParts * kStreamColumns * kSlabRow;  // halves
+  static_assert(kRows % 32 == 0 && kSlab % 16 == 0 && kStrip % kSlab == 0, "");
+
+  // Of a warp: columns 16 n to 16 n + 15 of its strip, rows 16 m to 16 m + 15 of its half.
+  using Sums = float[kStrip / 16][kTiles][2][4];
+
+  static constexpr size_t bytes(int stages) {
+    return shared_bytes<half>(kParts * kRows * kRow) + shared_bytes<half>(stages * kStage);
+  }
+
+  half* activations;  // [kParts, kRows, kRow]
+
+  // Its arrays are taken one by one, so that those whose sizes are constants may come before the stages.
+  __device__ __forceinline__ explicit StreamedProduct(SharedArrays& shared)
+      : activations(shared.take<half>(kParts * kRows * kRow)), stages_(nullptr), slab_(0), left_(0), stage_(0) {}
+  __device__ __forceinline__ void take_stages(SharedArrays& shared, const Slabs& from) {
+    stages_ = shared.take<half>(from.stages * kStage);
+  }
+
+  // Where the calling thread's fragments of sums are: rows first_row() + 16 m + 8 r, columns first_column() + 8 n and
+  // the one behind.
+  __device__ __forceinline__ static int first_row() { return warp() / kStrips * 16 * kTiles + lane() / 4; }
+  __device__ __forceinline__ static int first_column() { return strip() * kStrip + lane() % 4 * 2; }
+  __device__ __forceinline__ static int strip() { return warp() % kStrips; }
+
+  // Starts to copy the first slabs of `passes` passes. Whoever has something to copy beside a slab does it in
+  // beside(slab, stage).
+  template <class Beside>
+  __device__ __forceinline__ void start(const Slabs& from, int passes, Beside beside) {
+    slab_ = stage_ = 0;
+    left_ = passes * from.count;
+    for (int stage = 0; stage + 1 < from.stages; stage++) copy(from, stage, beside);
+  }
+
+  // Waits for the next slab and for all threads, and starts another one into the stage that has become free.
+  template <class Beside>
+  __device__ __forceinline__ int next(const Slabs& from, Beside beside) {
+    if (from.stages > 2)
+      cp_async_wait<1>();
+    else
+      cp_async_wait<0>();
+    __syncthreads();
+    copy(from, stage_ == 0 ? from.stages - 1 : stage_ - 1, beside);
+    const int stage = stage_;
+    stage_ = stage + 1 == from.stages ? 0 : stage + 1;
+    return stage;
+  }
+
+  // Writes two neighbouring activations of a row.
+  __device__ __forceinline__ void put(int row, int channel, float x, float y) {
+    uint32_t high, low = 0;
+    pack_activations<kAccurate>(x, y, high, low);
+    put(row, channel, high, low);
+  }
+  __device__ __forceinline__ void put(int row, int channel, uint32_t high, uint32_t low) {
+    *reinterpret_cast<uint32_t*>(activations + row * kRow + channel) = high;
+    if (kAccurate) *reinterpret_cast<uint32_t*>(activations + (kRows + row) * kRow + channel) = low;
+  }
+
+  // Adds the products of the warp's rows and slab k of a matrix, which is in `stage`, for its strip.
+  __device__ __forceinline__ void multiply(const Slabs& from, Sums& sums, int stage, int k) const {
+    const half* weight = stages_ + stage * kStage + strip() * kStrip * kSlabRow;
+    const half* row = activations + (warp() / kStrips * 16 * kTiles + lane() % 16) * kRow + kSlab * k + lane() / 16 * 8;
+#pragma unroll
+    for (int column = 0; column < kSlab; column += 16) {
+      uint32_t high[kTiles][4], low[kTiles][4] = {};
+#pragma unroll
+      for (int m = 0; m < kTiles; m++) {
+        ldmatrix_x4(high[m], row + 16 * m * kRow + column);
+        if (kAccurate) ldmatrix_x4(low[m], row + (kRows + 16 * m) * kRow + column);
+      }
+#pragma unroll
+      for (int n = 0; n < kStrip / 16; n++)
+        multiply_step<kTiles, kAccurate, kSlabRow>(sums[n], high, low, weight, from.columns * kSlabRow, 16 * n, column,
+                                                   lane());
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
+  __device__ __forceinline__ static int warp() { return threadIdx.x / 32; }
+
+  template <class Beside>
+  __device__ __forceinline__ void copy(const Slabs& from, int stage, Beside beside) {
+    if (left_ > 0) {
+      constexpr int kUnits = kSlab / 8;  // of 16 bytes a row
+      const int rows = kParts * from.columns;
+      const half* halves = from.halves + static_cast<int64_t>(slab_) * rows * kSlab;
+#pragma unroll 1  // registers are few
+      for (int i = threadIdx.x; i < rows * kUnits; i += kStreamThreads)
+        cp_async_16(stages_ + stage * kStage + i / kUnits * kSlabRow + i % kUnits * 8, halves + i * 8);
+      beside(slab_, stage);
+      slab_ = slab_ + 1 == from.count ? 0 : slab_ + 1;
+      left_--;
+    }
+    cp_async_commit();  // of nothing, too: waiting counts groups
+  }
+
+  half* stages_;             // [stages, kParts * columns, kSlabRow]
+  int slab_, left_, stage_;  // to be copied next, how many still are, and the stage of the one to be multiplied next
+};
+
+}  // namespace cips3d

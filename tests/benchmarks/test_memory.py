@@ -1,0 +1,82 @@
+"""Memory of rendering, counted allocation by allocation: what is given back, what is asked for, and one chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timing import Stopwatch, peak_allocated
+from torch import Tensor
+
+from cips3d.cameras import Cameras
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.pigan import PiGAN
+from cips3d.models.pigan_field import PiGANConfig
+from cips3d.models.volume import VolumeSettings
+
+SETTINGS = VolumeSettings(samples=3)
+CHUNK = 1 << 15
+CPU = torch.device("cpu")
+
+NARROW = CIPS3DConfig(
+    z_shape_dim=2,
+    shape_style_dim=2,
+    shape_mapping_layers=1,
+    nerf_width=4,
+    nerf_color_width=2,
+    features=2,
+    z_appearance_dim=2,
+    appearance_style_dim=2,
+    appearance_mapping_layers=1,
+    inr_width=2,
+    inr_blocks=1,
+    inr_skip_from=1,
+    inr_rgb_from=0,
+)
+
+
+def test_allocations_are_counted() -> None:
+    """A tensor of 4 MB, one of 8 MB beside it, 12 MB at most; 4 MB that stay."""
+
+    def run() -> Tensor:
+        a = torch.zeros(1_000_000)
+        b = torch.zeros(2_000_000)
+        del b
+        return a
+
+    assert peak_allocated(run, CPU) == pytest.approx(12e6, rel=1e-3)
+    assert Stopwatch(CPU, repeats=1, warm_up=0)(run).peak_mb == pytest.approx(12, rel=1e-3)
+
+
+def beyond_the_picture(model: Any, side: int) -> int:
+    """Bytes that rendering holds at most besides the picture, the rays and their draws."""
+    angles = torch.tensor([1.5])
+    cameras, z = Cameras.from_angles(angles, angles), model.sample_z(1, generator=torch.Generator().manual_seed(0))
+    seen: list[Any] = []
+
+    @torch.no_grad()
+    def run() -> None:
+        seen.append(model.synthesis(model.mapping(*z), cameras, SETTINGS, resolution=side, chunk_rays=CHUNK))
+
+    peak = peak_allocated(run, CPU)
+    picture = sum(4 * x.numel() for x in seen[0] if x is not None)
+    directions, draws = 4 * 3 * side**2, 4 * (SETTINGS.samples + SETTINGS.fine) * side**2
+    return peak - picture - directions - draws
+
+
+@pytest.mark.parametrize("model", ["cips3d", "pigan"])
+def test_large_pictures_need_no_more_than_themselves(model: str) -> None:
+    """From 512² to 1024², a chunk's activations are all that is held, and they stay as they are.
+
+    Were a single number a pixel more held, that would be 4 MB at 1024² and 1 MB at 512².
+    """
+    torch.manual_seed(0)
+    made = (
+        CIPS3D(NARROW)
+        if model == "cips3d"
+        else PiGAN(PiGANConfig(z_dim=2, width=4, layers=2, mapping_width=2, mapping_layers=1))
+    )
+    small, large = beyond_the_picture(made, 512), beyond_the_picture(made, 1024)
+    assert large < small + 100_000, f"{small} bytes at 512², {large} at 1024²"
+    assert 0 < small < 4 * 150 * CHUNK  # numbers a ray, for 6 samples of 4 + 2 channels at a time and their depths

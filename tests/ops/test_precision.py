@@ -1,0 +1,90 @@
+"""The words for precision mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ops.backends import Backend
+from torch import Tensor
+
+from cips3d.ops.film_siren import FoldedLayer, film_siren, siren_field
+from cips3d.ops.march import RayDraws
+from cips3d.ops.precision import Precision, is_fast
+from cips3d.ops.render_rays import SirenField, render_rays
+
+
+@pytest.fixture(params=["highest", "high", "medium"])
+def pytorch_setting(request: pytest.FixtureRequest) -> Iterator[str]:
+    """PyTorch's setting for float32 products, inside the test."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def siren(device: torch.device, precision: Any) -> Tensor:
+    x, weight, bias, gain, shift = normal(1, 20, 16), normal(16, 16), normal(16), normal(1, 16), normal(1, 16)
+    given = [t.to(device) for t in (x, weight, bias, gain, shift)]
+    return film_siren(*given, precision=precision)
+
+
+def rays(device: torch.device, precision: Any) -> Tensor:
+    layers = [FoldedLayer(normal(1, 16, i).to(device), normal(1, 16).to(device)) for i in (3, 16, 16)]
+    field = SirenField(*layers, normal(16).to(device), normal(1).to(device))
+    origins, directions = normal(1, 5, 3).to(device), normal(1, 5, 3).to(device)
+    draws = RayDraws(torch.rand(1, 5, 4, generator=torch.Generator().manual_seed(0)).to(device), None, None, None)
+    return render_rays(origins, directions, field, draws, 0.9, 1.1, last_back=True, precision=precision).colors
+
+
+def field(device: torch.device, precision: Any) -> Tensor:
+    layers = [FoldedLayer(normal(1, 16, i).to(device), normal(1, 16).to(device)) for i in (3, 16, 16)]
+    points, weight, bias = normal(1, 30, 3).to(device), normal(16).to(device), normal(1).to(device)
+    return siren_field(points, layers[:2], layers[2], weight, bias, precision=precision)[1]
+
+
+OPS_WITH_PRECISION = pytest.mark.parametrize("op", [siren, rays, field])
+
+
+@OPS_WITH_PRECISION
+def test_high_is_as_accurate_as_highest(backend: Backend, op: Any) -> None:
+    highest, high, fast = (op(backend.device, precision) for precision in ("highest", "high", "fast"))
+    assert torch.equal(high, highest)
+    # Plain PyTorch has no faster products for sine layers; kernels have.
+    assert torch.equal(fast, highest) != backend.uses_kernels
+
+
+@OPS_WITH_PRECISION
+def test_none_is_pytorchs_setting(backend: Backend, op: Any, pytorch_setting: str) -> None:
+    meant: Precision = "fast" if pytorch_setting == "medium" else "highest"
+    assert torch.equal(op(backend.device, None), op(backend.device, meant))
+
+
+def test_compiled_code_follows_the_setting(kernel_backend: Backend, pytorch_setting: str) -> None:
+    given = [t.to(kernel_backend.device) for t in (normal(1, 9, 16), normal(16, 16), normal(16), *[normal(1, 16)] * 2)]
+    torch.compiler.reset()  # what has been compiled with another setting stays
+    compiled = torch.compile(film_siren, backend="aot_eager", fullgraph=True)(*given)
+    assert torch.equal(compiled, film_siren(*given))
+    torch.compiler.reset()
+
+
+@OPS_WITH_PRECISION
+def test_other_words_are_refused(backend: Backend, op: Any) -> None:
+    with pytest.raises(ValueError, match='precision must be "highest", "high" or "fast", got \'medium\''):
+        op(backend.device, "medium")
+
+
+def test_settings_by_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch has no single answer where its backends were set one by one, and says so with an exception."""
+
+    def mixed() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    assert not is_fast(None)
