@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from torch import Tensor
 
 from cips3d import pictures
 from cips3d.errors import UserError, exit_on_user_error
@@ -16,7 +17,7 @@ from cips3d.meshing import MESH_ENDINGS, Components, ExtractedMesh, MeshSettings
 from cips3d.meshing.extraction import check_3d, check_installed
 from cips3d.meshing.preview import preview
 from cips3d.render import is_out_of_memory
-from cips3d.rendering import load_generator, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents, styles_of_seeds
 from cips3d.training.distributed import choose_device
 
 PROGRAM = "python -m cips3d.mesh"
@@ -26,6 +27,7 @@ Examples:
   {PROGRAM} runs/heads --seed 3 --resolution 256 --out head.glb
   {PROGRAM} runs/heads --seed 3 --truncation 0.7 --components largest --out head.ply
   {PROGRAM} runs/heads --seed 3 --threshold 40 --no-preview --out head.obj
+  {PROGRAM} runs/heads --latent inverted/latent.safetensors --out head.glb
 
 Beside the mesh lies a picture of it from six sides (head.png). The sides that no training camera saw are guesses.
 """
@@ -42,10 +44,12 @@ class Options:
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """file to write: .glb, .ply or .obj"""
-    seed: int = 0
+    seed: Annotated[int | None, tyro.conf.arg(metavar="SEED", help_behavior_hint="(default: 0)")] = None
     """which face"""
+    latent: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """the face that python -m cips3d.invert found, in the place of that of a seed"""
     truncation: float = 1.0
-    """1: the face as it comes; nearer to 0: a more typical one"""
+    """1: the face of the seed as it comes; nearer to 0: a more typical one"""
     resolution: int = 256
     """points along an edge of the grid of densities; 512 takes 0.5 GB and eight times as long"""
     threshold: Annotated[
@@ -89,7 +93,7 @@ def mesh(options: Options) -> int:
         options.resolution, options.threshold, options.box_side, options.components, options.picture_resolution
     )
     try:
-        styles = styles_of_seeds(loaded, [options.seed], options.truncation)
+        styles = styles_of(loaded, options)
         made = extract_mesh(loaded, styles, settings, progress=True)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -105,6 +109,13 @@ def mesh(options: Options) -> int:
         shown = f"; {picture} shows it"
     print(f"{options.out}: {described(made)}{shown}")
     return 0
+
+
+def styles_of(loaded: LoadedGenerator, options: Options) -> tuple[Tensor, ...]:
+    """The styles of the face."""
+    if options.latent is not None:
+        return styles_of_latents(loaded, [options.latent])
+    return styles_of_seeds(loaded, [options.seed or 0], options.truncation)
 
 
 def preview_path(out: Path) -> Path:
@@ -125,7 +136,11 @@ def described(made: ExtractedMesh) -> str:
 
 def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before the model is loaded."""
-    if not 0 <= options.seed < SEED_LIMIT:
+    if options.latent is not None and options.seed is not None:
+        raise UserError("--latent takes the place of --seed; leave one of them out")
+    if options.latent is not None and options.truncation != 1:
+        raise UserError("--truncation is for the face of a seed, and --latent gives another; leave it out")
+    if options.seed is not None and not 0 <= options.seed < SEED_LIMIT:
         raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
     if not math.isfinite(options.truncation):
         raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")

@@ -28,6 +28,7 @@ Examples:
   {PROGRAM} runs/heads --seeds 0-3 --truncation 0.7 --trajectory yaw --yaw -0.5 0.5 --out swing.webp
   {PROGRAM} runs/heads --seeds 0,5,9 --interpolate shape --trajectory circle --out shapes.mp4
   {PROGRAM} runs/heads --seeds 0-3 --mix 10-13 --out mixed.png
+  {PROGRAM} runs/heads --latent inverted/latent.safetensors --trajectory yaw --out turn.webp
 
 A model trained at 32 x 32 renders at 128 x 128 or any other size: --resolution is free.
 With a --trajectory or --interpolate, a .png or .jpg shows the frames side by side.

@@ -17,6 +17,7 @@ from PIL import Image
 from cips3d.mesh import main
 from cips3d.meshing import extraction
 from cips3d.models.cips3d import CIPS3D
+from cips3d.rendering import latent_of, load_generator, styles_of_seeds, write_latent
 from cips3d.training.checkpoint import save_checkpoint
 from cips3d.training.config import TrainConfig
 
@@ -105,6 +106,18 @@ def test_is_the_same_every_time_but_for_its_flags(command: Callable[..., str], t
         ("--picture-resolution", "5"),
     ):
         assert made(*flags) != plain, flags
+
+
+def test_latent(command: Callable[..., str], run_folder: Path, tmp_path: Path) -> None:
+    """The latent of a seed's face gives the seed's mesh."""
+    loaded = load_generator(run_folder)
+    path = tmp_path / "latent.safetensors"
+    write_latent(path, latent_of(loaded, styles_of_seeds(loaded, [3]), None))
+    command(*QUICK, "--seed", "3", out="a.ply")
+    command(*QUICK, "--latent", path, out="b.ply")
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+    assert "takes the place of --seed" in command("--latent", path, "--seed", 0, fails=True)
+    assert "--truncation is for the face of a seed" in command("--latent", path, "--truncation", 0.5, fails=True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rendering with a trained generator: load it, take the faces of seeds, look at them from chosen sides."""
 
 from cips3d.cameras.trajectories import yaw_sweep
+from cips3d.rendering.latents import Latent, SeenBy, latent_of, read_latent, styles_of_latents, write_latent
 from cips3d.rendering.loading import LoadedGenerator, load_generator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
@@ -9,16 +10,22 @@ from cips3d.rendering.views import BATCH_SIZE, Views, render_pairs, render_views
 
 __all__ = [
     "BATCH_SIZE",
+    "Latent",
     "LoadedGenerator",
+    "SeenBy",
     "Views",
     "interpolated_styles",
+    "latent_of",
     "load_generator",
     "mixed_styles",
     "normals_from_depth",
     "parse_seeds",
+    "read_latent",
     "render_pairs",
     "render_views",
+    "styles_of_latents",
     "styles_of_seeds",
     "volume_at",
+    "write_latent",
     "yaw_sweep",
 ]

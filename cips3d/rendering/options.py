@@ -20,6 +20,7 @@ from cips3d.video import import_ffmpeg
 
 CAMERA_FILE_ENDING = ".json"
 MODELS_OWN = "(default: the model's)"
+DEFAULT_SEEDS = "0-7"
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,12 @@ class Options:
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp"""
-    seeds: Annotated[str, tyro.conf.arg(metavar="LIST")] = "0-7"
+    seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint=f"(default: {DEFAULT_SEEDS})")] = None
     """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
+    latent: Annotated[
+        tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(default: none)")
+    ] = None
+    """faces that python -m cips3d.invert found, in the place of those of seeds"""
     yaw: Annotated[
         tuple[float, ...] | None,
         tyro.conf.arg(metavar="RAD [RAD ...]", help_behavior_hint="(default: -0.4 0 0.4; a 2-D model has no sides)"),
@@ -54,7 +59,7 @@ class Options:
     """go smoothly from seed to seed and back to the first: in the shape or the appearance alone, which CIPS-3D keeps
     apart, or in both, as all models can"""
     mix: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: none)")] = None
-    """style mixing: a table of --seeds, a row each, with the later layers of these seeds, a column each"""
+    """style mixing: a table of --seeds or --latent, a row each, with the later layers of these seeds, a column each"""
     mix_layer: Annotated[
         int | None,
         tyro.conf.arg(metavar="LAYER", help_behavior_hint="(default: the middle; CIPS-3D 0: the whole appearance)"),
@@ -67,7 +72,7 @@ class Options:
     fps: float = 24.0
     """frames a second of an animation"""
     truncation: float = 1.0
-    """1: faces as they come; nearer to 0: more typical ones"""
+    """1: faces of seeds as they come; nearer to 0: more typical ones"""
     resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint=MODELS_OWN)] = None
     """side of a picture"""
     fov: Annotated[float | None, tyro.conf.arg(metavar="DEGREES", help_behavior_hint=MODELS_OWN)] = None
@@ -101,7 +106,8 @@ class Options:
 
 def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before the model is loaded."""
-    parse_seeds(options.seeds)
+    if options.seeds is not None:
+        parse_seeds(options.seeds)
     if options.mix is not None:
         parse_seeds(options.mix, "--mix")
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
@@ -156,6 +162,8 @@ def _check_trajectory(options: Options) -> None:
 
 def _check_faces(options: Options) -> None:
     """What is said of faces and frames must fit together."""
+    if options.latent is not None:
+        _check_latent(options)
     if options.mix_layer is not None and options.mix is None:
         raise UserError("--mix-layer is for --mix; leave it out, or say which seeds to mix")
     if options.frames is not None and not options.has_frames:
@@ -171,6 +179,16 @@ def _check_faces(options: Options) -> None:
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
         if angles is not None and len(angles) > 1:
             raise UserError(f"{flag} {listed(angles)} is more than one view, which is all that --mix shows; give one")
+
+
+def _check_latent(options: Options) -> None:
+    """Latents take the place of seeds, and are the faces that they are."""
+    if not options.latent:
+        raise UserError("--latent names no file; give one or more that python -m cips3d.invert wrote")
+    if options.seeds is not None:
+        raise UserError("--latent takes the place of --seeds; leave one of them out")
+    if options.truncation != 1 and options.mix is None:
+        raise UserError("--truncation is for faces of seeds, and --latent gives others; leave it out")
 
 
 def _check_out(options: Options) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, read_cameras
@@ -22,8 +23,9 @@ from cips3d.rendering.film import (
     kinds_of,
     mixing,
 )
+from cips3d.rendering.latents import face_name, styles_of_latents
 from cips3d.rendering.loading import LoadedGenerator
-from cips3d.rendering.options import Options
+from cips3d.rendering.options import DEFAULT_SEEDS, Options
 from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
 
@@ -33,6 +35,42 @@ VIEW_YAWS = (-0.4, 0.0, 0.4)  # radians from the front, of pictures
 YAW_ENDS, PITCH_ENDS = (-0.4, 0.4), (-0.2, 0.2)  # the same, of moving cameras
 FRAMES, FRAMES_A_SEED = 48, 24  # of animations
 COLUMNS, COLUMNS_A_SEED = 8, 4  # of pictures that show frames side by side
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """Who is shown."""
+
+    styles: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    """one a face, such as "seed 3" """
+    seeds: tuple[int, ...] | None
+    """None: they are those of latents"""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def counted(self) -> str:
+        """ "1 seed", "3 latents" """
+        return f"{len(self)} {'latent' if self.seeds is None else 'seed'}{'s' if len(self) > 1 else ''}"
+
+    @property
+    def flag(self) -> str:
+        return "--latent" if self.seeds is None else "--seeds"
+
+
+def faces_of_seeds(loaded: LoadedGenerator, text: str, flag: str, truncation: float) -> Faces:
+    """The faces of a list of seeds."""
+    seeds = parse_seeds(text, flag)
+    return Faces(styles_of_seeds(loaded, seeds, truncation), tuple(f"seed {seed}" for seed in seeds), tuple(seeds))
+
+
+def faces_of(loaded: LoadedGenerator, options: Options) -> Faces:
+    """The faces that are asked for: of latents, or of seeds."""
+    if options.latent is None:
+        return faces_of_seeds(loaded, options.seeds or DEFAULT_SEEDS, "--seeds", options.truncation)
+    return Faces(styles_of_latents(loaded, options.latent), tuple(map(face_name, options.latent)), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,44 +96,42 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     Raises:
         UserError: the model does not have it, or it does not fit into a picture.
     """
-    seeds = parse_seeds(options.seeds)
-    mixed_seeds = None if options.mix is None else parse_seeds(options.mix, "--mix")
     look = _look(loaded, options)
     _check_model(loaded, options, look.resolution)
-    film, seen = _film(loaded, options, look, seeds, mixed_seeds)
+    faces = faces_of(loaded, options)
+    mixed = None if options.mix is None else faces_of_seeds(loaded, options.mix, "--mix", options.truncation)
+    film, seen = _film(loaded, options, look, faces, mixed)
     what = "frame" if options.has_frames else "view"
     count = f"{len(film)} {what}{'s' if len(film) > 1 else ''}"
     staging = Staging(
         film,
-        _layout(options, look, seeds, mixed_seeds),
-        mixed_seeds is not None,
-        _row_labels(options, look, seeds),
-        _column_labels(loaded, options, seeds, len(film)),
+        _layout(options, look, faces, mixed),
+        mixed is not None,
+        _row_labels(options, look, faces),
+        _column_labels(loaded, options, faces, len(film)),
         f"{seen} in {count} of {look.resolution} x {look.resolution}",
     )
     _check_size(options, staging)
     return staging
 
 
-def _film(
-    loaded: LoadedGenerator, options: Options, look: Look, seeds: list[int], mixed_seeds: list[int] | None
-) -> tuple[Film, str]:
+def _film(loaded: LoadedGenerator, options: Options, look: Look, faces: Faces, mixed: Faces | None) -> tuple[Film, str]:
     """The faces from where they are seen, and what they are in words."""
-    if options.interpolate is not None and len(seeds) < 2:
-        raise UserError(f"--interpolate goes nowhere with --seeds {options.seeds}; give two or more")
-    cameras = _cameras(loaded, options, len(seeds))
-    styles = styles_of_seeds(loaded, seeds, options.truncation)
-    if mixed_seeds is not None:
-        second = styles_of_seeds(loaded, mixed_seeds, options.truncation)
-        film = mixing(loaded, styles, second, _mixed_layer(loaded, options, styles), cameras, look)
-        return film, f"{len(seeds)} x {len(mixed_seeds)} mixed seeds"
+    if options.interpolate is not None and len(faces) < 2:
+        raise UserError(f"--interpolate goes nowhere with one face; give two or more to {faces.flag}")
+    cameras = _cameras(loaded, options, len(faces))
+    styles = faces.styles
+    if mixed is not None:
+        film = mixing(loaded, styles, mixed.styles, _mixed_layer(loaded, options, styles), cameras, look)
+        rows = f"{len(faces)}" if faces.seeds is not None else faces.counted
+        return film, f"{rows} x {len(mixed)} mixed seeds"
     if options.interpolate is not None:
         if options.interpolate not in ("both", *style_parts(styles)):
             name = type(loaded.generator).__name__
             raise UserError(f"--interpolate {options.interpolate} is no part of {name}'s styles; give both")
         film = interpolation(loaded, styles, cameras, look, options.interpolate)
-        return film, f"a way through {len(seeds)} seeds"
-    return every_face(loaded, styles, cameras, look), f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        return film, f"a way through {faces.counted}"
+    return every_face(loaded, styles, cameras, look), faces.counted
 
 
 def _look(loaded: LoadedGenerator, options: Options) -> Look:
@@ -135,7 +171,7 @@ def _check_model(loaded: LoadedGenerator, options: Options, resolution: int) -> 
             )
 
 
-def _mixed_layer(loaded: LoadedGenerator, options: Options, styles: tuple[torch.Tensor, ...]) -> int:
+def _mixed_layer(loaded: LoadedGenerator, options: Options, styles: tuple[Tensor, ...]) -> int:
     """The first layer of the other seed: where styles keep shape and appearance apart, all of the appearance's."""
     layers, name = loaded.generator.style_layers, type(loaded.generator).__name__
     if layers == 0:
@@ -148,7 +184,7 @@ def _mixed_layer(loaded: LoadedGenerator, options: Options, styles: tuple[torch.
     return layer
 
 
-def _cameras(loaded: LoadedGenerator, options: Options, seeds: int) -> Cameras:
+def _cameras(loaded: LoadedGenerator, options: Options, faces: int) -> Cameras:
     """One a view, or one a frame."""
     poses = loaded.poses
     if options.camera_file is not None:
@@ -159,7 +195,7 @@ def _cameras(loaded: LoadedGenerator, options: Options, seeds: int) -> Cameras:
             yaw_mean=poses.yaw_mean,
         )
     if options.has_frames:
-        return _trajectory(loaded, options, _frame_count(options, seeds))
+        return _trajectory(loaded, options, _frame_count(options, faces))
     one_view = options.mix is not None or not loaded.generator.is_3d
     yaws = options.yaw or ((0.0,) if one_view else VIEW_YAWS)
     views = [(pitch, yaw) for pitch in options.pitch or (0.0,) for yaw in yaws]
@@ -170,11 +206,11 @@ def _cameras(loaded: LoadedGenerator, options: Options, seeds: int) -> Cameras:
     )
 
 
-def _frame_count(options: Options, seeds: int) -> int:
+def _frame_count(options: Options, faces: int) -> int:
     if options.frames is not None:
         return options.frames
     if options.interpolate is not None:
-        return seeds * (FRAMES_A_SEED if options.is_animation else COLUMNS_A_SEED)
+        return faces * (FRAMES_A_SEED if options.is_animation else COLUMNS_A_SEED)
     return FRAMES if options.is_animation else COLUMNS
 
 
@@ -197,42 +233,42 @@ def _trajectory(loaded: LoadedGenerator, options: Options, frames: int) -> Camer
     return trajectory.cameras(frames, extent)
 
 
-def _layout(options: Options, look: Look, seeds: list[int], mixed_seeds: list[int] | None) -> Layout:
+def _layout(options: Options, look: Look, faces: Faces, mixed: Faces | None) -> Layout:
     """Faces of a frame: in a table where styles are mixed, in a square where each is one picture, else a row each."""
     enlarge = max(1, VISIBLE_SIDE // look.resolution)
-    if mixed_seeds is not None:
-        rows, columns = (("", *(f"seed {seed}" for seed in each)) for each in (seeds, mixed_seeds))
-        return Layout(len(mixed_seeds) + 1, rows, columns, enlarge)
+    if mixed is not None:
+        return Layout(len(mixed) + 1, ("", *faces.names), ("", *mixed.names), enlarge)
     if options.interpolate is not None:
         return Layout(1, enlarge=enlarge)
-    columns_of_square = math.ceil(math.sqrt(len(seeds))) if len(look.kinds) == 1 else 1
-    starts = range(0, len(seeds), columns_of_square)
-    labels = tuple(_row_label(seeds[start : start + columns_of_square]) for start in starts)
-    return Layout(columns_of_square, labels if len(seeds) > 1 else None, enlarge=enlarge)
+    columns = math.ceil(math.sqrt(len(faces))) if len(look.kinds) == 1 else 1
+    labels = tuple(_row_label(faces, start, start + columns) for start in range(0, len(faces), columns))
+    return Layout(columns, labels if len(faces) > 1 else None, enlarge=enlarge)
 
 
-def _row_label(seeds: list[int]) -> str:
-    """What a row of several faces shows: "seed 3", "seeds 0-3" or "seeds 1, 5, 9"."""
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    if seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+def _row_label(faces: Faces, start: int, stop: int) -> str:
+    """What a row of several faces shows: "seed 3", "seeds 0-3", "seeds 1, 5, 9" or the latents' names."""
+    names = faces.names[start:stop]
+    if faces.seeds is None or len(names) == 1:
+        return ", ".join(names)
+    seeds = faces.seeds[start:stop]
+    if seeds == tuple(range(seeds[0], seeds[0] + len(seeds))):
         return f"seeds {seeds[0]}-{seeds[-1]}"
     return "seeds " + ", ".join(map(str, seeds))
 
 
-def _row_labels(options: Options, look: Look, seeds: list[int]) -> tuple[str, ...] | None:
+def _row_labels(options: Options, look: Look, faces: Faces) -> tuple[str, ...] | None:
     """What the rows of a picture show whose columns are views or frames."""
     several = len(look.kinds) > 1
     if options.interpolate is not None:  # one face, which changes
         return look.kinds if several else None
-    return tuple(f"seed {seed} {kind}" if several else f"seed {seed}" for seed in seeds for kind in look.kinds)
+    return tuple(f"{name} {kind}" if several else name for name in faces.names for kind in look.kinds)
 
 
-def _column_labels(loaded: LoadedGenerator, options: Options, seeds: list[int], count: int) -> tuple[str, ...] | None:
-    """What the columns of a picture show: the seed that a way has come to, the frame, or the view."""
+def _column_labels(loaded: LoadedGenerator, options: Options, faces: Faces, count: int) -> tuple[str, ...] | None:
+    """What the columns of a picture show: the face that a way has come to, the frame, or the view."""
     if options.interpolate is not None:
-        reached = {round(index * count / len(seeds)): seed for index, seed in enumerate(seeds)}
-        return tuple(f"seed {reached[frame]}" if frame in reached else "" for frame in range(count))
+        reached = {round(index * count / len(faces)): name for index, name in enumerate(faces.names)}
+        return tuple(reached.get(frame, "") for frame in range(count))
     if options.has_frames:
         return tuple(f"frame {frame}" for frame in range(count))
     if not loaded.generator.is_3d:

@@ -1,0 +1,160 @@
+"""The command that moves faces along semantic directions: `python -m cips3d.edit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+import tyro
+
+from cips3d.editing import Directions, edited, semantic_directions
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.models.family import AnyGenerator
+from cips3d.models.generator import chosen, styles_of
+from cips3d.rendering import load_generator
+from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
+from cips3d.sweeps.options import check_strengths
+from cips3d.training.distributed import choose_device
+
+PROGRAM = "python -m cips3d.edit"
+DESCRIPTION = f"""Change faces along semantic directions, found in closed form in the weights of a trained model (SeFa).
+
+Examples:
+  {PROGRAM} runs/faces --seeds 3 --out directions.png
+  {PROGRAM} runs/faces --seeds 0-7 --directions 2 --strengths -3 -1.5 0 1.5 3 --out direction.png
+  {PROGRAM} runs/faces --seeds 0-3 --branch appearance --layers 0-3 --directions 0 --out early.png
+  {PROGRAM} runs/faces --seeds 3 --branch shape --directions 0-5 --kind normals --out shapes.mp4
+  {PROGRAM} runs/faces --latent inverted/latent.safetensors --trajectory yaw --out turning.webp
+
+Direction 0 changes most how the chosen layers are modulated, direction 1 most of what is left, and so on: the
+eigenvectors of A^T A, A the weights through which styles reach the layers. What each means is to be seen. In CIPS-3D,
+shape goes to the NeRF's FiLM layers, appearance to the INR's modulated ones.
+"""
+
+SEVERAL_DIRECTIONS, ONE_DIRECTION = "0-4", "0"  # defaults of --directions, for one face and for several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(SweepOptions):
+    """What the command is told."""
+
+    default_seeds: ClassVar[str] = "0"
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: 0)")] = None
+    """which faces: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
+    directions: Annotated[
+        str | None,
+        tyro.conf.arg(
+            aliases=["--direction"], metavar="LIST", help_behavior_hint="(default: 0-4 for one face, 0 for several)"
+        ),
+    ] = None
+    """which directions, a row each for every face; 0 is the strongest"""
+    strengths: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER [NUMBER ...]")] = (-3.0, -1.5, 0.0, 1.5, 3.0)
+    """how far along a direction, a column each: in standard deviations of random faces; in an animation, from the
+    first to the last and back"""
+    branch: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: shape of CIPS-3D; others have one)")
+    ] = None
+    """of the styles: shape or appearance"""
+    layers: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: all)")] = None
+    """layers of the branch that are decomposed and changed, such as 0-3; the first ones come first"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: the process's) and return its exit code."""
+    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
+    return exit_on_user_error(lambda: edit(options))
+
+
+def edit(options: Options) -> int:
+    """Load, find the directions, move the faces, save, and say where."""
+    check(options)
+    loaded = load_generator(options.run, choose_device(options.device))
+    directions = directions_of(loaded.generator, options)
+    scene = prepared(loaded, options)
+    indices = indices_of(options, directions, len(scene.faces))
+    several_faces, several_directions = len(scene.faces) > 1, len(indices) > 1
+    rows = [
+        ", ".join([name] * several_faces + [f"direction {index}"] * (several_directions or not several_faces))
+        for name in scene.faces.names
+        for index in indices
+    ]
+    shown = write_sweep(
+        options,
+        scene,
+        rows,
+        [moved(scene, directions, indices, strength) for strength in options.strengths],
+        (options.strengths[0], options.strengths[-1]),
+        lambda strength: moved(scene, directions, indices, strength),
+    )
+    which = f"direction {indices[0]}" if len(indices) == 1 else f"{len(indices)} directions"
+    print(f"{options.out} shows {which} of the {directions.branch}: {shown}{loaded.at_step}")
+    return 0
+
+
+def check(options: Options) -> None:
+    """Raise `UserError` for what can be known to be wrong before the model is loaded."""
+    check_options(options)
+    check_strengths(options.strengths)
+    if options.directions is not None:
+        parse_numbers(options.directions, "--directions", "directions")
+    if options.layers is not None:
+        parse_numbers(options.layers, "--layers", "layers")
+    if options.is_animation and options.trajectory is None and len(options.strengths) < 2:
+        raise UserError("--strengths names one strength, which does not move; give two or more, or a --trajectory")
+
+
+def directions_of(generator: AnyGenerator, options: Options) -> Directions:
+    """The directions of the branch and layers that are asked for.
+
+    Raises:
+        UserError: the model does not have them.
+    """
+    name, weights = type(generator).__name__, generator.style_weights()
+    if not weights:
+        raise UserError(f"{name} has no styles that could be decomposed; give another model")
+    branch = options.branch or next(iter(weights))
+    if branch not in weights:
+        raise UserError(f"--branch {branch} is no branch of {name}'s styles; give {' or '.join(weights)}")
+    layers, count = None, len(weights[branch])
+    if options.layers is not None:
+        layers = parse_numbers(options.layers, "--layers", "layers")
+        if max(layers) >= count:
+            raise UserError(
+                f"--layers {options.layers} is beyond the {branch} of this {name}, whose layers are 0 to {count - 1}; "
+                "give some of these"
+            )
+    return semantic_directions(generator, branch, layers)
+
+
+def indices_of(options: Options, directions: Directions, faces: int) -> list[int]:
+    """The directions that so many faces are shown along."""
+    asked = options.directions or (SEVERAL_DIRECTIONS if faces == 1 else ONE_DIRECTION)
+    indices = parse_numbers(asked, "--directions", "directions")
+    if options.directions is None:
+        return indices[: len(directions)]
+    if max(indices) >= len(directions):
+        raise UserError(
+            f"--directions {options.directions} is beyond the {len(directions)} that these layers have; "
+            f"give 0 to {len(directions) - 1}"
+        )
+    return indices
+
+
+def moved(scene: Scene, directions: Directions, indices: Sequence[int], strength: float) -> Column:
+    """Every face of a scene along every direction, faces first."""
+    along = [edited(scene.faces.styles, directions, index, strength) for index in indices]  # [D] styles of F faces
+    faces, count = len(scene.faces), len(indices)
+    together = styles_of(scene.faces.styles, [torch.cat(parts) for parts in zip(*along, strict=True)])
+    order = torch.arange(faces * count, device=scene.loaded.device).view(count, faces).T.flatten()
+    label = "0" if strength == 0 else f"{strength:+g}"
+    return Column(label, scene.loaded, chosen(together, order))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""Pivotal tuning: the generator's weights bent until a face that it nearly has is the photograph's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cips3d.convert.converted import Converted, RenderingDefaults, Source
+from cips3d.errors import UserError
+from cips3d.inversion.losses import picture_loss
+from cips3d.inversion.objective import Objective, Record, seen_by
+from cips3d.models.family import GENERATORS, AnyGenerator
+from cips3d.models.generator import styles_of
+from cips3d.plain import to_plain
+from cips3d.rendering import LoadedGenerator
+
+STAGE = "weights"
+RATE = 3e-4  # of Adam, as published
+LOCALITY = 0.1  # weight of the term that holds other faces where they are, as published
+
+
+@dataclass(frozen=True, eq=False)
+class Pivot:
+    """The face and the camera that weights are tuned around."""
+
+    styles: tuple[Tensor, ...]
+    """of one face"""
+    pitch: Tensor
+    """[1] radians"""
+    yaw: Tensor
+    """[1] radians"""
+
+
+def tune(
+    objective: Objective, pivot: Pivot, *, steps: int, seed: int, progress: bool, stop: Callable[[], bool]
+) -> LoadedGenerator:
+    """A copy of the generator whose picture of the pivot is nearer to the photograph.
+
+    Minimises loss(G'(pivot), photo) + 0.1 · loss(G'(w), G(w)) over the weights of volume and pixels; the mapping stays
+    as it is. w lies anywhere between the pivot and a random face, seen by a random camera as in training: faces nearby
+    and other sides of this one are held.
+
+    Args:
+        steps: of Adam.
+        seed: chooses faces and cameras of the second term.
+        progress: show a bar with losses on stderr.
+        stop: asked before every step; where it is true, the generator as it is then is returned.
+
+    Source: pivotal tuning (arXiv 2106.05744), sections 3.2 and 3.3; there, w is at a fixed distance from the pivot.
+    """
+    original = objective.loaded
+    generator = copy.deepcopy(original.generator)
+    tuned = replace(original, generator=generator)
+    optimizer = torch.optim.Adam(_trained(generator), lr=RATE)
+    random = torch.Generator().manual_seed(seed)
+    with tqdm(total=steps, desc=STAGE, unit="step", disable=not progress, leave=False) as bar:
+        for _ in range(steps):
+            if stop():
+                break
+            picture = seen_by(tuned, pivot.styles, pivot.pitch, pivot.yaw, objective.resolution)
+            losses = picture_loss(picture, objective.photo, objective.perceptual, objective.perceptual_weight)
+            locality = LOCALITY * _change(objective, tuned, pivot, random)
+            optimizer.zero_grad()
+            (losses.total + locality).sum().backward()
+            optimizer.step()
+            pixel, perceptual, changed = (float(part.detach()) for part in (*losses, locality))
+            record = Record(STAGE, pixel, perceptual, locality=changed)
+            objective.records.append(record)
+            bar.set_postfix(loss=f"{record.total:.4f}", pixel=f"{record.pixel:.4f}", refresh=False)
+            bar.update()
+    generator.requires_grad_(False)
+    return tuned
+
+
+def _trained(generator: AnyGenerator) -> list[nn.Parameter]:
+    """The weights of volume and pixels, which now carry gradients."""
+    groups = generator.parameter_groups()
+    weights = [weight for module in (*groups.nerf, *groups.inr) for weight in module.parameters()]
+    for weight in weights:
+        weight.requires_grad_()
+    return weights
+
+
+def _change(objective: Objective, tuned: LoadedGenerator, pivot: Pivot, random: torch.Generator) -> Tensor:
+    """How much a face near the pivot has changed [1]."""
+    original, device = objective.loaded, objective.loaded.device
+    with torch.no_grad():
+        other = original.generator.mapping(*original.generator.sample_z(1, generator=random))
+        share = float(torch.rand(1, generator=random))
+        styles = styles_of(other, [torch.lerp(p, o, share) for p, o in zip(pivot.styles, other, strict=True)])
+        pitch, yaw = (angle.to(device) for angle in original.poses.sample(1, generator=random))
+        before = seen_by(original, styles, pitch, yaw, objective.resolution)
+    after = seen_by(tuned, styles, pitch, yaw, objective.resolution)
+    return picture_loss(after, before, objective.perceptual, objective.perceptual_weight).total
+
+
+def as_converted(loaded: LoadedGenerator, sources: tuple[Source, ...] = ()) -> Converted:
+    """A generator as a checkpoint that `load_generator` reads.
+
+    Args:
+        loaded: what pictures are made with.
+        sources: the files that it comes from.
+
+    Raises:
+        UserError: the generator is none of the family's.
+    """
+    config: Any = getattr(loaded.generator, "config", None)
+    if type(config) not in GENERATORS:
+        raise UserError(f"{type(loaded.generator).__name__} is no model of the family that could be saved")
+    return Converted(
+        system=config.system,
+        rendering=RenderingDefaults(loaded.settings, loaded.fov_degrees, loaded.resolution, loaded.poses),
+        sources=sources,
+        generator_config=to_plain(config),
+        discriminator_config=None,
+        step=loaded.step,
+        states={"generator_ema": loaded.generator.state_dict()},
+    )

@@ -1,0 +1,233 @@
+"""The command that finds a photograph's face in a trained model: `python -m cips3d.invert`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from torch import Tensor
+
+from cips3d.convert.command import sha256_of
+from cips3d.convert.converted import Source, write_converted
+from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
+from cips3d.errors import UserError, exit_on_user_error
+from cips3d.inversion import Inversion, InversionSettings, invert
+from cips3d.inversion.figures import comparison, loss_curve
+from cips3d.inversion.losses import Perceptual
+from cips3d.inversion.tuning import as_converted
+from cips3d.pictures import save_image
+from cips3d.render import is_out_of_memory
+from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
+from cips3d.training.checkpoint import find_checkpoint
+from cips3d.training.distributed import choose_device
+from cips3d.training.signals import stop_on_signals
+
+PROGRAM = "python -m cips3d.invert"
+DESCRIPTION = f"""Find the face and the camera of a photograph in a trained model, to turn it, mesh it or change it.
+
+Examples:
+  {PROGRAM} runs/heads photo.jpg --out inverted
+  {PROGRAM} runs/heads photo.jpg --tune --out inverted
+  {PROGRAM} runs/heads photo.jpg --pose 0.3 0 --perceptual lpips --out inverted
+
+The folder then holds latent.safetensors (the face and the camera), inversion.png (the photograph, what was found, and
+other sides of it), loss.png and, with --tune, tuned.safetensors: a model whose weights are bent to give the photograph.
+Go on with:
+  python -m cips3d.render runs/heads --latent inverted/latent.safetensors --trajectory yaw --out turn.webp
+  python -m cips3d.mesh inverted/tuned.safetensors --latent inverted/latent.safetensors --out head.glb
+
+The photograph should be framed as those of training; its central square is taken. Of pictures that a model could not
+have made itself, the camera may be found wrongly: look at inversion.png, and give --pose if the head is seen from
+elsewhere. Ctrl-C saves what there is.
+"""
+
+TUNED_NAME, PICTURE_NAME, CURVE_NAME = "tuned.safetensors", "inversion.png", "loss.png"
+SEED_LIMIT = 2**63
+FEWEST_PIXELS = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command is told."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    photo: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")]
+    """the picture of a face: JPEG, PNG, WebP, GIF, BMP or TIFF"""
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """folder to write into: a new or an empty one"""
+    tune: bool = False
+    """also bend the model's weights until its picture is the photograph (pivotal tuning)"""
+    pose: Annotated[
+        tuple[float, float] | None, tyro.conf.arg(metavar="YAW PITCH", help_behavior_hint="(default: it is found)")
+    ] = None
+    """where the camera stands, if it is known, as --yaw and --pitch of cips3d.render say it: radians from the front"""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="(default: the model's)")] = (
+        None
+    )
+    """side of the pictures that are compared"""
+    steps: int = InversionSettings.steps
+    """of gradient descent of face and camera"""
+    tune_steps: int = 350
+    """of tuning"""
+    starts: int = InversionSettings.starts
+    """cameras, the most promising of a coarse search, that are refined; more find the right one more surely"""
+    perceptual: Perceptual = InversionSettings.perceptual
+    """what likeness is measured by, beside pixels: contrasts at several scales (pyramid), a network that was taught
+    what people see (lpips; pip install lpips, and it downloads weights), or nothing"""
+    perceptual_weight: float = InversionSettings.perceptual_weight
+    """of that beside pixels"""
+    prior: float = InversionSettings.prior
+    """higher: a more typical face; lower: a closer likeness, whose other sides may look worse"""
+    seed: int = 0
+    """of all that is random: the same seed gives the same result"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: the process's) and return its exit code."""
+    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
+    return exit_on_user_error(lambda: run(options))
+
+
+def run(options: Options) -> int:
+    """Load, invert, save, and say what came out."""
+    check_options(options)
+    device = choose_device(options.device)
+    loaded = load_generator(options.run, device)
+    check_model(loaded, options)
+    photo = read_photo(options.photo, options.resolution or loaded.resolution)
+    make_folder(options.out)
+    with stop_on_signals() as stop:
+        try:
+            found = invert(loaded, photo, settings_of(loaded, options), progress=True, stop=lambda: bool(stop))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{device} has too little memory for --starts {options.starts} at --resolution {photo.shape[-1]}; "
+                "lower one of them"
+            ) from error
+        save(options, loaded, photo, found)
+    print(described(options, loaded, found))
+    return stop.exit_code
+
+
+def settings_of(loaded: LoadedGenerator, options: Options) -> InversionSettings:
+    """How the library is to invert."""
+    pose = options.pose
+    return InversionSettings(
+        steps=options.steps,
+        tune_steps=options.tune_steps if options.tune else 0,
+        pose=None if pose is None else (loaded.poses.pitch_mean + pose[1], loaded.poses.yaw_mean + pose[0]),
+        starts=options.starts,
+        perceptual=options.perceptual,
+        perceptual_weight=options.perceptual_weight,
+        prior=options.prior,
+        seed=options.seed,
+    )
+
+
+def save(options: Options, loaded: LoadedGenerator, photo: Tensor, found: Inversion) -> None:
+    """Write all that was found."""
+    folder = options.out
+    write_latent(folder / LATENT_NAME, latent_of(loaded, found.styles, found.camera))
+    if found.tuned is not None:
+        source = find_checkpoint(options.run)
+        converted = as_converted(found.tuned, (Source(source.name, sha256_of(source)),))
+        write_converted(folder / TUNED_NAME, converted)
+    save_image(folder / PICTURE_NAME, comparison(loaded, photo, found))
+    if found.records:
+        save_image(folder / CURVE_NAME, loss_curve(found.records))
+
+
+def described(options: Options, loaded: LoadedGenerator, found: Inversion) -> str:
+    """What was found, in a few words, and what came of it."""
+    model = options.run if found.tuned is None else options.out / TUNED_NAME
+    seen = ""
+    if found.camera is not None:
+        yaw, pitch = found.camera.yaw - loaded.poses.yaw_mean, found.camera.pitch - loaded.poses.pitch_mean
+        seen = f"seen from yaw {yaw:.3f} and pitch {pitch:.3f}, "
+    likeness = f"PSNR {found.psnr:.1f} dB"
+    if found.tuned_psnr is not None:
+        likeness += f", tuned {found.tuned_psnr:.1f} dB"
+    stopped = (
+        "" if found.complete else f"stopped early, after {len(found.records)} steps; this is what there was then\n"
+    )
+    return (
+        f"{stopped}{options.out / LATENT_NAME}: {seen}{likeness}; {options.out / PICTURE_NAME} shows it\n"
+        f"render it: python -m cips3d.render {model} --latent {options.out / LATENT_NAME} --out face.png"
+    )
+
+
+def read_photo(path: Path, resolution: int) -> Tensor:
+    """The central square of a picture file, [3, resolution, resolution] in [-1, 1].
+
+    Raises:
+        UserError: there is no such file, or it is no picture.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; give the file of a picture")
+    try:
+        return decode_image(path.read_bytes(), resolution).float() / 127.5 - 1
+    except UNREADABLE_ERRORS as error:
+        raise UserError(f"{path} cannot be read as a picture ({describe(error)}); give another file") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for the results.
+
+    Raises:
+        UserError: it holds something, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"--out {folder} is not empty; give a new folder")
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be made ({error.strerror}); choose another place") from None
+
+
+def check_model(loaded: LoadedGenerator, options: Options) -> None:
+    """Raise `UserError` where a flag asks for what the model cannot do."""
+    generator, name = loaded.generator, type(loaded.generator).__name__
+    if not generator.is_3d and options.pose is not None:
+        raise UserError(f"{name} is a 2-D model and has no camera; leave out --pose")
+    fixed = generator.fixed_resolution
+    if options.resolution is not None and fixed not in (None, options.resolution):
+        raise UserError(f"--resolution {options.resolution} is not that of this {name}; leave it out or give {fixed}")
+    front = loaded.poses.pitch_mean
+    if options.pose is not None and not 0 < front + options.pose[1] < math.pi:
+        raise UserError(
+            f"--pose with pitch {options.pose[1]:g} goes over a pole; give one between {-front:.2f} and "
+            f"{math.pi - front:.2f}"
+        )
+
+
+def check_options(options: Options) -> None:
+    """Raise `UserError` for what can be known to be wrong before the model is loaded."""
+    for flag, value in (("--steps", options.steps), ("--tune-steps", options.tune_steps), ("--starts", options.starts)):
+        if value < 1:
+            raise UserError(f"{flag} {value} is too few; give 1 or more")
+    for flag, weight in (("--perceptual-weight", options.perceptual_weight), ("--prior", options.prior)):
+        if not 0 <= weight < math.inf:
+            raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 on")
+    if not 0 <= options.seed < SEED_LIMIT:
+        raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
+    if options.resolution is not None and options.resolution < FEWEST_PIXELS:
+        raise UserError(f"--resolution {options.resolution} shows no face; give {FEWEST_PIXELS} or more")
+    if options.pose is not None and not all(math.isfinite(angle) for angle in options.pose):
+        raise UserError(f"--pose {options.pose[0]:g} {options.pose[1]:g} is no direction; give two angles in radians")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; give a new folder")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

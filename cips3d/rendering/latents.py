@@ -1,0 +1,151 @@
+"""Latent files: the styles of one face and the camera it was seen by, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cips3d.errors import UserError
+from cips3d.files import atomic_file
+from cips3d.models.family import AnyGenerator
+from cips3d.models.generator import styles_of
+from cips3d.plain import from_plain, to_plain
+from cips3d.rendering.loading import LoadedGenerator
+from cips3d.rendering.style_paths import style_parts
+
+ENDING = ".safetensors"
+FORMAT = "cips3d latent"  # key of the only entry of the file's metadata: several would come in any order
+FORMAT_VERSION = 1
+LATENT_NAME = f"latent{ENDING}"  # what `python -m cips3d.invert` calls it; its folder then tells faces apart
+
+
+@dataclass(frozen=True)
+class SeenBy:
+    """A camera on the unit sphere that looks at the origin (`Cameras.from_angles`)."""
+
+    pitch: float
+    """radians, π/2 is the horizon"""
+    yaw: float
+    """radians, π/2 is the front"""
+    fov_degrees: float
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """One face as a generator knows it."""
+
+    styles: dict[str, Tensor]
+    """by the names that the generator gives them, each [1, ...]"""
+    model: str
+    """the generator's system: cips3d, pigan, cips or stylegan2"""
+    camera: SeenBy | None
+    """what the face was seen by, of 3-D models"""
+
+
+def write_latent(path: Path, latent: Latent) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written, or the disk is full.
+    """
+    about = {"format_version": FORMAT_VERSION, "model": latent.model, "camera": to_plain(latent.camera)}
+    tensors = {name: style.detach().cpu().contiguous() for name, style in latent.styles.items()}
+    try:
+        with atomic_file(path) as file:
+            file.write(safetensors.torch.save(tensors, {FORMAT: json.dumps(about)}))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+
+
+def read_latent(path: str | Path) -> Latent:
+    """Read a file that `write_latent` wrote.
+
+    Raises:
+        UserError: there is no such file, it is truncated, it is of another kind, or of a newer version.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder; give the {LATENT_NAME} in it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise UserError(f"{path} is not a latent; give a file that python -m cips3d.invert wrote")
+            about = json.loads(metadata[FORMAT])
+            if about["format_version"] > FORMAT_VERSION:
+                raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
+            return _latent_of(about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a file that python -m cips3d.invert wrote") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a complete latent ({type(error).__name__}); it may be truncated: invert the picture again"
+        ) from error
+
+
+def _latent_of(about: Mapping[str, Any], styles: dict[str, Tensor]) -> Latent:
+    camera = about["camera"]
+    return Latent(styles, str(about["model"]), None if camera is None else from_plain(SeenBy, camera))
+
+
+def model_name(generator: AnyGenerator) -> str:
+    """The system that a generator belongs to, as its configuration names it; of others, their class."""
+    return str(getattr(getattr(generator, "config", None), "system", type(generator).__name__))
+
+
+def latent_of(loaded: LoadedGenerator, styles: tuple[Tensor, ...], camera: SeenBy | None) -> Latent:
+    """The latent of one face's styles."""
+    return Latent(dict(zip(style_parts(styles), styles, strict=True)), model_name(loaded.generator), camera)
+
+
+@torch.no_grad()
+def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> tuple[Tensor, ...]:
+    """Styles of the faces that latent files hold.
+
+    Args:
+        loaded: the generator that they were made with, or another of the same styles, such as a tuned one.
+        paths: the files, one a face.
+
+    Returns:
+        The generator's styles of len(paths) faces, on its device.
+
+    Raises:
+        UserError: a file cannot be read, or holds styles of other names or shapes, or what are no numbers.
+    """
+    if not paths:
+        raise ValueError("paths must hold at least one file, got none")
+    like = loaded.generator.mapping(*loaded.generator.sample_z(1, generator=torch.Generator().manual_seed(0)))
+    wanted = {name: style.shape for name, style in zip(style_parts(like), like, strict=True)}
+    faces = []
+    for path in paths:
+        latent = read_latent(path)
+        found = {name: style.shape for name, style in latent.styles.items()}
+        if found != wanted:
+            raise UserError(
+                f"--latent {path} has styles of {_listed(found)} (a {latent.model} model), and this "
+                f"{type(loaded.generator).__name__} needs {_listed(wanted)}; give the model it was made with"
+            )
+        if not all(style.is_floating_point() and torch.isfinite(style).all() for style in latent.styles.values()):
+            raise UserError(f"--latent {path} holds what are no numbers; invert the picture again")
+        faces.append(latent.styles)
+    return styles_of(
+        like, [torch.cat([face[name] for face in faces]).to(own) for name, own in zip(wanted, like, strict=True)]
+    )
+
+
+def face_name(path: Path) -> str:
+    """What a latent's face is called in pictures: the file's name, or its folder's where all files are called alike."""
+    return path.resolve().parent.name if path.name == LATENT_NAME else path.stem
+
+
+def _listed(shapes: Mapping[str, torch.Size]) -> str:
+    return ", ".join(f"{name} {list(shape[1:])}" for name, shape in sorted(shapes.items())) or "nothing"

@@ -1,0 +1,159 @@
+"""Flags that commands with a strength share, and what of them cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+from cips3d import animations, pictures
+from cips3d.errors import UserError
+from cips3d.rendering.options import MODELS_OWN, listed
+from cips3d.rendering.options import Options as RenderOptions
+from cips3d.rendering.options import check_options as check_render_options
+from cips3d.rendering.seeds import parse_seeds
+from cips3d.rendering.views import BATCH_SIZE
+from cips3d.video import import_ffmpeg
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Which faces, and how they are looked at; commands add what changes them."""
+
+    default_seeds: ClassVar[str]
+    """what --seeds are where neither they nor --latent are given"""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """file to write: .png, .webp or .jpg, a column each of --strengths; .gif, .mp4 or (with --trajectory or --frames)
+    a moving .webp, where strengths come and go or the camera moves"""
+    seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: 0-3)")] = None
+    """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
+    latent: Annotated[
+        tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(default: none)")
+    ] = None
+    """faces that python -m cips3d.invert found, in the place of those of seeds"""
+    yaw: Annotated[
+        tuple[float, ...] | None, tyro.conf.arg(metavar="RAD [RAD]", help_behavior_hint="(default: 0, the front)")
+    ] = None
+    """where the camera stands to the side: an offset from the front in radians, positive looks from the left; with
+    --trajectory, the ends of its way"""
+    pitch: Annotated[
+        tuple[float, ...] | None, tyro.conf.arg(metavar="RAD [RAD]", help_behavior_hint="(default: 0, the horizon)")
+    ] = None
+    """how low the camera stands: an offset from the front in radians, positive looks from below; with --trajectory,
+    the ends of its way"""
+    trajectory: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: none)")] = None
+    """a moving camera, as python -m cips3d.render has them; every frame shows all strengths"""
+    frames: Annotated[int | None, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(default: 48)")] = None
+    """frames of an animation"""
+    fps: float = 24.0
+    """frames a second of an animation"""
+    truncation: float = 1.0
+    """1: faces of seeds as they come; nearer to 0: more typical ones"""
+    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint=MODELS_OWN)] = None
+    """side of a picture"""
+    fov: Annotated[float | None, tyro.conf.arg(metavar="DEGREES", help_behavior_hint=MODELS_OWN)] = None
+    """the camera's angle of view"""
+    kind: Literal["image", "aux", "depth", "normals"] = "image"
+    """the picture, the NeRF's own picture (auxiliary), the depth, or the surface normals"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    batch_size: int = BATCH_SIZE
+    """pictures rendered at a time; smaller needs less memory"""
+
+    @property
+    def is_animation(self) -> bool:
+        """Frames follow each other in time."""
+        ending = self.out.suffix.lower()
+        may_move, may_stand = ending in animations.ANIMATION_ENDINGS, ending in pictures.IMAGE_ENDINGS
+        return may_move and (not may_stand or self.trajectory is not None or self.frames is not None)
+
+
+def check_options(options: SweepOptions, endings: Sequence[str] = ()) -> None:
+    """Raise `UserError` for what can be known to be wrong before a model is loaded.
+
+    Args:
+        options: of the command.
+        endings: of files that the command writes besides pictures and animations.
+    """
+    every = dict.fromkeys((*pictures.IMAGE_ENDINGS, *animations.ANIMATION_ENDINGS, *endings))
+    pictures.check_path(options.out, tuple(every), "what is written")
+    for flag, given in (("--trajectory", options.trajectory), ("--frames", options.frames)):
+        if given is not None and not options.is_animation:
+            raise UserError(
+                f"{flag} {given} is for what moves; give a .webp, .gif or .mp4 as --out, or leave {flag} out"
+            )
+    if options.trajectory is None:
+        for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
+            if angles is not None and len(angles) > 1:
+                raise UserError(f"{flag} {listed(angles)} is more than one view; give one, or a --trajectory")
+        if options.is_animation:
+            _check_still_animation(options)
+    if options.out.suffix.lower() not in endings:
+        check_render_options(render_options(options))
+
+
+def _check_still_animation(options: SweepOptions) -> None:
+    """An animation in which strengths change while the camera stands still."""
+    ending = options.out.suffix.lower()
+    animations.check_fps(ending, options.fps)
+    if options.frames is not None and options.frames < 2:
+        raise UserError(f"--frames {options.frames} is no animation; give 2 or more")
+    if ending == animations.VIDEO_ENDING:
+        import_ffmpeg()
+
+
+def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOptions:
+    """What `python -m cips3d.render` is told to show the same faces from the same cameras.
+
+    Args:
+        options: of the command.
+        one_view: a still camera that nothing is said of stands in front, as only those of 3-D models can be told.
+    """
+    moves = options.trajectory is not None
+    yaw = (0.0,) if one_view and not moves and options.yaw is None else options.yaw
+    return RenderOptions(
+        run=Path(),
+        # What stands still while strengths change is a picture to it.
+        out=options.out if moves or not options.is_animation else options.out.with_suffix(".png"),
+        seeds=options.seeds or (options.default_seeds if options.latent is None else None),
+        latent=options.latent,
+        yaw=yaw,
+        pitch=options.pitch,
+        trajectory=options.trajectory,
+        frames=options.frames if moves else None,
+        fps=options.fps,
+        truncation=options.truncation,
+        resolution=options.resolution,
+        fov=options.fov,
+        kind=options.kind,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+
+
+def check_strengths(strengths: Sequence[float]) -> None:
+    """Raise `UserError` unless there is one or more, all finite."""
+    if not strengths or not all(math.isfinite(strength) for strength in strengths):
+        raise UserError(f"--strengths {listed(strengths)} must be one or more numbers; give some such as 0 0.5 1")
+
+
+def parse_numbers(text: str, flag: str, what: str) -> list[int]:
+    """The integers of a list such as "0-3" or "1,4", in the order given.
+
+    Args:
+        text: the list.
+        flag: what errors call it.
+        what: that it numbers, in the plural.
+
+    Raises:
+        UserError: it is not such a list.
+    """
+    try:
+        return parse_seeds(text, flag)
+    except UserError:
+        raise UserError(f"{flag} {text!r} is not a list of {what}; give integers and ranges such as 3 or 0-4") from None
