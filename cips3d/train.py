@@ -55,6 +55,7 @@ def defaults(preset_name: str | None, resume: Path | None, init_from: Path | Non
         trained = load_networks(init_from)
         return replace(
             config,
+            resolution=trained.resolution if name == "finetune" else None,  # its one stage, at the model's own size
             generator=trained.generator_config,
             discriminator=trained.discriminator_config or config.discriminator,
             volume=trained.volume,

@@ -173,3 +173,12 @@ class TestMistakes:
         text = capsys.readouterr().out
         for words in ("RUN_OR_CHECKPOINT", "Examples:", "--seeds", "--trajectory", "radians", "--fov", "FILE.json"):
             assert words in text
+
+
+def test_precision_is_the_generator_s(command: RenderCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(CIPS3D, "set_precision", lambda _, precision: asked.append(precision))
+    command("--seeds", "0")
+    assert asked == []
+    command("--seeds", "0", "--precision", "fast")
+    assert asked == ["fast"]

@@ -12,7 +12,7 @@ from skimage import data
 from cips3d import train as command
 from cips3d.errors import UserError
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from cips3d.training.config import TrainConfig
+from cips3d.training.config import TrainConfig, settled
 from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
 
@@ -45,6 +45,8 @@ def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:
     config = command.parse(["--preset", "finetune", "--init-from", str(folder)])
     assert config.generator == small_config.generator
     assert config.stages == PRESETS["finetune"].stages
+    trained = TrainConfig.from_json(load_checkpoint(find_checkpoint(folder))["config"])
+    assert settled(config).stages[-1].resolution == trained.stages[-1].resolution  # the model's own, not the preset's
 
 
 @pytest.mark.parametrize(

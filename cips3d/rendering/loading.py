@@ -12,6 +12,7 @@ from torch import Tensor
 from cips3d.cameras import PoseDistribution
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops.precision import Precision
 from cips3d.training.networks import load_networks
 
 
@@ -45,19 +46,25 @@ class LoadedGenerator:
         return self.generator.mean_styles()
 
 
-def load_generator(path: str | Path, device: torch.device | str = "cpu") -> LoadedGenerator:
+def load_generator(
+    path: str | Path, device: torch.device | str = "cpu", *, precision: Precision | None = None
+) -> LoadedGenerator:
     """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
 
     Args:
         path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.
         device: where it shall compute.
+        precision: how exactly; None: as PyTorch is set (see `Generator.set_precision`).
 
     Raises:
-        UserError: nothing is there, or it is not a checkpoint that this package can use.
+        UserError: nothing is there, it is not a checkpoint that this package can use, or the model does not compute so.
     """
     networks = load_networks(Path(path))
+    generator = networks.generator().to(device)
+    if precision is not None:
+        generator.set_precision(precision)
     return LoadedGenerator(
-        networks.generator().to(device),
+        generator,
         networks.volume,
         networks.fov_degrees,
         networks.resolution,

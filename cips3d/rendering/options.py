@@ -13,6 +13,7 @@ import tyro
 from cips3d import animations, pictures
 from cips3d.cameras import TRAJECTORIES
 from cips3d.errors import UserError
+from cips3d.ops.precision import Precision
 from cips3d.rendering.seeds import parse_seeds
 from cips3d.rendering.style_paths import Part
 from cips3d.rendering.views import BATCH_SIZE
@@ -84,6 +85,8 @@ class Options:
     """sample rays at random depths as in training, which shows as noise"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    precision: Annotated[Precision | None, tyro.conf.arg(help_behavior_hint="(default: as PyTorch is set)")] = None
+    """how exactly products are computed: as float32, as TF32 or better, or of 16-bit numbers with float32 sums"""
     batch_size: int = BATCH_SIZE
     """pictures rendered at a time; smaller needs less memory"""
 
