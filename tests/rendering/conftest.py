@@ -39,7 +39,7 @@ def other_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[Generator], Loaded
         resolution = generator.fixed_resolution or 8
         settings, poses = VolumeSettings(samples=4), PoseDistribution()
         model = LoadedGenerator(generator.eval(), settings, 12.0, resolution, poses, None)
-        monkeypatch.setattr("cips3d.render.load_generator", lambda *arguments: model)
+        monkeypatch.setattr("cips3d.render.load_generator", lambda *_, **__: model)
         return model
 
     return place
