@@ -33,7 +33,7 @@ NEGATIVES = 1024
 # The published rates are for 256² and days; these show something in two minutes.
 FAST_FINE_TUNING = (
     "--steps 500 --batch-size 8 --r1-gamma 0.1 --stages.0.lr-inr 1e-3 --stages.0.lr-mapping 2e-4 "
-    "--stages.0.lr-discriminator 4e-3 --reports.metrics-every 0 --reports.turntable-frames 2"
+    "--stages.0.lr-discriminator 4e-3 --reports.metrics-interval 0 --reports.turntable-frames 2"
 )
 
 

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def edit(options: Options) -> int:
     """Load, find the directions, move the faces, save, and say where."""
     check(options)
-    loaded = load_generator(options.run, choose_device(options.device))
+    loaded = load_generator(options.run, choose_device(options.device), precision=options.precision)
     directions = directions_of(loaded.generator, options)
     scene = prepared(loaded, options)
     indices = indices_of(options, directions, len(scene.faces))

@@ -34,6 +34,7 @@ from cips3d.pictures import check_path
 from cips3d.plain import finite, to_plain
 from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.rendering.options import PrecisionFlag
 from cips3d.training.distributed import choose_device
 from cips3d.training.run_folder import versions
 
@@ -117,6 +118,7 @@ class Options:
     """file of VGG16's weights, for pr"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    precision: PrecisionFlag = None
     batch_size: int = BATCH_SIZE
     """pictures that Inception and VGG16 look at together; smaller needs less memory"""
 
@@ -191,7 +193,10 @@ class Report:
 def of_model(options: Options, settings: EvaluationSettings, device: str) -> Report:
     """Measure a model."""
     assert options.run is not None
-    loaded = ground_truth_heads(HEADS_RESOLUTION) if options.run == HEADS else load_generator(options.run, device)
+    if options.run == HEADS:
+        loaded = ground_truth_heads(HEADS_RESOLUTION)
+    else:
+        loaded = load_generator(options.run, device, precision=options.precision)
     names = metrics_of(options, loaded.generator.is_3d)
     check_model(loaded, options)
     check_networks(names, settings.networks)
@@ -321,6 +326,8 @@ def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before anything is loaded."""
     if (options.run is None) == (options.generated is None):
         raise UserError("there must be one thing to measure: give a run, a checkpoint, or --generated FOLDER")
+    if options.precision is not None and options.run in (None, HEADS):
+        raise UserError(f"--precision {options.precision} is for a model's products; leave it out where there is none")
     for flag, value, least in (
         ("--images", options.images, 1),
         ("--faces", options.faces, 2),

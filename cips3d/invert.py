@@ -23,6 +23,7 @@ from cips3d.pictures import save_image
 from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
+from cips3d.rendering.options import PrecisionFlag
 from cips3d.training.checkpoint import find_checkpoint
 from cips3d.training.distributed import choose_device
 from cips3d.training.signals import stop_on_signals
@@ -88,6 +89,7 @@ class Options:
     """of all that is random: the same seed gives the same result"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    precision: PrecisionFlag = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +102,7 @@ def run(options: Options) -> int:
     """Load, invert, save, and say what came out."""
     check_options(options)
     device = choose_device(options.device)
-    loaded = load_generator(options.run, device)
+    loaded = load_generator(options.run, device, precision=options.precision)
     check_model(loaded, options)
     photo = read_photo(options.photo, options.resolution or loaded.resolution)
     make_folder(options.out)

@@ -18,6 +18,7 @@ from cips3d.meshing.extraction import check_3d, check_installed
 from cips3d.meshing.preview import preview
 from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents, styles_of_seeds
+from cips3d.rendering.options import PrecisionFlag
 from cips3d.training.distributed import choose_device
 
 PROGRAM = "python -m cips3d.mesh"
@@ -71,6 +72,7 @@ class Options:
     """write a picture of the mesh beside it, FILE with the ending .png"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    precision: PrecisionFlag = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +86,7 @@ def mesh(options: Options) -> int:
     check_options(options)
     check_installed()
     device = choose_device(options.device)
-    loaded = load_generator(options.run, device)
+    loaded = load_generator(options.run, device, precision=options.precision)
     check_3d(loaded)
     fixed = loaded.generator.fixed_resolution
     if options.picture_resolution is not None and fixed not in (None, options.picture_resolution):

@@ -96,7 +96,7 @@ def stylise(options: Options) -> int:
     """Load both models, blend, save, and say where."""
     check(options)
     device = choose_device(options.device)
-    base, style = load_generator(options.base, device), load_generator(options.style, device)
+    base, style = (load_generator(path, device, precision=options.precision) for path in (options.base, options.style))
     check_same_networks(base, style)
     full, blends = blends_of(base.generator, options)
     if options.writes_checkpoint:

@@ -83,6 +83,6 @@ def small_config(photo_folder: Path, tmp_path: Path) -> TrainConfig:
         r1_every=2,
         r1_gamma=1.0,
         reports=Reports(
-            pictures_every=100, checkpoint_every=3, metrics_every=0, faces=2, turntable_frames=4, scalars_every=2
+            pictures_every=100, checkpoint_every=3, metrics_interval=0, faces=2, turntable_frames=4, scalars_every=2
         ),
     )

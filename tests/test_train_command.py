@@ -16,7 +16,7 @@ from cips3d.training.config import TrainConfig, settled
 from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
 
-QUICK = ("--reports.faces", "2", "--reports.turntable-frames", "2", "--reports.metrics-every", "0")
+QUICK = ("--reports.faces", "2", "--reports.turntable-frames", "2", "--reports.metrics-interval", "0")
 
 
 def test_flags_go_on_top_of_the_preset() -> None:

@@ -23,6 +23,15 @@ CAMERA_FILE_ENDING = ".json"
 MODELS_OWN = "(default: the model's)"
 DEFAULT_SEEDS = "0-7"
 
+PrecisionFlag = Annotated[
+    Precision | None,
+    tyro.conf.arg(
+        help="how exactly products are computed: as float32, as TF32 or better, or of 16-bit numbers with float32 sums",
+        help_behavior_hint="(default: as PyTorch is set)",
+    ),
+]
+"""`--precision`, the same in every command."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -85,8 +94,7 @@ class Options:
     """sample rays at random depths as in training, which shows as noise"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
-    precision: Annotated[Precision | None, tyro.conf.arg(help_behavior_hint="(default: as PyTorch is set)")] = None
-    """how exactly products are computed: as float32, as TF32 or better, or of 16-bit numbers with float32 sums"""
+    precision: PrecisionFlag = None
     batch_size: int = BATCH_SIZE
     """pictures rendered at a time; smaller needs less memory"""
 

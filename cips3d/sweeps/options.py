@@ -12,7 +12,7 @@ import tyro
 
 from cips3d import animations, pictures
 from cips3d.errors import UserError
-from cips3d.rendering.options import MODELS_OWN, listed
+from cips3d.rendering.options import MODELS_OWN, PrecisionFlag, listed
 from cips3d.rendering.options import Options as RenderOptions
 from cips3d.rendering.options import check_options as check_render_options
 from cips3d.rendering.seeds import parse_seeds
@@ -62,6 +62,7 @@ class SweepOptions:
     """the picture, the NeRF's own picture (auxiliary), the depth, or the surface normals"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    precision: PrecisionFlag = None
     batch_size: int = BATCH_SIZE
     """pictures rendered at a time; smaller needs less memory"""
 
@@ -132,6 +133,7 @@ def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOp
         fov=options.fov,
         kind=options.kind,
         device=options.device,
+        precision=options.precision,
         batch_size=options.batch_size,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
@@ -25,8 +25,6 @@ from cips3d.training.losses import LossName
 
 AmpKind = Literal["none", "bf16", "fp16"]
 Augmentation = Literal["color", "translation", "cutout"]
-
-RENAMED_REPORTS = {"score_every": "metrics_every", "score_images": "metrics_images"}  # by earlier versions
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class Reports:
     metrics: tuple[MetricName, ...] = ("frechet",)
     """what the averaged generator is measured by (`python -m cips3d.evaluate --help` explains each); the first one
     that has a better direction decides which checkpoint is the best. (): nothing"""
-    metrics_every: int = 5000
-    """steps between measurements, besides one before the first step and one after the last; 0: never"""
+    metrics_interval: int = 100_000
+    """real pictures shown between measurements, besides one before the first step and one after the last; 0: never"""
     metrics_images: int = 2048
     """pictures generated for a measurement by fid, kid, is, pr or frechet, to compare with all real ones"""
     inception: Path | None = None
@@ -113,12 +111,24 @@ class Reports:
     @property
     def measures(self) -> bool:
         """Whether anything is ever measured."""
-        return self.metrics_every > 0 and len(self.metrics) > 0
+        return self.metrics_interval > 0 and len(self.metrics) > 0
 
     @property
     def deciding_value(self) -> str | None:
         """The figure that tells which checkpoint is the best; None where none does."""
         return deciding_value(self.metrics)
+
+
+def _present_names(reports: dict[str, Any], stages: Any) -> dict[str, Any]:
+    """`Reports` as earlier versions wrote them, which counted steps between measurements, as they are now."""
+    present = {{"score_images": "metrics_images"}.get(name, name): value for name, value in reports.items()}
+    try:
+        for steps in ("score_every", "metrics_every"):
+            if steps in present:
+                present["metrics_interval"] = present.pop(steps) * stages[-1]["batch_size"]
+    except (TypeError, LookupError) as error:
+        raise ValueError("stages do not tell the batch size") from error
+    return present
 
 
 @dataclass(frozen=True)
@@ -213,9 +223,8 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """The inverse of `to_json`; raises ValueError where the text does not describe a configuration."""
         plain = json.loads(text)
-        reports = plain.get("reports") if isinstance(plain, dict) else None
-        if isinstance(reports, dict):
-            plain["reports"] = {RENAMED_REPORTS.get(name, name): value for name, value in reports.items()}
+        if isinstance(plain, dict) and isinstance(plain.get("reports"), dict):
+            plain["reports"] = _present_names(plain["reports"], plain.get("stages"))
         return from_plain(cls, plain)
 
     @property
@@ -349,9 +358,10 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
 def check_metrics(config: TrainConfig) -> None:
     """Raise `UserError` for metrics that cannot be measured in this run."""
     reports = config.reports
-    if reports.metrics_every < 0:
+    if reports.metrics_interval < 0:
         raise UserError(
-            f"--reports.metrics-every {reports.metrics_every} is no distance; give 1 or more, or 0 for never"
+            f"--reports.metrics-interval {reports.metrics_interval} is no number of pictures; give 1 or more, "
+            "or 0 for never"
         )
     if not reports.measures:
         return

@@ -117,7 +117,7 @@ class Training:
             assert self.source is not None
             self.reporter.begin(self.state, self.source)
         if self.state.step == 0:  # what there was before anything was learned
-            self._look(moment(self.config, 0))
+            self._look(moment(self.config, 0), since=-1)
         skipped_in_a_row = 0
         with stop_on_signals() as stop:
             while self.state.step < self.config.total_steps and not self._stop_agreed(stop):
@@ -126,10 +126,10 @@ class Training:
                 assert self.images is not None
                 real = next(self.images).to(self.processes.device, non_blocking=True)
                 report = self.step(real, now)
-                self.state.position = self.images.position
+                since, self.state.position = self.state.position, self.images.position
                 self.state.step += 1
                 skipped_in_a_row = self._count_skipped(report, skipped_in_a_row)
-                self._report(report, now)
+                self._report(report, now, since)
             self._finish(stop)
             return stop.exit_code
 
@@ -186,22 +186,22 @@ class Training:
             )
         return in_a_row
 
-    def _report(self, report: StepReport, now: Moment) -> None:
+    def _report(self, report: StepReport, now: Moment, since: int) -> None:
         """Whatever is due at this step."""
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
-        self._look(now)
+        self._look(now, since)
         is_last = self.state.step == self.config.total_steps
         if self.state.step % self.config.reports.checkpoint_every == 0 and not is_last:  # the end has its own
             self._save()
 
-    def _look(self, now: Moment) -> None:
-        """Pictures and metrics of the averaged generator, where they are due."""
-        reports, step = self.config.reports, self.state.step
+    def _look(self, now: Moment, since: int) -> None:
+        """Pictures and metrics of the averaged generator, where they are due; `since`: images seen at the last look."""
+        reports, step, seen = self.config.reports, self.state.step, self.state.position
         is_last = step == self.config.total_steps
         if self.reporter is not None and (step % reports.pictures_every == 0 or is_last):
             self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
-        if reports.measures and (step % reports.metrics_every == 0 or is_last):
+        if reports.measures and (is_last or seen // reports.metrics_interval > since // reports.metrics_interval):
             self._measure(now.stage.resolution)
 
     def _measure(self, resolution: int) -> None:

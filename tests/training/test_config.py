@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,17 @@ def test_json_round_trip(name: str) -> None:
 def test_json_with_unknown_fields_is_refused() -> None:
     with pytest.raises(ValueError, match="colour"):
         TrainConfig.from_json('{"colour": 1}')
+
+
+def test_json_of_earlier_versions() -> None:
+    """They counted steps between measurements, now pictures are counted: TINY's batches hold 8."""
+    plain = json.loads(TINY.to_json())
+    del plain["reports"]["metrics_interval"]
+    plain["reports"]["metrics_every"] = 400
+    assert TrainConfig.from_json(json.dumps(plain)) == TINY
+    plain["stages"] = []
+    with pytest.raises(ValueError, match="batch size"):
+        TrainConfig.from_json(json.dumps(plain))
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

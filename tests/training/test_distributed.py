@@ -55,7 +55,7 @@ def run_two(config: TrainConfig, folder: Path) -> None:
 
 def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path) -> None:
     """One run of two processes, stopped after 4 of 6 steps and resumed, against one without a stop."""
-    small_config = replace(small_config, reports=replace(small_config.reports, metrics_every=2, metrics_images=4))
+    small_config = replace(small_config, reports=replace(small_config.reports, metrics_interval=8, metrics_images=4))
     whole, part = replace(small_config, out=tmp_path / "whole"), replace(small_config, out=tmp_path / "part", steps=4)
     run_two(whole, tmp_path)
     run_two(part, tmp_path)

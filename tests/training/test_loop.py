@@ -57,7 +57,7 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[],
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:
-    config = replace(small_config, reports=replace(small_config.reports, metrics_every=3, metrics_images=8))
+    config = replace(small_config, reports=replace(small_config.reports, metrics_interval=12, metrics_images=8))
     folder, exit_code = train(config)
     assert exit_code == 0
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-00000003.pt", "step-00000006.pt"]

@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(small_config: TrainConfig) -> TrainConfig:
     """6 steps, measured at 0, 2, 4 and 6, with a checkpoint at 3."""
-    return reporting(small_config, metrics=("frechet",), metrics_every=2, metrics_images=6)
+    return reporting(small_config, metrics=("frechet",), metrics_interval=8, metrics_images=6)
 
 
 def reporting(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -85,13 +85,22 @@ class TestWhatIsWritten:
             points = {point.step: point.value for point in events.Scalars(f"metrics/{name}")}
             assert points == pytest.approx({line["step"]: line["values"][name] for line in lines})
 
+    @pytest.mark.parametrize(("interval", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6]), (6, [0, 2, 3, 5, 6]), (999, [0, 6])])
+    def test_distance_in_pictures(
+        self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, interval: int, steps: list[int]
+    ) -> None:
+        """4 pictures a step: whenever a multiple of the interval is reached or passed."""
+        rig(monkeypatch, lambda step: {"frechet": 1.0})
+        folder, _ = train(reporting(config, metrics_interval=interval))
+        assert [line["step"] for line in lines_of(folder)] == steps
+
     def test_what_is_no_number(self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         rig(monkeypatch, lambda step: {"frechet": math.nan if step < 6 else 1.0})
         folder, _ = train(config)
         assert [line["values"]["frechet"] for line in lines_of(folder)] == [None, None, None, 1.0]
         assert best_step(folder) == 6
 
-    @pytest.mark.parametrize("changes", [{"metrics_every": 0}, {"metrics": ()}])
+    @pytest.mark.parametrize("changes", [{"metrics_interval": 0}, {"metrics": ()}])
     def test_never(self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
         def fail(step: int) -> dict[str, float]:
             raise AssertionError("measured")
@@ -190,9 +199,9 @@ class TestTheBest:
 class TestTrainingDoesNotNotice:
     def test_same_weights_with_and_without(self, config: TrainConfig, tmp_path: Path) -> None:
         """Every random number included."""
-        changes: dict[str, Any] = {"metrics": ("frechet", "consistency"), "metrics_every": 3}
+        changes: dict[str, Any] = {"metrics": ("frechet", "consistency"), "metrics_interval": 12}
         measured, _ = train(reporting(replace(config, out=tmp_path / "measured"), **changes))
-        plain, _ = train(reporting(replace(config, out=tmp_path / "plain"), metrics_every=0))
+        plain, _ = train(reporting(replace(config, out=tmp_path / "plain"), metrics_interval=0))
         a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (measured, plain))
         assert a.pop("best") is not None and b.pop("best") is None
         assert_equal_states(a, b)
@@ -211,7 +220,7 @@ class TestTrainingDoesNotNotice:
         larger = replace(config, stages=(stage,), discriminator=replace(config.discriminator, main_channels=channels))
         measured, _ = train(reporting(larger, metrics=("lpips",)))
         assert "consistency_lpips" in lines_of(measured)[0]["values"]
-        plain, _ = train(reporting(replace(larger, out=measured.parent / "plain"), metrics_every=0))
+        plain, _ = train(reporting(replace(larger, out=measured.parent / "plain"), metrics_interval=0))
         a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (measured, plain))
         del a["best"], b["best"]
         assert_equal_states(a, b)
@@ -230,7 +239,7 @@ class TestTrainingDoesNotNotice:
             return found
 
         monkeypatch.setattr(measuring, "evaluate_generator", watched)
-        train(reporting(config, metrics=("frechet", "symmetry"), metrics_every=100))
+        train(reporting(config, metrics=("frechet", "symmetry"), metrics_interval=400))
         assert seen and not any(seen)
 
 
@@ -272,7 +281,8 @@ class TestResume:
         reports = plain["reports"]
         for name in ("metrics", "inception", "vgg"):
             del reports[name]
-        reports["score_every"], reports["score_images"] = reports.pop("metrics_every"), reports.pop("metrics_images")
+        reports["score_every"] = reports.pop("metrics_interval") // 4  # steps of 4 images
+        reports["score_images"] = reports.pop("metrics_images")
         del state["best"]
         state |= {"config": json.dumps(plain), "best_score": 1e-9}
         path.unlink()
@@ -340,7 +350,7 @@ class TestMistakesAreToldFirst:
             ({"metrics": ("lpips",)}, "lpips takes pictures of 32 pixels or more, and a stage has 8"),
             ({"metrics": ("is",), "metrics_images": 9}, "--reports.metrics-images 9 is too few for is; give 10"),
             ({"metrics_images": 0}, "--reports.metrics-images 0"),
-            ({"metrics_every": -5}, "--reports.metrics-every -5"),
+            ({"metrics_interval": -5}, "--reports.metrics-interval -5"),
         ],
     )
     def test_settings(
@@ -357,7 +367,7 @@ class TestMistakesAreToldFirst:
         with pytest.raises(UserError, match=r"consistency needs a 3-D generator, and cips has no camera"):
             settled(flat)
         settled(reporting(flat, metrics=("frechet",)))
-        settled(reporting(flat, metrics_every=0))
+        settled(reporting(flat, metrics_interval=0))
 
     def test_heads_are_known(self, config: TrainConfig) -> None:
         settled(reporting(replace(config, data=None), metrics=("pose", "chirality")))
@@ -401,8 +411,8 @@ class TestMistakesAreToldFirst:
         self.refuse(other, r"a\.pth does not hold the weights of inception", monkeypatch)
 
     def test_on_the_command_line(self, capsys: pytest.CaptureFixture[str]) -> None:
-        parsed = command.parse(["--reports.metrics", "fid", "consistency", "--reports.metrics-every", "100"])
-        assert parsed.reports.metrics == ("fid", "consistency") and parsed.reports.metrics_every == 100
+        parsed = command.parse(["--reports.metrics", "fid", "consistency", "--reports.metrics-interval", "100"])
+        assert parsed.reports.metrics == ("fid", "consistency") and parsed.reports.metrics_interval == 100
         with pytest.raises(SystemExit) as stopped:
             command.parse(["--reports.metrics", "fvd"])
         assert stopped.value.code == 2

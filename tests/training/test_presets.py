@@ -66,7 +66,7 @@ def small(name: str, folder: Path, data: Path) -> TrainConfig:
         discriminator=replace(config.discriminator, **tables),
         volume=replace(config.volume, samples=4),
         reports=replace(
-            config.reports, faces=2, turntable_frames=3, metrics_every=0, checkpoint_every=2, pictures_every=100
+            config.reports, faces=2, turntable_frames=3, metrics_interval=0, checkpoint_every=2, pictures_every=100
         ),
     )
 
