@@ -13,11 +13,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 from PIL import Image
+from viewer_picture import viewer_picture
 
 from cips3d.data.heads import load_heads
 from cips3d.errors import UserError, exit_on_user_error
@@ -39,14 +42,18 @@ FAST_FINE_TUNING = (
 
 @dataclass(frozen=True)
 class Example:
-    """A command, and the picture that shows what it gave."""
+    """A command, and the picture or text that shows what it gave."""
 
     title: str
     command: str
     picture: str
-    """name in the gallery; without `shown` the command's own --out"""
+    """name in the gallery; without `shown` the command's own --out, or, ending in .txt, what it told"""
     shown: str | None = None
     """path of the picture beside or inside what --out names"""
+
+    @property
+    def is_text(self) -> bool:
+        return self.picture.endswith(".txt")
 
 
 EXAMPLES = (
@@ -100,6 +107,12 @@ EXAMPLES = (
         "stylise RUN STYLE --seeds 0-3 --resolution 96 --out stylised.png",
         "stylised.png",
     ),
+    Example(
+        "How good its pictures are, and how 3-D",
+        "evaluate RUN --data heads --metrics frechet,consistency,smoothness,symmetry,pose --images 2048",
+        "figures.txt",
+    ),
+    Example("In the browser", "viewer RUN --seed 3 --truncation 0.8", "viewer.webp"),
 )
 
 
@@ -136,9 +149,16 @@ def make_all(run: Path, style: Path | None, only: list[str] | None, scratch: Pat
     for example in chosen:
         module, *words_of = example.command.split()
         arguments = [places.get(word) or placed(word, scratch) for word in words_of]
+        if module == "viewer":  # goes on until it is stopped
+            viewer_picture(arguments, FOLDER / example.picture)
+            continue
         command: Callable[[Sequence[str]], int] = import_module(f"cips3d.{module}").main
-        if command(arguments) != 0:
+        with redirect_stdout(StringIO()) as told:
+            code = command(arguments)
+        if code != 0:
             raise UserError(f"`{example.command}` failed; the pictures before it are made anew, the others are not")
+        if example.is_text:
+            (scratch / example.picture).write_text(told.getvalue().replace(places["RUN"], RUN))
         shutil.copyfile(scratch / (example.shown or example.picture), FOLDER / example.picture)
 
 
@@ -174,8 +194,11 @@ def write_section() -> None:
         command = example.command
         for name, shown in (("RUN", RUN), ("STYLE", STYLE), ("PHOTO", PHOTO)):
             command = re.sub(rf"\b{name}\b", shown, command)
-        picture = (FOLDER / example.picture).relative_to(ROOT).as_posix()
-        parts.append(f"{example.title}: `python -m cips3d.{command}`\n\n![{example.title}]({picture})\n\n")
+        if example.is_text:
+            content = f"```\n{(FOLDER / example.picture).read_text().rstrip()}\n```"
+        else:
+            content = f"![{example.title}]({(FOLDER / example.picture).relative_to(ROOT).as_posix()})"
+        parts.append(f"{example.title}: `python -m cips3d.{command}`\n\n{content}\n\n")
     readme = ROOT / "README.md"
     text, found = MARKED.subn(lambda match: match[1] + "\n" + "".join(parts) + match[2], readme.read_text())
     if found != 1:

@@ -289,15 +289,15 @@ def side_of_first(path: Path) -> int:
 
 
 def table(evaluation: Evaluation) -> str:
-    """A line a value, and a line a curve."""
+    """A line a value, and two a curve."""
     widths = max(map(len, [*evaluation.values, *evaluation.curves]))
     lines = [
         f"{name:<{widths}}  {shown(value):>9}  {direction(name):<17}  {VALUES[name].meaning}"
         for name, value in evaluation.values.items()
     ]
     for name, curve in evaluation.curves.items():
-        points = "  ".join(f"{x:+.2f}: {y:.2f}" for x, y in zip(curve.x, curve.y, strict=True))
-        lines.append(f"{name:<{widths}}  by angle  {points}")
+        lines.append(f"{name:<{widths}}  at angle   {' '.join(f'{x:5.2f}' for x in curve.x)}")
+        lines.append(f"{'':<{widths}}  there is   {' '.join(f'{y:5.2f}' for y in curve.y)}")
     return "\n".join(lines)
 
 

@@ -14,11 +14,14 @@ from typing import Annotated
 import tyro
 
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents
+from cips3d.rendering.latents import SeenBy, read_latent
+from cips3d.rendering.options import PrecisionFlag
 from cips3d.training.checkpoint import find_checkpoint
 from cips3d.training.distributed import choose_device
 from cips3d.training.signals import stop_on_signals
 from cips3d.viewing import Exhibit, Gallery, open_server
+from cips3d.viewing.orbit import Orbit, trained_limits
 from cips3d.viewing.page import LARGEST_SEED
 from cips3d.viewing.server import check_installed, is_loopback
 from cips3d.viewing.shots import Studio
@@ -30,6 +33,7 @@ Examples:
   {PROGRAM} runs/heads
   {PROGRAM} runs/heads --seed 3 --truncation 0.7 --resolution 512
   {PROGRAM} runs/heads --second runs/paintings
+  {PROGRAM} runs/heads --latent inverted/latent.safetensors
   {PROGRAM} runs/heads --no-open --port 9000
 
 While something moves, pictures are as small as it takes to be smooth; when all is still, they get finer up to
@@ -51,8 +55,10 @@ class Options:
         None
     )
     """a second checkpoint of the same networks, to interpolate weights with"""
-    seed: int = 0
+    seed: Annotated[int | None, tyro.conf.arg(metavar="SEED", help_behavior_hint="(default: 0)")] = None
     """which face comes first"""
+    latent: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """a face that python -m cips3d.invert found, in the place of that of a seed, from where it was seen"""
     truncation: float = 1.0
     """1: faces as they come; nearer to 0: more typical ones"""
     resolution: Annotated[
@@ -68,6 +74,7 @@ class Options:
     """open the page in a browser"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    precision: PrecisionFlag = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,21 +110,35 @@ def exhibit_of(options: Options) -> Exhibit:
     Raises:
         UserError: it cannot be shown.
     """
-    loaded = load_generator(options.run, choose_device(options.device))
-    shot = replace(Studio(loaded).first_shot, seed=options.seed, truncation=options.truncation)
+    loaded = load_generator(options.run, choose_device(options.device), precision=options.precision)
+    face = None if options.latent is None else styles_of_latents(loaded, [options.latent])
+    shot = replace(Studio(loaded, face).first_shot, truncation=options.truncation)
+    if options.seed is not None:
+        shot = replace(shot, seed=options.seed)
+    if options.latent is not None:
+        shot = replace(shot, orbit=orbit_of(loaded, read_latent(options.latent).camera))
     return Exhibit(
         loaded,
         shot,
         largest=resolution_of(options, loaded),
+        face=face,
         second=options.second,
         may_open_files=is_loopback(options.host),
     )
 
 
+def orbit_of(loaded: LoadedGenerator, camera: SeenBy | None) -> Orbit:
+    """The view of the trained ones that is nearest to a latent's camera."""
+    limits = trained_limits(loaded.poses)
+    return limits.front if camera is None else limits.held(Orbit(camera.yaw, camera.pitch))
+
+
 def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before anything is loaded or served."""
     check_installed()
-    if not 0 <= options.seed <= LARGEST_SEED:
+    if options.seed is not None and options.latent is not None:
+        raise UserError("--latent takes the place of --seed; leave one of them out")
+    if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
         raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^53 - 1")
     if not 0 <= options.truncation < math.inf:
         raise UserError(f"--truncation {options.truncation} is out of range; give a number such as 0.7")

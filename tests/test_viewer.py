@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from convert.small_networks import STYLEGAN2_CONFIG
 from rendering.checkpoints import write_run
 
@@ -18,10 +19,12 @@ from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
 from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.models.volume import VolumeSettings
-from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.rendering import LoadedGenerator, latent_of, load_generator, styles_of_seeds, write_latent
+from cips3d.rendering.latents import SeenBy
 from cips3d.training.config import TrainConfig
 from cips3d.viewer import Options, exhibit_of, main, resolution_of
 from cips3d.viewing import server
+from cips3d.viewing.orbit import Orbit, trained_limits
 
 NO_VISER = "no viser: pip install 'cips3d[viewer]'"
 PATIENCE = 60.0  # seconds until what does not happen counts as failed
@@ -94,6 +97,7 @@ def test_a_damaged_checkpoint_is_a_page_too(
         (["--host", "203.0.113.7"], "--host 203.0.113.7"),
         (["--device", "tpu"], "--device tpu"),
         (["--second", "nowhere"], "nowhere does not exist"),
+        (["--latent", "a.safetensors", "--seed", "3"], "--latent takes the place of --seed"),
     ],
 )
 def test_mistakes_are_one_clear_line(
@@ -124,6 +128,28 @@ def test_what_is_shown_first(run_folder: Path) -> None:
     assert (exhibit.first_shot.seed, exhibit.first_shot.truncation, exhibit.largest) == (7, 0.5, 40)
     assert exhibit.may_open_files
     assert not exhibit_of(Options(run_folder, host="0.0.0.0", device="cpu")).may_open_files
+
+
+def test_a_face_that_was_found(run_folder: Path, tmp_path: Path) -> None:
+    """It comes first, as it was seen, within the trained views."""
+    loaded = load_generator(run_folder)
+    styles = styles_of_seeds(loaded, [7])
+    limits = trained_limits(loaded.poses)
+    yaw, pitch = limits.yaw_middle + limits.yaw_reach / 2, limits.pitch[0] - 0.1
+    path = tmp_path / "latent.safetensors"
+    for camera, seen in ((SeenBy(pitch, yaw, 12.0), Orbit(yaw, limits.pitch[0])), (None, limits.front)):
+        write_latent(path, latent_of(loaded, styles, camera))
+        exhibit = exhibit_of(Options(run_folder, latent=path, device="cpu"))
+        assert exhibit.first_shot.seed is None
+        assert exhibit.first_shot.orbit == seen
+        assert exhibit.face is not None
+        assert all(torch.equal(found, given) for found, given in zip(exhibit.face, styles, strict=True))
+
+
+def test_a_latent_that_is_none(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"a\.safetensors is not a"):
+        exhibit_of(Options(run_folder, latent=tmp_path / "a.safetensors", device="cpu"))
 
 
 def test_sizes_of_pictures(run_folder: Path) -> None:

@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from cips3d.errors import UserError
+from cips3d.viewing.same_origin import answering_own_pages
 
 if TYPE_CHECKING:
     import viser
@@ -48,7 +49,8 @@ def open_server(host: str, port: int, title: str) -> viser.ViserServer:
     _check_address(host, port)
     # Browsers go while a picture is on its way to them; nothing is lost by that.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection", category=UserWarning)
-    with contextlib.redirect_stdout(io.StringIO()):  # the library prints addresses of its own
+    # The library prints addresses of its own.
+    with contextlib.redirect_stdout(io.StringIO()), answering_own_pages(is_loopback(host)):
         server = LocalServer(host, port, label=title, verbose=False)
     server.gui.configure_theme(
         dark_mode=True, show_logo=False, show_share_button=False, control_width="medium", brand_color=(70, 130, 220)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,23 +11,10 @@ from typing import TypeVar
 import numpy as np
 import pytest
 from PIL import Image
+from viewer_picture import NoBrowserError, open_browser
 
 PATIENCE = 30.0  # seconds until what does not happen counts as failed
-PROGRAMS = ("chromium", "chromedriver")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",  # tests may run as root
-    "--disable-gpu",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",  # WebGL on a CPU
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=760,560",
-)
+SIZE = (760, 560)
 
 Found = TypeVar("Found")
 
@@ -41,21 +27,11 @@ class Browser:
     """
 
     def __init__(self, folder: Path) -> None:
-        missing = [program for program in PROGRAMS if shutil.which(program) is None]
-        if missing:
-            pytest.skip(f"no {' and '.join(missing)}: apt-get install chromium chromium-driver")
-        webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install 'cips3d[test]'")
-        from selenium.webdriver.chrome.service import Service
-
+        try:
+            self.driver = open_browser(folder, SIZE)
+        except NoBrowserError as error:
+            pytest.skip(str(error))
         self.downloads = folder / "downloads"
-        self.downloads.mkdir(parents=True)
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which(PROGRAMS[0])
-        for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
-            options.add_argument(flag)
-        options.add_experimental_option("prefs", {"download.default_directory": str(self.downloads)})
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(shutil.which(PROGRAMS[1])))
 
     def close(self) -> None:
         self.driver.quit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from rendering.checkpoints import write_run
 
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.training.config import TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # browser.py opens one as the benchmarks do
 
 
 @pytest.fixture
