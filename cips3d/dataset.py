@@ -15,7 +15,7 @@ from cips3d.data.prepare import ImageFormat, prepare_dataset
 from cips3d.errors import exit_on_user_error
 
 REASONS_SHOWN = 20
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+INTERRUPTED = "interrupted; run the same command again to go on where it ended"
 
 DESCRIPTION = """\
 Crop, resize and write photographs once, so that training reads small files only.
@@ -49,19 +49,15 @@ class DatasetConfig:
 
 def prepare(config: DatasetConfig) -> int:
     """Prepare a set, say what became of it and return the exit code."""
-    try:
-        prepared = prepare_dataset(
-            config.source,
-            config.destination,
-            config.resolution,
-            image_format=config.format,
-            workers=config.workers,
-            count=config.count,
-            seed=config.seed,
-        )
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on where it ended", file=sys.stderr)
-        return INTERRUPTED
+    prepared = prepare_dataset(
+        config.source,
+        config.destination,
+        config.resolution,
+        image_format=config.format,
+        workers=config.workers,
+        count=config.count,
+        seed=config.seed,
+    )
     size = f"{config.resolution} x {config.resolution}"
     state = "was complete already" if prepared.found_complete else "is complete"
     print(f"{prepared.path} {state}: {prepared.images:,} images of {size}, {config.format}")
@@ -77,7 +73,7 @@ def prepare(config: DatasetConfig) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line (default: this process's), prepare and return the exit code."""
     config = tyro.cli(DatasetConfig, prog="python -m cips3d.dataset", description=DESCRIPTION, args=argv)
-    return exit_on_user_error(lambda: prepare(config))
+    return exit_on_user_error(lambda: prepare(config), INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
 
 class UserError(Exception):
     """Something outside the program is wrong and its user can mend it.
@@ -14,10 +16,18 @@ class UserError(Exception):
     """
 
 
-def exit_on_user_error(command: Callable[[], int]) -> int:
-    """Run a command's body and turn its `UserError` into a line on stderr and exit code 2."""
+def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Run a command's body; its `UserError` and Ctrl-C become a line on stderr and the exit codes 2 and 130.
+
+    Args:
+        command: what to run; returns its exit code.
+        interrupted: the line for Ctrl-C.
+    """
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return INTERRUPTED

@@ -30,7 +30,7 @@ from cips3d.evaluation.fidelity import BATCH_SIZE, FeatureNetworks, check_networ
 from cips3d.evaluation.ground_truth import ground_truth_heads
 from cips3d.evaluation.image_sets import SourceImages
 from cips3d.files import atomic_file
-from cips3d.pictures import check_path
+from cips3d.pictures import check_path, reported
 from cips3d.plain import finite, to_plain
 from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator
@@ -159,7 +159,7 @@ def evaluate(options: Options) -> int:
     print(f"{report.subject}, in {time.perf_counter() - started:.0f} s")
     if options.out is not None:
         content = report.content() | {"seed": options.seed, "device": str(device), "versions": all_versions()}
-        with atomic_file(options.out) as file:
+        with reported(options.out), atomic_file(options.out) as file:
             file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
         print(f"figures in {options.out}")
     return 0

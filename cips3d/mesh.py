@@ -103,7 +103,8 @@ def mesh(options: Options) -> int:
         raise UserError(
             f"there is too little memory for --resolution {options.resolution} on {device}; give a lower one"
         ) from error
-    write_mesh(options.out, made.mesh)
+    with pictures.reported(options.out):
+        write_mesh(options.out, made.mesh)
     shown = ""
     if options.preview:
         picture = preview_path(options.out)

@@ -113,7 +113,7 @@ class TestGrids:
         side = generator.fixed_resolution or SIDE
         volume = VolumeSettings(samples=4, last_back=True)  # nothing of the untrained volume is empty
         model = dataclasses.replace(loaded, generator=generator, resolution=side, settings=volume)
-        monkeypatch.setattr("cips3d.edit.load_generator", lambda *_: model)
+        monkeypatch.setattr("cips3d.edit.load_generator", lambda *_, **__: model)
         command("--directions", "0-1", "--strengths", -9, 0, 9)
         cells = cells_of(tmp_path / "out.png", 2, 3, side, 128 // side)
         assert (cells[0, 1] == cells[1, 1]).all()

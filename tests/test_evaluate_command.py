@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import sys
@@ -107,8 +108,23 @@ class TestModels:
         monkeypatch.setattr(evaluate, "evaluate_generator", lambda *_, **__: found)
         out = tmp_path / "m.json"
         said = command("--metrics", "pose", "--out", out)
-        assert "-0.60: -0.30  +0.60: nan" in said
+        angles, seen = said.splitlines()[1:3]
+        assert angles.split() == ["pose_seen_yaw", "at", "angle", "-0.60", "0.60"]
+        assert seen.split()[-2:] == ["-0.30", "nan"]
+        assert [angles.index("-0.60"), angles.index(" 0.60")] == [seen.index("-0.30"), seen.index("  nan")]
         assert json.loads(out.read_text())["curves"] == {"pose_seen_yaw": {"x": [-0.6, 0.6], "y": [-0.3, None]}}
+
+    def test_place_without_room(
+        self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.EFBIG, "File too large")
+
+        monkeypatch.setattr(evaluate, "evaluate_generator", lambda *_, **__: Evaluation({"pose_yaw_slope": 0.5}))
+        monkeypatch.setattr("cips3d.files.os.fsync", full)
+        told = command("--metrics", "pose", "--out", tmp_path / "m.json", fails=True)
+        assert "m.json cannot be written (File too large)" in told
+        assert not (tmp_path / "m.json").exists()
 
     def test_missing_weights_are_told_first(
         self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch, photo_folder: Path, tmp_path: Path
@@ -129,7 +145,7 @@ class TestModels:
     def test_nothing_to_see_is_null(
         self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(evaluate, "load_generator", lambda *_: loaded_of(Analytic(nothing)))
+        monkeypatch.setattr(evaluate, "load_generator", lambda *_, **__: loaded_of(Analytic(nothing)))
         out = tmp_path / "m.json"
         assert " - " in command("--metrics", "consistency", "--faces", 2, "--out", out)
         assert json.loads(out.read_text())["values"] == {"consistency_psnr": None, "consistency_overlap": 0.0}
@@ -183,7 +199,7 @@ class TestMistakes:
         assert message in command(*flags, fails=True)
 
     def test_2d_models_are_refused(self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(evaluate, "load_generator", lambda *_: loaded_of(Flat()))
+        monkeypatch.setattr(evaluate, "load_generator", lambda *_, **__: loaded_of(Flat()))
         assert "pose needs a 3-D model, and Flat has no camera" in command("--metrics", "pose", fails=True)
         assert "give --data, or --metrics is" in command(fails=True)
 

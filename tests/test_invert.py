@@ -63,7 +63,7 @@ def command(run_folder: Path, photo: Path, tmp_path: Path, capsys: pytest.Captur
 
 def place_model(monkeypatch: pytest.MonkeyPatch, loaded: LoadedGenerator) -> None:
     """Put a model in the place of the one that the command loads."""
-    monkeypatch.setattr("cips3d.invert.load_generator", lambda *arguments: loaded)
+    monkeypatch.setattr("cips3d.invert.load_generator", lambda *_, **__: loaded)
 
 
 class TestResults:

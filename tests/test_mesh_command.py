@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -142,6 +143,14 @@ def test_mistakes_are_one_clear_line(command: Callable[..., str], flags: list[st
 
 def test_missing_run(command: Callable[..., str], tmp_path: Path) -> None:
     assert "does not exist" in command(source=tmp_path / "nowhere", fails=True)
+
+
+def test_place_without_room(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr("cips3d.files.os.fsync", full)
+    assert "head.ply cannot be written (File too large)" in command(*QUICK, out="head.ply", fails=True)
 
 
 def test_two_dimensional_model(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

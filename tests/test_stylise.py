@@ -109,7 +109,7 @@ class TestGrids:
     ) -> None:
         models = [dataclasses.replace(base, generator=CIPS(CIPS_CONFIG).eval()) for _ in range(2)]
         given = iter(models)
-        monkeypatch.setattr("cips3d.stylise.load_generator", lambda *_: next(given))
+        monkeypatch.setattr("cips3d.stylise.load_generator", lambda *_, **__: next(given))
         assert "4 rows at 2 strengths" in command("--strengths", 0, 1)
         given = iter(models)
         command("--strengths", 0, 1, "--frames", 2, out="out.gif")

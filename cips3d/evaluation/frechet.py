@@ -33,10 +33,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         raise ValueError(f"a and b must each hold two vectors or more, got {len(a)} and {len(b)}")
     a, b = a.double(), b.double()
     covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
-    # The product's eigenvalues are real and not negative; rounding may say otherwise.
+    # The product's eigenvalues are real and not negative, nor is the distance; rounding may say otherwise.
     eigenvalues = torch.linalg.eigvals(covariance_a @ covariance_b).real.clamp_min(0)
     means = (a.mean(0) - b.mean(0)).square().sum()
-    return float(means + covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.sqrt().sum())
+    distance = means + covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.sqrt().sum()
+    return max(float(distance), 0.0)
 
 
 def random_conv_features(images: Tensor) -> Tensor:
