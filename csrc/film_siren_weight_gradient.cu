@@ -5,7 +5,8 @@
 // A block has a tile of 128 by 128 of G and a part of an image's samples. Both tensors stream through shared memory as
 // they are and become operands in registers: of 16 samples lane 4 g + t has t, t + 4, t + 8 and t + 12; of 16 outputs
 // 2 g and 2 g + 1; of 32 inputs 4 g to 4 g + 3. Rows padded by 32 bytes make these accesses free of bank conflicts.
-// Parts are added up by the caller, in order: the same result every time.
+// Parts are added up by the caller, in order: the same result every time. Matrix instructions round toward zero, a bias
+// that grows with every step, so the accurate sums leave the registers every kSumChunks stages.
 #include "operand.h"
 #include "ops.h"
 #include "tile_product.h"
@@ -16,6 +17,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 128;    // of outputs and of inputs
 constexpr int kSamples = 32;  // in a stage
+constexpr int kSumChunks = 16;
 constexpr int kWarpOutputs = 64, kWarpInputs = 32;
 
 template <class T>
@@ -108,8 +110,30 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool active = first_output + GradientPlace().output < out && first_input + GradientPlace().input < in;
   const bool adds = first_input == 0 && threadIdx.x < kTile;  // a column of the slope for each of these threads
 
+  const int64_t part = int64_t{blockIdx.y} * gridDim.z + image;
   float sums[4][4][4] = {};  // [16 outputs, 8 inputs, fragment]
   float slope_sum = 0.0f;
+  // Writes the sums, or adds them to those of this thread that are there.
+  const auto store = [&](bool add) {
+    const GradientPlace place;
+#pragma unroll
+    for (int m = 0; m < kWarpOutputs / 16; m++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        // Row g + 8 h of 16 is output 2 g + h; columns 2 t and 2 t + 1 of tile n are inputs 8 t + n and 8 t + 4 + n
+        // of 32.
+        const int o = first_output + place.output + 16 * m + 2 * place.g + h;
+        const int i = first_input + place.input + 8 * place.t;
+        float* to = partial + (part * out + o) * in + i;
+#pragma unroll
+        for (int c = 0; c < 8; c++) {
+          float& sum = sums[m][c % 4][2 * h + c / 4];
+          if (o < out && i + c < in) to[c] = add ? to[c] + sum : sum;
+          sum = 0.0f;
+        }
+      }
+    }
+  };
   int stage = 0;
   // Fills `stage` with samples, and moves on to the stage that was filled first.
   const auto fill = [&](int chunk) {
@@ -124,8 +148,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
 #pragma unroll 1
   for (int i = 0; i < stages - 1; i++) fill(blockIdx.y + i * gridDim.y);
+  unsigned chunk = blockIdx.y;
 #pragma unroll 1
-  for (int chunk = blockIdx.y; chunk * kSamples < rows; chunk += gridDim.y) {
+  for (; chunk * kSamples < rows; chunk += gridDim.y) {
     if (stages == 3)
       cp_async_wait<1>();
     else
@@ -152,28 +177,15 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int n = 0; n < 4; n++) Operand<E>::mma(sums[m][n], high, b.high[n][0], b.high[n][1]);
       }
     }
+    if constexpr (kLow) {
+      const unsigned done = chunk / gridDim.y;
+      if (done % kSumChunks == kSumChunks - 1) store(done >= kSumChunks);
+    }
   }
   cp_async_wait<0>();
 
-  const int64_t part = int64_t{blockIdx.y} * gridDim.z + image;
   if (adds && first_output + threadIdx.x < out) partial_sum[part * out + first_output + threadIdx.x] = slope_sum;
-  if (!active) return;
-  const GradientPlace place;
-#pragma unroll
-  for (int m = 0; m < kWarpOutputs / 16; m++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      // Row g + 8 h of 16 is output 2 g + h; columns 2 t and 2 t + 1 of tile n are inputs 8 t + n and 8 t + 4 + n
-      // of 32.
-      const int o = first_output + place.output + 16 * m + 2 * place.g + h;
-      const int i = first_input + place.input + 8 * place.t;
-      if (o >= out) continue;
-      float* to = partial + (part * out + o) * in + i;
-#pragma unroll
-      for (int c = 0; c < 8; c++)
-        if (i + c < in) to[c] = sums[m][c % 4][2 * h + c / 4];
-    }
-  }
+  if (active) store(kLow && chunk >= kSumChunks * gridDim.y);
 }
 
 template <class E, class S, class T>

@@ -27,23 +27,24 @@ __device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4]
   // Lanes 0-7 and 8-15 address rows row..row+7 at columns 0 and 8, lanes 16-31 the same of rows row+8..row+15.
   const half* address = weight + (row + lane % 8 + lane / 16 * 8) * kRow + column + lane / 8 % 2 * 8;
   uint32_t b[4];
+  if (kAccurate) {  // small products first
+    ldmatrix_x4(b, address + low_offset);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+#pragma unroll
+      for (int m = 0; m < kTiles; m++) mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
+    }
+  }
   ldmatrix_x4(b, address);
 #pragma unroll
   for (int n = 0; n < 2; n++) {
     const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
 #pragma unroll
     for (int m = 0; m < kTiles; m++) {
-      mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
       if (kAccurate) mma_m16n8k16_f16(accumulator[m][n], low[m], pair, accumulator[m][n]);
+      mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
     }
-  }
-  if (!kAccurate) return;
-  ldmatrix_x4(b, address + low_offset);
-#pragma unroll
-  for (int n = 0; n < 2; n++) {
-    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
-#pragma unroll
-    for (int m = 0; m < kTiles; m++) mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
   }
 }
 

@@ -79,12 +79,14 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
                                              const uint4* units,             // [steps, tile columns / 8, 32]
                                              int steps, int tile_rows, int tile_columns) {
   constexpr bool kSplit = kLow && std::is_same<T, float>::value;
-  constexpr int kGroup = kSplit ? kWarpColumns / 8 : 2;  // of eight columns: what the registers have room for
+  constexpr int kGroup = kSplit ? 4 : 2;  // of eight columns: what the registers have room for
+  // Matrix instructions round sums toward zero, a bias that grows with every step. Where that matters they add up one
+  // step each, and ordinary additions, which round to nearest, do the rest.
 #pragma unroll 1
   for (int step = 0; step < steps; step++, rows += tile_rows * kDepthStep, units += tile_columns * 4) {
     RowFragment<E, T, kLow> a[kWarpRows / 16];
-    const auto load = [&](int m) { a[m].load(rows + 16 * m * kDepthStep, rows + (16 * m + 8) * kDepthStep); };
-    if (!kSplit) load(0), load(1);
+#pragma unroll
+    for (int m = 0; m < kWarpRows / 16; m++) a[m].load(rows + 16 * m * kDepthStep, rows + (16 * m + 8) * kDepthStep);
 #pragma unroll
     for (int first = 0; first < kWarpColumns / 8; first += kGroup) {
       uint4 b[kGroup];
@@ -93,10 +95,22 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
       // Independent sums one after the other; small products first.
 #pragma unroll
       for (int m = 0; m < kWarpRows / 16; m++) {
-        if (kSplit) load(m);
-        for (int n = 0; n < kGroup && kSplit; n++) Operand<E>::mma(sums[m][first + n], a[m].low, b[n].x, b[n].y);
-        for (int n = 0; n < kGroup && kLow; n++) Operand<E>::mma(sums[m][first + n], a[m].high, b[n].z, b[n].w);
-        for (int n = 0; n < kGroup; n++) Operand<E>::mma(sums[m][first + n], a[m].high, b[n].x, b[n].y);
+        if constexpr (kSplit) {
+          float sum[kGroup][4] = {};
+#pragma unroll
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], a[m].low, b[n].x, b[n].y);
+#pragma unroll
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], a[m].high, b[n].z, b[n].w);
+#pragma unroll
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], a[m].high, b[n].x, b[n].y);
+#pragma unroll
+          for (int i = 0; i < 4 * kGroup; i++) sums[m][first + i / 4][i % 4] += sum[i / 4][i % 4];
+        } else {
+#pragma unroll
+          for (int n = 0; n < kGroup && kLow; n++) Operand<E>::mma(sums[m][first + n], a[m].high, b[n].z, b[n].w);
+#pragma unroll
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sums[m][first + n], a[m].high, b[n].x, b[n].y);
+        }
       }
     }
   }

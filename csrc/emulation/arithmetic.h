@@ -8,14 +8,20 @@
 
 namespace cips3d::emulation {
 
-// The special function unit sees the argument in revolutions: one fp32 product, no exact reduction. This is where
-// __sinf loses its accuracy for large arguments.
-inline float reduce_angle(float x) {
-  const float revolutions = x * 0.15915494f;
-  return (revolutions - std::rint(revolutions)) * 6.2831853f;
+// The special function unit sees the argument in revolutions: one fp32 product, rounded toward zero, no exact
+// reduction. This is where __sinf loses its accuracy for large arguments. Its result is off by up to 2^-23; together
+// that is what the CUDA programming guide promises from -pi to pi, 2^-21.41 for sines and 2^-21.19 for cosines.
+inline double reduce_angle(float x) {
+  const double exact = static_cast<double>(x) * 0.15915494f;
+  float revolutions = static_cast<float>(exact);
+  if (std::fabs(static_cast<double>(revolutions)) > std::fabs(exact)) revolutions = std::nextafter(revolutions, 0.0f);
+  return (revolutions - std::rint(revolutions)) * 6.28318530717958648;
 }
-inline float fast_sin(float x) { return std::sin(reduce_angle(x)); }
-inline float fast_cos(float x) { return std::cos(reduce_angle(x)); }
+inline float unit_result(double value) {
+  return static_cast<float>(std::fabs(value) < 0x1p-6 ? value : std::rint(value * 0x1p22) * 0x1p-22);
+}
+inline float fast_sin(float x) { return unit_result(std::sin(reduce_angle(x))); }
+inline float fast_cos(float x) { return unit_result(std::cos(reduce_angle(x))); }
 inline float fast_exp(float x) { return std::exp2(x * 1.44269504f); }
 
 // Keeps the compiler from contracting a product or sum with its neighbours.

@@ -7,7 +7,10 @@ constexpr int kLanes = 32;
 
 // Eight numbers at once, on any x86-64 processor.
 typedef uint32_t Bits __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
 typedef float Floats __attribute__((vector_size(32)));
+typedef int64_t Longs __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
 
 struct HalfElements {
   static Floats values(Bits half) {  // as half_value
@@ -40,34 +43,91 @@ struct Mma {
   const float* c;
 };
 
-// Fragment layouts of the PTX ISA, "Matrix fragments for mma.m16n8k16", lane = 4 * group + member. The products are
-// exact in fp32; they are added up in the order of k, then c.
+// Exponents of numbers; of 0 one that no product with it is aligned by. Of infinity and NaN it is kOfSpecial.
+constexpr int kOfZero = -1000, kOfSpecial = 128, kLeastExponent = -133;
+
+Ints exponents(Floats values) {
+  const Ints of_numbers = (reinterpret_cast<Ints>(values) >> 23 & 255) - 127;
+  return values == 0.0f ? Ints{} + kOfZero : of_numbers;
+}
+
+Floats powers_of_two(Ints exponents, Floats) { return reinterpret_cast<Floats>((exponents + 127) << 23); }
+Doubles powers_of_two(Ints exponents, Doubles) {
+  return reinterpret_cast<Doubles>(__builtin_convertvector(exponents + 1023, Longs) << 52);
+}
+
+// Eight sums c + Σ a[k] b[k] as a Hopper GPU adds up (arXiv 2512.07004): everything below 2^-25 of the largest of these
+// 17 numbers is cut off (of a product's exponent: the sum of its factors'), the sum of the rest is exact, and what
+// fp32 does not hold of it is cut off too. Products are exact in `Wide`.
+template <class Wide>
+Floats add_products(const Floats (&a)[16], const Floats (&b)[16], Floats c, Ints largest) {
+  constexpr int kLastBit = 25;
+  const Wide to_integers = powers_of_two(kLastBit - largest, Wide{});
+  const auto cut_off = [&](Wide x) { return __builtin_convertvector(x * to_integers, Ints); };
+  Ints sums[2] = {cut_off(__builtin_convertvector(c, Wide)), {}};  // one might overflow
+  for (int k = 0; k < 16; k++)
+    sums[k % 2] += cut_off(__builtin_convertvector(a[k], Wide) * __builtin_convertvector(b[k], Wide));
+  const Doubles sum = (__builtin_convertvector(sums[0], Doubles) + __builtin_convertvector(sums[1], Doubles)) *
+                      powers_of_two(largest - kLastBit, Doubles{});
+  const Longs without_29_bits = reinterpret_cast<Longs>(sum) & -(int64_t{1} << 29);
+  return __builtin_convertvector(reinterpret_cast<Doubles>(without_29_bits), Floats);
+}
+
+bool any(Ints mask) {
+  int64_t words[4];
+  std::memcpy(words, &mask, sizeof words);
+  return (words[0] | words[1] | words[2] | words[3]) != 0;
+}
+// Numbers, 0 aside, whose products and the integers made of them might not be in fp32's range.
+Ints near_the_ends(Ints exponents) { return ((exponents < -48) | (exponents > 48)) & (exponents != kOfZero); }
+
+// Fragment layouts of the PTX ISA, "Matrix fragments for mma.m16n8k16", lane = 4 * group + member.
 template <class Elements>
 void mma(void** by_lane, uint32_t) {
   Mma** lanes = reinterpret_cast<Mma**>(by_lane);
   uint32_t a_words[16][8], b_words[8][8];  // [m][k / 2], [n][k / 2]
+  Floats d[16];
   for (int lane = 0; lane < kLanes; lane++) {
     const int group = lane / 4, member = lane % 4;
     for (int r = 0; r < 4; r++) a_words[group + r % 2 * 8][member + r / 2 * 4] = lanes[lane]->a[r];
     for (int r = 0; r < 2; r++) b_words[group][member + r * 4] = lanes[lane]->b[r];
+    for (int r = 0; r < 4; r++) d[group + r / 2 * 8][2 * member + r % 2] = lanes[lane]->c[r];
   }
-  float a[16][16], column[16];
+  float values[16];
   Floats b[16];  // [k][n]
-  for (int m = 0; m < 16; m++) unpack<Elements>(a_words[m], a[m]);
   for (int n = 0; n < 8; n++) {
-    unpack<Elements>(b_words[n], column);
-    for (int k = 0; k < 16; k++) b[k][n] = column[k];
+    unpack<Elements>(b_words[n], values);
+    for (int k = 0; k < 16; k++) b[k][n] = values[k];
   }
-  float d[16][8];
-  for (int m = 0; m < 16; m += 4) {  // four sums at a time hide the latency of an addition
-    Floats sums[4] = {};
-    for (int k = 0; k < 16; k++)
-      for (int i = 0; i < 4; i++) sums[i] += a[m + i][k] * b[k];
-    std::memcpy(d[m], sums, sizeof sums);
+  Ints of_b[16], b_special = {}, b_wide = {};
+  for (int k = 0; k < 16; k++) {
+    of_b[k] = exponents(b[k]);
+    b_special |= of_b[k] == kOfSpecial, b_wide |= near_the_ends(of_b[k]);
+  }
+  for (int m = 0; m < 16; m++) {
+    unpack<Elements>(a_words[m], values);
+    Floats halves_of_a[2], a[16];
+    std::memcpy(halves_of_a, values, sizeof values);
+    const Ints of_a[2] = {exponents(halves_of_a[0]), exponents(halves_of_a[1])}, of_c = exponents(d[m]);
+    Ints largest = of_c;
+    for (int k = 0; k < 16; k++) {
+      const Ints of_product = of_a[k / 8][k % 8] + of_b[k];
+      largest = of_product > largest ? of_product : largest;
+      a[k] = Floats{} + values[k];
+    }
+    if (any(b_special | (of_a[0] == kOfSpecial) | (of_a[1] == kOfSpecial) | (of_c == kOfSpecial))) {
+      for (int k = 0; k < 16; k++) d[m] += a[k] * b[k];
+    } else if (any(b_wide | near_the_ends(of_a[0]) | near_the_ends(of_a[1]) | near_the_ends(of_c))) {
+      largest = largest < kLeastExponent ? Ints{} + kLeastExponent : largest;
+      d[m] = add_products<Doubles>(a, b, d[m], largest);
+    } else {
+      largest = largest < kOfZero / 2 ? Ints{} : largest;
+      d[m] = add_products<Floats>(a, b, d[m], largest);
+    }
   }
   for (int lane = 0; lane < kLanes; lane++) {
     const int group = lane / 4, member = lane % 4 * 2;
-    for (int r = 0; r < 4; r++) lanes[lane]->d[r] = lanes[lane]->c[r] + d[group + r / 2 * 8][member + r % 2];
+    for (int r = 0; r < 4; r++) lanes[lane]->d[r] = d[group + r / 2 * 8][member + r % 2];
   }
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,41 @@ def test_mma(scheduled: DeviceFunctions, dtype: torch.dtype) -> None:
     expected = to_values(a, dtype).astype(np.float64) @ to_values(b, dtype).astype(np.float64).T + c
     # 17 additions in fp32 of numbers up to about 10.
     np.testing.assert_allclose(d, expected, rtol=0, atol=17 * 10 * 2**-24)
+
+
+def exponent(x: float) -> int:
+    """Of the leading bit."""
+    return math.frexp(x)[1] - 1
+
+
+def sum_of_a_tensor_core(a: NDArray[np.float64], b: NDArray[np.float64], c: float) -> float:
+    """c + Σ a b, in integers: terms are cut off 25 bits below the largest, and the sum where fp32 ends."""
+    exponents = [exponent(x) + exponent(y) for x, y in zip(a, b, strict=True) if x and y]
+    unit = max([*exponents, exponent(c)] if c else exponents) - 25
+    terms = [*(Fraction(x) * Fraction(y) for x, y in zip(a, b, strict=True)), Fraction(c)]
+    total = sum(math.trunc(term / Fraction(2) ** unit) for term in terms)
+    beyond = max(total.bit_length() - 24, 0)
+    return float(math.copysign(abs(total) >> beyond << beyond, total) * 2.0**unit)
+
+
+@DTYPES
+@pytest.mark.parametrize("spread", [0, 3, 12])  # of exponents, ±
+def test_mma_cuts_off(device: DeviceFunctions, dtype: torch.dtype, spread: int) -> None:
+    """As measured on Hopper (arXiv 2512.07004): what does not fit is cut off, not rounded."""
+    random = np.random.default_rng(5)
+
+    def numbers(*shape: int) -> NDArray[np.float32]:
+        values = random.normal(size=shape) * np.exp2(random.integers(-spread, spread + 1, shape))
+        return values.astype(np.float32)
+
+    for _ in range(4):
+        a, b, c = to_bits(numbers(16, 16), dtype), to_bits(numbers(8, 16), dtype), numbers(16, 8)
+        c[0] = 0
+        d = np.empty((16, 8), np.float32)
+        device("mma", int(dtype == torch.float16), a, b, c, d)
+        x, y = to_values(a, dtype).astype(np.float64), to_values(b, dtype).astype(np.float64)
+        expected = [[sum_of_a_tensor_core(x[i], y[j], float(c[i, j])) for j in range(8)] for i in range(16)]
+        np.testing.assert_array_equal(d, expected)
 
 
 def test_mma_of_special_numbers(device: DeviceFunctions) -> None:
