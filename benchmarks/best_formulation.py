@@ -18,7 +18,7 @@ from cips3d.models.cips3d import CIPS3D, Styles
 from cips3d.models.volume import RandomDraws, VolumeSettings
 from cips3d.ops.film_siren import FoldedLayer
 from cips3d.ops.importance import importance_depths
-from cips3d.ops.render_rays import SirenField
+from cips3d.ops.siren_field import SirenField
 
 
 def first_layer(points: Tensor, layer: FoldedLayer) -> Tensor:

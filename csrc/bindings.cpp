@@ -100,6 +100,9 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind_query(module, "render_rays_fits", render_rays_fits);
   bind_query(module, "render_rays_backward_fits", render_rays_backward_fits);
   module.def("render_rays_gradient_size", render_rays_gradient_size);
+  bind(module, "render_wide_rays", render_wide_rays);
+  bind_query(module, "render_wide_rays_fits", render_wide_rays_fits);
+  module.def("render_wide_rays_workspace", render_wide_rays_workspace);
   bind(module, "render_deep_rays", render_deep_rays);
   bind_query(module, "render_deep_rays_fits", render_deep_rays_fits);
   module.def("render_deep_rays_workspace", render_deep_rays_workspace);

@@ -148,6 +148,17 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
                  int fine, int width, int color, double ball_density, double ball_radius, double near, double far,
                  bool softplus, bool last_back, bool accurate);
 
+// render_wide_rays.cu: the same for wider layers; `workspace`: as many bytes as render_wide_rays_workspace says.
+bool render_wide_rays_fits(int coarse, int fine, int color, bool accurate);  // into the current device's shared memory
+int64_t render_wide_rays_workspace(int64_t images, int width, int color, bool accurate);
+void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
+                      Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
+                      Pointer second_weight, Pointer second_bias, Pointer density_weight, Pointer density_bias,
+                      Pointer color_weight, Pointer color_bias, Pointer workspace, Pointer colors, Pointer weight_sum,
+                      Pointer depth, Pointer weights, Pointer depths, Pointer transmittance, int64_t images,
+                      int64_t rays, int coarse, int fine, int width, int color, double ball_density, double ball_radius,
+                      double near, double far, bool softplus, bool last_back, bool accurate);
+
 // render_deep_rays.cu: the same for a deep field, whose tensors are listed there; `workspace`: as many bytes as
 // render_deep_rays_workspace says.
 bool render_deep_rays_fits(int coarse, int fine, bool accurate);  // into the current device's shared memory

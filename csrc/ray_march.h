@@ -6,7 +6,8 @@
 //
 // A field is a type with
 //   Layers                           what the host gives; a parameter of the kernel
-//   Color, kColorRow                 the type and the distance of two samples' composited values in shared memory
+//   Color                            the type of composited values in shared memory
+//   static int color_row(layers)     the distance of two samples' values there
 //   kFewestWarps, kMostWarps         of a block; kMostThreads = 32 * kMostWarps
 //   static int step(warps)           samples that a block evaluates at a time
 //   static size_t bytes(layers)      of shared memory
@@ -22,6 +23,10 @@ namespace cips3d {
 
 constexpr int kWarpSamples = 96;  // most samples of a ray, coarse and fine: three a lane
 constexpr int kSlots = kWarpSamples / 32;
+
+// Rows of channels end 16 bytes later: the 8 rows of a warp's store lie in different banks.
+template <class Color>
+constexpr int kPadColors = static_cast<int>(16 / sizeof(Color));
 
 struct RayTensors {
   const float* origins;       // [B, R, 3]
@@ -207,9 +212,9 @@ __device__ void place_fine_samples(const RayTensors& tensors, const RaySettings&
 }
 
 // The final weights of a ray, and everything that is written of it.
-template <class Color, int kColorRow>
+template <class Color>
 __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, const RayScratch<Color>& scratch,
-                              int ray, int64_t global, int channels, int lane) {
+                              int ray, int64_t global, int channels, int color_row, int lane) {
   const int samples = s.coarse + s.fine;
   const float *depths = scratch.depths + ray * samples, *raw = scratch.density + ray * samples;
   int* order = scratch.order + ray * samples;
@@ -253,10 +258,10 @@ __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, c
   }
   __syncwarp();
   for (int channel = 2 * lane; channel < channels; channel += 64) {
-    const Color* color = scratch.colors + ray * samples * kColorRow + channel;
+    const Color* color = scratch.colors + ray * samples * color_row + channel;
     float x = 0.0f, y = 0.0f;
     for (int k = 0; k < samples; k++) {
-      const Vector<Color, 2> pair = *reinterpret_cast<const Vector<Color, 2>*>(color + k * kColorRow);
+      const Vector<Color, 2> pair = *reinterpret_cast<const Vector<Color, 2>*>(color + k * color_row);
       x = fmaf(weights[k], to_float(pair.value[0]), x);
       y = fmaf(weights[k], to_float(pair.value[1]), y);
     }
@@ -273,7 +278,7 @@ __global__ void __launch_bounds__(Field::kMostThreads, 1)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   SharedArrays shared;
   Field field(shared, layers);
-  const RayScratch<Color> scratch(shared, s.block_rays, samples, warps, Field::kColorRow);
+  const RayScratch<Color> scratch(shared, s.block_rays, samples, warps, Field::color_row(layers));
 
   // Consecutive parts of the work, so that a block changes its image as rarely as possible.
   const int64_t tiles_an_image = ceil_div<int64_t>(s.rays, s.block_rays), tiles = s.images * tiles_an_image;
@@ -303,7 +308,7 @@ __global__ void __launch_bounds__(Field::kMostThreads, 1)
       __syncthreads();
     }
     for (int ray = warp; ray < rays; ray += warps)
-      composite_ray<Color, Field::kColorRow>(tensors, s, scratch, ray, global + ray, Field::channels(layers), lane);
+      composite_ray(tensors, s, scratch, ray, global + ray, Field::channels(layers), Field::color_row(layers), lane);
   }
 }
 
@@ -327,8 +332,8 @@ Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s, con
     for (int warps = Field::kMostWarps; warps >= Field::kFewestWarps; warps--) {
       if (blocks * warps > resident_warps) continue;
       for (int rays = 1; rays <= 64; rays++) {
-        const size_t shared =
-            Field::bytes(layers) + RayScratch<typename Field::Color>::bytes(rays, samples, warps, Field::kColorRow);
+        const size_t shared = Field::bytes(layers) +
+                              RayScratch<typename Field::Color>::bytes(rays, samples, warps, Field::color_row(layers));
         if ((shared + kSharedOverhead) * blocks > device.shared_multiprocessor || shared > device.shared_block) break;
         double used = 0, offered = 0;
         for (const int count : {s.coarse, s.fine}) {

@@ -11,13 +11,13 @@ struct ShallowField {
   using Layers = FieldLayers;
   using Color = std::conditional_t<kAccurate, float, half>;
   using Weights = FieldWeights<kWidth, kColorWidth, kAccurate>;
-  // 16 bytes more than a row of colours: the 8 rows of a warp's store in other banks.
-  static constexpr int kColorRow = kColorWidth + static_cast<int>(16 / sizeof(Color));
+  static constexpr int kColorRow = kColorWidth + kPadColors<Color>;
   static constexpr int kFewestWarps = 4, kMostWarps = 8, kMostThreads = 32 * kMostWarps;
   static constexpr int kStep = 16 * kTiles;  // samples a warp evaluates at a time
 
   static int step(int warps) { return warps * kStep; }
   static size_t bytes(const Layers&) { return Weights::bytes(); }
+  __host__ __device__ static constexpr int color_row(const Layers&) { return kColorRow; }
   __device__ __forceinline__ static int channels(const Layers& layers) { return layers.color; }
 
   const Layers& layers;
@@ -52,7 +52,7 @@ struct ShallowField {
       for (int m = 0; m < kTiles; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++)
-          if (at[m][r] >= 0) pass.scratch.density[at[m][r]] = density[m][r] + ball(layers, points[m][r]);
+          if (at[m][r] >= 0) pass.scratch.density[at[m][r]] = density[m][r] + layers.ball.at(points[m][r]);
     }
   }
 };

@@ -221,8 +221,9 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
       product[r] += __shfl_xor_sync(~0u, product[r], bit);
       density[r] += __shfl_xor_sync(~0u, density[r], bit);
     }
-    sample[r] = differentiate_sample(ray, saved, gradients, s, later - r,
-                                     density[r] + weights.density_bias + ball(layers, point[r]), product[r], depth[r]);
+    sample[r] =
+        differentiate_sample(ray, saved, gradients, s, later - r,
+                             density[r] + weights.density_bias + layers.ball.at(point[r]), product[r], depth[r]);
     sample[r].weight *= scale;
     sample[r].density = clamp_to_half(sample[r].density * scale);
   }
@@ -331,9 +332,9 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
   for (int r = 0; r < (kRayGradients ? 2 : 0); r++) {
     const float3 p = point[r];
-    if (layers.ball_radius != 0.0f && pair == 0) {  // once a row: its four lanes are added up
+    if (layers.ball.radius != 0.0f && pair == 0) {  // once a row: its four lanes are added up
       const float norm = sqrtf(p.x * p.x + p.y * p.y + p.z * p.z);
-      const float slope = norm > 0.0f ? -sample[r].density * layers.ball_density / (layers.ball_radius * norm) : 0.0f;
+      const float slope = norm > 0.0f ? -sample[r].density * layers.ball.density / (layers.ball.radius * norm) : 0.0f;
       grad_point[r].x = fmaf(slope, p.x, grad_point[r].x);
       grad_point[r].y = fmaf(slope, p.y, grad_point[r].y);
       grad_point[r].z = fmaf(slope, p.z, grad_point[r].z);

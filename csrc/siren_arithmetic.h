@@ -1,4 +1,4 @@
-// What fields of sine layers share: sines of phases.
+// What fields of sine layers share: sines of phases, and the ball that a density may begin as.
 //
 // Operands of their products (half_product.h) are float16 with float32 accumulation: |sin| <= 1 fits, and float16 keeps
 // three bits more than bfloat16, which the sine of a phase of tens of radians needs.
@@ -23,5 +23,14 @@ __device__ __forceinline__ float cosine(float phase) {
   const float turns = rintf(phase * 0.15915494309189535f);
   return __cosf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
 }
+
+// Every density gets density * (1 - |p| / radius); radius 0: nothing.
+struct Ball {
+  float density, radius;
+
+  __device__ __forceinline__ float at(float3 p) const {
+    return radius == 0.0f ? 0.0f : density * (1.0f - sqrtf(p.x * p.x + p.y * p.y + p.z * p.z) / radius);
+  }
+};
 
 }  // namespace cips3d

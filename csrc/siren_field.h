@@ -14,16 +14,16 @@ namespace cips3d {
 
 // What the host gives: the folded layers of B images, contiguous float32.
 struct FieldLayers {
-  const float* first_weight;        // [B, width, 3]
-  const float* first_bias;          // [B, width]
-  const float* second_weight;       // [B, width, width]
-  const float* second_bias;         // [B, width]
-  const float* density_weight;      // [width]
-  const float* density_bias;        // [1]
-  const float* color_weight;        // [B, color, width]
-  const float* color_bias;          // [B, color]
-  int width, color;                 // of the tensors; at most the kernel's kWidth and kColor
-  float ball_density, ball_radius;  // every density gets ball_density * (1 - |p| / ball_radius); radius 0: nothing
+  const float* first_weight;    // [B, width, 3]
+  const float* first_bias;      // [B, width]
+  const float* second_weight;   // [B, width, width]
+  const float* second_bias;     // [B, width]
+  const float* density_weight;  // [width]
+  const float* density_bias;    // [1]
+  const float* color_weight;    // [B, color, width]
+  const float* color_bias;      // [B, color]
+  int width, color;             // of the tensors; at most the kernel's kWidth and kColor
+  Ball ball;
 };
 
 inline FieldLayers field_layers(Pointer first_weight, Pointer first_bias, Pointer second_weight, Pointer second_bias,
@@ -39,13 +39,7 @@ inline FieldLayers field_layers(Pointer first_weight, Pointer first_bias, Pointe
           input<float>(color_bias),
           width,
           color,
-          static_cast<float>(ball_density),
-          static_cast<float>(ball_radius)};
-}
-
-__device__ __forceinline__ float ball(const FieldLayers& layers, float3 p) {
-  if (layers.ball_radius == 0.0f) return 0.0f;
-  return layers.ball_density * (1.0f - sqrtf(p.x * p.x + p.y * p.y + p.z * p.z) / layers.ball_radius);
+          {static_cast<float>(ball_density), static_cast<float>(ball_radius)}};
 }
 
 // One image's weights in shared memory. Widths below the kernel's are filled up with zeros, which change nothing: the

@@ -13,7 +13,8 @@ from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings
 from cips3d.ops.film_siren import FoldedLayer, fold_film
 from cips3d.ops.precision import Precision
-from cips3d.ops.render_rays import SirenField, evaluate_field, render_rays
+from cips3d.ops.render_rays import render_rays
+from cips3d.ops.siren_field import SirenField, evaluate_siren_field
 
 GAIN_SCALE, GAIN_CENTRE = 15.0, 30.0  # gain = 15·(A s + c) + 30: frequencies around SIREN's ω₀ = 30
 SIREN_INIT_DIVISOR = 25.0  # hidden weights U(±√(6/in)/25), pi-GAN's
@@ -110,7 +111,7 @@ class NeRF(nn.Module):
         Returns:
             raw density [B, N], activations [B, N, color_width] (before the last linear layer).
         """
-        return evaluate_field(self.fold(style), points, precision=self.precision)
+        return evaluate_siren_field(self.fold(style), points, precision=self.precision)
 
     def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""

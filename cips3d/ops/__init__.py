@@ -11,7 +11,8 @@ from cips3d.ops.modulated_epilogue import ModulatedEpilogue, modulated_epilogue
 from cips3d.ops.modulated_fc import ModulatedWeight, demodulation, modulate_weight, modulated_fc, modulated_layer
 from cips3d.ops.modulated_inr import modulated_inr
 from cips3d.ops.precision import Precision
-from cips3d.ops.render_rays import SirenField, render_rays
+from cips3d.ops.render_rays import render_rays
+from cips3d.ops.siren_field import SirenField
 from cips3d.ops.stratified import ray_points, stratified_depths, stratified_points
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 

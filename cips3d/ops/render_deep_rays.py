@@ -18,7 +18,6 @@ from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.stratified import ray_points
 
-WIDTH_MAX = 256  # of any layer: what the kernel has room for
 GRADIENT_SAMPLES = 1 << 15  # whose activations the backward keeps at a time: 0.3 GB for eight layers of 256
 
 

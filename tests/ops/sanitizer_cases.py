@@ -249,6 +249,31 @@ def render_rays(module: ModuleType) -> None:
         module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
 
 
+def render_wide_rays(module: ModuleType) -> None:
+    """Channels that fill no strip, two strips and three, rays that fill no step."""
+    images, rays, coarse, fine, width, color = 2, 11, 4, 3, 130, 70
+    samples = coarse + fine
+    uniform = np.random.default_rng(1).random
+    origins, directions = normal(images, rays, 3), normal(images, rays, 3)
+    draws = [uniform((images, rays, n)).astype(np.float32) for n in (coarse, fine)]
+    noise = [normal(images, rays, n) for n in (coarse, samples)]
+    layers = [normal(images, width, 3), normal(images, width), normal(images, width, width), normal(images, width)]
+    layers += [normal(width), normal(1), normal(images, color, width), normal(images, color)]
+    outputs = [normal(images, rays, color), normal(images, rays), normal(images, rays)]
+    outputs += [normal(images, rays, samples) for _ in range(3)]
+    most = module.shared_limit()
+    # Two stages of weights; half as many samples at a time.
+    for accurate, limit in ((True, 163 << 10), (False, 99 << 10)):
+        module.set_shared_limit(limit)
+        assert module.render_wide_rays_fits(DEVICE, coarse, fine, color, accurate)
+        size = module.render_wide_rays_workspace(images, width, color, accurate)
+        workspace = np.empty(size, np.uint8)
+        given = map(address, [origins, directions, *draws, *noise, *layers, workspace, *outputs])
+        sizes = (images, rays, coarse, fine, width, color, 1.0, 0.1, 0.88, 1.12)
+        module.render_wide_rays(DEVICE, STREAM, *given, *sizes, False, True, accurate)
+    module.set_shared_limit(most)
+
+
 def render_deep_rays(module: ModuleType) -> None:
     """Both precisions; channels that fill no strip, two strips and three, rays that fill no step."""
     images, rays, coarse, fine, depth, width, color = 2, 11, 4, 3, 3, 70, 130
@@ -288,5 +313,6 @@ CASES: dict[str, Callable[[ModuleType], None]] = {
     "film_siren": film_siren,
     "film_siren_points": film_siren_points,
     "render_rays": render_rays,
+    "render_wide_rays": render_wide_rays,
     "render_deep_rays": render_deep_rays,
 }

@@ -13,7 +13,8 @@ from torch import Tensor
 from cips3d.ops.film_siren import FoldedLayer, film_siren, siren_field
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision, is_fast
-from cips3d.ops.render_rays import SirenField, render_rays
+from cips3d.ops.render_rays import render_rays
+from cips3d.ops.siren_field import SirenField
 
 
 @pytest.fixture(params=["highest", "high", "medium"])

@@ -1,0 +1,156 @@
+"""The gradients of `render_rays` through a shallow field, from the depths, transmittances and weights it has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cips3d.ops import kernels
+from cips3d.ops.film_siren_op import Parameters, sine
+from cips3d.ops.library import OPS, define
+from cips3d.ops.siren_field import LAYER_SCHEMA, LAYERS, field_of, is_wide
+from cips3d.ops.stratified import ray_points
+
+RAYS_A_BLOCK = 64  # of the kernel, at a time
+SCALE_EXPONENT = (
+    4  # the largest gradient of a colour becomes 8 to 16: 12 bits below float16's largest, 20 above its least
+)
+GRADIENT_SAMPLES = 1 << 16  # whose activations are kept at a time op by op: 0.4 GB for three layers of 256
+TENSORS = 10 + LAYERS  # of the op
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, with_rays = arguments[0], arguments[-1]
+    layers = arguments[10:TENSORS]
+    of_rays = [origins.new_empty(origins.shape if with_rays else 0) for _ in range(2)]
+    return *(x.new_empty(x.shape) for x in layers), *of_rays
+
+
+def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    tensors: list[Any] = [None if x is None else x.contiguous() for x in arguments[:TENSORS]]
+    ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
+    origins, _, depths = tensors[:3]
+    colors, layers = tensors[6], tensors[10:]
+    *outputs, of_origins, of_directions = _fake(*arguments)
+    images, rays, samples = depths.shape
+    if images * rays == 0:
+        return *(x.zero_() for x in outputs), of_origins, of_directions
+    if is_wide(field_of(tuple(layers), ball_density, ball_radius)):
+        return _op_by_op(*arguments)
+    color, width = layers[6].shape[1:]
+    module = kernels.module_for(origins.device)
+    size = module.render_rays_gradient_size(width, color)
+    # A block stays with one image, whose sums it keeps.
+    blocks = max(1, min(kernels.multiprocessors(origins.device) // images, -(-rays // RAYS_A_BLOCK)))
+    partial_sums = origins.new_empty(images, blocks, size)
+    sums = origins.new_empty(images, size)
+    kernels.launch(
+        "render_rays_backward",
+        *(*tensors[:10], _scale(colors), *layers, partial_sums, sums),
+        *((of_origins, of_directions) if with_rays else (None, None)),
+        *(images, rays, samples, width, color, ball_density, ball_radius, blocks),
+        *(activation == "softplus", last_back, not fast),
+    )
+    return *_from_sums(sums, layers), of_origins, of_directions
+
+
+def _scale(grad_colors: Tensor) -> Tensor:
+    """A power of two that brings the largest gradient of a colour near 2^SCALE_EXPONENT, [1] on the device."""
+    _, exponent = torch.frexp(grad_colors.abs().amax())
+    # Where all of them are 0 the exponent is 0, and so large a power as float32 cannot hold is never needed.
+    return torch.ldexp(grad_colors.new_ones(1), (SCALE_EXPONENT - exponent).clamp(-100, 100))
+
+
+# Where the kernel puts the sums of each of the op's layers (`GradientLayout` in csrc/layer_sums.h).
+PLACES = (6, 7, 0, 1, 4, 5, 2, 3)
+
+
+def _from_sums(sums: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the layers, in the op's order."""
+    shared = [layer.dim() == 1 for layer in layers]  # the density's, one for all images
+    sizes = [layer.numel() if one else layer[0].numel() for layer, one in zip(layers, shared, strict=True)]
+    in_kernel_order = sums.split([sizes[PLACES.index(place)] for place in range(LAYERS)], dim=1)
+    parts = (in_kernel_order[place] for place in PLACES)
+    return [
+        part.sum(0) if one else part.reshape(layer.shape).contiguous()
+        for part, layer, one in zip(parts, layers, shared, strict=True)
+    ]
+
+
+# Op by op: of layers that are too wide for the kernel, and on devices without kernels.
+
+
+def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
+    """Some rays at a time."""
+    origins, directions, depths, _, _, noise = arguments[:6]
+    grads = arguments[6:10]
+    ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
+    field = field_of(arguments[10:TENSORS], ball_density, ball_radius)
+    images, rays, samples = depths.shape
+    total = [x.new_zeros(x.shape) for x in arguments[10:TENSORS]]
+    of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
+    step = max(1, GRADIENT_SAMPLES // max(1, images * samples))
+    for start in range(0, rays if images > 0 else 0, step):
+        some = slice(start, start + step)
+        tensors = (origins, directions, depths, noise, *grads)
+        found, of_points = _of_rays(
+            *(None if x is None else x[:, some].contiguous() for x in tensors),
+            *(field, activation, last_back, fast, with_rays),
+        )
+        for sum_so_far, part in zip(total, found, strict=True):
+            sum_so_far += part
+        if with_rays:
+            of_origins[:, some] = of_points.sum(2)
+            of_directions[:, some] = (of_points * depths[:, some, :, None]).sum(2)
+    return *total, of_origins, of_directions
+
+
+def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gradients of the layers, and of the points [B, R, S, 3] or of none."""
+    origins, directions, depths, noise, of_seen, of_opacity, of_depth, of_weights = arguments[:8]
+    field, activation, last_back, fast, with_rays = arguments[8:]
+    points = ray_points(origins, directions, depths).flatten(1, 2)
+    first, second, color = (
+        Parameters(layer.weight, layer.bias, None, None) for layer in (field.first, field.second, field.color)
+    )
+    h1 = sine(points, first, points.dtype, fast=fast)
+    h2 = sine(h1, second, h1.dtype, fast=fast)
+    colors = sine(h2, color, h2.dtype, fast=fast)
+    density = (h2 @ field.density_weight + field.density_bias).view(depths.shape)
+    norm = points.norm(dim=-1, keepdim=True)
+    if field.ball_radius:
+        density = density + field.ball_density * (1 - norm.view(depths.shape) / field.ball_radius)
+    of_density, of_colors, *_ = OPS["composite_backward"](
+        *(density, colors.view(*depths.shape, -1), depths, None, None, None, noise),
+        *(of_seen, of_depth, of_weights, None, of_opacity),
+        *(activation, last_back, False, True, True, False),
+    )
+    of_density = of_density.flatten(1)[..., None]
+
+    def through(grad: Tensor, x: Tensor, layer: Parameters, with_input: bool) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, x, *layer, fast, with_input, True)
+        return found[:3]
+
+    of_h2, *of_color = through(of_colors.flatten(1, 2), h2, color, True)
+    of_h1, *of_second = through(torch.addcmul(of_h2, of_density, field.density_weight), h1, second, True)
+    of_points, *of_first = through(of_h1, points, first, with_rays)
+    of_layers = (*of_first, *of_second, (of_density * h2).sum((0, 1)), of_density.sum().view(1), *of_color)
+    if not with_rays:
+        return of_layers, of_points
+    if field.ball_radius:
+        of_points = of_points - of_density * field.ball_density / field.ball_radius * points / norm
+    return of_layers, of_points.view(*depths.shape, 3)
+
+
+BACKWARD = define(
+    "render_rays_backward(Tensor origins, Tensor directions, Tensor depths, Tensor transmittance, Tensor weights, "
+    "Tensor? noise, Tensor grad_colors, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, "
+    f"{LAYER_SCHEMA}, str activation, bool last_back, bool fast, bool with_rays)"
+    f" -> ({', '.join(['Tensor'] * (LAYERS + 2))})",
+    kernel=_kernel,
+    reference=_op_by_op,
+    fake=_fake,
+)

@@ -1,0 +1,86 @@
+"""The NeRF branch's radiance field: two sine layers, a density and a colour layer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cips3d.ops.checks import check_shape
+from cips3d.ops.film_siren import FoldedLayer, siren_field
+from cips3d.ops.precision import Precision
+
+RESIDENT_WIDTH, RESIDENT_COLOR = 128, 64  # of layers that stay in shared memory
+
+
+class SirenField(NamedTuple):
+    """A radiance field: h1 = sin(W1 p + b1), h2 = sin(W2 h1 + b2), σ = v · h2 + c + ball, colour = sin(Wc h2 + bc).
+
+    ball = ball_density · (1 - |p| / ball_radius), a sphere around the origin; radius 0: none.
+    """
+
+    first: FoldedLayer  # [B, W, 3], [B, W]
+    second: FoldedLayer  # [B, W, W], [B, W]
+    color: FoldedLayer  # [B, C, W], [B, C]
+    density_weight: Tensor  # [W]
+    density_bias: Tensor  # [1]
+    ball_density: float = 0.0
+    ball_radius: float = 0.0
+
+
+def evaluate_siren_field(
+    field: SirenField, points: Tensor, *, precision: Precision | None = None
+) -> tuple[Tensor, Tensor]:
+    """Raw density [B, N] and colour activations [B, N, C] at points [B, N, 3]; precision as in `render_rays`."""
+    trunk, density_layer = (field.first, field.second), (field.density_weight, field.density_bias)
+    with torch.autocast(points.device.type, enabled=False):  # is for layers without sines
+        density, colors = siren_field(points, trunk, field.color, *density_layer, precision=precision)
+    if field.ball_radius:
+        density = density + field.ball_density * (1 - points.norm(dim=-1) / field.ball_radius)
+    return density, colors
+
+
+def is_wide(field: SirenField) -> bool:
+    """Whether its weights do not fit into shared memory: kernels let them stream, and compute gradients op by op."""
+    return field.second.weight.shape[1] > RESIDENT_WIDTH or field.color.weight.shape[1] > RESIDENT_COLOR
+
+
+def check_siren_field(field: SirenField, batch: int) -> None:
+    """Raise ValueError, naming the argument, unless these are the layers of a field of `batch` images."""
+    _, width, _ = check_shape("field.first.weight", field.first.weight, (batch, None, 3))
+    check_shape("field.first.bias", field.first.bias, (batch, width))
+    check_shape("field.second.weight", field.second.weight, (batch, width, width))
+    check_shape("field.second.bias", field.second.bias, (batch, width))
+    _, color, _ = check_shape("field.color.weight", field.color.weight, (batch, None, width))
+    check_shape("field.color.bias", field.color.bias, (batch, color))
+    check_shape("field.density_weight", field.density_weight, (width,))
+    check_shape("field.density_bias", field.density_bias, (1,))
+
+
+# As tensors of a registered op.
+
+LAYERS = 8
+LAYER_SCHEMA = (
+    "Tensor first_weight, Tensor first_bias, Tensor second_weight, Tensor second_bias, Tensor density_weight, "
+    "Tensor density_bias, Tensor color_weight, Tensor color_bias, float ball_density, float ball_radius"
+)
+
+
+def tensors_of(field: SirenField) -> tuple[Tensor, ...]:
+    """In the order of `LAYER_SCHEMA`."""
+    return (*field.first, *field.second, field.density_weight, field.density_bias, *field.color)
+
+
+def field_of(layers: tuple[Any, ...], ball_density: float, ball_radius: float) -> SirenField:
+    """The field that has these tensors."""
+    first_weight, first_bias, second_weight, second_bias, density_weight, density_bias, *color = layers
+    return SirenField(
+        FoldedLayer(first_weight, first_bias),
+        FoldedLayer(second_weight, second_bias),
+        FoldedLayer(*color),
+        density_weight,
+        density_bias,
+        ball_density,
+        ball_radius,
+    )

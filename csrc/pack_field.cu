@@ -1,0 +1,139 @@
+// Packs a field's layers: weights as slabs of 16-bit operands, what belongs to an image as the modulation of a phase.
+#include "pack_field.h"
+
+namespace cips3d {
+namespace {
+
+constexpr int kWidestSlab = 32;
+
+int64_t padded_columns_of(int width, int color) { return std::max(whole_strips(width), whole_strips(color)); }
+
+// What packing writes, one array after the other. Floats come first: halves need no alignment that they could break.
+struct Workspace {
+  float4* first;       // [B, kFieldWidth]
+  float4* heads;       // [kFieldWidth]
+  float2* modulation;  // [B, L, kFieldWidth]
+  float* unscale;      // [I, L, kFieldWidth] what undoes the scale of a row of weights
+  half* slabs;         // [I, image_halves]
+  int64_t image_halves, bytes;
+
+  Workspace(Pointer memory, int64_t images, int depth, int width, int color, bool head, int parts) {
+    const int64_t matrices = head ? 1 : images;
+    // All products have `width` columns, and with a head the last one a slab of the direction besides.
+    const int64_t rows = static_cast<int64_t>(depth) * whole_strips(width) + (head ? kWidestSlab : 0);
+    image_halves = rows * padded_columns_of(width, color) * parts;
+    first = output<float4>(memory);
+    heads = first + images * kFieldWidth;
+    modulation = reinterpret_cast<float2*>(heads + kFieldWidth);
+    unscale = reinterpret_cast<float*>(modulation + images * depth * kFieldWidth);
+    slabs = reinterpret_cast<half*>(unscale + matrices * depth * kFieldWidth);
+    bytes = reinterpret_cast<Pointer>(slabs + matrices * image_halves) - memory;
+  }
+};
+
+// A warp packs one row of a matrix: block (row, product, image). Rows are scaled by a power of two, so that what
+// float16 cannot hold of small weights is small against the row's largest.
+__global__ void __launch_bounds__(32)
+    pack_weights_kernel(const FieldTensors from, int slab_columns, int parts, int64_t image_halves,
+                        half* __restrict__ slabs,    // [I] of Slabs
+                        float* __restrict__ unscale  // [I, L, kFieldWidth]
+    ) {
+  const int row = blockIdx.x, product = blockIdx.y, lane = threadIdx.x, directions = from.has_head() ? 3 : 0;
+  const int64_t image = blockIdx.z;
+  const bool color = product + 1 == from.depth;
+  const int padded = whole_strips(from.width), columns = gridDim.x;
+  const int rows = color ? from.color : from.width;
+  const float* weight =
+      color ? from.color_weight + (image * from.color + row) * (directions + from.width)
+            : from.hidden_weight + ((image * (from.depth - 1) + product) * from.width + row) * from.width;
+  // Column k of the operand: the trunk's activations, and from `padded` on the direction.
+  const auto read = [&](int k) {
+    if (row >= rows) return 0.0f;
+    if (k < padded) return k < from.width ? weight[color ? directions + k : k] : 0.0f;
+    return k < padded + directions ? weight[k - padded] : 0.0f;
+  };
+  const int depth = color && directions > 0 ? padded + slab_columns : padded;
+  float largest = 0.0f;
+  for (int k = lane; k < depth; k += 32) largest = fmaxf(largest, fabsf(read(k)));
+#pragma unroll
+  for (int bit = 16; bit > 0; bit /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, bit));
+  const float scale = operand_scale(largest);
+  if (lane == 0 && row < kFieldWidth)
+    unscale[(image * from.depth + product) * kFieldWidth + row] = inverse_scale(scale);
+  for (int k = lane; k < depth; k += 32) {
+    const int64_t slab = static_cast<int64_t>(product) * (padded / slab_columns) + k / slab_columns;
+    half* to = slabs + image * image_halves + (slab * parts * columns + row) * slab_columns + k % slab_columns;
+    const float value = scale * read(k);
+    const half high = __float2half_rn(value);
+    *to = high;
+    if (parts > 1) to[columns * slab_columns] = __float2half_rn(value - __half2float(high));
+  }
+}
+
+// What belongs to an image: block (product, image); the last block of x has the first layer, and image 0's the heads.
+__global__ void __launch_bounds__(kFieldWidth)
+    pack_modulation_kernel(const FieldTensors from, const float* __restrict__ unscale, float4* __restrict__ first,
+                           float4* __restrict__ heads, float2* __restrict__ modulation) {
+  const int channel = threadIdx.x, product = blockIdx.x, depth = from.depth;
+  const int64_t image = blockIdx.y, matrix = from.has_head() ? 0 : image;
+  if (product == depth) {
+    const bool in_trunk = channel < from.width, in_head = from.has_head() && channel < from.color;
+    float4 phase = {};
+    if (in_trunk) {
+      const int64_t at = image * depth * from.width + channel, of_matrix = matrix * from.width + channel;
+      const float gain = from.has_head() ? from.trunk_gain[at] : 1.0f, bias = from.first_bias[of_matrix];
+      const float* w = from.first_weight + 3 * of_matrix;
+      phase = make_float4(gain * w[0], gain * w[1], gain * w[2],
+                          from.has_head() ? fmaf(gain, bias, from.trunk_shift[at]) : bias);
+    }
+    first[image * kFieldWidth + channel] = phase;
+    if (image > 0) return;
+    heads[channel] =
+        make_float4(in_trunk ? from.density_weight[channel] : 0.0f, in_head ? from.head_weight[channel] : 0.0f,
+                    in_head ? from.head_weight[from.color + channel] : 0.0f,
+                    in_head ? from.head_weight[2 * from.color + channel] : 0.0f);
+    return;
+  }
+  const bool color = product + 1 == depth;
+  float2 phase = {};
+  if (channel < (color ? from.color : from.width)) {
+    const float* biases = color ? from.color_bias + matrix * from.color
+                                : from.hidden_bias + (matrix * (depth - 1) + product) * from.width;
+    phase = make_float2(unscale[(matrix * depth + product) * kFieldWidth + channel], biases[channel]);
+    if (from.has_head()) {
+      const int64_t at = color ? image * from.color + channel : (image * depth + product + 1) * from.width + channel;
+      const float gain = (color ? from.color_gain : from.trunk_gain)[at];
+      const float shift = (color ? from.color_shift : from.trunk_shift)[at];
+      phase = make_float2(gain * phase.x, fmaf(gain, phase.y, shift));
+    }
+  }
+  modulation[(image * depth + product) * kFieldWidth + channel] = phase;
+}
+
+}  // namespace
+
+int64_t packed_field_bytes(int64_t images, int depth, int width, int color, bool head, bool accurate) {
+  return Workspace(0, images, depth, width, color, head, accurate ? 2 : 1).bytes;
+}
+
+StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int64_t images, int slab, int parts,
+                          Pointer workspace) {
+  const bool head = tensors.has_head();
+  const int depth = tensors.depth, width = whole_strips(tensors.width);
+  const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, parts);
+  const int columns = static_cast<int>(padded_columns_of(tensors.width, tensors.color));
+  const unsigned matrices = head ? 1 : blocks_for(images, 1);
+  launch(pack_weights_kernel, dim3(columns, depth, matrices), dim3(32), 0, stream, tensors, slab, parts,
+         packed.image_halves, packed.slabs, packed.unscale);
+  launch(pack_modulation_kernel, dim3(depth + 1, blocks_for(images, 1)), dim3(kFieldWidth), 0, stream, tensors,
+         packed.unscale, packed.first, packed.heads, packed.modulation);
+  StreamedLayers layers = {};
+  layers.slabs = {packed.slabs, depth * (width / slab) + head, columns, 0};
+  layers.image_halves = head ? 0 : packed.image_halves;
+  layers.first = packed.first, layers.modulation = packed.modulation, layers.heads = packed.heads;
+  layers.products = depth, layers.width = width, layers.color = whole_strips(tensors.color);
+  layers.channels = tensors.color;
+  return layers;
+}
+
+}  // namespace cips3d

@@ -1,0 +1,60 @@
+// render_rays for the NeRF branch where its layers are too wide for shared memory: weights stream.
+#include "pack_field.h"
+
+namespace cips3d {
+namespace {
+
+constexpr int kSineLayers = 2;
+
+// Smaller blocks leave more of the shared memory to the samples' colours.
+template <class F>
+auto with_wide_field(bool accurate, int color, const RaySettings& s, F f) {
+  StreamedLayers layers = {};
+  layers.color = whole_strips(color);
+  if (accurate) return with_field<StreamedField<64, 16, true, false>, StreamedField<32, 16, true, false>>(layers, s, f);
+  return with_field<StreamedField<128, 32, false, false>, StreamedField<64, 16, false, false>>(layers, s, f);
+}
+
+}  // namespace
+
+bool render_wide_rays_fits(int coarse, int fine, int color, bool accurate) {
+  RaySettings s = {};
+  s.coarse = coarse, s.fine = fine;
+  return with_wide_field(accurate, color, s,
+                         [](auto, const StreamedLayers&, const Plan& plan) { return plan.rays > 0; });
+}
+
+int64_t render_wide_rays_workspace(int64_t images, int width, int color, bool accurate) {
+  return packed_field_bytes(images, kSineLayers, width, color, false, accurate);
+}
+
+void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
+                      Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
+                      Pointer second_weight, Pointer second_bias, Pointer density_weight, Pointer density_bias,
+                      Pointer color_weight, Pointer color_bias, Pointer workspace, Pointer colors, Pointer weight_sum,
+                      Pointer depth, Pointer weights, Pointer depths, Pointer transmittance, int64_t images,
+                      int64_t rays, int coarse, int fine, int width, int color, double ball_density, double ball_radius,
+                      double near, double far, bool softplus, bool last_back, bool accurate) {
+  const RayTensors of_rays = {input<float>(origins),    input<float>(directions),   input<float>(stratified),
+                              input<float>(importance), input<float>(coarse_noise), input<float>(merged_noise),
+                              output<float>(colors),    output<float>(weight_sum),  output<float>(depth),
+                              output<float>(weights),   output<float>(depths),      output<float>(transmittance)};
+  FieldTensors tensors = {};
+  tensors.first_weight = input<float>(first_weight), tensors.first_bias = input<float>(first_bias);
+  tensors.hidden_weight = input<float>(second_weight), tensors.hidden_bias = input<float>(second_bias);
+  tensors.density_weight = input<float>(density_weight);
+  tensors.color_weight = input<float>(color_weight), tensors.color_bias = input<float>(color_bias);
+  tensors.depth = kSineLayers, tensors.width = width, tensors.color = color;
+  const RaySettings s = {images,   rays,     coarse, fine, 0, static_cast<float>(near), static_cast<float>(far),
+                         softplus, last_back};
+  with_wide_field(accurate, color, s, [&](auto type, const StreamedLayers& planned, const Plan& plan) {
+    using Field = typename decltype(type)::Type;
+    StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, Field::kParts, workspace);
+    layers.slabs.stages = planned.slabs.stages;
+    layers.density_bias = input<float>(density_bias);
+    layers.ball = {static_cast<float>(ball_density), static_cast<float>(ball_radius)};
+    launch_rays<Field>(of_rays, layers, s, plan, stream);
+  });
+}
+
+}  // namespace cips3d
