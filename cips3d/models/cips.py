@@ -284,14 +284,18 @@ class CIPS(Generator[Styles]):
         if chunk_pixels is not None and chunk_pixels < 1:
             raise ValueError(f"chunk_pixels must be at least 1, got {chunk_pixels}")
         w = styles.by_layer(self.style_layers, self.config.style_dim)
+        side = self.config.resolution
         if coords is None:
-            coords = self.coordinates_of(self.config.resolution if resolution is None else resolution, window)
+            sides = _sides(side if resolution is None else resolution)
+            coords = self.coordinates_of(sides, window)
+            is_square = sides == (side, side) and window in (None, (0, 0, side, side)) and self.config.coordinates == 2
         elif resolution is not None or window is not None:
             raise ValueError("coords must be given alone, without resolution and window: they say the same")
         else:
             coords = self._checked(coords, len(w[0])).to(w[0])
+            is_square = self._is_square(coords)
         height, width = coords.shape[2:]
-        embedding = self.network.embedding if self._is_stored_square(coords) else None
+        embedding = self.network.embedding if self.training and is_square else None
         maps = self._noise(noise, height, width, w[0], generator)
         if torch.is_grad_enabled():
             image = self.network(coords, embedding, w, maps)
@@ -314,10 +318,10 @@ class CIPS(Generator[Styles]):
             raise ValueError(f"coords must have shape [{batch}, {count}, H, W], got {list(coords.shape)}")
         return coords
 
-    def _is_stored_square(self, coords: Tensor) -> bool:
-        """The embedding is used as it is stored: for the full square at its resolution, in training mode."""
+    def _is_square(self, coords: Tensor) -> bool:
+        """These are the coordinates of the full square at its resolution, whose embedding is stored."""
         side = self.config.resolution
-        if not self.training or coords.shape[1:] != (2, side, side):
+        if coords.shape[1:] != (2, side, side):
             return False
         square = square_coordinates(side, device=coords.device, dtype=coords.dtype)
         return bool((coords - square).abs().max() < SAME_GRID)

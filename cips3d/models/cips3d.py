@@ -25,7 +25,7 @@ CHUNK_RAYS = 65_536  # elsewhere: a 256² picture at once, below 2 GB of activat
 
 
 def default_chunk_rays(device: torch.device) -> int:
-    """Rays of one image that are rendered at a time without gradients.
+    """Rays that are rendered at a time without gradients.
 
     A CPU is quickest while activations stay in its caches (512 to 2048 rays are within 3%, 256 and whole pictures 10%
     slower); an accelerator wants few, large launches, and the limit only bounds memory.
@@ -260,7 +260,7 @@ class CIPS3D(Generator[Styles]):
             stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
             jitter: False renders without random numbers.
             grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
-            chunk_rays: rays of an image rendered at a time where no gradient is needed; default: `default_chunk_rays`.
+            chunk_rays: rays rendered at a time where no gradient is needed; default: `default_chunk_rays`.
                 The result does not depend on it (up to rounding).
             generator: source of the draws.
 

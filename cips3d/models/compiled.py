@@ -2,106 +2,97 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
 import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.cips3d import CIPS3D, Rendering, Styles
-from cips3d.models.volume import VolumeSettings
+
+if TYPE_CHECKING:
+    from cips3d.models.generator import Generator, Picture, View
+
+StylesT = TypeVar("StylesT", bound="tuple[Tensor, ...]")
 
 WARM_UP = 3  # runs before the capture, in which libraries set themselves up
 
 
-class CompiledRender:
-    """Renders pictures of one size, without gradients, at the cost of a single launch.
+class CompiledRender(Generic[StylesT]):
+    """`Generator.render` of one view, without gradients, at the cost of a single launch.
 
     On a GPU the first call captures everything from styles and cameras to the picture in a CUDA graph, and every call
     replays it; small pictures then take as long as their kernels, not as long as their launches. The pictures of a call
-    stay valid until the next one. Elsewhere it calls the generator.
+    stay valid until the next one. Elsewhere it calls the generator. Made by `Generator.compiled_render`.
 
     Args:
-        generator: its weights may change between calls (they are read where they are), its device and settings not.
-        settings: of the volume.
-        batch: pictures of a call.
-        resolution: side, or (height, width).
-        jitter: False renders without random numbers; with True every replay draws new ones.
-        return_aux: also give the auxiliary image.
-        chunk_rays: see `CIPS3D.forward`.
+        generator: its weights may change between calls (they are read where they are), its device, mode and precision
+            not.
+        view: what is rendered, with as many cameras as there will be pictures a call. With `jitter` every replay draws
+            new random numbers, from PyTorch's own generator.
 
-    Example:
-        >>> render = CompiledRender(generator, VolumeSettings(), batch=1, resolution=64)
-        >>> image = render(generator.mapping(*generator.sample_z(1)), cameras).image
+    Raises:
+        ValueError: the view has no camera, or a random generator of its own, whose numbers a replay could not draw.
     """
 
-    def __init__(
-        self,
-        generator: CIPS3D,
-        settings: VolumeSettings,
-        *,
-        batch: int,
-        resolution: int | tuple[int, int],
-        jitter: bool = False,
-        return_aux: bool = False,
-        chunk_rays: int | None = None,
-    ) -> None:
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+    def __init__(self, generator: Generator[StylesT], view: View) -> None:
+        if len(view.cameras) < 1:
+            raise ValueError("view.cameras must be at least one, as many as pictures a call")
+        if view.generator is not None:
+            raise ValueError("view.generator must be None: a replay draws from PyTorch's own random generator")
         self.generator = generator
-        self.settings = settings
-        self.batch = batch
-        self.resolution = resolution
-        self.jitter = jitter
-        self.return_aux = return_aux
-        self.chunk_rays = chunk_rays
-        self._captured: tuple[torch.cuda.CUDAGraph, Rendering] | None = None
-        self._inputs: tuple[Tensor, ...] = ()
+        self.view = view
+        self._captured: tuple[torch.cuda.CUDAGraph, Picture] | None = None
+        self._styles: StylesT | None = None
+        self._cameras: Cameras | None = None
 
     @torch.no_grad()
-    def __call__(self, styles: Styles, cameras: Cameras) -> Rendering:
-        """Render `batch` styles from `batch` cameras.
+    def __call__(self, styles: StylesT, cameras: Cameras | None = None) -> Picture:
+        """Pictures of styles from cameras; default: those of the view.
 
         Raises:
-            ValueError: there are more or fewer of them, or their shapes are not those of the first call.
+            ValueError: there are not as many as the view has cameras, or their shapes are not those of the first call.
         """
-        for name, count in (("styles", len(styles.shape)), ("cameras", len(cameras))):
-            if count != self.batch:
-                raise ValueError(f"{name} must be {self.batch}, as many as the render was made for, got {count}")
+        cameras = self.view.cameras if cameras is None else cameras
+        for name, count in (("styles", len(styles[0])), ("cameras", len(cameras))):
+            if count != len(self.view.cameras):
+                raise ValueError(f"{name} must be {len(self.view.cameras)}, as many as the view has, got {count}")
         device = self.generator.device
         if device.type != "cuda":
-            return self._render(styles, cameras)
-        given = (*styles, cameras.rotation, cameras.position, cameras.fov_degrees)
+            return self.generator.render(styles, replace(self.view, cameras=cameras))
         if self._captured is None:
-            self._captured = self._capture(given, device)
-        graph, rendering = self._captured
-        for place, value in zip(self._inputs, given, strict=True):
+            self._captured = self._capture(styles, cameras, device)
+        assert self._styles is not None and self._cameras is not None
+        graph, picture = self._captured
+        places = (*self._styles, *_tensors(self._cameras))
+        for place, value in zip(places, (*styles, *_tensors(cameras)), strict=True):
             if place.shape != value.shape:
                 raise ValueError(f"styles and cameras must keep the shapes of the first call: {list(value.shape)} came")
             place.copy_(value)
         graph.replay()
-        return rendering
+        return picture
 
-    def _render(self, styles: Styles, cameras: Cameras) -> Rendering:
-        return self.generator.synthesis(
-            styles,
-            cameras,
-            self.settings,
-            resolution=self.resolution,
-            jitter=self.jitter,
-            return_aux=self.return_aux,
-            chunk_rays=self.chunk_rays,
-        )
-
-    def _capture(self, given: tuple[Tensor, ...], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Rendering]:
-        self._inputs = tuple(x.to(device, copy=True).contiguous() for x in given)
-        styles, cameras = Styles(*self._inputs[:2]), Cameras(*self._inputs[2:])
+    def _capture(self, styles: StylesT, cameras: Cameras, device: torch.device) -> tuple[torch.cuda.CUDAGraph, Picture]:
+        self._styles = type(styles)(*(_kept(x, device) for x in styles))
+        self._cameras = Cameras(*(_kept(x, device) for x in _tensors(cameras)))
+        view = replace(self.view, cameras=self._cameras)
         with torch.cuda.device(device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
-                    self._render(styles, cameras)
+                    self.generator.render(self._styles, view)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                rendering = self._render(styles, cameras)
-        return graph, rendering
+                picture = self.generator.render(self._styles, view)
+        return graph, picture
+
+
+def _tensors(cameras: Cameras) -> tuple[Tensor, ...]:
+    return cameras.rotation, cameras.position, cameras.fov_degrees
+
+
+def _kept(x: Tensor, device: torch.device) -> Tensor:
+    """A copy whose place stays."""
+    return x.to(device, copy=True).contiguous()

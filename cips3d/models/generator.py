@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
+from cips3d.models.compiled import CompiledRender
 from cips3d.models.precision import checked_precision
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.precision import Precision
@@ -161,6 +162,15 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
     @abstractmethod
     def render(self, styles: StylesT, view: View) -> Picture:
         """Pictures of styles."""
+
+    def compiled_render(self, view: View) -> CompiledRender[StylesT]:
+        """`render` of one view again and again, without gradients: on a GPU one launch a call (see `CompiledRender`).
+
+        Example:
+            >>> render = generator.compiled_render(View(64, cameras, jitter=False))
+            >>> image = render(generator.mapping(*generator.sample_z(len(cameras)))).image
+        """
+        return CompiledRender(self, view)
 
     def density(self, styles: StylesT, points: Tensor) -> Tensor:
         """Raw density [B, N] at points [B, N, 3] in scene units, of 3-D generators.

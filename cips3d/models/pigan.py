@@ -47,7 +47,7 @@ class _Pixels(NamedTuple):
 
 
 def default_chunk_rays(device: torch.device, samples: int) -> int:
-    """Rays of one image that are rendered at a time without gradients, with `samples` samples each."""
+    """Rays that are rendered at a time without gradients, with `samples` samples each."""
     points = CPU_CHUNK_POINTS if device.type == "cpu" else CHUNK_POINTS
     return max(points // samples, 1)
 
@@ -191,7 +191,7 @@ class PiGAN(Generator[PiGANStyles]):
             stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
             jitter: False renders without random numbers.
             grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
-            chunk_rays: rays of an image rendered at a time where no gradient is needed; default: `default_chunk_rays`.
+            chunk_rays: rays rendered at a time where no gradient is needed; default: `default_chunk_rays`.
                 The result does not depend on it (up to rounding).
             generator: source of the draws.
 

@@ -33,7 +33,7 @@ def paint_rays(
         painter: renders rays of some images; the slice says of which.
         rays: [B, R] rays.
         draws: their random numbers.
-        chunk_rays: rays of one image rendered at a time where no gradient is needed.
+        chunk_rays: rays rendered at a time where no gradient is needed.
         grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
         generator: source of that choice.
 
@@ -53,25 +53,27 @@ def paint_rays(
 
 
 def _in_chunks(painter: Painter[PixelsT], rays: Rays, draws: RandomDraws, chunk_rays: int) -> PixelsT:
-    """Image by image, `chunk_rays` rays at a time, so that activations stay in cache and memory is bounded.
+    """At most `chunk_rays` rays at a time, so that activations stay in cache and memory is bounded.
 
-    Every chunk goes into place at once: besides the pixels there are only the activations of one chunk.
+    A chunk has whole images where they are small, so that an accelerator gets few launches, else a part of one. It goes
+    into place at once: besides the pixels there are only the activations of one chunk.
     """
     batch, count = rays.origins.shape[:2]
-    if batch * count == 0 or (batch == 1 and count <= chunk_rays):
+    if batch * count <= chunk_rays:
         return painter(slice(None), rays, draws)
     whole: PixelsT | None = None
-    for b in range(batch):
-        image = slice(b, b + 1)
+    images_at_once = max(1, chunk_rays // count)
+    for first in range(0, batch, images_at_once):
+        images = slice(first, first + images_at_once)
         for start in range(0, count, chunk_rays):
             part = slice(start, start + chunk_rays)
-            some = Rays(rays.origins[image, part], rays.directions[image, part])
-            chunk = painter(image, some, draws.part(image, part))
+            some = Rays(rays.origins[images, part], rays.directions[images, part])
+            chunk = painter(images, some, draws.part(images, part))
             if whole is None:
                 whole = _like(chunk, [None if v is None else v.new_empty(batch, count, *v.shape[2:]) for v in chunk])
             for place, values in zip(whole, chunk, strict=True):
                 if place is not None and values is not None:
-                    place[image, part] = values
+                    place[images, part] = values
     assert whole is not None  # there are rays
     return whole
 

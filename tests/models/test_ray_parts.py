@@ -49,12 +49,19 @@ def check(pixels: Pixels) -> None:
     assert pixels.missing is None
 
 
-@pytest.mark.parametrize(("chunk_rays", "counts"), [(4, [4, 4, 2]), (10, [10]), (99, [10])])
-def test_chunks(chunk_rays: int, counts: list[int]) -> None:
+PARTS = [(1, 4), (1, 4), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("chunk_rays", "given"),
+    [(4, PARTS * IMAGES), (10, [(1, 10)] * IMAGES), (29, [(2, 10), (1, 10)]), (30, [(IMAGES, 10)])],
+)
+def test_chunks(chunk_rays: int, given: list[tuple[int, int]]) -> None:
+    """Parts of an image, or several small ones at once."""
     painter = Recorder()
     with torch.no_grad():
         check(paint_rays(painter, *rays_and_draws(), chunk_rays=chunk_rays))
-    assert painter.given == [(1, count) for count in counts] * IMAGES
+    assert painter.given == given
 
 
 def test_all_at_once_with_gradients() -> None:
