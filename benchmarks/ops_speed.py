@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,18 +66,28 @@ def backward_run(function: Callable[..., object], case: Case) -> Callable[[], ob
     return lambda: torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
 
 
-def measured(case: Case, stopwatch: Stopwatch, ceilings: Ceilings, *, compile: bool) -> Iterator[tuple[str, Result]]:
-    """The case's forward and, where it has one, backward."""
-    compiled = torch.compile(case.baseline, mode="max-autotune-no-cudagraphs", dynamic=False) if compile else None
-    directions = [("forward", forward_run, case.forward_bytes, case.forward_flops)]
+Run = Callable[[], object]
+
+
+def directions(case: Case) -> Iterator[tuple[str, Callable[[Callable[..., object], Case], Run], float, float]]:
+    """Names, preparations, bytes and FLOPs of the case's forward and, where it has one, backward."""
+    yield f"{case.name}_forward", forward_run, case.forward_bytes, case.forward_flops
     if case.backward_bytes is not None:
-        directions.append(("backward", backward_run, case.backward_bytes, case.backward_flops))
-    for direction, prepare, moved, flops in directions:
-        ours = stopwatch(prepare(case.ours, case))
-        eager = stopwatch(prepare(case.baseline, case))
-        best = stopwatch(prepare(compiled, case)) if compiled is not None else None
-        floor = ceilings.floor_ms(moved, flops, case.dtype)
-        yield f"{case.name}_{direction}", compared(ours, eager, best, floor)
+        yield f"{case.name}_backward", backward_run, case.backward_bytes, case.backward_flops
+
+
+def measured(case: Case, stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[str, Result]]:
+    """The case against eager PyTorch."""
+    for name, prepare, moved, flops in directions(case):
+        ours, eager = stopwatch(prepare(case.ours, case)), stopwatch(prepare(case.baseline, case))
+        yield name, compared(ours, eager, None, ceilings.floor_ms(moved, flops, case.dtype))
+
+
+def compiled(case: Case, stopwatch: Stopwatch) -> Iterator[tuple[str, Timing]]:
+    """The case as torch.compile does it, every choice measured."""
+    function = torch.compile(case.baseline, mode="max-autotune-no-cudagraphs", dynamic=False)
+    for name, prepare, _, _ in directions(case):
+        yield name, stopwatch(prepare(function, case))
 
 
 def compared(ours: Timing, eager: Timing, compiled: Timing | None, floor_ms: float) -> Result:
@@ -102,28 +115,55 @@ def row(name: str, result: Result) -> str:
 HEAD = "| op | ms | × eager | × compile | of limit | peak MB |\n|---|---|---|---|---|---|"
 
 
-def run_groups(
-    groups: list[str],
-    stopwatch: Stopwatch,
-    ceilings: Ceilings,
-    *,
-    small: bool,
-    compile: bool,
-    compile_until: float = float("inf"),
-) -> dict[str, Result]:
-    """Time all cases of some groups, printing a row each.
+class Results(dict[str, Result]):
+    """Lines of the table by name. Every one is printed and kept at once: what is measured is not lost."""
 
-    Args:
-        compile_until: `time.monotonic()` after which torch.compile is left out (compiling takes most of the time).
-    """
-    results: dict[str, Result] = {}
+    def __init__(self, keep: Callable[[Results], None]) -> None:
+        self.keep = keep
+        self.failures: dict[str, str] = {}
+
+    def add(self, name: str, result: Result) -> None:
+        self[name] = result
+        print(row(name, result), flush=True)
+        self.keep(self)
+
+    @contextmanager
+    def reporting(self, name: str) -> Iterator[None]:
+        """Note what goes wrong inside, and go on."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.keep(self)
+
+
+def run_groups(
+    groups: Sequence[str], results: Results, stopwatch: Stopwatch, ceilings: Ceilings, *, small: bool
+) -> None:
+    """Time all cases of some groups against eager PyTorch."""
     for group in groups:
-        for case in GROUPS[group](stopwatch.device, small=small):
-            in_time = time.monotonic() < compile_until
-            for name, result in measured(case, stopwatch, ceilings, compile=compile and in_time):
-                results[name] = result
-                print(row(name, result), flush=True)
-    return results
+        with results.reporting(group):
+            for case in GROUPS[group](stopwatch.device, small=small):
+                with results.reporting(case.name):
+                    for name, result in measured(case, stopwatch, ceilings):
+                        results.add(name, result)
+
+
+def compile_groups(
+    groups: Sequence[str], results: Results, stopwatch: Stopwatch, *, small: bool, until: float = math.inf
+) -> None:
+    """Compare what `run_groups` has found with torch.compile, while `time.monotonic()` is before `until`."""
+    for group in groups:
+        with results.reporting(group):
+            for case in GROUPS[group](stopwatch.device, small=small):
+                if time.monotonic() > until:
+                    return
+                with results.reporting(f"{case.name}, compiled"):
+                    for name, timing in compiled(case, stopwatch):
+                        if name in results:
+                            ratio = timing.ms / results[name].ms
+                            results.add(name, replace(results[name], ratio_vs_compile=ratio))
 
 
 def command() -> int:
@@ -142,12 +182,18 @@ def command() -> int:
     ceilings = measure_ceilings(stopwatch)
     rates = ", ".join(f"{dtype} products {r / 1e12:.3g} TFLOP/s" for dtype, r in ceilings.flops_per_second.items())
     print(f"copy {ceilings.bytes_per_second / 1e9:.4g} GB/s, {rates}\n\n{HEAD}", flush=True)
-    results = run_groups(arguments.groups, stopwatch, ceilings, small=arguments.small, compile=not arguments.no_compile)
-    if arguments.json:
-        content = {"ceilings": asdict(ceilings), "results": {name: asdict(r) for name, r in results.items()}}
-        with atomic_file(arguments.json) as file:
-            file.write((json.dumps(content, indent=2) + "\n").encode())
-    return 0
+
+    def keep(results: Results) -> None:
+        if arguments.json:
+            content = {"ceilings": asdict(ceilings), "results": {name: asdict(r) for name, r in results.items()}}
+            with atomic_file(arguments.json) as file:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
+
+    results = Results(keep)
+    run_groups(arguments.groups, results, stopwatch, ceilings, small=arguments.small)
+    if not arguments.no_compile:
+        compile_groups(arguments.groups, results, stopwatch, small=arguments.small)
+    return 1 if results.failures else 0
 
 
 if __name__ == "__main__":

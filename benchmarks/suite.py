@@ -4,7 +4,9 @@
 
 Runs the op tests on the GPU (and stops where one fails: a wrong kernel's speed is of no interest), then times every op
 against eager PyTorch and torch.compile, whole 256² pictures against the published formulation, a training step at 256²
-and the memory that it takes. Under 10 minutes: past `--minutes`, torch.compile is left out and its column stays empty.
+and the memory that it takes. Compiling takes longest and comes last: past `--minutes` no more is begun, and where it is
+missing its column stays empty. The file is written anew after every line; what fails is noted there, and the rest goes
+on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import memory
 import torch
 from memory import fitting
 from op_cases import GROUPS
-from ops_speed import HEAD, Result, compared, row, run_groups
+from ops_speed import HEAD, Result, Results, compared, compile_groups, run_groups
 from picture_cases import Pictures, multiply_adds
 from timing import Ceilings, Stopwatch, measure_ceilings
 from torch import Tensor
@@ -34,6 +36,7 @@ from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import atomic_file
 from cips3d.models.cips3d import CIPS3D
+from cips3d.models.generator import View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 from cips3d.training.config import settled
@@ -74,17 +77,20 @@ def run_tests() -> None:
         raise UserError("the op tests fail on this GPU; repair them first, or pass --no-tests to measure all the same")
 
 
-@torch.no_grad()
-def render_256(stopwatch: Stopwatch, ceilings: Ceilings, *, compile: bool) -> dict[str, Result]:
-    """16 pictures of 256², full widths, 12 + 12 samples, from styles and cameras on; milliseconds an image.
+def pictures_256(device: torch.device) -> Pictures:
+    """16 pictures of 256², full widths, 12 + 12 samples."""
+    return Pictures(device, *((16, 256) if device.type == "cuda" else (1, 8)))
 
-    Eager is the published formulation in float32; compiled is torch.compile on the formulation that suits it best, in
-    bfloat16. Both, and other ways to compute the pictures, have lines of their own too.
+
+@torch.no_grad()
+def render_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
+    """The pictures from styles and cameras on; milliseconds an image.
+
+    Eager is the published formulation in float32. It and other ways to compute the pictures have lines of their own
+    too.
     """
-    on_gpu = stopwatch.device.type == "cuda"
-    batch, side = (16, 256) if on_gpu else (1, 8)
-    pictures = Pictures(stopwatch.device, batch, side)
-    bfloat16 = torch.bfloat16
+    pictures = pictures_256(stopwatch.device)
+    batch, side, bfloat16 = len(pictures.cameras), pictures.side, torch.bfloat16
     ways: dict[str, Callable[[], Tensor]] = {
         "": partial(pictures.ours, "fast"),
         "_accurate": partial(pictures.ours, "highest"),
@@ -92,9 +98,6 @@ def render_256(stopwatch: Stopwatch, ceilings: Ceilings, *, compile: bool) -> di
         "_published": pictures.published,
         "_published_bf16": partial(pictures.published, dtype=bfloat16),
     }
-    if compile:
-        ways["_published_bf16_compiled"] = partial(pictures.published, compiled=True, dtype=bfloat16)
-        ways["_best_bf16_compiled"] = partial(pictures.best, compiled=True, dtype=bfloat16)
     timings = {way: stopwatch(run) for way, run in ways.items()}
     config = pictures.generator.config
     sine_layers = 2.0 * 24 * side**2 * config.nerf_width * (config.nerf_width + config.nerf_color_width)
@@ -103,14 +106,44 @@ def render_256(stopwatch: Stopwatch, ceilings: Ceilings, *, compile: bool) -> di
         "": ceilings.floor_ms(0, sine_layers + others, "float16"),
         "_accurate": ceilings.floor_ms(0, 3 * sine_layers, "float16") + ceilings.floor_ms(0, others, "float32"),
     }
-    best = timings.get("_best_bf16_compiled")
     results: dict[str, Result] = {}
     for way, timing in timings.items():
         result = Result(ms=timing.ms / batch, peak_mb=timing.peak_mb)
         if way in floors:
-            result = replace(compared(timing, timings["_published"], best, batch * floors[way]), ms=result.ms)
+            result = replace(compared(timing, timings["_published"], None, batch * floors[way]), ms=result.ms)
         results[f"render_256{way}"] = result
     return results
+
+
+@torch.no_grad()
+def compile_256(results: Results, stopwatch: Stopwatch) -> None:
+    """The same pictures by torch.compile in bfloat16: the formulation that suits it best, and the published one."""
+    pictures = pictures_256(stopwatch.device)
+    for way, render in (("best", pictures.best), ("published", pictures.published)):
+        name = f"render_256_{way}_bf16_compiled"
+        with results.reporting(name):
+            timing = stopwatch(partial(render, compiled=True, dtype=torch.bfloat16))
+            ms = timing.ms / len(pictures.cameras)
+            results.add(name, Result(ms=ms, peak_mb=timing.peak_mb))
+            for ours in ("render_256", "render_256_accurate") if way == "best" else ():
+                if ours in results:
+                    results.add(ours, replace(results[ours], ratio_vs_compile=ms / results[ours].ms))
+
+
+@torch.no_grad()
+def render_64(stopwatch: Stopwatch) -> dict[str, Result]:
+    """One picture of 64², as small as launches are felt: launch by launch, and replayed from a CUDA graph."""
+    pictures = Pictures(stopwatch.device, 1, 64 if stopwatch.device.type == "cuda" else 8)
+    generator, view = pictures.generator, View(pictures.side, pictures.cameras, pictures.settings, jitter=False)
+    generator.set_precision("fast")
+    launched = stopwatch(partial(generator.render, pictures.styles, view))
+    replayed = stopwatch(partial(generator.compiled_render(view), pictures.styles))
+    return {
+        "render_64": Result(ms=launched.ms, peak_mb=launched.peak_mb),
+        "render_64_replayed": Result(
+            ms=replayed.ms, ratio_vs_eager=launched.ms / replayed.ms, peak_mb=replayed.peak_mb
+        ),
+    }
 
 
 def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
@@ -215,39 +248,43 @@ def command() -> int:
     stopwatch = Stopwatch(device, repeats=arguments.repeats)
     ceilings = measure_ceilings(stopwatch)
     print(HEAD, flush=True)
-    results: dict[str, Result] = {}
-    for measure in (
-        partial(nerf_256, stopwatch, ceilings),
-        partial(render_256, stopwatch, ceilings, compile=not arguments.no_compile),
-        partial(train_step_256, stopwatch),
-        partial(memory.training, stopwatch),
-        partial(memory.rendering, stopwatch),
-    ):
-        found = measure()
-        results |= found
-        for name, result in found.items():
-            print(row(name, result), flush=True)
-    results |= run_groups(
-        list(GROUPS),
-        stopwatch,
-        ceilings,
-        small=not on_gpu,
-        compile=not arguments.no_compile,
-        compile_until=started + 60 * arguments.minutes,
-    )
-    if arguments.json:
-        record = {
-            "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
-            "driver": driver() if on_gpu else None,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-            "commit": arguments.commit or commit(),
-            "ceilings": asdict(ceilings),
-            "results": {name: asdict(result) for name, result in results.items()},
-        }
-        with atomic_file(arguments.json) as file:
-            file.write((json.dumps(record, indent=2) + "\n").encode())
+    about = {
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "driver": driver() if on_gpu else None,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
+        "commit": arguments.commit or commit(),
+        "ceilings": asdict(ceilings),
+    }
+
+    def keep(results: Results) -> None:
+        if arguments.json:
+            lines = {name: asdict(result) for name, result in results.items()}
+            record = about | {"results": lines, "failures": results.failures}
+            with atomic_file(arguments.json) as file:
+                file.write((json.dumps(record, indent=2) + "\n").encode())
+
+    results = Results(keep)
+    for name, measure in {
+        "nerf_256": partial(nerf_256, stopwatch, ceilings),
+        "render_256": partial(render_256, stopwatch, ceilings),
+        "render_64": partial(render_64, stopwatch),
+        "train_step_256": partial(train_step_256, stopwatch),
+        "generator_step_256": partial(memory.training, stopwatch),
+        "picture": partial(memory.rendering, stopwatch),
+    }.items():
+        with results.reporting(name):
+            for line, result in measure().items():
+                results.add(line, result)
+    run_groups(list(GROUPS), results, stopwatch, ceilings, small=not on_gpu)
+    until = started + 60 * arguments.minutes
+    if not arguments.no_compile and time.monotonic() < until:
+        with results.reporting("render_256, compiled"):
+            compile_256(results, stopwatch)
+        compile_groups(list(GROUPS), results, stopwatch, small=not on_gpu, until=until)
     print(f"{time.monotonic() - started:.0f} s")
-    return 0
+    for name, why in results.failures.items():
+        print(f"{name} failed: {why}", file=sys.stderr)
+    return 1 if results.failures else 0
 
 
 if __name__ == "__main__":
