@@ -61,20 +61,19 @@ class Cameras:
         direction = torch.stack(
             [torch.sin(pitch) * torch.cos(yaw), torch.cos(pitch), torch.sin(pitch) * torch.sin(yaw)], dim=1
         )
-        scale = torch.as_tensor(radius, dtype=direction.dtype, device=direction.device)
-        return cls.look_at(scale.reshape(-1, 1) * direction, fov_degrees=fov_degrees)
+        return cls.look_at(_like(radius, direction).reshape(-1, 1) * direction, fov_degrees=fov_degrees)
 
     @classmethod
     def look_at(cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0) -> Cameras:
         """Cameras at `position` [B, 3] that look at `target` [B, 3] or [3] (default: the origin), upright in +y."""
         forward = -position if target is None else target - position
         forward = F.normalize(forward, dim=1)
-        world_up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(forward)
+        world_up = torch.zeros_like(forward)
+        world_up[:, 1] = 1
         left = F.normalize(torch.cross(world_up, forward, dim=1), dim=1)
         up = F.normalize(torch.cross(forward, left, dim=1), dim=1)
         rotation = torch.stack([-left, up, -forward], dim=-1)
-        fov = torch.as_tensor(fov_degrees, dtype=position.dtype, device=position.device)
-        return cls(rotation, position, fov.expand(len(position)))
+        return cls(rotation, position, _like(fov_degrees, position).expand(len(position)))
 
     def __len__(self) -> int:
         return len(self.position)
@@ -174,3 +173,8 @@ class Cameras:
         focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))
         scale = focal[:, None] / depth.clamp_min(NEAREST_DEPTH)
         return Projection(torch.stack([local[..., 0] * scale, -local[..., 1] * scale], dim=-1), depth)
+
+
+def _like(value: float | Tensor, like: Tensor) -> Tensor:
+    """The value with the dtype and device of `like`; a number gets there without a copy that a GPU would wait for."""
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
