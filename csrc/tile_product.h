@@ -79,7 +79,12 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
                                              const uint4* units,             // [steps, tile columns / 8, 32]
                                              int steps, int tile_rows, int tile_columns) {
   constexpr bool kSplit = kLow && std::is_same<T, float>::value;
-  constexpr int kGroup = kSplit ? 4 : 2;  // of eight columns: what the registers have room for
+  // Of eight columns: what the registers have room for, which for one compiler is not for the next.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  constexpr int kGroup = 2;
+#else
+  constexpr int kGroup = kSplit ? 4 : 2;
+#endif
   // Matrix instructions round sums toward zero, a bias that grows with every step. Where that matters they add up one
   // step each, and ordinary additions, which round to nearest, do the rest.
 #pragma unroll 1
