@@ -35,7 +35,7 @@ from torch import Tensor
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import atomic_file
-from cips3d.models.cips3d import CIPS3D
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.generator import View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
@@ -146,8 +146,8 @@ def render_64(stopwatch: Stopwatch) -> dict[str, Result]:
     }
 
 
-def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
-    """The NeRF branch of four 256² pictures, 12 + 12 samples, forward and backward; milliseconds an image.
+def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings, name: str = "nerf", width: int = 128) -> dict[str, Result]:
+    """A NeRF branch of four 256² pictures, 12 + 12 samples, forward and backward; milliseconds an image.
 
     Both with operands rounded to float16 and with products as accurate as float32's; eager is plain PyTorch in
     float32, op by op.
@@ -155,7 +155,7 @@ def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
     on_gpu = stopwatch.device.type == "cuda"
     images, side = (4, 256) if on_gpu else (1, 8)
     torch.manual_seed(0)
-    nerf = CIPS3D().nerf.to(stopwatch.device)
+    nerf = CIPS3D(CIPS3DConfig(nerf_width=width)).nerf.to(stopwatch.device)
     draws = torch.Generator(stopwatch.device).manual_seed(0)
     style = torch.randn(images, 128, generator=draws, device=stopwatch.device)
     rays = Cameras.from_angles(*PoseDistribution().sample(images, generator=draws, device=stopwatch.device)).rays(side)
@@ -173,22 +173,22 @@ def nerf_256(stopwatch: Stopwatch, ceilings: Ceilings) -> dict[str, Result]:
     def both() -> None:
         torch.autograd.grad(forward(), list(nerf.parameters()), upstream)
 
-    width, color, samples = 128, 64, 24
+    color, samples = 64, 24
     flops = 2.0 * images * side * side * samples * (width * width + width * color)
     results: dict[str, Result] = {}
     with kernels.disabled():
         plain = stopwatch(forward_alone), stopwatch(both)
     precisions: tuple[tuple[str, Precision, int], ...] = (("", "fast", 1), ("_accurate", "highest", 3))
-    for name, precision, products in precisions:
+    for way, precision, products in precisions:
         nerf.precision = precision
         ours = stopwatch(forward_alone), stopwatch(both)
         floor = ceilings.floor_ms(0, products * flops, "float16")
         # The backward has the products of the recomputed forward, of the gradients of activations and of weights.
         for direction, k, times in (("forward", 0, 1), ("step", 1, 4)):
             result = compared(ours[k], plain[k], None, times * floor)
-            results[f"nerf_{direction}_256{name}"] = replace(result, ms=result.ms / images)
+            results[f"{name}_{direction}_256{way}"] = replace(result, ms=result.ms / images)
         backward = ours[1].ms - ours[0].ms
-        results[f"nerf_backward_256{name}"] = Result(
+        results[f"{name}_backward_256{way}"] = Result(
             ms=backward / images,
             ratio_vs_eager=(plain[1].ms - plain[0].ms) / backward,
             fraction_of_limit=3 * floor / backward,
@@ -266,6 +266,7 @@ def command() -> int:
     results = Results(keep)
     for name, measure in {
         "nerf_256": partial(nerf_256, stopwatch, ceilings),
+        "nerf_wide_256": partial(nerf_256, stopwatch, ceilings, "nerf_wide", 256),
         "render_256": partial(render_256, stopwatch, ceilings),
         "render_64": partial(render_64, stopwatch),
         "train_step_256": partial(train_step_256, stopwatch),
