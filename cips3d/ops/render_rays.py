@@ -36,32 +36,24 @@ SAMPLES_MAX = 96  # coarse and fine together
 
 
 @torch.compiler.assume_constant_result
-def _fits_wide(device: torch.device, coarse: int, fine: int, color: int, fast: bool) -> bool:
-    """Whether a device's shared memory has room for the kernel of wide layers."""
-    fits: bool = kernels.module_for(device).render_wide_rays_fits(device.index or 0, coarse, fine, color, not fast)
+def _fits(device: torch.device, coarse: int, fine: int, width: int, color: int, fast: bool) -> bool:
+    """Whether a device's shared memory has room for the kernel."""
+    module, index = kernels.module_for(device), device.index or 0
+    fits: bool
+    if is_wide(width, color):
+        fits = module.render_wide_rays_fits(index, coarse, fine, color, not fast)
+    else:
+        fits = module.render_rays_fits(index, coarse, fine, not fast)
     return fits
 
 
-@torch.compiler.assume_constant_result
-def _fits(device: torch.device, coarse: int, fine: int, fast: bool, with_gradients: bool) -> bool:
-    """Whether a device's shared memory has room for the kernels of layers that stay there."""
-    module, index = kernels.module_for(device), device.index or 0
-    fits: bool = module.render_rays_fits(index, coarse, fine, not fast)
-    return fits and (not with_gradients or module.render_rays_backward_fits(index, not fast))
-
-
 def why_not_fused(
-    field: SirenField | DeepSirenField,
-    draws: RayDraws,
-    *,
-    precision: Precision | None = None,
-    with_gradients: bool,
+    field: SirenField | DeepSirenField, draws: RayDraws, *, precision: Precision | None = None
 ) -> str | None:
     """Why `render_rays` does not compute these with one kernel, in a sentence; None if it does.
 
     Args:
         field, draws, precision: see `render_rays`; on a device that has kernels.
-        with_gradients: the result will be differentiated.
     """
     coarse = draws.stratified.shape[2]
     fine = 0 if draws.importance is None else draws.importance.shape[2]
@@ -75,14 +67,11 @@ def why_not_fused(
     if samples > SAMPLES_MAX:
         return f"the fused kernel has room for {SAMPLES_MAX} samples a ray, not for {samples}"
     if isinstance(field, DeepSirenField):
-        fits, with_gradients = deep.deep_kernel_fits(device, coarse, fine, fast), False
-    elif is_wide(field):
-        fits, with_gradients = _fits_wide(device, coarse, fine, color, fast), False
+        fits = deep.deep_kernel_fits(device, coarse, fine, fast)
     else:
-        fits = _fits(device, coarse, fine, fast, with_gradients)
+        fits = _fits(device, coarse, fine, width, color, fast)
     if not fits:
-        kind = f"{'16-bit' if fast else 'accurate'} fused kernel{'s with gradients' if with_gradients else ''}"
-        return f"the shared memory of {device} has no room for the {kind}"
+        return f"the shared memory of {device} has no room for the {'16-bit' if fast else 'accurate'} fused kernel"
     return None
 
 
@@ -101,9 +90,9 @@ def render_rays(
     """`march_rays` through a field of sine layers, without anything a sample in device memory.
 
     Kernels keep samples, depths, densities and colours on the chip. The backward computes the field anew: of a shallow
-    field of up to 128 channels and 64 colours on the chip too, of a wider or a deep one op by op, for a bounded number
-    of samples at a time. Plain PyTorch, and kernels where `why_not_fused` says why, go through the same computation op
-    by op.
+    field of up to 128 channels and 64 colours on the chip too, where 222 KB of shared memory have room for it; else op
+    by op, for a bounded number of samples at a time. Plain PyTorch, and kernels where `why_not_fused` says why, go
+    through the same computation op by op.
 
     Args:
         origins, directions: [B, R, 3].
@@ -134,8 +123,7 @@ def render_rays(
         tensors = (origins, directions, *draws, *tensors_of(field))
         evaluate = partial(evaluate_siren_field, field, precision=precision)
     if kernels_take(origins, *tensors[1:]):
-        differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-        reason = why_not_fused(field, draws, precision=precision, with_gradients=differentiated)
+        reason = why_not_fused(field, draws, precision=precision)
         if reason is None:
             settings = (t_near, t_far, activation, last_back, fast)
             if isinstance(field, DeepSirenField):
@@ -205,7 +193,7 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
         color, width = field.color.weight.shape[1:]
         name = "render_rays"
         workspace: tuple[Tensor, ...] = ()
-        if is_wide(field):
+        if is_wide(width, color):
             size = kernels.module_for(origins.device).render_wide_rays_workspace(images, width, color, not fast)
             name, workspace = "render_wide_rays", (origins.new_empty(size, dtype=torch.uint8),)
         kernels.launch(

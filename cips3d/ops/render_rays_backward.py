@@ -38,10 +38,10 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     images, rays, samples = depths.shape
     if images * rays == 0:
         return *(x.zero_() for x in outputs), of_origins, of_directions
-    if is_wide(field_of(tuple(layers), ball_density, ball_radius)):
-        return _op_by_op(*arguments)
     color, width = layers[6].shape[1:]
     module = kernels.module_for(origins.device)
+    if is_wide(width, color) or not module.render_rays_backward_fits(origins.device.index or 0, not fast):
+        return _op_by_op(*arguments)
     size = module.render_rays_gradient_size(width, color)
     # A block stays with one image, whose sums it keeps.
     blocks = max(1, min(kernels.multiprocessors(origins.device) // images, -(-rays // RAYS_A_BLOCK)))
@@ -80,7 +80,7 @@ def _from_sums(sums: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-# Op by op: of layers that are too wide for the kernel, and on devices without kernels.
+# Op by op: of layers that are too wide for the kernel, where shared memory has no room for it, and without kernels.
 
 
 def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:

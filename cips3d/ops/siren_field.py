@@ -41,9 +41,9 @@ def evaluate_siren_field(
     return density, colors
 
 
-def is_wide(field: SirenField) -> bool:
-    """Whether its weights do not fit into shared memory: kernels let them stream, and compute gradients op by op."""
-    return field.second.weight.shape[1] > RESIDENT_WIDTH or field.color.weight.shape[1] > RESIDENT_COLOR
+def is_wide(width: int, color: int) -> bool:
+    """Whether weights of such layers do not fit into shared memory: the kernel then lets them stream."""
+    return width > RESIDENT_WIDTH or color > RESIDENT_COLOR
 
 
 def check_siren_field(field: SirenField, batch: int) -> None:

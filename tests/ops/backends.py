@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -51,3 +52,15 @@ def open_backend(name: str, test: str) -> Iterator[Backend]:
         reason = kernels.why_not_on(torch.device("cuda", torch.cuda.current_device()))
         assert reason is None, reason  # a GPU without kernels is a failure, not a reason to skip
         yield Backend(name, torch.device("cuda", torch.cuda.current_device()))
+
+
+@contextmanager
+def shared_limit(backend: Backend, kilobytes: int) -> Iterator[None]:
+    """Inside, an emulated device has less shared memory."""
+    assert backend.module is not None
+    before = backend.module.shared_limit()
+    backend.module.set_shared_limit(kilobytes << 10)
+    try:
+        yield
+    finally:
+        backend.module.set_shared_limit(before)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from ops.backends import Backend
+from ops.backends import Backend, shared_limit
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -108,18 +107,6 @@ def both(inputs: Inputs, backend: Backend) -> tuple[Inputs, Inputs]:
 
 def loss(rgb: Tensor) -> Tensor:
     return (rgb * torch.randn(rgb.shape, generator=torch.Generator().manual_seed(1)).to(rgb)).sum()
-
-
-@contextmanager
-def shared_limit(backend: Backend, kilobytes: int) -> Iterator[None]:
-    """Inside, an emulated device has less shared memory."""
-    assert backend.module is not None
-    before = backend.module.shared_limit()
-    backend.module.set_shared_limit(kilobytes << 10)
-    try:
-        yield
-    finally:
-        backend.module.set_shared_limit(before)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

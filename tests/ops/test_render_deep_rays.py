@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pytest
 import torch
-from ops.backends import Backend
+from ops.backends import Backend, shared_limit
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -133,18 +132,6 @@ def loss(seen: RenderedRays) -> Tensor:
     return total
 
 
-@contextmanager
-def shared_limit(backend: Backend, limit: int) -> Iterator[None]:
-    """Inside, an emulated device has less shared memory."""
-    assert backend.module is not None
-    before = backend.module.shared_limit()
-    backend.module.set_shared_limit(limit)
-    try:
-        yield
-    finally:
-        backend.module.set_shared_limit(before)
-
-
 def compare(found: RenderedRays, expected: RenderedRays, precision: Precision) -> None:
     for name, factor in (("colors", 1), ("opacity", 1), ("depth", 1), ("weights", 10), ("depths", 1)):
         error = relative_l2(getattr(found, name), getattr(expected, name))
@@ -174,7 +161,7 @@ def test_no_warning_at_full_width(kernel_backend: Backend) -> None:
     s = SETTINGS["pi-GAN"]
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
     for precision in get_args(Precision):
-        assert why_not_fused(ours.field, ours.draws, precision=precision, with_gradients=True) is None
+        assert why_not_fused(ours.field, ours.draws, precision=precision) is None
 
 
 @pytest.mark.parametrize("precision", ["highest", "fast"])
@@ -286,7 +273,7 @@ def test_shared_memory_of_smaller_devices(
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
     _warned.clear()
     refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="shared memory of cpu")
-    with shared_limit(kernel_backend, limit << 10), refused:
+    with shared_limit(kernel_backend, limit), refused:
         found = run(ours, s, precision)
     assert bool(_warned) != fused
     expected = run(exact, s, "highest")

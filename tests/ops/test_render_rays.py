@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from ops.backends import Backend
+from ops.backends import Backend, shared_limit
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -158,7 +159,7 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
         error = relative_l2(getattr(found, field), getattr(expected, field))
         # Single weights are not averaged over samples as the others are.
         assert error < TOLERANCE[precision] * (2 if field == "weights" else 1), f"{field}: {error:.1e}"
-    limit = (WIDE_GRADIENT_TOLERANCE if is_wide(inputs.field) else GRADIENT_TOLERANCE)[precision]
+    limit = (WIDE_GRADIENT_TOLERANCE if is_wide(s.width, s.color) else GRADIENT_TOLERANCE)[precision]
     gradients = torch.autograd.grad(loss(found, with_weights=precision != "fast"), ours.leaves())
     references = torch.autograd.grad(loss(expected, with_weights=precision != "fast"), exact.leaves())
     for k, (gradient, reference) in enumerate(zip(gradients, references, strict=True)):
@@ -169,6 +170,22 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
             continue
         assert error < limit, f"gradient {k}: {error:.1e}"
         assert cosine(gradient, reference) > 1 - (limit**2 if precision == "fast" else 1e-8)
+
+
+def test_gradients_without_room_for_their_kernel(kernel_backend: Backend) -> None:
+    """163 KB of shared memory (8.0): the forward as ever, its gradients op by op."""
+    if kernel_backend.module is None:
+        return  # a device's limit is what it is
+    s = Setting(width=64, color=32, rays=5, coarse=6, fine=6)
+    inputs = sample_inputs(s)
+    ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
+    with shared_limit(kernel_backend, 163), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not kernel_backend.module.render_rays_backward_fits(0, True)
+        found = torch.autograd.grad(loss(run(ours, s, "highest")), ours.leaves())
+    expected = torch.autograd.grad(loss(run(exact, s, "highest")), exact.leaves())
+    for gradient, reference in zip(found, expected, strict=True):
+        assert relative_l2(gradient, reference) < GRADIENT_TOLERANCE["highest"] or gradient.numel() == 1
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e6])

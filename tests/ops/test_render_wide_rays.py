@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.backends import Backend
-from ops.test_render_deep_rays import shared_limit
+from ops.backends import Backend, shared_limit
 from ops.test_render_rays import GRADIENT_TOLERANCE, TOLERANCE, Inputs, Setting, run, sample_inputs
 from reference_records import relative_l2
 from torch import Tensor
@@ -38,7 +37,7 @@ def test_every_size_has_a_kernel(kernel_backend: Backend, width: int, color: int
     s = Setting(width, color, 1, coarse, fine)
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
     for precision in ("highest", "high", "fast"):
-        assert why_not_fused(ours.field, ours.draws, precision=precision, with_gradients=True) is None
+        assert why_not_fused(ours.field, ours.draws, precision=precision) is None
 
 
 @pytest.mark.parametrize("precision", ["highest", "fast"])
@@ -141,7 +140,7 @@ def test_shared_memory_of_smaller_devices(
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
     _warned.clear()
     refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="shared memory of cpu")
-    with shared_limit(kernel_backend, limit << 10), refused:
+    with shared_limit(kernel_backend, limit), refused:
         found = run(ours, s, precision)
     assert bool(_warned) != fused
     assert relative_l2(found.colors, run(exact, s, "highest").colors) < TOLERANCE[precision]
