@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import emulated_kernels
 import numpy as np
 import pytest
 from ops.backends import Backend, open_backend
@@ -14,6 +15,12 @@ from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Reports, Stage, TrainConfig
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile for the sanitizers while the tests before theirs run."""
+    if not session.config.option.collectonly and any("test_sanitized_ops" in item.nodeid for item in session.items):
+        emulated_kernels.build_ahead()
 
 
 @pytest.fixture(params=["reference", "emulated", "cuda"])

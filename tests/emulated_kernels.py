@@ -13,8 +13,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -78,6 +80,19 @@ def build(sanitizer: Sanitizer | None = None, sources: Sequence[Path] | None = N
     if result.returncode != 0:
         raise RuntimeError(f"the kernels do not compile for a CPU:\n{result.stdout[-8000:]}{result.stderr[-2000:]}")
     return folder / library
+
+
+def build_ahead() -> None:
+    """Start to build, beside the first tests, what later ones ask `build` for. Those that ask are told of errors."""
+
+    def work() -> None:
+        for sanitizer in (None, *SANITIZE):
+            with suppress(RuntimeError):
+                build(sanitizer)
+            time.sleep(1)  # whoever waits for a library that is there comes first
+
+    if compiler() is not None:
+        threading.Thread(target=work, name="build_ahead", daemon=True).start()
 
 
 @functools.cache
