@@ -1,11 +1,17 @@
-"""Memory of rendering, counted allocation by allocation: what is given back, what is asked for, and one chunk."""
+"""Memory of rendering and of its gradients, counted allocation by allocation."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import emulated_kernels
 import pytest
 import torch
+from picture_cases import Pictures
 from timing import Stopwatch, peak_allocated
 from torch import Tensor
 
@@ -14,10 +20,12 @@ from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.pigan import PiGAN
 from cips3d.models.pigan_field import PiGANConfig
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops import Precision, kernels
 
 SETTINGS = VolumeSettings(samples=3)
 CHUNK = 1 << 15
 CPU = torch.device("cpu")
+PRECISIONS: tuple[Precision, ...] = ("fast", "highest")
 
 NARROW = CIPS3DConfig(
     z_shape_dim=2,
@@ -80,3 +88,48 @@ def test_large_pictures_need_no_more_than_themselves(model: str) -> None:
     small, large = beyond_the_picture(made, 512), beyond_the_picture(made, 1024)
     assert large < small + 100_000, f"{small} bytes at 512², {large} at 1024²"
     assert 0 < small < 4 * 150 * CHUNK  # numbers a ray, for 6 samples of 4 + 2 channels at a time and their depths
+
+
+@contextmanager
+def without_products() -> Iterator[None]:
+    """Inside, matrix products on the CPU give tensors with anything in them, at once."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return a.new_empty(*a.shape[:-1], b.shape[-1])
+
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that a kernel of torch is replaced
+            library.impl("mm", product, "CPU")
+            library.impl("bmm", product, "CPU")
+        yield
+    finally:
+        library._destroy()
+
+
+def published_bytes_a_pixel() -> float:
+    """What the published formulation keeps for a pixel's gradients; matrices of an image are left out."""
+    sides = (16, 24)
+    peaks = []
+    for side in sides:
+        pictures = Pictures(CPU, 1, side)
+        peaks.append(peak_allocated(partial(pictures.gradients, pictures.published), CPU))
+    return (peaks[1] - peaks[0]) / (sides[1] ** 2 - sides[0] ** 2)
+
+
+def test_gradients_of_whole_pictures_take_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward through every ray of four 256² pictures at full widths, as on 132 multiprocessors.
+
+    Every tensor is allocated, though nothing is computed into most: neither kernels nor matrix products run.
+    """
+    published = 4 * 256**2 * published_bytes_a_pixel()
+    monkeypatch.setattr(kernels, "launch", lambda *_: None)
+    monkeypatch.setattr(kernels, "multiprocessors", lambda _: 132)
+    pictures = Pictures(CPU, 4, 256)
+    taken = {}
+    with kernels.emulation(emulated_kernels.load()), without_products():
+        for precision in PRECISIONS:
+            render = partial(pictures.ours, precision)
+            taken[precision] = peak_allocated(partial(pictures.gradients, render), CPU) / published
+    assert 0.03 < taken["fast"] < 0.06, taken
+    assert 0.06 < taken["highest"] < 0.1, taken
