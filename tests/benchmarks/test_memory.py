@@ -99,7 +99,8 @@ def without_products() -> Iterator[None]:
 
     library = torch.library.Library("aten", "IMPL")
     try:
-        with warnings.catch_warnings(action="ignore"):  # that a kernel of torch is replaced
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a kernel of torch is replaced
             library.impl("mm", product, "CPU")
             library.impl("bmm", product, "CPU")
         yield
