@@ -66,9 +66,10 @@ struct InrPass {
   static_assert(kSkipWords % 4 == 0 && kRows <= kStreamThreads, "");
   using Held = uint32_t[kGroups][kTiles][2][kParts];  // activations of a chunk
 
-  static size_t bytes(int stages) {
+  static constexpr size_t bytes(int stages) {
     return Product::bytes(stages) + shared_bytes<float>(3 * kStrips * kRows) + 3 * shared_bytes<float>(kRows);
   }
+  static constexpr size_t kFewestBytes = bytes(2);
 
   const InrLayers& layers;
   Product product;
@@ -349,8 +350,12 @@ struct InrPass {
 
 template <class Pass>
 __global__ void __launch_bounds__(kStreamThreads, 1) modulated_inr_kernel(const InrLayers layers) {
-  SharedArrays shared;
-  Pass(shared, layers).run();
+  if constexpr (Pass::kFewestBytes > kSharedOfCode) {
+    __trap();
+  } else {
+    SharedArrays shared;
+    Pass(shared, layers).run();
+  }
 }
 
 }  // namespace cips3d

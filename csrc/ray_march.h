@@ -270,9 +270,10 @@ __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, c
   }
 }
 
+// The work of a block.
 template <class Field>
-__global__ void __launch_bounds__(Field::kMostThreads, 1)
-    render_rays_kernel(const RayTensors tensors, const typename Field::Layers layers, const RaySettings s) {
+__device__ __forceinline__ void march(const RayTensors& tensors, const typename Field::Layers& layers,
+                                      const RaySettings& s) {
   using Color = typename Field::Color;
   const int samples = s.coarse + s.fine;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -310,6 +311,15 @@ __global__ void __launch_bounds__(Field::kMostThreads, 1)
     for (int ray = warp; ray < rays; ray += warps)
       composite_ray(tensors, s, scratch, ray, global + ray, Field::channels(layers), Field::color_row(layers), lane);
   }
+}
+
+template <class Field>
+__global__ void __launch_bounds__(Field::kMostThreads, 1)
+    render_rays_kernel(const RayTensors tensors, const typename Field::Layers layers, const RaySettings s) {
+  if constexpr (Field::kFewestBytes > kSharedOfCode)
+    __trap();
+  else
+    march<Field>(tensors, layers, s);
 }
 
 // How the work is cut: rays and warps of a block. A pass of `rays * samples` samples should fill its warps, and where

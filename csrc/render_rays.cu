@@ -16,7 +16,8 @@ struct ShallowField {
   static constexpr int kStep = 16 * kTiles;  // samples a warp evaluates at a time
 
   static int step(int warps) { return warps * kStep; }
-  static size_t bytes(const Layers&) { return Weights::bytes(); }
+  static constexpr size_t kFewestBytes = Weights::bytes();
+  static size_t bytes(const Layers&) { return kFewestBytes; }
   __host__ __device__ static constexpr int color_row(const Layers&) { return kColorRow; }
   __device__ __forceinline__ static int channels(const Layers& layers) { return layers.color; }
 

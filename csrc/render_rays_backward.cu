@@ -7,15 +7,10 @@
 namespace cips3d {
 namespace {
 
-constexpr int kBlockThreads = 32 * kBackwardWarps;
-
-// Multiprocessors of other architectures have less shared memory than the kernel takes: there it is left empty, which
-// saves most of its compile time. render_rays_backward_fits() keeps it from being launched.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ == 1200)
-constexpr bool kHasRoom = false;
-#else
-constexpr bool kHasRoom = true;
-#endif
+constexpr int kBlockThreads = 32 * kBackwardWarps, kWidth = 128, kColor = 64;
+template <bool kAccurate>
+constexpr size_t kBackwardShared =
+    FieldWeights<kWidth, kColor, kAccurate>::bytes() + StepBuffers<kWidth, kColor, kAccurate>::bytes();
 
 __device__ __forceinline__ float3 load3(const float* from) { return make_float3(from[0], from[1], from[2]); }
 
@@ -30,7 +25,7 @@ __device__ __forceinline__ void store_ray_gradient(float* to, float3 grad, float
 }
 
 // Block (x, image): the xth part of an image's rays, and its sums.
-template <int kWidth, int kColor, bool kAccurate, bool kRayGradients>
+template <bool kAccurate, bool kRayGradients>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     render_rays_backward_kernel(const SavedRays saved, const OutputGradients gradients, const FieldLayers layers,
                                 const BackwardSettings s,
@@ -38,7 +33,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                                 float* __restrict__ grad_origins,    // [B, R, 3], with kRayGradients
                                 float* __restrict__ grad_directions  // [B, R, 3]
     ) {
-  if constexpr (!kHasRoom) {
+  if constexpr (kBackwardShared<kAccurate> > kSharedOfCode) {
     __trap();
   } else {
     using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
@@ -95,11 +90,6 @@ __global__ void __launch_bounds__(256) add_blocks_kernel(const float* __restrict
   sums[static_cast<int64_t>(blockIdx.y) * size + i] = sum;
 }
 
-constexpr int kWidth = 128, kColor = 64;
-template <bool kAccurate>
-constexpr size_t kBackwardShared =
-    FieldWeights<kWidth, kColor, kAccurate>::bytes() + StepBuffers<kWidth, kColor, kAccurate>::bytes();
-
 template <bool kAccurate, bool kRayGradients>
 void launch_backward(const SavedRays& saved, const OutputGradients& gradients, const FieldLayers& layers,
                      const BackwardSettings& s, float* partial, float* grad_origins, float* grad_directions,
@@ -107,7 +97,7 @@ void launch_backward(const SavedRays& saved, const OutputGradients& gradients, c
   constexpr size_t kShared = kBackwardShared<kAccurate>;
   if (kShared > device_limits().shared_block)
     throw std::invalid_argument("the backward needs " + std::to_string(kShared) + " bytes of shared memory");
-  launch(render_rays_backward_kernel<kWidth, kColor, kAccurate, kRayGradients>,
+  launch(render_rays_backward_kernel<kAccurate, kRayGradients>,
          dim3(static_cast<unsigned>(blocks), blocks_for(s.images, 1)), dim3(kBlockThreads), kShared, stream, saved,
          gradients, layers, s, partial, grad_origins, grad_directions);
   const GradientLayout layout = {layers.width, layers.color};

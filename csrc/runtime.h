@@ -78,13 +78,33 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
 
 constexpr size_t kSharedOverhead = 1024;  // bytes of shared memory that every block takes besides its own
 
+// Bytes of shared memory that a block may have on an architecture of version 10 * major + minor.
+__host__ __device__ constexpr size_t shared_of_architecture(int version) {
+  const bool small = version == 86 || version == 89 || version / 10 == 12;
+  return size_t(small ? 99 : version < 90 ? 163 : 227) * 1024;
+}
+
+// Of the one that code is compiled for. Kernels that take more are left empty there: it saves most of their compile
+// time. device_limits() keeps them from being launched where code for such a one runs on a device that has more.
+#if defined(__CUDA_ARCH__)
+constexpr size_t kSharedOfCode = shared_of_architecture(__CUDA_ARCH__ / 10);
+#else
+constexpr size_t kSharedOfCode = shared_of_architecture(90);
+#endif
+
 // What a launcher needs to cut its work.
 struct DeviceLimits {
   int multiprocessors;
   size_t shared_block, shared_multiprocessor;  // bytes of shared memory
 };
 
-// Of the current device; the emulation is a small GPU with the shared memory of compute capability 9.0.
+#if defined(__CUDACC__)
+template <class = void>
+__global__ void nothing_kernel() {}
+#endif
+
+// Of the current device and the code that it runs; the emulation is a small GPU with the shared memory of compute
+// capability 9.0.
 inline DeviceLimits device_limits() {
 #if defined(__CUDACC__)
   int device = 0, multiprocessors = 0, block = 0, multiprocessor = 0;
@@ -93,8 +113,11 @@ inline DeviceLimits device_limits() {
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  cudaFuncAttributes code = {};
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, nothing_kernel<>);
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-  return {multiprocessors, static_cast<size_t>(block), static_cast<size_t>(multiprocessor)};
+  const size_t of_code = shared_of_architecture(code.ptxVersion), of_device = block;
+  return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor)};
 #else
   return {2, emulation::shared_limit(), emulation::shared_limit() + kSharedOverhead};
 #endif

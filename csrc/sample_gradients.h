@@ -6,6 +6,13 @@
 
 namespace cips3d {
 
+// On 10.0 and later the compiler runs out of registers where on 9.0 it does not.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kFewRegisters = true;
+#else
+constexpr bool kFewRegisters = false;
+#endif
+
 struct SavedRays {
   const float* origins;        // [B, R, 3]
   const float* directions;     // [B, R, 3]
@@ -118,7 +125,8 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   constexpr int kSteps = kWidth / 16, kColorSteps = kColor / 16;
   // Whether operands A are read from the buffers again for every product: there are no registers for them besides the
   // low parts or the rays' gradients.
-  constexpr bool kReload = kAccurate || kRayGradients;
+  constexpr bool kReload = kAccurate || kRayGradients || kFewRegisters;
+  [[maybe_unused]] constexpr int kUnrolled = kFewRegisters ? 4 : kSteps;  // of a product
   const int pair = lane % 4 * 2;
   const int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
   float depth[2];
@@ -155,7 +163,7 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll 1
   for (int step = 0; step < kSteps; step++) {
     float phase[1][2][4] = {};
-#pragma unroll
+#pragma unroll kUnrolled
     for (int k = 0; k < kSteps; k++) {
       uint32_t high[1][4], low[1][4] = {};
       if (kReload) {

@@ -48,10 +48,12 @@ struct StreamedField {
     return kHead ? 4 : layers.color + kPadColors<Color>;
   }
   static int step(int) { return kRows; }
-  static size_t bytes(const Layers& layers) {
-    return Product::bytes(layers.slabs.stages) + shared_bytes<float2>(layers.slabs.stages * kFieldWidth) +
-           shared_bytes<float4>(kFieldWidth) + shared_bytes<float4>(kRows) + shared_bytes<float>(4 * kStrips * kRows);
+  static constexpr size_t bytes(int stages) {
+    return Product::bytes(stages) + shared_bytes<float2>(stages * kFieldWidth) + shared_bytes<float4>(kFieldWidth) +
+           shared_bytes<float4>(kRows) + shared_bytes<float>(4 * kStrips * kRows);
   }
+  static constexpr size_t kFewestBytes = bytes(2);
+  static size_t bytes(const Layers& layers) { return bytes(layers.slabs.stages); }
   __device__ __forceinline__ static int channels(const Layers& layers) { return kHead ? kHeadValues : layers.channels; }
 
   const Layers& layers;
