@@ -21,12 +21,12 @@ struct GradientLayout {
 };
 
 // What the samples of a step leave in shared memory for the sums, as rows of halves; in the accurate mode twice, high
-// and low parts.
-template <int kWidth, int kColor, bool kAccurate>
+// and low parts. kRowWarps of the warps have samples of their own.
+template <int kWidth, int kColor, bool kAccurate, int kRowWarps_>
 struct StepBuffers {
+  static constexpr int kRowWarps = kRowWarps_, kRows = 16 * kRowWarps;
   static constexpr int kParts = kAccurate ? 2 : 1;
-  static constexpr int kRowWarps = kAccurate ? 2 : kBackwardWarps;  // warps with samples of their own
-  static constexpr int kRows = 16 * kRowWarps;
+  static_assert(kRowWarps <= kBackwardWarps, "");
   static constexpr int kWide = kWidth + kPadHalves, kNarrow = kColor + 16 + kPadHalves, kPoint = 8 + kPadHalves;
 
   half* h1;      // [kParts, kRows, kWide] the second layer's input
@@ -71,9 +71,8 @@ struct StepBuffers {
 
 // The sums over samples, spread over the warps of a block: a warp has 16 rows of the second layer's matrix (its part of
 // the columns where the matrix has fewer than 8 such strips) and pairs of 8 columns of the colour layer's.
-template <int kWidth, int kColor, bool kAccurate>
+template <int kWidth, int kColor, class Buffers>
 struct LayerSums {
-  using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
   static constexpr int kStrips = kWidth / 16;                          // of 16 rows or columns
   static constexpr int kSharers = kBackwardWarps / kStrips;            // warps that share a strip of rows
   static constexpr int kSecond = (kStrips + kSharers - 1) / kSharers;  // strips of columns a warp

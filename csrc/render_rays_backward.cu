@@ -8,9 +8,18 @@ namespace cips3d {
 namespace {
 
 constexpr int kBlockThreads = 32 * kBackwardWarps, kWidth = 128, kColor = 64;
-template <bool kAccurate>
-constexpr size_t kBackwardShared =
-    FieldWeights<kWidth, kColor, kAccurate>::bytes() + StepBuffers<kWidth, kColor, kAccurate>::bytes();
+
+// Some of a block's warps recompute samples: as many as shared memory has room for what they leave to the sums.
+template <bool kAccurate_, int kRowWarps>
+struct Block {
+  static constexpr bool kAccurate = kAccurate_;
+  using Weights = FieldWeights<kWidth, kColor, kAccurate>;
+  using Buffers = StepBuffers<kWidth, kColor, kAccurate, kRowWarps>;
+  static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
+};
+using FullBlock = Block<false, kBackwardWarps>;      // 221 KB
+using HalfBlock = Block<false, kBackwardWarps / 2>;  // 138 KB: 8.0
+using AccurateBlock = Block<true, 2>;                // 190 KB
 
 __device__ __forceinline__ float3 load3(const float* from) { return make_float3(from[0], from[1], from[2]); }
 
@@ -25,7 +34,7 @@ __device__ __forceinline__ void store_ray_gradient(float* to, float3 grad, float
 }
 
 // Block (x, image): the xth part of an image's rays, and its sums.
-template <bool kAccurate, bool kRayGradients>
+template <class Block, bool kRayGradients>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     render_rays_backward_kernel(const SavedRays saved, const OutputGradients gradients, const FieldLayers layers,
                                 const BackwardSettings s,
@@ -33,19 +42,19 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                                 float* __restrict__ grad_origins,    // [B, R, 3], with kRayGradients
                                 float* __restrict__ grad_directions  // [B, R, 3]
     ) {
-  if constexpr (kBackwardShared<kAccurate> > kSharedOfCode) {
+  if constexpr (Block::kShared > kSharedOfCode) {
     __trap();
   } else {
-    using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
+    using Buffers = typename Block::Buffers;
     SharedArrays shared;
-    FieldWeights<kWidth, kColor, kAccurate> weights(shared);
+    typename Block::Weights weights(shared);
     const Buffers buffers(shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t image = blockIdx.y;
     weights.load(layers, image);
     __syncthreads();
 
-    LayerSums<kWidth, kColor, kAccurate> sums;
+    LayerSums<kWidth, kColor, Buffers> sums;
     sums.clear();
     const float scale = *gradients.scale, unscale = 1.0f / scale;
     constexpr int kRaysAStep = 8 * Buffers::kRowWarps;
@@ -62,8 +71,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll 1
       for (int later = s.samples - 1 + s.samples % 2; later > 0; later -= 2) {
         if (warp < Buffers::kRowWarps)
-          differentiate_samples<kWidth, kColor, kAccurate, kRayGradients>(weights, buffers, ray, saved, gradients, s,
-                                                                          layers, scale, later, 16 * warp, lane);
+          differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, scale, later,
+                                               16 * warp, lane);
         __syncthreads();
         sums.add(buffers, warp, lane);
         __syncthreads();
@@ -90,16 +99,23 @@ __global__ void __launch_bounds__(256) add_blocks_kernel(const float* __restrict
   sums[static_cast<int64_t>(blockIdx.y) * size + i] = sum;
 }
 
-template <bool kAccurate, bool kRayGradients>
+// Calls f(Block) for the block that the current device has room for, or for the one that takes least.
+template <class F>
+auto with_block(bool accurate, F f) {
+  if (accurate) return f(AccurateBlock{});
+  if (FullBlock::kShared <= device_limits().shared_block) return f(FullBlock{});
+  return f(HalfBlock{});
+}
+
+template <class Block, bool kRayGradients>
 void launch_backward(const SavedRays& saved, const OutputGradients& gradients, const FieldLayers& layers,
                      const BackwardSettings& s, float* partial, float* grad_origins, float* grad_directions,
                      float* sums, int64_t blocks, cudaStream_t stream) {
-  constexpr size_t kShared = kBackwardShared<kAccurate>;
-  if (kShared > device_limits().shared_block)
-    throw std::invalid_argument("the backward needs " + std::to_string(kShared) + " bytes of shared memory");
-  launch(render_rays_backward_kernel<kAccurate, kRayGradients>,
-         dim3(static_cast<unsigned>(blocks), blocks_for(s.images, 1)), dim3(kBlockThreads), kShared, stream, saved,
-         gradients, layers, s, partial, grad_origins, grad_directions);
+  if (Block::kShared > device_limits().shared_block)
+    throw std::invalid_argument("the backward needs " + std::to_string(Block::kShared) + " bytes of shared memory");
+  launch(render_rays_backward_kernel<Block, kRayGradients>,
+         dim3(static_cast<unsigned>(blocks), blocks_for(s.images, 1)), dim3(kBlockThreads), Block::kShared, stream,
+         saved, gradients, layers, s, partial, grad_origins, grad_directions);
   const GradientLayout layout = {layers.width, layers.color};
   launch(add_blocks_kernel, dim3(blocks_for(layout.size(), 256), blocks_for(s.images, 1)), dim3(256), 0, stream,
          partial, sums, static_cast<int>(blocks), layout.size());
@@ -110,7 +126,7 @@ void launch_backward(const SavedRays& saved, const OutputGradients& gradients, c
 int64_t render_rays_gradient_size(int width, int color) { return GradientLayout{width, color}.size(); }
 
 bool render_rays_backward_fits(bool accurate) {
-  return (accurate ? kBackwardShared<true> : kBackwardShared<false>) <= device_limits().shared_block;
+  return with_block(accurate, [](auto block) { return decltype(block)::kShared <= device_limits().shared_block; });
 }
 
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
@@ -129,10 +145,12 @@ void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directio
       field_layers(first_weight, first_bias, second_weight, second_bias, density_weight, density_bias, color_weight,
                    color_bias, width, color, ball_density, ball_radius);
   const BackwardSettings s = {images, rays, samples, softplus, last_back};
-  auto run = accurate ? (grad_origins ? launch_backward<true, true> : launch_backward<true, false>)
-                      : (grad_origins ? launch_backward<false, true> : launch_backward<false, false>);
-  run(saved, gradients, layers, s, output<float>(partial), output<float>(grad_origins), output<float>(grad_directions),
-      output<float>(sums), blocks, stream);
+  with_block(accurate, [&](auto block) {
+    using Block = decltype(block);
+    const auto run = grad_origins ? launch_backward<Block, true> : launch_backward<Block, false>;
+    run(saved, gradients, layers, s, output<float>(partial), output<float>(grad_origins),
+        output<float>(grad_directions), output<float>(sums), blocks, stream);
+  });
 }
 
 }  // namespace cips3d

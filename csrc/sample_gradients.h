@@ -6,8 +6,8 @@
 
 namespace cips3d {
 
-// On 10.0 and later the compiler runs out of registers where on 9.0 it does not.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+// Only for 9.0 the compiler has registers to spare.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 != 9
 constexpr bool kFewRegisters = true;
 #else
 constexpr bool kFewRegisters = false;
@@ -111,16 +111,14 @@ __device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, 
 
 // Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g. Recomputes the field,
 // differentiates the compositing and then layer after layer, and leaves in the buffers what the sums need.
-template <int kWidth, int kColor, bool kAccurate, bool kRayGradients>
+template <bool kRayGradients, int kWidth, int kColor, bool kAccurate, class Buffers>
 __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth, kColor, kAccurate>& weights,
-                                                      const StepBuffers<kWidth, kColor, kAccurate>& buffers,
-                                                      RayState& ray, const SavedRays& saved,
+                                                      const Buffers& buffers, RayState& ray, const SavedRays& saved,
                                                       const OutputGradients& gradients, const BackwardSettings& s,
                                                       const FieldLayers& layers, float scale, int later, int first_row,
                                                       int lane) {
   const int colors = layers.color;
   using Weights = FieldWeights<kWidth, kColor, kAccurate>;
-  using Buffers = StepBuffers<kWidth, kColor, kAccurate>;
   constexpr int kRow = Weights::kRow, kWide = Buffers::kWide, kNarrow = Buffers::kNarrow;
   constexpr int kSteps = kWidth / 16, kColorSteps = kColor / 16;
   // Whether operands A are read from the buffers again for every product: there are no registers for them besides the

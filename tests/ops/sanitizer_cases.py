@@ -236,7 +236,9 @@ def render_rays(module: ModuleType) -> None:
     partial, sums = normal(images, blocks, size), normal(images, size)
     grads = [normal(images, rays, color), normal(images, rays), normal(images, rays), normal(images, rays, samples)]
     of_rays, scale = [normal(images, rays, 3) for _ in range(2)], np.ones(1, np.float32)
-    for accurate in (False, True):
+    most = module.shared_limit()
+    for accurate, limit in ((False, most), (False, 163 << 10), (True, most)):
+        module.set_shared_limit(limit)
         assert module.render_rays_fits(DEVICE, coarse, fine, accurate)
         assert module.render_rays_backward_fits(DEVICE, accurate)
         given = map(address, [origins, directions, *draws, *noise, *layers, *outputs])
@@ -247,6 +249,7 @@ def render_rays(module: ModuleType) -> None:
         given = map(address, [*saved, *grads, scale, *layers, partial, sums, *of_rays])
         sizes = (images, rays, samples, width, color, 1.0, 0.1, blocks)
         module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
+    module.set_shared_limit(most)
 
 
 def render_wide_rays(module: ModuleType) -> None:
