@@ -21,24 +21,27 @@ struct GradientLayout {
 };
 
 // What the samples of a step leave in shared memory for the sums, as rows of halves; in the accurate mode twice, high
-// and low parts. kRowWarps of the warps have samples of their own.
-template <int kWidth, int kColor, bool kAccurate, int kRowWarps_>
+// and low parts. A tile is 16 rows; its warps share out the channels.
+template <int kWidth, int kColor, bool kAccurate, int kTiles_>
 struct StepBuffers {
-  static constexpr int kRowWarps = kRowWarps_, kRows = 16 * kRowWarps;
+  static constexpr int kTiles = kTiles_, kRows = 16 * kTiles;
+  static constexpr int kSharers = kBackwardWarps / kTiles;  // warps of a tile
   static constexpr int kParts = kAccurate ? 2 : 1;
-  static_assert(kRowWarps <= kBackwardWarps, "");
+  static constexpr int kExchanged = kSharers > 1 ? 48 : 0;  // numbers that a warp gives to the others of its tile
+  static_assert(kTiles * kSharers == kBackwardWarps && kColor / 16 % kSharers == 0, "");
   static constexpr int kWide = kWidth + kPadHalves, kNarrow = kColor + 16 + kPadHalves, kPoint = 8 + kPadHalves;
 
-  half* h1;      // [kParts, kRows, kWide] the second layer's input
-  half* h2;      // [kParts, kRows, kWide] the colour layer's and the density's input
-  half* second;  // [kParts, kRows, kWide] first the cosine of the second phase, then the gradient of that phase
-  half* first;   // [kParts, kRows, kWide] gradient of the first phase
-  half* color;   // [kParts, kRows, kNarrow] gradient of the colour phase; column kColor: of the raw density
-  half* point;   // [kRows, kPoint] x, y, z, 1, and what the rounding of x, y, z left over
+  half* h1;          // [kParts, kRows, kWide] the second layer's input
+  half* h2;          // [kParts, kRows, kWide] the colour layer's and the density's input
+  half* second;      // [kParts, kRows, kWide] first the cosine of the second phase, then the gradient of that phase
+  half* first;       // [kParts, kRows, kWide] gradient of the first phase
+  half* color;       // [kParts, kRows, kNarrow] gradient of the colour phase; column kColor: of the raw density
+  half* point;       // [kRows, kPoint] x, y, z, 1, and what the rounding of x, y, z left over
+  float* exchanged;  // [kBackwardWarps, kExchanged]
 
   static constexpr size_t bytes() {
     return 4 * shared_bytes<half>(kParts * kRows * kWide) + shared_bytes<half>(kParts * kRows * kNarrow) +
-           shared_bytes<half>(kRows * kPoint);
+           shared_bytes<half>(kRows * kPoint) + shared_bytes<float>(kBackwardWarps * kExchanged);
   }
   __device__ __forceinline__ explicit StepBuffers(SharedArrays& shared)
       : h1(shared.take<half>(kParts * kRows * kWide)),
@@ -46,7 +49,34 @@ struct StepBuffers {
         second(shared.take<half>(kParts * kRows * kWide)),
         first(shared.take<half>(kParts * kRows * kWide)),
         color(shared.take<half>(kParts * kRows * kNarrow)),
-        point(shared.take<half>(kRows * kPoint)) {}
+        point(shared.take<half>(kRows * kPoint)),
+        exchanged(shared.take<float>(kBackwardWarps * kExchanged)) {}
+
+  // Whoever calls it goes on when all warps of its tile have.
+  __device__ __forceinline__ static void meet() {
+    if constexpr (kSharers > 1)
+      __syncthreads();  // of one tile alone would do
+    else
+      __syncwarp();
+  }
+
+  // Sums over the warps of a tile, in their order, of what each of them gives for a place: to all of them.
+  template <int kCount>
+  __device__ __forceinline__ void sum_over_sharers(float (&values)[kCount], int stride, int place, bool given) const {
+    if constexpr (kSharers > 1) {
+      const int warp = threadIdx.x / 32, first = warp / kSharers * kSharers;
+#pragma unroll
+      for (int i = 0; i < kCount; i++)
+        if (given) exchanged[warp * kExchanged + stride * i + place] = values[i];
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kCount; i++) {
+        values[i] = 0.0f;
+#pragma unroll
+        for (int of = 0; of < kSharers; of++) values[i] += exchanged[(first + of) * kExchanged + stride * i + place];
+      }
+    }
+  }
 
   // Writes a pair of neighbouring columns of a row.
   template <int kRow>

@@ -1,5 +1,5 @@
 // Gradients of render_rays by recomputation: from a ray's depths and transmittances the field is evaluated once more,
-// two samples of eight rays a warp, from the back of the rays to the front, so that the sum over what lies behind a
+// two samples of eight rays a tile, from the back of the rays to the front, so that the sum over what lies behind a
 // sample is a running one. Only sums over samples leave the chip: of every layer G = Σ du xᵀ and s = Σ du, for the
 // phase's gradient u and the layer's input x, one partial sum a block, which a second kernel adds up in a fixed order.
 #include "sample_gradients.h"
@@ -9,27 +9,38 @@ namespace {
 
 constexpr int kBlockThreads = 32 * kBackwardWarps, kWidth = 128, kColor = 64;
 
-// Some of a block's warps recompute samples: as many as shared memory has room for what they leave to the sums.
-template <bool kAccurate_, int kRowWarps>
+// As many tiles of samples are computed at a time as shared memory has room for what they leave to the sums; where that
+// is fewer than there are warps, several of them share a tile.
+template <bool kAccurate, int kTiles>
 struct Block {
-  static constexpr bool kAccurate = kAccurate_;
   using Weights = FieldWeights<kWidth, kColor, kAccurate>;
-  using Buffers = StepBuffers<kWidth, kColor, kAccurate, kRowWarps>;
+  using Buffers = StepBuffers<kWidth, kColor, kAccurate, kTiles>;
   static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
 };
-using FullBlock = Block<false, kBackwardWarps>;      // 221 KB
-using HalfBlock = Block<false, kBackwardWarps / 2>;  // 138 KB: 8.0
-using AccurateBlock = Block<true, 2>;                // 190 KB
+using WideBlock = Block<false, 8>;     // 221 KB: 9.0 and 10.0
+using MiddleBlock = Block<false, 4>;   // 140 KB: 8.0
+using NarrowBlock = Block<false, 2>;   // 99 KB: everywhere
+using AccurateBlock = Block<true, 2>;  // 191 KB: 9.0 and 10.0
 
 __device__ __forceinline__ float3 load3(const float* from) { return make_float3(from[0], from[1], from[2]); }
 
-__device__ __forceinline__ void store_ray_gradient(float* to, float3 grad, float unscale, int lane) {
-  float parts[3] = {grad.x, grad.y, grad.z};
+// Adds up what the lanes and warps of a ray have of its gradients; one of the warps stores them.
+template <class Buffers>
+__device__ __forceinline__ void store_ray_gradients(const Buffers& buffers, const RayState& ray, float unscale,
+                                                    float* origins, float* directions, int share, int lane) {
+  float sums[6] = {ray.grad_origin.x,    ray.grad_origin.y,    ray.grad_origin.z,
+                   ray.grad_direction.x, ray.grad_direction.y, ray.grad_direction.z};
+#pragma unroll
+  for (int k = 0; k < 6; k++) {
+    sums[k] += __shfl_xor_sync(~0u, sums[k], 1);
+    sums[k] += __shfl_xor_sync(~0u, sums[k], 2);
+  }
+  buffers.sum_over_sharers(sums, 8, lane / 4, lane % 4 == 0);
+  if (!ray.there || share > 0 || lane % 4 > 0) return;
 #pragma unroll
   for (int k = 0; k < 3; k++) {
-    parts[k] += __shfl_xor_sync(~0u, parts[k], 1);
-    parts[k] += __shfl_xor_sync(~0u, parts[k], 2);
-    if (to != nullptr && lane % 4 == 0) to[k] = unscale * parts[k];
+    origins[3 * ray.index + k] = unscale * sums[k];
+    directions[3 * ray.index + k] = unscale * sums[3 + k];
   }
 }
 
@@ -57,12 +68,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     LayerSums<kWidth, kColor, Buffers> sums;
     sums.clear();
     const float scale = *gradients.scale, unscale = 1.0f / scale;
-    constexpr int kRaysAStep = 8 * Buffers::kRowWarps;
+    constexpr int kRaysAStep = 8 * Buffers::kTiles;
+    const int in_step = warp / Buffers::kSharers, share = warp % Buffers::kSharers;  // tile of a step, part of channels
     const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.x + 1) / gridDim.x;
     for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
-      const int64_t mine = tile * kRaysAStep + warp * 8 + lane / 4;
+      const int64_t mine = tile * kRaysAStep + in_step * 8 + lane / 4;
       RayState ray = {};
-      ray.there = warp < Buffers::kRowWarps && mine < s.rays;
+      ray.there = mine < s.rays;
       ray.index = image * s.rays + min(mine, s.rays - 1);
       ray.origin = load3(saved.origins + 3 * ray.index);
       ray.direction = load3(saved.directions + 3 * ray.index);
@@ -70,17 +82,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       ray.grad_depth = gradients.depth == nullptr ? 0.0f : gradients.depth[ray.index];
 #pragma unroll 1
       for (int later = s.samples - 1 + s.samples % 2; later > 0; later -= 2) {
-        if (warp < Buffers::kRowWarps)
-          differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, scale, later,
-                                               16 * warp, lane);
+        differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, scale, later,
+                                             16 * in_step, share, lane);
         __syncthreads();
         sums.add(buffers, warp, lane);
         __syncthreads();
       }
-      if (kRayGradients && warp < Buffers::kRowWarps) {
-        store_ray_gradient(ray.there ? grad_origins + 3 * ray.index : nullptr, ray.grad_origin, unscale, lane);
-        store_ray_gradient(ray.there ? grad_directions + 3 * ray.index : nullptr, ray.grad_direction, unscale, lane);
-      }
+      if (kRayGradients) store_ray_gradients(buffers, ray, unscale, grad_origins, grad_directions, share, lane);
     }
     const GradientLayout layout = {layers.width, layers.color};
     sums.store(partial + (image * gridDim.x + blockIdx.x) * layout.size(), layout, unscale, warp, lane);
@@ -103,8 +111,10 @@ __global__ void __launch_bounds__(256) add_blocks_kernel(const float* __restrict
 template <class F>
 auto with_block(bool accurate, F f) {
   if (accurate) return f(AccurateBlock{});
-  if (FullBlock::kShared <= device_limits().shared_block) return f(FullBlock{});
-  return f(HalfBlock{});
+  const size_t room = device_limits().shared_block;
+  if (WideBlock::kShared <= room) return f(WideBlock{});
+  if (MiddleBlock::kShared <= room) return f(MiddleBlock{});
+  return f(NarrowBlock{});
 }
 
 template <class Block, bool kRayGradients>

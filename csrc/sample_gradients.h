@@ -6,13 +6,6 @@
 
 namespace cips3d {
 
-// Only for 9.0 the compiler has registers to spare.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 != 9
-constexpr bool kFewRegisters = true;
-#else
-constexpr bool kFewRegisters = false;
-#endif
-
 struct SavedRays {
   const float* origins;        // [B, R, 3]
   const float* directions;     // [B, R, 3]
@@ -110,23 +103,25 @@ __device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, 
 }
 
 // Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g. Recomputes the field,
-// differentiates the compositing and then layer after layer, and leaves in the buffers what the sums need.
+// differentiates the compositing and then layer after layer, and leaves in the buffers what the sums need. A warp has
+// the `share`th part of every layer's channels; the rays are with all warps of a tile.
 template <bool kRayGradients, int kWidth, int kColor, bool kAccurate, class Buffers>
 __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth, kColor, kAccurate>& weights,
                                                       const Buffers& buffers, RayState& ray, const SavedRays& saved,
                                                       const OutputGradients& gradients, const BackwardSettings& s,
                                                       const FieldLayers& layers, float scale, int later, int first_row,
-                                                      int lane) {
+                                                      int share, int lane) {
   const int colors = layers.color;
   using Weights = FieldWeights<kWidth, kColor, kAccurate>;
   constexpr int kRow = Weights::kRow, kWide = Buffers::kWide, kNarrow = Buffers::kNarrow;
-  constexpr int kSteps = kWidth / 16, kColorSteps = kColor / 16;
+  constexpr int kDepth = kWidth / 16, kColorDepth = kColor / 16;  // steps of a product's sum
+  constexpr int kSteps = kDepth / Buffers::kSharers, kColorSteps = kColorDepth / Buffers::kSharers;  // own columns
   // Whether operands A are read from the buffers again for every product: there are no registers for them besides the
-  // low parts or the rays' gradients.
-  constexpr bool kReload = kAccurate || kRayGradients || kFewRegisters;
-  [[maybe_unused]] constexpr int kUnrolled = kFewRegisters ? 4 : kSteps;  // of a product
+  // low parts or the rays' gradients, and a warp that shares its tile has not made all of them itself.
+  constexpr bool kReload = kAccurate || kRayGradients || Buffers::kSharers > 1;
   const int pair = lane % 4 * 2;
   const int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
+  const int own = 16 * kSteps * share, own_color = 16 * kColorSteps * share;  // first channels
   float depth[2];
   float3 point[2];
 #pragma unroll
@@ -137,12 +132,12 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
                            fmaf(depth[r], ray.direction.z, ray.origin.z));
   }
 
-  uint32_t h1[kReload ? 1 : kSteps][4];
+  uint32_t h1[kReload ? 1 : kDepth][4];
 #pragma unroll
   for (int k = 0; k < kSteps; k++)
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-      const int channel = 16 * k + 8 * e + pair;
+      const int channel = own + 16 * k + 8 * e + pair;
       const float4 a = weights.first[channel], b = weights.first[channel + 1];
 #pragma unroll
       for (int r = 0; r < 2; r++) {
@@ -154,15 +149,14 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
         Buffers::template put<kWide>(buffers.h1, row[r], channel, high, low);
       }
     }
-  __syncwarp();
+  Buffers::meet();
 
-  float color[1][2 * kColorSteps][4] = {};
   float density[2] = {0.0f, 0.0f};
 #pragma unroll 1
-  for (int step = 0; step < kSteps; step++) {
+  for (int column = own; column < own + 16 * kSteps; column += 16) {
     float phase[1][2][4] = {};
-#pragma unroll kUnrolled
-    for (int k = 0; k < kSteps; k++) {
+#pragma unroll
+    for (int k = 0; k < kDepth; k++) {
       uint32_t high[1][4], low[1][4] = {};
       if (kReload) {
         load_rows<kWide>(high[0], buffers.h1, first_row, 16 * k, lane);
@@ -171,12 +165,11 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
         for (int i = 0; i < 4; i++) high[0][i] = h1[kReload ? 0 : k][i];
       }
-      multiply_step<1, kAccurate, kRow>(phase, high, low, weights.second, kWidth * kRow, 16 * step, 16 * k, lane);
+      multiply_step<1, kAccurate, kRow>(phase, high, low, weights.second, kWidth * kRow, column, 16 * k, lane);
     }
-    uint32_t high[1][4], low[1][4] = {};
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const int channel = 16 * step + 8 * n + pair;
+      const int channel = column + 8 * n + pair;
       const float2 bias = *reinterpret_cast<const float2*>(weights.second_bias + channel);
       const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
 #pragma unroll
@@ -184,74 +177,81 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
         const float px = phase[0][n][2 * r] + bias.x, py = phase[0][n][2 * r + 1] + bias.y;
         const float x = sine<kAccurate>(px), y = sine<kAccurate>(py);
         density[r] = fmaf(x, v.x, fmaf(y, v.y, density[r]));
-        pack_activations<kAccurate>(x, y, high[0][2 * n + r], low[0][2 * n + r]);
-        Buffers::template put<kWide>(buffers.h2, row[r], channel, high[0][2 * n + r], low[0][2 * n + r]);
-        uint32_t cosine_high, cosine_low = 0;
-        pack_activations<kAccurate>(cosine<kAccurate>(px), cosine<kAccurate>(py), cosine_high, cosine_low);
-        Buffers::template put<kWide>(buffers.second, row[r], channel, cosine_high, cosine_low);
+        uint32_t high, low = 0;
+        pack_activations<kAccurate>(x, y, high, low);
+        Buffers::template put<kWide>(buffers.h2, row[r], channel, high, low);
+        pack_activations<kAccurate>(cosine<kAccurate>(px), cosine<kAccurate>(py), high, low);
+        Buffers::template put<kWide>(buffers.second, row[r], channel, high, low);
       }
     }
+  }
+  Buffers::meet();
+
+  float color[kColorSteps][1][2][4] = {};
+#pragma unroll 2
+  for (int k = 0; k < kDepth; k++) {
+    uint32_t high[1][4], low[1][4] = {};
+    load_rows<kWide>(high[0], buffers.h2, first_row, 16 * k, lane);
+    if (kAccurate) load_rows<kWide>(low[0], buffers.h2, Buffers::kRows + first_row, 16 * k, lane);
 #pragma unroll
-    for (int c = 0; c < kColorSteps; c++) {
-      float part[1][2][4];
-#pragma unroll
-      for (int i = 0; i < 8; i++) part[0][i / 4][i % 4] = color[0][2 * c + i / 4][i % 4];
-      multiply_step<1, kAccurate, kRow>(part, high, low, weights.color, kColor * kRow, 16 * c, 16 * step, lane);
-#pragma unroll
-      for (int i = 0; i < 8; i++) color[0][2 * c + i / 4][i % 4] = part[0][i / 4][i % 4];
-    }
+    for (int c = 0; c < kColorSteps; c++)
+      multiply_step<1, kAccurate, kRow>(color[c], high, low, weights.color, kColor * kRow, own_color + 16 * c, 16 * k,
+                                        lane);
   }
 
-  // The gradient of a sample's weight through its colours, Σ g_c colour_c; four lanes have the channels of a row.
-  float product[2] = {0.0f, 0.0f};
+  // The density, and the gradient of a sample's weight through its colours, Σ g_c colour_c: first of the lane's own
+  // channels, then of all of them.
+  float totals[4] = {density[0], density[1], 0.0f, 0.0f};
   const float* grad_colors = gradients.colors + ray.index * colors;
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {
-    const int channel = 8 * n + pair;
+    const int channel = own_color + 8 * n + pair;
     const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
     const float gx = channel < colors ? grad_colors[channel] : 0.0f;
     const float gy = channel + 1 < colors ? grad_colors[channel + 1] : 0.0f;
+    float (&phase)[4] = color[n / 2][0][n % 2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      color[0][n][2 * r] += bias.x;
-      color[0][n][2 * r + 1] += bias.y;
-      product[r] =
-          fmaf(gx, sine<kAccurate>(color[0][n][2 * r]), fmaf(gy, sine<kAccurate>(color[0][n][2 * r + 1]), product[r]));
+      phase[2 * r] += bias.x;
+      phase[2 * r + 1] += bias.y;
+      totals[2 + r] =
+          fmaf(gx, sine<kAccurate>(phase[2 * r]), fmaf(gy, sine<kAccurate>(phase[2 * r + 1]), totals[2 + r]));
     }
   }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2) totals[i] += __shfl_xor_sync(~0u, totals[i], bit);
+  buffers.sum_over_sharers(totals, 8, lane / 4, lane % 4 == 0);
   SampleGradient sample[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-#pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2) {
-      product[r] += __shfl_xor_sync(~0u, product[r], bit);
-      density[r] += __shfl_xor_sync(~0u, density[r], bit);
-    }
     sample[r] =
         differentiate_sample(ray, saved, gradients, s, later - r,
-                             density[r] + weights.density_bias + layers.ball.at(point[r]), product[r], depth[r]);
+                             totals[r] + weights.density_bias + layers.ball.at(point[r]), totals[2 + r], depth[r]);
     sample[r].weight *= scale;
     sample[r].density = clamp_to_half(sample[r].density * scale);
   }
 
-  // Gradients of the colour phases, as operands A and into the buffer, and behind them those of the densities.
-  uint32_t color_high[kColorSteps][4], color_low[kColorSteps][4] = {};
+  // Gradients of the colour phases, and behind them those of the densities.
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {
-    const int channel = 8 * n + pair;
+    const int channel = own_color + 8 * n + pair;
     const float gx = channel < colors ? grad_colors[channel] : 0.0f;
     const float gy = channel + 1 < colors ? grad_colors[channel + 1] : 0.0f;
+    const float (&phase)[4] = color[n / 2][0][n % 2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      uint32_t &high = color_high[n / 2][n % 2 * 2 + r], &low = color_low[n / 2][n % 2 * 2 + r];
-      const float x = cosine<kAccurate>(color[0][n][2 * r]) * sample[r].weight * gx;
-      const float y = cosine<kAccurate>(color[0][n][2 * r + 1]) * sample[r].weight * gy;
+      uint32_t high, low = 0;
+      const float x = cosine<kAccurate>(phase[2 * r]) * sample[r].weight * gx;
+      const float y = cosine<kAccurate>(phase[2 * r + 1]) * sample[r].weight * gy;
       pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
       Buffers::template put<kNarrow>(buffers.color, row[r], channel, high, low);
     }
   }
 #pragma unroll
   for (int r = 0; r < 2; r++) {
+    if (share > 0) continue;
     uint32_t high = 0, low = 0;
     if (pair == 0) pack_activations<kAccurate>(sample[r].density, 0.0f, high, low);
     Buffers::template put<kNarrow>(buffers.color, row[r], kColor + pair, high, low);
@@ -264,15 +264,23 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
     const uint32_t mine = pair == 0 ? xy : pair == 2 ? z1 : pair == 4 ? xy_low : z_low;
     memcpy(buffers.point + row[r] * Buffers::kPoint + pair, &mine, sizeof(mine));
   }
+  Buffers::meet();
 
   // Gradient of the second phase: cos ⊙ (colour gradients · Wc + density gradient · v).
-  uint32_t second[kReload ? 1 : kSteps][4];
+  uint32_t color_high[kColorDepth][4], color_low[kColorDepth][4] = {};
+#pragma unroll
+  for (int c = 0; c < kColorDepth; c++) {
+    load_rows<kNarrow>(color_high[c], buffers.color, first_row, 16 * c, lane);
+    if (kAccurate) load_rows<kNarrow>(color_low[c], buffers.color, Buffers::kRows + first_row, 16 * c, lane);
+  }
+  uint32_t second[kReload ? 1 : kDepth][4];
 #pragma unroll
   for (int k = 0; k < kSteps; k++) {
     float grad[2][4];
+    const int column = own + 16 * k;
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const float2 v = *reinterpret_cast<const float2*>(weights.density + 16 * k + 8 * n + pair);
+      const float2 v = *reinterpret_cast<const float2*>(weights.density + column + 8 * n + pair);
 #pragma unroll
       for (int r = 0; r < 2; r++) {
         grad[n][2 * r] = sample[r].density * v.x;
@@ -280,14 +288,14 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
       }
     }
 #pragma unroll
-    for (int c = 0; c < kColorSteps; c++)
+    for (int c = 0; c < kColorDepth; c++)
       multiply_step_transposed<kAccurate, kRow>(grad, color_high[c], color_low[c], weights.color, kColor * kRow, 16 * c,
-                                                16 * k, lane);
+                                                column, lane);
 #pragma unroll
     for (int n = 0; n < 2; n++)
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const int channel = 16 * k + 8 * n + pair;
+        const int channel = column + 8 * n + pair;
         const float2 slope = Buffers::template get<kWide>(buffers.second, row[r], channel);
         uint32_t high, low = 0;
         pack_activations<kAccurate>(clamp_to_half(grad[n][2 * r] * slope.x),
@@ -296,15 +304,15 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
         Buffers::template put<kWide>(buffers.second, row[r], channel, high, low);
       }
   }
-  __syncwarp();
+  Buffers::meet();
 
   // Gradient of the first phase: cos ⊙ (gradient of the second phase · W2), the phase computed once more.
   float3 grad_point[2] = {};
 #pragma unroll 1
-  for (int column = 0; column < kSteps; column++) {
+  for (int column = own; column < own + 16 * kSteps; column += 16) {
     float grad[2][4] = {};
 #pragma unroll
-    for (int k = 0; k < kSteps; k++) {
+    for (int k = 0; k < kDepth; k++) {
       uint32_t high[4], low[4] = {};
       if (kReload) {
         load_rows<kWide>(high, buffers.second, first_row, 16 * k, lane);
@@ -313,12 +321,11 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
         for (int i = 0; i < 4; i++) high[i] = second[kReload ? 0 : k][i];
       }
-      multiply_step_transposed<kAccurate, kRow>(grad, high, low, weights.second, kWidth * kRow, 16 * k, 16 * column,
-                                                lane);
+      multiply_step_transposed<kAccurate, kRow>(grad, high, low, weights.second, kWidth * kRow, 16 * k, column, lane);
     }
 #pragma unroll
     for (int n = 0; n < 2; n++) {
-      const int channel = 16 * column + 8 * n + pair;
+      const int channel = column + 8 * n + pair;
       const float4 a = weights.first[channel], b = weights.first[channel + 1];
 #pragma unroll
       for (int r = 0; r < 2; r++) {
@@ -338,7 +345,7 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
   for (int r = 0; r < (kRayGradients ? 2 : 0); r++) {
     const float3 p = point[r];
-    if (layers.ball.radius != 0.0f && pair == 0) {  // once a row: its four lanes are added up
+    if (layers.ball.radius != 0.0f && pair == 0 && share == 0) {  // once a row: lanes and shares are added up
       const float norm = sqrtf(p.x * p.x + p.y * p.y + p.z * p.z);
       const float slope = norm > 0.0f ? -sample[r].density * layers.ball.density / (layers.ball.radius * norm) : 0.0f;
       grad_point[r].x = fmaf(slope, p.x, grad_point[r].x);

@@ -237,7 +237,7 @@ def render_rays(module: ModuleType) -> None:
     grads = [normal(images, rays, color), normal(images, rays), normal(images, rays), normal(images, rays, samples)]
     of_rays, scale = [normal(images, rays, 3) for _ in range(2)], np.ones(1, np.float32)
     most = module.shared_limit()
-    for accurate, limit in ((False, most), (False, 163 << 10), (True, most)):
+    for accurate, limit in ((False, most), (False, 163 << 10), (False, 99 << 10), (True, most)):
         module.set_shared_limit(limit)
         assert module.render_rays_fits(DEVICE, coarse, fine, accurate)
         assert module.render_rays_backward_fits(DEVICE, accurate)
