@@ -95,8 +95,8 @@ __device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, co
   return {weight, grad_alpha * delta * passed * slope};
 }
 
-// An operand A [16, 16] of rows `row` to row + 15 of a buffer, columns `column` to column + 15, that the warp has
-// written.
+// An operand A [16, 16] of rows `row` to row + 15 of a buffer, columns `column` to column + 15, that the tile's warps
+// have written.
 template <int kRow>
 __device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, int row, int column, int lane) {
   ldmatrix_x4(a, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
