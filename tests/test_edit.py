@@ -12,7 +12,7 @@ import torch
 from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
 from rendering.checkpoints import STEP, write_run
 from rendering.command import frames_of
-from sweeps.command import SweepCommand, as_shown, cells_of
+from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
 
 from cips3d.edit import main
 from cips3d.editing import Directions, edited, semantic_directions
@@ -59,9 +59,9 @@ class TestGrids:
         unedited = seen(loaded, styles_of_seeds(loaded, [3]))
         directions = semantic_directions(loaded.generator, "shape")
         for row in range(5):
-            np.testing.assert_array_equal(cells[row, 2], unedited[0])
+            assert_same_picture(cells[row, 2], unedited[0])
             for column, strength in enumerate((-3.0, -1.5, 0.0, 1.5, 3.0)):
-                np.testing.assert_array_equal(cells[row, column], moved(loaded, [3], directions, row, strength)[0])
+                assert_same_picture(cells[row, column], moved(loaded, [3], directions, row, strength)[0])
             assert (cells[row, 0] != unedited[0]).any()
 
     def test_faces_along_one_direction(self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
@@ -75,14 +75,14 @@ class TestGrids:
         styles = styles_of_seeds(loaded, [0, 4, 2], 0.5)
         for column, strength in enumerate((-2.0, 0.0, 4.0)):
             expected = seen(loaded, edited(styles, directions, 2, strength), -0.3)
-            np.testing.assert_array_equal(cells[:, column], expected)
+            assert_same_picture(cells[:, column], expected)
 
     def test_faces_and_directions(self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
         command("--seeds", "0,4", "--directions", "1,0", "--strengths", 2)
         cells = cells_of(tmp_path / "out.png", 4, 1, SIDE, ENLARGE)
         directions = semantic_directions(loaded.generator, "shape")
         for row, (seed, index) in enumerate(((0, 1), (0, 0), (4, 1), (4, 0))):
-            np.testing.assert_array_equal(cells[row, 0], moved(loaded, [seed], directions, index, 2.0)[0])
+            assert_same_picture(cells[row, 0], moved(loaded, [seed], directions, index, 2.0)[0])
 
     def test_faces_of_latents(self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
         write_latent(tmp_path / "me.safetensors", latent_of(loaded, styles_of_seeds(loaded, [5]), None))
@@ -90,7 +90,7 @@ class TestGrids:
         cells = cells_of(tmp_path / "out.png", 1, 2, SIDE, ENLARGE)
         directions = semantic_directions(loaded.generator, "shape")
         for column, strength in enumerate((0.0, 1.0)):
-            np.testing.assert_array_equal(cells[:, column], moved(loaded, [5], directions, 0, strength))
+            assert_same_picture(cells[:, column], moved(loaded, [5], directions, 0, strength))
 
     def test_depth(self, command: SweepCommand, tmp_path: Path) -> None:
         command("--kind", "depth", "--strengths", -3, 3, "--directions", 0)

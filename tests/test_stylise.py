@@ -12,7 +12,7 @@ import torch
 from convert.small_networks import CIPS_CONFIG, STYLEGAN2_CONFIG
 from rendering.checkpoints import write_checkpoint, write_run
 from rendering.command import frames_of
-from sweeps.command import SweepCommand, as_shown, cells_of
+from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
 
 from cips3d import mesh, render
 from cips3d.models.cips import CIPS
@@ -72,10 +72,10 @@ class TestGrids:
         said = command("--seeds", "0,3", "--also", "mapping", "shape")
         assert f"{tmp_path / 'out.png'} shows 2 rows at 5 strengths in pictures of 8 x 8" in said
         cells = cells_of(tmp_path / "out.png", 2, 5, SIDE, ENLARGE)
-        np.testing.assert_array_equal(cells[:, 0], seen(base, [0, 3]))
-        np.testing.assert_array_equal(cells[:, 4], seen(style, [0, 3]))
+        assert_same_picture(cells[:, 0], seen(base, [0, 3]))
+        assert_same_picture(cells[:, 4], seen(style, [0, 3]))
         half = stylised(base, style, Shares((0.5, 0.5), 0.5, 0.5))
-        np.testing.assert_array_equal(cells[:, 2], seen(half, [0, 3]))
+        assert_same_picture(cells[:, 2], seen(half, [0, 3]))
 
     def test_weights_of_blocks(
         self, command: SweepCommand, base: LoadedGenerator, style: LoadedGenerator, tmp_path: Path
@@ -84,16 +84,16 @@ class TestGrids:
         cells = cells_of(tmp_path / "out.png", 1, 2, SIDE, ENLARGE)
         for column, share in enumerate((0.25, 0.5)):
             between = stylised(base, style, Shares((0.0, share)))
-            np.testing.assert_array_equal(cells[:, column], seen(between, [1], yaw=0.3, truncation=0.6))
+            assert_same_picture(cells[:, column], seen(between, [1], yaw=0.3, truncation=0.6))
 
     def test_layer_swapping(
         self, command: SweepCommand, base: LoadedGenerator, style: LoadedGenerator, tmp_path: Path
     ) -> None:
         command("--seeds", "0,3", "--swap-from", "1,0")
         cells = cells_of(tmp_path / "out.png", 2, 3, SIDE, ENLARGE)
-        np.testing.assert_array_equal(cells[:, 0], seen(base, [0, 3]))
-        np.testing.assert_array_equal(cells[:, 1], seen(stylised(base, style, Shares((0.0, 1.0))), [0, 3]))
-        np.testing.assert_array_equal(cells[:, 2], seen(stylised(base, style, Shares((1.0, 1.0))), [0, 3]))
+        assert_same_picture(cells[:, 0], seen(base, [0, 3]))
+        assert_same_picture(cells[:, 1], seen(stylised(base, style, Shares((0.0, 1.0))), [0, 3]))
+        assert_same_picture(cells[:, 2], seen(stylised(base, style, Shares((1.0, 1.0))), [0, 3]))
 
     def test_faces_of_latents(
         self, command: SweepCommand, base: LoadedGenerator, style: LoadedGenerator, tmp_path: Path
@@ -101,8 +101,8 @@ class TestGrids:
         write_latent(tmp_path / "me.safetensors", latent_of(base, styles_of_seeds(base, [5]), None))
         command("--latent", tmp_path / "me.safetensors", "--strengths", 0, 1)
         cells = cells_of(tmp_path / "out.png", 1, 2, SIDE, ENLARGE)
-        np.testing.assert_array_equal(cells[:, 0], seen(base, [5]))
-        np.testing.assert_array_equal(cells[:, 1], seen(stylised(base, style, Shares((1.0, 1.0))), [5]))
+        assert_same_picture(cells[:, 0], seen(base, [5]))
+        assert_same_picture(cells[:, 1], seen(stylised(base, style, Shares((1.0, 1.0))), [5]))
 
     def test_a_2d_model(
         self, command: SweepCommand, monkeypatch: pytest.MonkeyPatch, base: LoadedGenerator, tmp_path: Path

@@ -226,6 +226,9 @@ class PiGANDiscriminator(nn.Module):
             ValueError: `image` has another shape, or `fade` is outside of its range.
         """
         resolution = self._checked_resolution(image, fade)
+        # oneDNN's gradient of a strided 1x1 convolution of fewer than 8 channels, the shortcut, writes out of bounds
+        # where channels come last, as in pictures that rays give (uxlfoundation/oneDNN issue 6035).
+        image = image.contiguous()
         x = self.from_rgb[str(resolution)](image)
         while resolution > RESOLUTION_MIN:
             x = self.blocks[str(resolution)](x)

@@ -28,23 +28,26 @@ SMALL = CIPS3DConfig(
 
 
 def render_record(
-    name: str, weights: dict[str, Tensor], device: torch.device | str = "cpu"
+    name: str,
+    weights: dict[str, Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[CIPS3D, Rendering]:
     loaded = record(name)
     settings = meta(loaded)
     resolution = settings["img_size"]
-    generator = from_reference(weights, system="cips3d").to(device)
-    pitch, yaw = tensor(loaded, "in/pitch")[:, 0], tensor(loaded, "in/yaw")[:, 0]
+    generator = from_reference(weights, system="cips3d").to(device, dtype)
+    pitch, yaw = (tensor(loaded, f"in/{angle}")[:, 0].to(dtype) for angle in ("pitch", "yaw"))
     rendering = generator(
-        tensor(loaded, "in/z_nerf").to(device),
-        tensor(loaded, "in/z_inr").to(device),
+        tensor(loaded, "in/z_nerf").to(device, dtype),
+        tensor(loaded, "in/z_inr").to(device, dtype),
         Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]).to(device),
         resolution=resolution,
         samples=settings["num_steps"],
         t_near=settings["ray_start"],
         t_far=settings["ray_end"],
-        stratified_u=tensor(loaded, "in/u_stratified")[..., 0].to(device),
-        importance_u=tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device),
+        stratified_u=tensor(loaded, "in/u_stratified")[..., 0].to(device, dtype),
+        importance_u=tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device, dtype),
         last_back=settings["last_back"],
         white_back=settings["white_back"],
         return_aux=True,
@@ -73,24 +76,32 @@ def check_images(name: str, rendering: Rendering) -> None:
     assert (rendering.aux_image.cpu() - tensor(loaded, "out/aux_image")).abs().max() < 2e-4
 
 
-@pytest.mark.parametrize(
-    ("name", "tolerance"),
-    [
-        # float32 rounding alone: an independent float64 implementation is 3.4e-5 from the first record, and 2.6e-3 from
-        # the second, where single values on either side of a leaky ReLU's kink change a gradient.
-        pytest.param("cips3d_generator_r16", 1e-4, marks=requires_record("cips3d_generator_r16")),
-        pytest.param("cips3d_generator_r32", 5e-3, marks=requires_record("cips3d_generator_r32")),
-    ],
-)
-def test_images_and_gradients_of_the_published_generator(backend: Backend, name: str, tolerance: float) -> None:
-    loaded = record(name)
-    generator, rendering = render_record(name, state(loaded), backend.device)
-    check_images(name, rendering)
-    found, expected = gradients(generator), state(loaded, "grad/")
+def check_gradients(name: str, generator: CIPS3D, tolerance: float) -> None:
+    found, expected = gradients(generator), state(record(name), "grad/")
     assert found.keys() == expected.keys()
     errors = {key: relative_l2(found[key], expected[key].view_as(found[key])) for key in found}
     worst = max(errors, key=lambda key: errors[key])
     assert errors[worst] < tolerance, (worst, errors[worst])
+
+
+RECORDS = [pytest.param(name, marks=requires_record(name)) for name in ("cips3d_generator_r16", "cips3d_generator_r32")]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_images_and_gradients_of_the_published_generator(backend: Backend, name: str) -> None:
+    generator, rendering = render_record(name, state(record(name)), backend.device)
+    check_images(name, rendering)
+    # A value that float32 rounds to the other side of a leaky ReLU's kink changes a gradient by up to 6e-3, and which
+    # ones it does depends on the processor.
+    check_gradients(name, generator, 2e-2)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_gradients_of_the_published_generator_in_float64(name: str) -> None:
+    """Only the record's own rounding is left: of the second record some values are beyond their kinks."""
+    generator, rendering = render_record(name, state(record(name)), dtype=torch.float64)
+    check_images(name, rendering)
+    check_gradients(name, generator, 1e-4 if name == "cips3d_generator_r16" else 5e-3)
 
 
 @requires_record("cips3d_generator_r16")

@@ -124,12 +124,13 @@ def test_published_discriminators(name: str) -> None:
         assert (value is None) == (key not in loaded)
         if value is not None:
             assert relative_l2(value, tensor(loaded, key)) < 1e-5  # float32 sums in another order
-    gradient = input_gradient(seen.logits, image)
-    penalty = gradient.square().sum((1, 2, 3))
+    penalty = input_gradient(seen.logits, image).square().sum((1, 2, 3))
     assert ((penalty / tensor(loaded, "out/r1") - 1).abs() < 1e-4).all()
+    # In float32 the processor decides on which side of its kink a value near it is.
+    model, image = model.double(), image.detach().double().requires_grad_()
     if name == STRIDED:  # one unit of the second image is 4e-7 from its kink, and the record is on the other side
         nudge_past_the_kink(model, image)
-        gradient = input_gradient(model(image, fade).logits, image)
+    gradient = input_gradient(model(image, fade).logits, image)
     for found, expected in zip(gradient, tensor(loaded, "out/input_grad"), strict=True):
         assert relative_l2(found, expected) < 3e-5
 

@@ -104,6 +104,21 @@ def test_outputs_are_the_published_ones(kind: str, size: int, fade: float) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_layout_of_images(kind: str) -> None:
+    """Channels last, as pictures of rays have them: the same gradients, to the last bit and every time."""
+    model, image = small(kind).float(), images(4, 16).float()
+    parameters = [p for name, p in model.named_parameters() if name.startswith(("blocks.16", "from_rgb.16"))]
+
+    def run(image: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(image).logits.sin().sum(), parameters)
+
+    expected = run(image)
+    for _ in range(20):
+        found = run(image.clone(memory_format=torch.channels_last))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_r1_and_its_gradients(kind: str) -> None:
     """Σ |d logits / d image|² and its gradient, twice through the network, as autograd has them of the formulas."""
     model, image = small(kind), images(2, 16).requires_grad_()

@@ -235,7 +235,8 @@ def test_layout(backend: Backend, width: int, dtype: torch.dtype) -> None:
     expected = film_siren(x, *parameters)
     strided = [torch.stack([t, t], dim=-1)[..., 1] for t in parameters]
     for same in (x.transpose(1, 2).contiguous().transpose(1, 2), torch.stack([x, x], dim=-1)[..., 1], shifted):
-        torch.testing.assert_close(film_siren(same, *strided), expected, rtol=0, atol=EPS[dtype])
+        # PyTorch's products add up in another order where a matrix is transposed or starts elsewhere.
+        torch.testing.assert_close(film_siren(same, *strided), expected, rtol=0, atol=16 * EPS[dtype])
         if backend.uses_kernels:
             assert torch.equal(film_siren(same, *strided), expected)
 

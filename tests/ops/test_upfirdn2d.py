@@ -183,8 +183,9 @@ def test_gradient(backend: Backend, case: str, dtype: torch.dtype) -> None:
     (gradient,) = torch.autograd.grad(y, x, upstream)
     (expected,) = torch.autograd.grad(upfirdn2d(exact, *double(arguments)[1:]), exact, upstream.double())
     assert gradient.dtype == dtype
-    # As for the forward.
-    assert relative_l2(gradient, expected) < (5e-7 if dtype == torch.float32 else torch.finfo(dtype).eps)
+    # As for the forward; PyTorch rounds partial sums too.
+    eps = torch.finfo(dtype).eps * (1 if backend.uses_kernels else 2)
+    assert relative_l2(gradient, expected) < (5e-7 if dtype == torch.float32 else eps)
     assert cosine(gradient, expected) > 1 - 1e-4
 
 
