@@ -31,6 +31,10 @@ MODULE = "cips3d._cuda"
 
 DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 OLDEST_ARCHITECTURE = 80  # the first with cp.async and bfloat16 tensor cores
+WARPGROUP_ARCHITECTURE = (
+    90  # its machine code may have wgmma where it is made for sm_90a, and runs on all of 9.0 then too
+)
+WARPGROUP_RELEASE = 12  # of the toolkit, the first that knows sm_90a
 USUAL_FOLDERS = (Path("/usr/local"), Path("/opt"))  # each may hold cuda/ and cuda-<version>/
 CXX_COMPILERS = ("g++", "clang++", "c++")
 NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
@@ -117,20 +121,28 @@ def choose_architectures(asked: str, nvcc: str, known: Sequence[int]) -> tuple[A
     return tuple(Architecture(number, ptx=number == numbers[-1]) for number in numbers)
 
 
-def gencode_flags(architectures: Sequence[Architecture]) -> list[str]:
+def gencode_flags(architectures: Sequence[Architecture], warpgroups: bool = False) -> list[str]:
     """nvcc's flags for architectures in ascending order.
 
     Those of one generation (the same tens) share the PTX of its oldest: the slowest part of the compiler runs once a
     generation, and ptxas still makes machine code for each of them.
+
+    Args:
+        architectures: what to compile for.
+        warpgroups: make machine code for sm_90a instead of sm_90. Its PTX is for no newer device, so PTX stays that of
+            sm_90.
     """
     oldest: dict[int, int] = {}
-    codes: dict[int, list[str]] = {}
+    codes: dict[str, list[str]] = {}
     for architecture in architectures:
         number = architecture.number
         first = oldest.setdefault(number // 10, number)
-        codes.setdefault(number if architecture.ptx else first, []).append(f"sm_{number}")
+        if warpgroups and number == WARPGROUP_ARCHITECTURE:
+            codes[f"{number}a"] = [f"sm_{number}a"]
+        else:
+            codes.setdefault(str(number if architecture.ptx else first), []).append(f"sm_{number}")
         if architecture.ptx:
-            codes[number].append(f"compute_{number}")
+            codes.setdefault(str(number), []).append(f"compute_{number}")
     return [f"-gencode=arch=compute_{virtual},code=[{','.join(code)}]" for virtual, code in codes.items()]
 
 
@@ -145,6 +157,7 @@ class Toolchain:
     architectures: tuple[Architecture, ...]
     host_flags: tuple[str, ...] = ()  # which C++ compiler it is to use
     variables: tuple[str, ...] = ()  # of the environment, that nvcc reads: NAME=value
+    warpgroups: bool = False  # whether it makes code for sm_90a
 
 
 def find_toolchain(environ: Mapping[str, str]) -> Toolchain:
@@ -162,7 +175,7 @@ def find_toolchain(environ: Mapping[str, str]) -> Toolchain:
         raise Unavailable("Python's own headers (Python.h) are not there", "install them (python3-dev)")
     architectures = choose_architectures(environ.get("CIPS3D_CUDA_ARCHS", "").strip(), nvcc, known)
     variables = tuple(f"{name}={environ[name]}" for name in NVCC_VARIABLES if environ.get(name))
-    return Toolchain(nvcc, architectures, host_flags, variables)
+    return Toolchain(nvcc, architectures, host_flags, variables, warpgroups=_release(nvcc) >= WARPGROUP_RELEASE)
 
 
 def find_nvcc(environ: Mapping[str, str]) -> tuple[str, list[int]]:
@@ -210,6 +223,13 @@ def _known_architectures(nvcc: str) -> list[int]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return sorted({int(number) for number in re.findall(r"\bsm_(\d+)\b", answer.stdout)})
+
+
+def _release(nvcc: str) -> int:
+    """The toolkit's major version; 0 where nvcc does not tell."""
+    answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60)
+    found = re.search(r"\brelease (\d+)\.", answer.stdout)
+    return int(found[1]) if found else 0
 
 
 def find_host_compiler(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -272,7 +292,8 @@ def ninja_file(
     architectures = toolchain.architectures
     # Where cores outnumber files, nvcc compiles for several architectures at once.
     threads = min(len(architectures), math.ceil(jobs / len(sources)))
-    kernel = [*nvcc, *HOST_FLAGS, *KERNEL_FLAGS, *gencode_flags(architectures)]
+    kernel = [*nvcc, *HOST_FLAGS, *KERNEL_FLAGS, *gencode_flags(architectures, toolchain.warpgroups)]
+    kernel += ["-DCIPS3D_SM_90A"] if toolchain.warpgroups else []
     kernel += ["--threads", str(threads)] if threads > 1 else []
     names = ";".join(map(str, architectures))
     bindings = [*nvcc, *HOST_FLAGS, *BINDING_FLAGS, *gencode_flags([Architecture(architectures[0].number)])]

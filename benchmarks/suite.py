@@ -26,7 +26,7 @@ from pathlib import Path
 import memory
 import torch
 from memory import fitting
-from op_cases import GROUPS
+from op_cases import GROUPS, inr_cases
 from ops_speed import HEAD, Result, Results, compared, compile_groups, run_groups
 from picture_cases import Pictures, multiply_adds
 from timing import Ceilings, Stopwatch, measure_ceilings
@@ -70,11 +70,18 @@ def driver() -> str | None:
         return None
 
 
-def run_tests() -> None:
-    """The op tests that use the GPU; raises UserError where one fails."""
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "cuda", str(ROOT / "tests" / "ops")]
-    if subprocess.run(tests, cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}).returncode != 0:
-        raise UserError("the op tests fail on this GPU; repair them first, or pass --no-tests to measure all the same")
+def run_tests(selection: str, seconds: float | None = None) -> None:
+    """The op tests of a selection; raises UserError where one fails or they take too long."""
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", "-k", selection, str(ROOT / "tests" / "ops")]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        failed = subprocess.run(tests, cwd=ROOT, env=environment, timeout=seconds).returncode != 0
+    except subprocess.TimeoutExpired:
+        failed = True
+    if failed:
+        raise UserError(
+            f"the op tests ({selection}) fail on this GPU; repair them first, or measure all the same with --no-tests"
+        )
 
 
 def pictures_256(device: torch.device) -> Pictures:
@@ -128,6 +135,34 @@ def compile_256(results: Results, stopwatch: Stopwatch) -> None:
             for ours in ("render_256", "render_256_accurate") if way == "best" else ():
                 if ours in results:
                     results.add(ours, replace(results[ours], ratio_vs_compile=ms / results[ours].ms))
+
+
+@torch.no_grad()
+def warpgroups_256(stopwatch: Stopwatch, ceilings: Ceilings, *, tests: bool) -> dict[str, Result]:
+    """The INR and whole pictures by the kernel for compute capability 9.0, which has to be asked for.
+
+    To be held against `modulated_inr_fast_forward` and `render_256`. Its tests run first, with a limit on their time:
+    where a copy goes astray, threads would wait for it for ever.
+    """
+    on_gpu = stopwatch.device.type == "cuda"
+    if on_gpu and torch.cuda.get_device_capability(stopwatch.device) != (9, 0):
+        return {}
+    if on_gpu and tests:
+        run_tests("cuda and warpgroups", seconds=120)
+    pictures = pictures_256(stopwatch.device)
+    (inr,) = (case for case in inr_cases(stopwatch.device, small=not on_gpu) if case.name == "modulated_inr_fast")
+    floor = ceilings.floor_ms(inr.forward_bytes, inr.forward_flops, inr.dtype)
+    os.environ["CIPS3D_WGMMA"] = "1"
+    try:
+        alone, whole = stopwatch(partial(inr.ours, *inr.inputs)), stopwatch(partial(pictures.ours, "fast"))
+    finally:
+        del os.environ["CIPS3D_WGMMA"]
+    return {
+        "modulated_inr_warpgroups_forward": Result(
+            ms=alone.ms, fraction_of_limit=floor / alone.ms, peak_mb=alone.peak_mb
+        ),
+        "render_256_warpgroups": Result(ms=whole.ms / len(pictures.cameras), peak_mb=whole.peak_mb),
+    }
 
 
 @torch.no_grad()
@@ -243,7 +278,7 @@ def command() -> int:
     device = choose_device(arguments.device)
     on_gpu = device.type == "cuda"
     if on_gpu and not arguments.no_tests:
-        run_tests()
+        run_tests("cuda and not warpgroups")
 
     stopwatch = Stopwatch(device, repeats=arguments.repeats)
     ceilings = measure_ceilings(stopwatch)
@@ -282,6 +317,9 @@ def command() -> int:
         with results.reporting("render_256, compiled"):
             compile_256(results, stopwatch)
         compile_groups(list(GROUPS), results, stopwatch, small=not on_gpu, until=until)
+    with results.reporting("warpgroups_256"):
+        for line, result in warpgroups_256(stopwatch, ceilings, tests=not arguments.no_tests).items():
+            results.add(line, result)
     print(f"{time.monotonic() - started:.0f} s")
     for name, why in results.failures.items():
         print(f"{name} failed: {why}", file=sys.stderr)

@@ -1,5 +1,8 @@
 // modulated_inr: packs the layers for the images, then takes pixels through all of them (modulated_inr.h).
-#include "modulated_inr.h"
+#include <cstdlib>
+#include <cstring>
+
+#include "modulated_inr_warpgroups.h"
 
 namespace cips3d {
 namespace {
@@ -35,15 +38,18 @@ struct InrTensors {
   }
 };
 
-// Where the slabs of a layer are: of all chunks of its columns, one after the other.
+// Where the slabs of a layer are: of all chunks of its columns, one after the other. Within a slab the inputs of a
+// column follow each other, all of them, or eight by eight as core matrices have them (warpgroup.h).
 struct SlabOrder {
   int slab, chunks, first, others;  // input channels of a slab; slabs of a chunk of the first layer, and of the others
+  bool core_matrices;
 
-  SlabOrder(int slab, int channels, int width)
+  SlabOrder(int slab, bool core_matrices, int channels, int width)
       : slab(slab),
         chunks(ceil_div(width, kStreamColumns)),
         first(ceil_div(channels, slab)),
-        others(ceil_div(whole_strips(width), slab)) {}
+        others(ceil_div(whole_strips(width), slab)),
+        core_matrices(core_matrices) {}
   __host__ __device__ int of(int layer) const { return layer == 0 ? first : others; }
   __host__ __device__ int before(int layer) const { return layer == 0 ? 0 : chunks * (first + (layer - 1) * others); }
 };
@@ -107,7 +113,9 @@ __global__ void __launch_bounds__(32 * kPackWarps)
     for (int i = 0; i < 4; i++)
       pack_activations<kAccurate>(scale * read(k + 2 * i), scale * read(k + 2 * i + 1), high[i], low[i]);
     const int64_t slab = order.before(layer) + chunk * slab_count + k / order.slab;
-    half* to = slabs + (slab * kParts * columns + column % columns) * order.slab + k % order.slab;
+    half* to = slabs + slab * kParts * columns * order.slab;
+    to += order.core_matrices ? (k % order.slab / 8 * columns + column % columns) * 8
+                              : column % columns * order.slab + k % order.slab;
     *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
     if (kAccurate) *reinterpret_cast<uint4*>(to + columns * order.slab) = make_uint4(low[0], low[1], low[2], low[3]);
   }
@@ -150,13 +158,17 @@ __global__ void __launch_bounds__(kInrWidth)
       there ? make_float4(rgb[0], rgb[from.width], rgb[2 * from.width], 0.0f) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// How the work is cut: pixels of a block, stages of weights, blocks.
+// How the work is cut: pixels of a block, stages of weights, blocks; and whether warpgroups do it.
 struct InrPlan {
   int rows = 0, slab = 0, stages = 0;
+  bool warpgroups = false;
   int64_t blocks = 0;
   int64_t skip_units = 0;
   double time = 0.0;
 };
+
+// Rows that could be computed in what a pass costs besides.
+constexpr double kAPass = 10.0;
 
 // Makes the best of two plans. A pass of half as many rows takes a little more than half the time.
 template <class Pass>
@@ -170,12 +182,31 @@ void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t
   plan.rows = Product::kRows, plan.slab = Product::kSlab;
   plan.blocks = std::min<int64_t>(tiles, device.multiprocessors);
   plan.skip_units = plan.blocks * Pass::kSkipUnits;
-  constexpr double kAPass = 10.0;  // rows that could be computed in what a pass costs besides
   plan.time = double(ceil_div<int64_t>(tiles, device.multiprocessors)) * (Product::kRows + kAPass);
   if (best.stages == 0 || plan.time < best.time) best = plan;
 }
 
-InrPlan plan_inr(int64_t images, int64_t pixels, bool accurate) {
+// Whether the environment asks for warpgroups. They are not the rule before it has been measured that they win.
+bool wants_warpgroups() {
+  const char* asked = std::getenv("CIPS3D_WGMMA");
+  return asked != nullptr && std::strcmp(asked, "1") == 0;
+}
+
+void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width) {
+  using Pass = WarpgroupPass;
+  // Their chunks are whole ones, so of other widths they would compute more than there is.
+  if (!device.warpgroups || whole_strips(width) % kStreamColumns != 0 || device.shared_block < Pass::kBytes) return;
+  constexpr double kARow = 2.0 / 3;  // of the other passes' time: a prediction
+  const int64_t tiles = images * ceil_div<int64_t>(pixels, Pass::kRows);
+  InrPlan plan;
+  plan.rows = Pass::kRows, plan.slab = Pass::kSlab, plan.stages = Pass::kStages, plan.warpgroups = true;
+  plan.blocks = std::min<int64_t>(tiles, device.multiprocessors);
+  plan.skip_units = plan.blocks * Pass::kSkipUnits;
+  plan.time = double(ceil_div<int64_t>(tiles, device.multiprocessors)) * (kARow * Pass::kRows + kAPass);
+  if (best.stages == 0 || plan.time < best.time) best = plan;
+}
+
+InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
   const DeviceLimits device = device_limits();
   InrPlan best;
   if (accurate) {
@@ -185,6 +216,7 @@ InrPlan plan_inr(int64_t images, int64_t pixels, bool accurate) {
     consider<FastPass>(best, device, images, pixels);
     consider<NarrowPass>(best, device, images, pixels);  // as good as the one before, so only where that has no room
     consider<SmallPass>(best, device, images, pixels);
+    if (wants_warpgroups()) consider_warpgroups(best, device, images, pixels, width);
   }
   return best;
 }
@@ -192,21 +224,34 @@ InrPlan plan_inr(int64_t images, int64_t pixels, bool accurate) {
 template <class Pass>
 bool launch_planned(const InrPlan& plan, const InrLayers& layers, bool accurate, cudaStream_t stream) {
   using Product = typename Pass::Product;
-  if (Product::kRows != plan.rows || Product::kSlab != plan.slab || Product::kAccurate != accurate) return false;
+  if (Product::kRows != plan.rows || Product::kSlab != plan.slab || Product::kAccurate != accurate || plan.warpgroups)
+    return false;
   launch(modulated_inr_kernel<Pass>, dim3(blocks_for(plan.blocks, 1)), dim3(kStreamThreads), Pass::bytes(plan.stages),
+         stream, layers);
+  return true;
+}
+
+bool launch_warpgroups(const InrPlan& plan, const InrLayers& layers, cudaStream_t stream) {
+  using Pass = WarpgroupPass;
+  if (!plan.warpgroups) return false;
+  launch(modulated_inr_warpgroups_kernel<Pass>, dim3(blocks_for(plan.blocks, 1)), dim3(Pass::kThreads), Pass::kBytes,
          stream, layers);
   return true;
 }
 
 }  // namespace
 
-int modulated_inr_rows(int64_t images, int64_t pixels, bool accurate) {
-  return plan_inr(images, pixels, accurate).rows;
+int modulated_inr_rows(int64_t images, int64_t pixels, int width, bool accurate) {
+  return plan_inr(images, pixels, width, accurate).rows;
+}
+
+bool modulated_inr_warpgroups(int64_t images, int64_t pixels, int width, bool accurate) {
+  return plan_inr(images, pixels, width, accurate).warpgroups;
 }
 
 int64_t modulated_inr_workspace(int64_t images, int64_t pixels, int channels, int width, int layers, int colors,
                                 bool accurate) {
-  const InrPlan plan = plan_inr(images, pixels, accurate);
+  const InrPlan plan = plan_inr(images, pixels, width, accurate);
   return InrWorkspace(0, images, channels, width, layers, colors, accurate, plan.skip_units).bytes;
 }
 
@@ -215,7 +260,7 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                    Pointer workspace, Pointer rgb, int64_t images, int64_t pixels, int channels, int width, int layers,
                    int skip_from, int rgb_from, double slope, bool accurate) {
   if (images * pixels > int64_t{1} << 30) throw std::invalid_argument("more than 2^30 pixels");
-  const InrPlan plan = plan_inr(images, pixels, accurate);
+  const InrPlan plan = plan_inr(images, pixels, width, accurate);
   if (plan.stages == 0) throw std::invalid_argument("the activations of a pass do not fit into shared memory");
   const InrTensors tensors = {input<float>(first_weight),
                               input<float>(hidden_weight),
@@ -229,7 +274,7 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                               rgb_from};
   const InrWorkspace packed(workspace, images, channels, width, layers, layers / 2 - rgb_from, accurate,
                             plan.skip_units);
-  const SlabOrder order(plan.slab, channels, width);
+  const SlabOrder order(plan.slab, plan.warpgroups, channels, width);
   const int columns = columns_at_a_time(width);
   const dim3 pack_grid(order.chunks * columns / 32, layers), pack_block(32 * kPackWarps);
   launch(accurate ? pack_weights_kernel<true> : pack_weights_kernel<false>, pack_grid, pack_block,
@@ -252,7 +297,8 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                              skip_from,
                              rgb_from,
                              static_cast<float>(slope)};
-  const bool launched = launch_planned<FastPass>(plan, planned, accurate, stream) ||
+  const bool launched = launch_warpgroups(plan, planned, stream) ||
+                        launch_planned<FastPass>(plan, planned, accurate, stream) ||
                         launch_planned<NarrowPass>(plan, planned, accurate, stream) ||
                         launch_planned<SmallPass>(plan, planned, accurate, stream) ||
                         launch_planned<AccuratePass>(plan, planned, accurate, stream) ||

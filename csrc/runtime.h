@@ -96,6 +96,7 @@ constexpr size_t kSharedOfCode = shared_of_architecture(90);
 struct DeviceLimits {
   int multiprocessors;
   size_t shared_block, shared_multiprocessor;  // bytes of shared memory
+  bool warpgroups;                             // whether it runs code for sm_90a (warpgroup.h)
 };
 
 #if defined(__CUDACC__)
@@ -117,9 +118,15 @@ inline DeviceLimits device_limits() {
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, nothing_kernel<>);
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
   const size_t of_code = shared_of_architecture(code.ptxVersion), of_device = block;
-  return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor)};
+#if defined(CIPS3D_SM_90A)  // the build compiles for it instead of sm_90
+  const bool warpgroups = code.ptxVersion == 90 && code.binaryVersion == 90;
 #else
-  return {2, emulation::shared_limit(), emulation::shared_limit() + kSharedOverhead};
+  const bool warpgroups = false;
+#endif
+  return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor), warpgroups};
+#else
+  const size_t limit = emulation::shared_limit();
+  return {2, limit, limit + kSharedOverhead, limit == shared_of_architecture(90)};
 #endif
 }
 

@@ -42,9 +42,10 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def fake_nvcc(path: Path, *codes: int) -> Path:
-    """A program that answers --list-gpu-code like nvcc."""
-    return script(path, "".join(f"echo sm_{code}\n" for code in codes))
+def fake_nvcc(path: Path, *codes: int, release: str = "12.4") -> Path:
+    """A program that answers --list-gpu-code and --version like nvcc."""
+    version = f"echo 'Cuda compilation tools, release {release}, V{release}.131'\n"
+    return script(path, version + "".join(f"echo sm_{code}\n" for code in codes))
 
 
 @pytest.fixture
@@ -105,6 +106,15 @@ def test_a_generation_shares_the_front_end_of_the_compiler() -> None:
         "-gencode=arch=compute_90,code=[sm_90]",
         "-gencode=arch=compute_100,code=[sm_100]",
         "-gencode=arch=compute_120,code=[sm_120,compute_120]",
+    ]
+    # Code for 9.0 alone has warpgroups; PTX for it would run on nothing newer.
+    assert build.gencode_flags(architectures("80", "90"), warpgroups=True) == [
+        "-gencode=arch=compute_80,code=[sm_80]",
+        "-gencode=arch=compute_90a,code=[sm_90a]",
+    ]
+    assert build.gencode_flags(architectures("90+PTX"), warpgroups=True) == [
+        "-gencode=arch=compute_90a,code=[sm_90a]",
+        "-gencode=arch=compute_90,code=[compute_90]",
     ]
     # PTX that is asked for is of the architecture itself.
     assert build.gencode_flags(architectures("80", "86+PTX", "89")) == [
@@ -191,8 +201,10 @@ def test_the_plan_follows_the_environment(
         build.plan(bare | {"CIPS3D_CUDA": "yes"})
 
     nvcc = fake_nvcc(tmp_path / "tools" / "nvcc", 80, 90)
-    found = build.Toolchain(str(nvcc), architectures("80", "90+PTX"))
+    found = build.Toolchain(str(nvcc), architectures("80", "90+PTX"), warpgroups=True)
     assert build.plan(bare) == build.plan(bare | {"CIPS3D_CUDA": "1"}) == found
+    fake_nvcc(nvcc, 80, 90, release="11.8")
+    assert not build.plan(bare).warpgroups
     assert build.plan(bare | {"CIPS3D_CUDA_ARCHS": "90"}).architectures == architectures("90")
     assert build.plan(bare | {"NVCC_APPEND_FLAGS": "-G", "HOME": "/"}).variables == ("NVCC_APPEND_FLAGS=-G",)
     with pytest.raises(build.BuildError, match="'fast' is not"):
@@ -225,7 +237,7 @@ def test_commands_have_the_flags_that_the_kernels_need() -> None:
             assert flag in command
     for flag in ("-O3", "-lineinfo", "-Xptxas -v", "-Xfatbin -compress-all", "code=[sm_90,compute_90]"):
         assert flag in kernel
-    assert "fast_math" not in kernel and "--threads" not in kernel
+    assert "fast_math" not in kernel and "--threads" not in kernel and "SM_90A" not in kernel
     assert """'-DCIPS3D_ARCHITECTURES="80;90+PTX"'""" in bindings
     assert "-isystem '/py include'" in bindings
     assert "-shared -cudart static" in link

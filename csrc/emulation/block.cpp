@@ -165,6 +165,21 @@ void Block::collective(const Operation& operation, uint32_t mask, void* argument
   if (operation.ordered) acquire(order);
 }
 
+void Block::wait_in(std::vector<unsigned>& list, const char* operation, Site site) {
+  {
+    const IgnoreAccesses ours;
+    list.push_back(running_->index);
+  }
+  running_->waits = operation, running_->site = site;
+  yield();
+}
+
+void Block::wake_listed(std::vector<unsigned>& list) {
+  for (size_t i = list.size(); shuffle_ && i > 1; i--) std::swap(list[i - 1], list[random_.below(i)]);
+  for (const unsigned thread : list) ready_[ready_count_++] = thread;
+  list.clear();
+}
+
 void Block::fence() {
   release(&order_->fence);
   acquire(&order_->fence);
@@ -210,6 +225,7 @@ std::string Block::run(uint64_t index, uint64_t seed) {
   shuffle_ = seed != 0;
   random_ = Random(seed, index);
   depth_first_ = !shuffle_ || random_.below(2) == 0;
+  reads_late_ = shuffle_ && random_.below(2) == 0;
   ready_count_ = arrived_ = finished_ = 0;
   parity_ ^= 1;
   for (unsigned i = 0; i < count_; i++) {
@@ -226,8 +242,8 @@ std::string Block::run(uint64_t index, uint64_t seed) {
   yield();  // comes back when no thread can run
   if (error_.empty() && finished_ != count_) error_ = describe_deadlock();
   if (!error_.empty()) abandon();
-  const std::string written = shared_.end_block();
-  if (error_.empty()) error_ = written;
+  for (const std::string& found : {end_asynchronous_work(error_.empty()), shared_.end_block()})
+    if (error_.empty()) error_ = found;
   forget_static_variables();
   running_ = nullptr;
   return error_;

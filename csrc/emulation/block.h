@@ -55,10 +55,15 @@ class Block {
   void collective(const Operation& operation, uint32_t mask, void* arguments, void (*compute)(void**, uint32_t),
                   Site site);
   void fence();
+  // Sleeps until somebody wakes those in the list.
+  void wait_in(std::vector<unsigned>& list, const char* operation, Site site);
+  void wake_listed(std::vector<unsigned>& list);
   [[noreturn]] void fail(const std::string& message);
 
   Thread* running() const { return running_; }  // null outside of a launch
   SharedMemory& shared() { return shared_; }
+  // Whether work that goes on beside the threads reads memory at its end or at its start.
+  bool reads_late() const { return reads_late_; }
 
  private:
   struct Gathering {  // of lanes, for a collective operation
@@ -97,7 +102,7 @@ class Block {
   Thread* running_ = nullptr;
   unsigned ready_[kMostThreads];  // a stack: the last one runs first
   unsigned count_ = 0, ready_count_ = 0, finished_ = 0;
-  bool shuffle_ = false, depth_first_ = true;
+  bool shuffle_ = false, depth_first_ = true, reads_late_ = false;
   Random random_;
 
   Gathering gatherings_[kMostThreads];  // [warp][place]
@@ -115,5 +120,8 @@ class Block {
 };
 
 extern Block the_block;  // one at a time
+
+// Forgets what the block has of warpgroup.h; says what it has not waited for, if all threads have finished.
+std::string end_asynchronous_work(bool finished);
 
 }  // namespace cips3d::emulation

@@ -72,9 +72,9 @@ void* shared_array(size_t bytes, unsigned index) {
   return array;
 }
 
-void check_shared(const void* p, size_t bytes, const char* operation, Site site) {
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0)
-    fail(std::string(operation) + ": shared address not aligned to 16 bytes", site);
+void check_shared(const void* p, size_t bytes, const char* operation, Site site, size_t alignment) {
+  if (reinterpret_cast<uintptr_t>(p) % alignment != 0)
+    fail(std::string(operation) + ": shared address not aligned to " + std::to_string(alignment) + " bytes", site);
   if (!the_block.shared().allows(p, bytes)) fail(std::string(operation) + ": shared memory out of bounds", site);
 }
 

@@ -39,8 +39,8 @@ size_t shared_limit();
 void* shared_array(size_t bytes, unsigned index);
 
 // Fails unless the bytes lie in one array of dynamic shared memory, or outside of it altogether (static arrays), and
-// are aligned to 16.
-void check_shared(const void* p, size_t bytes, const char* operation, Site site);
+// are aligned.
+void check_shared(const void* p, size_t bytes, const char* operation, Site site, size_t alignment = 16);
 
 // Ends the launch with an error that names the running thread.
 [[noreturn]] void fail(const std::string& message);

@@ -81,18 +81,9 @@ bool any(Ints mask) {
 // Numbers, 0 aside, whose products and the integers made of them might not be in fp32's range.
 Ints near_the_ends(Ints exponents) { return ((exponents < -48) | (exponents > 48)) & (exponents != kOfZero); }
 
-// Fragment layouts of the PTX ISA, "Matrix fragments for mma.m16n8k16", lane = 4 * group + member.
+// d[m][n] += Σ_k a[m][k] b[n][k] for 16 x 8 numbers; a and b hold pairs of k.
 template <class Elements>
-void mma(void** by_lane, uint32_t) {
-  Mma** lanes = reinterpret_cast<Mma**>(by_lane);
-  uint32_t a_words[16][8], b_words[8][8];  // [m][k / 2], [n][k / 2]
-  Floats d[16];
-  for (int lane = 0; lane < kLanes; lane++) {
-    const int group = lane / 4, member = lane % 4;
-    for (int r = 0; r < 4; r++) a_words[group + r % 2 * 8][member + r / 2 * 4] = lanes[lane]->a[r];
-    for (int r = 0; r < 2; r++) b_words[group][member + r * 4] = lanes[lane]->b[r];
-    for (int r = 0; r < 4; r++) d[group + r / 2 * 8][2 * member + r % 2] = lanes[lane]->c[r];
-  }
+void multiply_tile(const uint32_t (&a_words)[16][8], const uint32_t (&b_words)[8][8], Floats (&d)[16]) {
   float values[16];
   Floats b[16];  // [k][n]
   for (int n = 0; n < 8; n++) {
@@ -125,6 +116,21 @@ void mma(void** by_lane, uint32_t) {
       d[m] = add_products<Floats>(a, b, d[m], largest);
     }
   }
+}
+
+// Fragment layouts of the PTX ISA, "Matrix fragments for mma.m16n8k16", lane = 4 * group + member.
+template <class Elements>
+void mma(void** by_lane, uint32_t) {
+  Mma** lanes = reinterpret_cast<Mma**>(by_lane);
+  uint32_t a_words[16][8], b_words[8][8];  // [m][k / 2], [n][k / 2]
+  Floats d[16];
+  for (int lane = 0; lane < kLanes; lane++) {
+    const int group = lane / 4, member = lane % 4;
+    for (int r = 0; r < 4; r++) a_words[group + r % 2 * 8][member + r / 2 * 4] = lanes[lane]->a[r];
+    for (int r = 0; r < 2; r++) b_words[group][member + r * 4] = lanes[lane]->b[r];
+    for (int r = 0; r < 4; r++) d[group + r / 2 * 8][2 * member + r % 2] = lanes[lane]->c[r];
+  }
+  multiply_tile<Elements>(a_words, b_words, d);
   for (int lane = 0; lane < kLanes; lane++) {
     const int group = lane / 4, member = lane % 4 * 2;
     for (int r = 0; r < 4; r++) lanes[lane]->d[r] = d[group + r / 2 * 8][member + r % 2];
@@ -150,6 +156,14 @@ void find_elements(void** by_lane, uint32_t) {
 }
 
 }  // namespace
+
+void multiply_halves(const uint32_t (&a)[16][8], const uint32_t (&b)[8][8], float (&d)[16][8]) {
+  Floats sums[16];
+  static_assert(sizeof sums == sizeof d, "");
+  std::memcpy(sums, d, sizeof sums);
+  multiply_tile<HalfElements>(a, b, sums);
+  std::memcpy(d, sums, sizeof sums);
+}
 
 void mma_m16n8k16(Element element, float* d, const uint32_t* a, const uint32_t* b, const float* c, Site site) {
   static constexpr Operation kHalf{"mma_m16n8k16_f16", true, false}, kBFloat16{"mma_m16n8k16_bf16", true, false};

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "tensor_core.h"
+#include "warpgroup.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
@@ -138,6 +139,34 @@ __global__ void fma_kernel(const uint16_t* a, const uint16_t* b, const uint16_t*
   d[i] = emulation::bits_as<uint16_t>(__hfma(number(a), number(b), number(c)));
 }
 
+// d = c + a bT; the operands' core matrices lie one after the other along the rows, or along the sum.
+__global__ void warpgroup_kernel(bool rows_first, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  SharedArrays arrays;
+  uint16_t* operands[2] = {arrays.take<uint16_t>(64 * 16), arrays.take<uint16_t>(256 * 16)};
+  const auto place = [&](uint16_t* to, const uint16_t* from, int rows) {
+    for (int i = threadIdx.x; i < rows * 16; i += 128) {
+      const int row = i / 16, k = i % 16, core = rows_first ? k / 8 * (rows / 8) + row / 8 : row / 8 * 2 + k / 8;
+      to[core * 64 + row % 8 * 8 + k % 8] = from[i];
+    }
+    return rows_first ? matrix_operand(to, rows * 16, 128) : matrix_operand(to, 128, 256);
+  };
+  const MatrixOperand left = place(operands[0], a, 64), right = place(operands[1], b, 256);
+  const int lane = threadIdx.x % 32;
+  const auto index = [&](int i) {
+    const int row = threadIdx.x / 32 * 16 + lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    return row * 256 + column;
+  };
+  float sums[128];
+  for (int i = 0; i < 128; i++) sums[i] = c[index(i)];
+  fence_for_async_reads();
+  warpgroup_sync();
+  wgmma_fence(sums);
+  wgmma_m64n256k16_f16(sums, left, right);
+  wgmma_commit();
+  wgmma_wait<0>(sums);
+  for (int i = 0; i < 128; i++) d[index(i)] = sums[i];
+}
+
 }  // namespace
 }  // namespace cips3d
 
@@ -170,6 +199,10 @@ EXPORTED void set_schedule(uint64_t seed) { emulation::set_schedule(seed); }
 
 EXPORTED void mma(int is_half, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
   run(mma_kernel, 1, 32, 0, nullptr, is_half, a, b, c, d);
+}
+EXPORTED void warpgroup(int rows_first, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  const size_t bytes = shared_bytes<uint16_t>(64 * 16) + shared_bytes<uint16_t>(256 * 16);
+  run(warpgroup_kernel, 1, 128, bytes, nullptr, rows_first != 0, a, b, c, d);
 }
 EXPORTED void ldmatrix(int matrices, int transposed, const uint16_t* in, uint32_t* out) {
   const auto kernel = matrices == 4 ? (transposed ? ldmatrix_kernel<4, true> : ldmatrix_kernel<4, false>)

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "planted_warpgroup_bugs.h"
 #include "tensor_core.h"
 
 namespace cips3d {
@@ -287,6 +288,8 @@ struct Case {
 };
 
 constexpr size_t kOneArray = shared_bytes<float>(kThreads);
+constexpr size_t kOperands = shared_bytes<half>(16 * kOperandRows) + shared_bytes<half>(16 * kOperandColumns);
+constexpr size_t kBulkCopy = shared_bytes<float>(128) + shared_bytes<uint64_t>(2);
 #define CASE(kernel, blocks, threads, shared) {#kernel, kernel, blocks, threads, shared}
 const Case kCases[] = {
     CASE(missing_syncthreads, 1, kThreads, kOneArray),
@@ -318,6 +321,17 @@ const Case kCases[] = {
     CASE(missing_syncwarp_before_ldmatrix, 1, 32, 512),
     CASE(unordered_sum_across_blocks, 8, 32, 0),
     CASE(sum_by_the_last_block, 8, 32, 0),
+    CASE(sums_read_before_the_wait, 1, 128, kOperands),
+    CASE(missing_wgmma_fence, 1, 128, kOperands),
+    CASE(operands_overwritten_in_flight, 1, 128, kOperands),
+    CASE(missing_warpgroup_sync, 1, 128, kOperands),
+    CASE(operand_out_of_bounds, 1, 128, kOperands),
+    CASE(warpgroup_sync_of_three_warps, 1, 128, 0),
+    CASE(bulk_copy_read_before_the_wait, 1, 128, kBulkCopy),
+    CASE(bulk_copy_over_what_is_read, 1, 128, kBulkCopy),
+    CASE(bulk_copy_out_of_bounds, 1, 128, kBulkCopy),
+    CASE(more_bytes_expected_than_copied, 1, 128, kBulkCopy),
+    CASE(bulk_copy_nobody_waits_for, 1, 128, kBulkCopy),
 };
 
 }  // namespace

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOURCE = Path(__file__).with_suffix(".cu")
+HEADER = SOURCE.with_name("planted_warpgroup_bugs.h")
 
 
 class PlantedBugs:
@@ -50,9 +51,13 @@ class PlantedBugs:
 
 def line_of(name: str) -> str:
     """Where the source is marked with a case's name, as reports write it: planted_bugs.cu:123."""
-    lines = SOURCE.read_text().splitlines()
-    (number,) = [k for k, line in enumerate(lines, 1) if line.endswith(f"// {name}")]
-    return f"{SOURCE.name}:{number}"
+    (place,) = [
+        f"{path.name}:{number}"
+        for path in (SOURCE, HEADER)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if line.endswith(f"// {name}")
+    ]
+    return place
 
 
 def main(library: Path) -> None:

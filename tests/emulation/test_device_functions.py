@@ -118,6 +118,17 @@ def test_mma(scheduled: DeviceFunctions, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(d, expected, rtol=0, atol=17 * 10 * 2**-24)
 
 
+@pytest.mark.parametrize("rows_first", [False, True])
+def test_product_of_a_warpgroup(scheduled: DeviceFunctions, rows_first: bool) -> None:
+    random = np.random.default_rng(6)
+    shapes = (64, 16), (256, 16)
+    a, b = (to_bits(random.normal(size=shape).astype(np.float32), torch.float16) for shape in shapes)
+    c, d = random.normal(size=(64, 256)).astype(np.float32), np.empty((64, 256), np.float32)
+    scheduled("warpgroup", int(rows_first), a, b, c, d)
+    x, y = (to_values(bits, torch.float16).astype(np.float64) for bits in (a, b))
+    np.testing.assert_allclose(d, x @ y.T + c, rtol=0, atol=17 * 10 * 2**-24)
+
+
 def exponent(x: float) -> int:
     """Of the leading bit."""
     return math.frexp(x)[1] - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from ops.backends import Backend, shared_limit
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import ModulatedWeight, Precision, demodulation
+from cips3d.ops import ModulatedWeight, Precision, demodulation, kernels
 from cips3d.ops.library import OPS
 from cips3d.ops.march import _warned
 from cips3d.ops.modulated_inr import StackedLayers, modulated_inr
@@ -157,9 +158,55 @@ def test_every_kernel(
         assert relative_l2(run(ours, s, precision), expected) < TOLERANCE[precision]
         return
     with shared_limit(kernel_backend, limit):
-        assert kernel_backend.module.modulated_inr_rows(0, s.images, s.pixels, precision != "fast") == rows
+        assert kernel_backend.module.modulated_inr_rows(0, s.images, s.pixels, width, precision != "fast") == rows
         found = run(ours, s, precision)
     assert relative_l2(found, expected) < TOLERANCE[precision]
+
+
+@pytest.fixture
+def warpgroups(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Callable[[Setting], None]:
+    """Asks for the kernel that only compute capability 9.0 has; gives a check that it is what a setting gets."""
+    monkeypatch.setenv("CIPS3D_WGMMA", "1")
+
+    def check(s: Setting) -> None:
+        sizes = (s.images, s.pixels, s.width)
+        if not kernels.module_for(kernel_backend.device).modulated_inr_warpgroups(0, *sizes, False):
+            assert kernel_backend.module is None
+            pytest.skip("for compute capability 9.0")
+
+    return check
+
+
+WARPGROUPS = {
+    "two chunks, skips": Setting(32, 512, 3, 1, 1, pixels=300, images=1),
+    "no skips, odd widths": Setting(37, 460, 1, 1, 0, pixels=130, images=2),
+    "one chunk, skips of features": Setting(256, 256, 2, 0, 0, pixels=90, images=6),
+    "one chunk, late colours": Setting(5, 200, 3, 2, 2, pixels=260, images=2),
+}
+
+
+@pytest.mark.parametrize("name", WARPGROUPS)
+def test_warpgroups(kernel_backend: Backend, warpgroups: Callable[[Setting], None], name: str) -> None:
+    s = WARPGROUPS[name]
+    warpgroups(s)
+    ours, exact = both(sample_inputs(s), kernel_backend)
+    found = run(ours, s, "fast")
+    assert relative_l2(found, run(exact, s)) < TOLERANCE["fast"]
+    for _ in kernel_backend.schedules():
+        assert torch.equal(run(ours, s, "fast"), found)
+
+
+def test_warpgroups_are_asked_for(
+    kernel_backend: Backend, warpgroups: Callable[[Setting], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only for float16 operands and widths that fill whole chunks."""
+    s = WARPGROUPS["two chunks, skips"]
+    warpgroups(s)
+    chosen = kernels.module_for(kernel_backend.device).modulated_inr_warpgroups
+    assert not chosen(0, s.images, s.pixels, s.width, True)
+    assert not chosen(0, s.images, s.pixels, 300, False)
+    monkeypatch.delenv("CIPS3D_WGMMA")
+    assert not chosen(0, s.images, s.pixels, s.width, False)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

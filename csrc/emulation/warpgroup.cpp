@@ -1,0 +1,277 @@
+#include "warpgroup.h"
+
+#include <cstring>
+
+#include "block.h"
+#include "sanitizers.h"
+#include "tensor_core.h"
+
+namespace cips3d::emulation {
+namespace {
+
+// The sums of a thread, while products are being added to them.
+struct Sums {
+  float* in_flight = nullptr;  // where the kernel has them
+  bool fenced = false;
+  float values[kProductSums];
+};
+
+struct Product : StartedProduct {
+  int group;
+  bool added;
+};
+
+struct Warp {
+  std::vector<Product> products;
+  int committed = 0;  // groups
+};
+
+struct Warpgroup {
+  std::vector<unsigned> waiting;
+  Site site{};
+  char order[2];
+  unsigned turn = 0;
+};
+
+struct BulkCopy {
+  void* destination;
+  std::vector<char> bytes;
+};
+
+struct PhaseBarrier {
+  void* address;
+  unsigned arrivals, pending;
+  int64_t bytes = 0;    // expected and not arrived
+  unsigned parity = 0;  // of the phase that is not complete
+  std::vector<BulkCopy> copies;
+  std::vector<unsigned> waiting;
+  char order;
+};
+
+constexpr unsigned kWarpgroupThreads = 128;
+
+struct State {
+  Sums sums[kMostThreads];
+  Warp warps[kMostWarps];
+  Warpgroup warpgroups[kMostThreads / kWarpgroupThreads];
+  std::vector<std::unique_ptr<PhaseBarrier>> barriers;
+};
+std::unique_ptr<State> state;  // of the running block; null until a thread needs it
+
+State& the_state() {
+  const IgnoreAccesses ours;
+  if (state == nullptr) state = std::make_unique<State>();
+  return *state;
+}
+
+// As every lane brings them; what is wrong comes back.
+struct Start {
+  float* sums;
+  MatrixOperand a, b;
+  const char* error;
+};
+struct Wait {
+  float* sums;
+  int groups_left;
+  const char* error;
+};
+
+bool same(const MatrixOperand& x, const MatrixOperand& y) {
+  return x.first == y.first && x.k_bytes == y.k_bytes && x.row_bytes == y.row_bytes;
+}
+
+void read_rows(uint32_t (*words)[8], int rows, const MatrixOperand& from, int row_group) {
+  for (int k = 0; k < 2; k++)
+    for (int i = 0; i < rows; i++)
+      std::memcpy(words[i] + 4 * k, from.first + k * from.k_bytes + (row_group + i / 8) * from.row_bytes + i % 8 * 16,
+                  16);
+}
+
+// The warp's 16 rows: fragments of sums are those of mma.m16n8k16, one for every 8 columns.
+void add(const Product& product, unsigned warp) {
+  Sums* lanes = the_state().sums + warp * kLanes;
+  uint32_t a[16][8], b[8][8];
+  read_rows(a, 16, product.a, static_cast<int>(warp % 4) * 2);
+  for (int n = 0; n < 32; n++) {
+    read_rows(b, 8, product.b, n);
+    float d[16][8];
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++) d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2] = lanes[lane].values[4 * n + r];
+    multiply_halves(a, b, d);
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++) lanes[lane].values[4 * n + r] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
+  }
+}
+
+// Null, or why a lane may not start a product.
+const char* take_sums(Sums& sums, const Start& lane, const Start& first) {
+  if (!same(lane.a, first.a) || !same(lane.b, first.b)) return "lanes disagree on the operands";
+  if (sums.in_flight != nullptr)
+    return sums.in_flight == lane.sums ? nullptr : "the emulation adds to one array of sums at a time";
+  if (!sums.fenced) return "no wgmma_fence since the sums were the thread's";
+  sums.in_flight = lane.sums;
+  std::memcpy(sums.values, sums.in_flight, sizeof sums.values);
+  std::memset(sums.in_flight, 0xff, sizeof sums.values);
+  return nullptr;
+}
+
+void start(void** by_lane, uint32_t) {
+  const IgnoreAccesses ours;
+  Start** lanes = reinterpret_cast<Start**>(by_lane);
+  const unsigned warp = the_block.running()->index / kLanes;
+  Warp& of = the_state().warps[warp];
+  const Start& first = *lanes[0];
+  for (unsigned lane = 0; lane < kLanes; lane++) {
+    lanes[lane]->error = take_sums(the_state().sums[warp * kLanes + lane], *lanes[lane], first);
+    if (lanes[lane]->error != nullptr) return;
+  }
+  of.products.push_back({{first.a, first.b}, of.committed, false});
+  if (the_block.reads_late()) return;
+  add(of.products.back(), warp);
+  of.products.back().added = true;
+}
+
+void wait(void** by_lane, uint32_t) {
+  const IgnoreAccesses ours;
+  Wait** lanes = reinterpret_cast<Wait**>(by_lane);
+  const unsigned warp = the_block.running()->index / kLanes;
+  Warp& of = the_state().warps[warp];
+  auto product = of.products.begin();
+  for (; product != of.products.end() && product->group < of.committed - lanes[0]->groups_left; ++product)
+    if (!product->added) add(*product, warp);
+  of.products.erase(of.products.begin(), product);
+  if (!of.products.empty()) return;
+  for (unsigned lane = 0; lane < kLanes; lane++) {
+    Sums& sums = the_state().sums[warp * kLanes + lane];
+    if (sums.in_flight == nullptr) continue;
+    if (sums.in_flight != lanes[lane]->sums) {
+      lanes[lane]->error = "waits for other sums";
+      return;
+    }
+    std::memcpy(sums.in_flight, sums.values, sizeof sums.values);
+    sums.in_flight = nullptr, sums.fenced = false;
+  }
+}
+
+PhaseBarrier& find_barrier(void* address, const char* operation, Site site) {
+  for (const auto& barrier : the_state().barriers)
+    if (barrier->address == address) return *barrier;
+  fail(std::string(operation) + ": no barrier was initialised there", site);
+}
+
+// Ends the phase if nothing is missing.
+void complete(PhaseBarrier& barrier) {
+  if (barrier.pending > 0 || barrier.bytes != 0) return;
+  barrier.parity ^= 1, barrier.pending = barrier.arrivals;
+  the_block.wake_listed(barrier.waiting);
+}
+
+void deliver(PhaseBarrier& barrier) {
+  for (const BulkCopy& copy : barrier.copies) {
+    std::memcpy(copy.destination, copy.bytes.data(), copy.bytes.size());
+    barrier.bytes -= static_cast<int64_t>(copy.bytes.size());
+  }
+  if (barrier.copies.empty()) return;
+  barrier.copies.clear();
+  complete(barrier);
+}
+
+}  // namespace
+
+void start_product(float* sums, MatrixOperand a, MatrixOperand b, Site site) {
+  static constexpr Operation kOperation{"wgmma_m64n256k16", true, false};
+  Start arguments{sums, a, b, nullptr};
+  collective(kOperation, ~0u, &arguments, start, site);
+  if (arguments.error != nullptr) fail(std::string(kOperation.name) + ": " + arguments.error, site);
+}
+
+void fence_products() { the_state().sums[the_block.running()->index].fenced = true; }
+
+void commit_products(Site site) {
+  static constexpr Operation kOperation{"wgmma_commit", true, false};
+  collective(
+      kOperation, ~0u, nullptr,
+      [](void**, uint32_t) { the_state().warps[the_block.running()->index / kLanes].committed++; }, site);
+}
+
+const StartedProduct* ending_product(int groups_left, unsigned i) {
+  const Warp& warp = the_state().warps[the_block.running()->index / kLanes];
+  if (i >= warp.products.size() || warp.products[i].group >= warp.committed - groups_left) return nullptr;
+  return &warp.products[i];
+}
+
+void wait_for_products(int groups_left, float* sums, Site site) {
+  static constexpr Operation kOperation{"wgmma_wait", true, false};
+  Wait arguments{sums, groups_left, nullptr};
+  collective(kOperation, ~0u, &arguments, wait, site);
+  if (arguments.error != nullptr) fail(std::string(kOperation.name) + ": " + arguments.error, site);
+}
+
+void warpgroup_barrier(Site site) {
+  const unsigned thread = the_block.running()->index;
+  Warpgroup& group = the_state().warpgroups[thread / kWarpgroupThreads];
+  if (group.waiting.empty())
+    group.site = site;
+  else if (group.site.line != site.line || std::strcmp(group.site.file, site.file) != 0)
+    fail("barrier divergence: warpgroup_sync, of other threads at " + describe(group.site), site);
+  char* order = &group.order[group.turn];
+  release(order);
+  if (group.waiting.size() + 1 == kWarpgroupThreads) {
+    group.turn ^= 1;
+    the_block.wake_listed(group.waiting);
+  } else {
+    the_block.wait_in(group.waiting, "warpgroup_sync", site);
+  }
+  acquire(order);
+}
+
+void init_phase_barrier(void* address, unsigned arrivals, Site site) {
+  for (const auto& barrier : the_state().barriers)
+    if (barrier->address == address) fail("phase_barrier_init: the barrier is there already", site);
+  const IgnoreAccesses ours;
+  auto barrier = std::make_unique<PhaseBarrier>();
+  barrier->address = address, barrier->arrivals = barrier->pending = arrivals;
+  the_state().barriers.push_back(std::move(barrier));
+}
+
+void expect_bytes(void* address, int bytes, Site site) {
+  PhaseBarrier& barrier = find_barrier(address, "phase_barrier_expect", site);
+  if (barrier.pending == 0) fail("phase_barrier_expect: more arrivals than the barrier waits for", site);
+  const IgnoreAccesses ours;
+  release(&barrier.order);
+  barrier.bytes += bytes, barrier.pending--;
+  complete(barrier);
+}
+
+void copy_bulk_later(void* destination, const void* bytes, int count, void* address, Site site) {
+  PhaseBarrier& barrier = find_barrier(address, "copy_bulk", site);
+  const IgnoreAccesses ours;
+  release(&barrier.order);
+  const char* from = static_cast<const char*>(bytes);
+  barrier.copies.push_back({destination, std::vector<char>(from, from + count)});
+  if (!barrier.waiting.empty()) deliver(barrier);
+}
+
+void wait_for_phase(void* address, unsigned parity, Site site) {
+  PhaseBarrier& barrier = find_barrier(address, "phase_barrier_wait", site);
+  if (barrier.parity == (parity & 1)) {
+    const IgnoreAccesses ours;
+    deliver(barrier);
+  }
+  while (barrier.parity == (parity & 1)) the_block.wait_in(barrier.waiting, "phase_barrier_wait", site);
+  acquire(&barrier.order);
+}
+
+std::string end_asynchronous_work(bool finished) {
+  if (state == nullptr) return "";
+  const IgnoreAccesses ours;
+  std::string error;
+  for (const auto& barrier : state->barriers)
+    if (!barrier->copies.empty()) error = "the block ended before its bulk copies arrived";
+  for (const Warp& warp : state->warps)
+    if (!warp.products.empty()) error = "the block ended before its products";
+  state.reset();
+  return finished ? error : "";
+}
+
+}  // namespace cips3d::emulation

@@ -1,0 +1,333 @@
+// The pass of modulated_inr.h for compute capability 9.0, with float16 operands: the same arithmetic, other
+// instructions.
+//
+// Matrix instructions of four warps (wgmma) read both operands from shared memory and are the only ones that reach the
+// full rate there. Two warpgroups take 64 pixels each through all layers and share the weights, which one thread copies
+// in bulk. All channels of a pixel belong to one warpgroup, even to one lane in four: nothing but the weights is waited
+// for together, and while one of them works on activations the other one multiplies. The stages between them let one be
+// 160 input channels ahead.
+//
+// Slabs have no padding and no swizzle. A core matrix is 128 bytes in a row, which lie in all banks; the weights are
+// packed so, and a thread's fragment of eight columns of activations is its lane's word of a core matrix.
+#pragma once
+#include "modulated_inr.h"
+#include "warpgroup.h"
+
+namespace cips3d {
+
+struct WarpgroupPass {
+  static constexpr int kWarpgroups = 2, kGroupRows = 64, kRows = kWarpgroups * kGroupRows;
+  static constexpr int kThreads = kWarpgroups * 128, kWarps = kThreads / 32;
+  static constexpr int kSlab = 32, kStages = 6;
+  static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = kSlab * kStreamColumns;
+  static constexpr int kCore = 8 * 8;                       // halves of a core matrix
+  static constexpr int kColumnGroups = kStreamColumns / 8;  // of eight columns of a chunk
+  static constexpr int kSkipUnits = kInrChunks * kColumnGroups / 2 * kThreads;
+  static constexpr size_t kBytes = shared_bytes<half>(kWarpgroups * kGroupHalves) +
+                                   shared_bytes<half>(kStages * kStageHalves) + shared_bytes<uint64_t>(kStages) +
+                                   shared_bytes<unsigned>(kStages) + 4 * shared_bytes<float>(kRows);
+
+  using Sums = float[kStreamColumns / 2];   // of a chunk: [column group, r, 2], see warpgroup.h
+  using Held = uint32_t[kColumnGroups][2];  // activations of a chunk, pairs of halves of rows r
+
+  const InrLayers& layers;
+  half* activations;  // of the warpgroup: [kInrWidth / 8, kGroupRows / 8, kCore]
+  half* stages;       // [kStages, kSlab / 8, kColumnGroups, kCore]
+  uint64_t* filled;   // [kStages] whose phases end when a slab is there
+  unsigned* emptied;  // [kStages] how many warps are done with a slab, of all slabs so far
+  float* inverse;     // [kRows] of the scales
+  float* rgb;         // [kRows, 3]
+  int slab, slabs;    // the next one to be multiplied, of how many, through all tiles
+  int tile;           // of kRows pixels of an image, counted through all images
+  float factor[2];    // of the scales of the thread's rows, new in this block
+  float largest[2];   // of a block's output so far, of the thread's columns
+
+  __device__ __forceinline__ WarpgroupPass(SharedArrays& shared, const InrLayers& given)
+      : layers(given),
+        activations(shared.take<half>(kWarpgroups * kGroupHalves) + warpgroup() * kGroupHalves),
+        stages(shared.take<half>(kStages * kStageHalves)),
+        filled(shared.take<uint64_t>(kStages)),
+        emptied(shared.take<unsigned>(kStages)),
+        inverse(shared.take<float>(kRows)),
+        rgb(shared.take<float>(3 * kRows)),
+        slab(0),
+        tile(blockIdx.x) {}
+
+  // Every gridDim.x-th tile.
+  __device__ __forceinline__ void run() {
+    const int tiles = layers.images * tiles_an_image();
+    slabs = tile < tiles ? ceil_div<int>(tiles - tile, gridDim.x) * layers.slabs.count : 0;
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < kStages; stage++) phase_barrier_init(filled + stage, 1), emptied[stage] = 0;
+      phase_barrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+      for (int i = 0; i < min(kStages, slabs); i++) fetch(i);
+#pragma unroll 1
+    for (; tile < tiles; tile += gridDim.x) {
+      place();
+      if (layers.skip_from == 0) place_skips();
+#pragma unroll 1
+      for (int layer = 0; layer < layers.products; layer++) {
+        publish();
+        Held held;
+        const bool two_chunks = layers.width > kStreamColumns;
+        if (two_chunks) {
+          Sums sums;
+          accumulate(sums, layer);
+          finish<true>(sums, held, layer, 0);
+        }
+        Sums sums;
+        accumulate(sums, layer);
+        warpgroup_sync();  // all its warps have read the activations
+        if (two_chunks) release(held);
+        finish<false>(sums, held, layer, two_chunks);
+        if (layer % 2 == 1) rescale();
+      }
+      store();
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
+  __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128; }
+  __device__ __forceinline__ static int warp() { return threadIdx.x / 32 % 4; }  // of its group
+  // The thread's columns of a column group: this one and the one behind.
+  __device__ __forceinline__ static int column() { return lane() % 4 * 2; }
+
+  // Computed anew wherever they are needed: registers are few.
+  __device__ __forceinline__ int tiles_an_image() const { return ceil_div(layers.pixels, kRows); }
+  __device__ __forceinline__ int image() const { return tile / tiles_an_image(); }
+  // Row r of the thread, 0 or 1, among those of the tile.
+  __device__ __forceinline__ static int row(int r) {
+    return warpgroup() * kGroupRows + warp() * 16 + 8 * r + lane() / 4;
+  }
+  // Where it is among the pixels of all images; negative beyond those of the image.
+  __device__ __forceinline__ int64_t pixel_of(int r) const {
+    const int pixel = tile % tiles_an_image() * kRows + row(r);
+    return pixel < layers.pixels ? static_cast<int64_t>(image()) * layers.pixels + pixel : -1;
+  }
+  // The thread's unit of two column groups.
+  __device__ __forceinline__ uint4* skips(int chunk, int pair) const {
+    return layers.skips + static_cast<int64_t>(blockIdx.x) * kSkipUnits +
+           (chunk * kColumnGroups / 2 + pair) * kThreads + threadIdx.x;
+  }
+
+  // Starts to copy slab i of all tiles into its stage, which nobody reads any more.
+  __device__ __forceinline__ void fetch(int i) const {
+    constexpr int kStageBytes = kStageHalves * sizeof(half);
+    const int stage = i % kStages;
+    phase_barrier_expect(filled + stage, kStageBytes);
+    copy_bulk<kStageBytes>(stages + stage * kStageHalves,
+                           layers.slabs.halves + static_cast<int64_t>(i % layers.slabs.count) * kStageHalves,
+                           filled + stage);
+  }
+
+  // The warp has multiplied slab i. The last warp to say so copies another one over it, so that none ever waits for a
+  // stage to become free.
+  __device__ __forceinline__ void leave(int i) const {
+    __syncwarp();
+    if (lane() > 0) return;
+    const unsigned before = arrive_at_counter(emptied + i % kStages);
+    if (before % kWarps == kWarps - 1 && i + kStages < slabs) fetch(i + kStages);
+  }
+
+  // Writes the thread's two activations of row r and column group n.
+  __device__ __forceinline__ void put(int r, int n, uint32_t pair) const {
+    half* core = activations + (n * (kGroupRows / 8) + 2 * warp() + r) * kCore;
+    reinterpret_cast<uint32_t*>(core)[lane()] = pair;
+  }
+
+  // What the warpgroup's threads have written is there for its products.
+  __device__ __forceinline__ void publish() const {
+    fence_for_async_reads();
+    warpgroup_sync();
+  }
+
+  // The features of a tile as the first operand, and the scales of its rows.
+  __device__ __forceinline__ void place() {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int64_t pixel = pixel_of(r);
+      const int count = pixel < 0 ? 0 : layers.channels;
+      const float* from = layers.features + pixel * count;
+      const float* modulation = layers.first_modulation + static_cast<int64_t>(image()) * layers.channels;
+      float most = 0.0f;
+      for (int c = lane() % 4; c < count; c += 4) most = fmaxf(most, fabsf(from[c]));
+      const float scale = row_scale(largest_of_row(most));
+      for (int n = 0; n < ceil_div(layers.channels, kSlab) * kSlab / 8; n++) {
+        const int c = 8 * n + column();
+        const float x = c < count ? scale * from[c] * modulation[c] : 0.0f;
+        const float y = c + 1 < count ? scale * from[c + 1] * modulation[c + 1] : 0.0f;
+        put(r, n, Operand<half>::pack(x, y));
+      }
+      factor[r] = 1.0f, largest[r] = 0.0f;
+      if (lane() % 4 > 0) continue;
+      inverse[row(r)] = inverse_scale(scale);
+      for (int c = 0; c < 3; c++) rgb[3 * row(r) + c] = 0.0f;
+    }
+    __syncwarp();
+  }
+
+  // The features as the skip of block 0.
+  __device__ __forceinline__ void place_skips() const {
+#pragma unroll 1
+    for (int pair = 0; pair < layers.width / 16; pair++) {
+      uint32_t words[2][2];  // [column group, r]
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const int64_t pixel = pixel_of(k % 2);
+        const int count = pixel < 0 ? 0 : layers.channels, c = 8 * (2 * pair + k / 2) + column();
+        const float* from = layers.features + pixel * count;
+        const float scale = inverse_scale(inverse[row(k % 2)]);
+        words[k / 2][k % 2] =
+            Operand<half>::pack(c < count ? scale * from[c] : 0.0f, c + 1 < count ? scale * from[c + 1] : 0.0f);
+      }
+      *skips(0, pair) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
+    }
+  }
+
+  // The product of a layer, for a chunk of its columns.
+  __device__ __forceinline__ void accumulate(Sums& sums, int layer) {
+    const int count = ceil_div(layer == 0 ? layers.channels : layers.width, kSlab);
+#pragma unroll
+    for (int i = 0; i < kStreamColumns / 2; i++) sums[i] = 0.0f;
+#pragma unroll 1
+    for (int k = 0; k < count; k++) {
+      const int stage = slab % kStages;
+      phase_barrier_wait(filled + stage, slab / kStages % 2);
+      wgmma_fence(sums);
+#pragma unroll
+      for (int step = 0; step < kSlab / 16; step++) {
+        constexpr int kRowBytes = kCore * sizeof(half);
+        constexpr int kGroupStep = kGroupRows / 8 * kRowBytes, kSlabStep = kColumnGroups * kRowBytes;
+        const half* a = activations + (kSlab * k + 16 * step) * kGroupRows;
+        const half* b = stages + stage * kStageHalves + 16 * step * kStreamColumns;
+        wgmma_m64n256k16_f16(sums, matrix_operand(a, kGroupStep, kRowBytes), matrix_operand(b, kSlabStep, kRowBytes));
+      }
+      wgmma_commit();
+      if (k > 0) {
+        wgmma_wait<1>(sums);
+        leave(slab - 1);
+      }
+      slab++;
+    }
+    wgmma_wait<0>(sums);
+    leave(slab - 1);
+  }
+
+  // What follows a product: activations for the next one, which kHold keeps in registers; skips; colours; and the
+  // largest number of each row.
+  template <bool kHold>
+  __device__ __forceinline__ void finish(const Sums& sums, Held& held, int layer, int chunk) {
+    const int block = layer / 2, first_channel = chunk * kStreamColumns + column();
+    const bool ends_block = layer % 2 == 1, last = layer + 1 == layers.products;
+    const bool has_skip = ends_block && block >= layers.skip_from, has_rgb = ends_block && block >= layers.rgb_from;
+    const bool is_skip = ends_block && !last && block + 1 >= layers.skip_from;
+    const float2* scales = layers.scales + layers.scales_of(image(), layer) + first_channel;
+    const float4* rgb_weight = layers.rgb_weight + (has_rgb ? block - layers.rgb_from : 0) * kInrWidth + first_channel;
+    float colors[2][3] = {};
+    constexpr int kAhead = 4;  // units of skips on their way at a time: they come from L2
+#pragma unroll
+    for (int first = 0; first < kColumnGroups / 2; first += kAhead) {
+      uint4 units[kAhead] = {};
+      if (has_skip) {
+#pragma unroll
+        for (int i = 0; i < kAhead; i++) units[i] = *skips(chunk, first + i);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; i++) {
+        uint32_t words[2][2] = {{units[i].x, units[i].y}, {units[i].z, units[i].w}};  // [column group, r]
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const int n = 2 * (first + i) + j;
+          const float4 scale = *reinterpret_cast<const float4*>(scales + 8 * n);
+          float4 a = {}, b = {};
+          if (has_rgb) a = rgb_weight[8 * n], b = rgb_weight[8 * n + 1];
+#pragma unroll
+          for (int r = 0; r < 2; r++) {
+            float x = sums[4 * n + 2 * r] * scale.x, y = sums[4 * n + 2 * r + 1] * scale.z;
+            if (!ends_block) x *= factor[r], y *= factor[r];
+            x = fmaxf(x, layers.slope * x), y = fmaxf(y, layers.slope * y);
+            if (has_skip) {
+              const float2 before = Operand<half>::unpack(words[j][r]);
+              x = fmaf(factor[r], before.x, x), y = fmaf(factor[r], before.y, y);
+            }
+            words[j][r] = Operand<half>::pack(x, y);
+            if (ends_block) largest[r] = fmaxf(largest[r], fmaxf(fabsf(x), fabsf(y)));
+            if (has_rgb) {
+              colors[r][0] = fmaf(x, a.x, fmaf(y, b.x, colors[r][0]));
+              colors[r][1] = fmaf(x, a.y, fmaf(y, b.y, colors[r][1]));
+              colors[r][2] = fmaf(x, a.z, fmaf(y, b.z, colors[r][2]));
+            }
+            const uint32_t activation = Operand<half>::pack(x * scale.y, y * scale.w);
+            if (kHold)
+              held[n][r] = activation;
+            else
+              put(r, chunk * kColumnGroups + n, activation);
+          }
+        }
+        if (is_skip) *skips(chunk, first + i) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
+      }
+    }
+    if (!has_rgb) return;
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+      for (int c = 0; c < 3; c++) {
+        const float part = sum_of_row(colors[r][c]);
+        if (lane() % 4 == 0) rgb[3 * row(r) + c] += part * inverse[row(r)];
+      }
+  }
+
+  // Writes the activations of the first chunk.
+  __device__ __forceinline__ void release(const Held& held) const {
+#pragma unroll
+    for (int n = 0; n < kColumnGroups; n++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) put(r, n, held[n][r]);
+  }
+
+  // Of the four lanes that share a row.
+  __device__ __forceinline__ static float sum_of_row(float part) {
+    part += __shfl_xor_sync(~0u, part, 1);
+    return part + __shfl_xor_sync(~0u, part, 2);
+  }
+  __device__ __forceinline__ static float largest_of_row(float most) {
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+    return fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+  }
+
+  // The scale of a block's output, applied behind the next product.
+  __device__ __forceinline__ void rescale() {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      factor[r] = row_scale(largest_of_row(largest[r]));
+      largest[r] = 0.0f;
+      if (lane() % 4 == 0) inverse[row(r)] *= inverse_scale(factor[r]);
+    }
+  }
+
+  // The colours of a tile.
+  __device__ __forceinline__ void store() const {
+    if (lane() % 4 > 0) return;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int64_t pixel = pixel_of(r);
+      for (int c = 0; pixel >= 0 && c < 3; c++) layers.rgb[3 * pixel + c] = rgb[3 * row(r) + c];
+    }
+  }
+};
+
+template <class Pass>
+__global__ void __launch_bounds__(Pass::kThreads, 1) modulated_inr_warpgroups_kernel(const InrLayers layers) {
+#if CIPS3D_HAS_WGMMA
+  SharedArrays shared;
+  Pass(shared, layers).run();
+#else
+  __trap();
+#endif
+}
+
+}  // namespace cips3d

@@ -1,0 +1,143 @@
+// What compute capability 9.0 alone has: matrix instructions whose operands lie in shared memory (wgmma), copies in
+// bulk and the barriers they report to. PTX under nvcc, the emulation otherwise. PTX ISA, "Asynchronous warpgroup level
+// matrix instructions" and "cp.async.bulk".
+//
+// A warpgroup is four warps in a row, from a multiple of 128 threads on. Together they multiply: A [64, 16] times B
+// [256, 16] transposed, both float16, added to [64, 256] fp32. Warp w of the group has rows 16 w to 16 w + 15, its
+// thread (lane = 4 * g + t) sums[4 * n + i]: (16 w + g + i / 2 * 8, 8 * n + 2 * t + i % 2).
+//
+// The order of things:
+//   wgmma_fence(sums)           the thread's accesses to the sums are over
+//   wgmma_m64n256k16_f16(...)   any number of them; they start, and are added in this order
+//   wgmma_commit()              closes a group of them
+//   wgmma_wait<N>(sums)         all groups but the last N are over, their operands read; the sums are the thread's with
+//   0
+// What threads write to operands needs fence_for_async_reads() by the writers and then a barrier.
+#pragma once
+#include "tensor_core.h"
+
+// Whether the code that is being compiled may have any of it: that for sm_90a alone, not for sm_90.
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CIPS3D_HAS_WGMMA 1
+#else
+#define CIPS3D_HAS_WGMMA 0
+#endif
+
+#if !defined(__CUDACC__)
+#include "emulation/warpgroup.h"
+#else
+
+namespace cips3d {
+
+// An operand: core matrices of 8 rows of 16 bytes (8 elements of the sum), one row after the other, 128 bytes that are
+// aligned to 16. The next 8 elements lie k_bytes on, the next 8 rows row_bytes; both below 2^18.
+struct MatrixOperand {
+  uint64_t descriptor;
+};
+__device__ __forceinline__ MatrixOperand matrix_operand(const void* first, int k_bytes, int row_bytes) {
+  // In units of 16 bytes: where it starts, the leading (k) and the stride (rows) offset. The top bits: no swizzle.
+  return {static_cast<uint64_t>((shared_address(first) & 0x3ffff) >> 4) | static_cast<uint64_t>(k_bytes >> 4) << 16 |
+          static_cast<uint64_t>(row_bytes >> 4) << 32};
+}
+
+// Keeps the compiler from moving what it does with the sums across.
+__device__ __forceinline__ void pin(float (&sums)[128]) {
+#pragma unroll
+  for (int i = 0; i < 128; i++) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+__device__ __forceinline__ void wgmma_fence(float (&sums)[128]) {
+  pin(sums);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[128]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+  pin(sums);
+}
+
+#define CIPS3D_SUMS_8(i)                                                                                      \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define CIPS3D_SUMS_32(i) CIPS3D_SUMS_8(i), CIPS3D_SUMS_8(i + 8), CIPS3D_SUMS_8(i + 16), CIPS3D_SUMS_8(i + 24)
+__device__ __forceinline__ void wgmma_m64n256k16_f16(float (&d)[128], MatrixOperand a, MatrixOperand b) {
+  // Behind the operands: add to d, and take neither operand's negative nor transpose.
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+      "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
+      "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
+      "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
+      "%128, %129, 1, 1, 1, 0, 0;"
+      : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32), CIPS3D_SUMS_32(64), CIPS3D_SUMS_32(96)
+      : "l"(a.descriptor), "l"(b.descriptor)
+      : "memory");
+}
+#undef CIPS3D_SUMS_32
+#undef CIPS3D_SUMS_8
+
+// A barrier of the threads of a warpgroup, of whom a block has at most 15.
+__device__ __forceinline__ void warpgroup_sync() {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + threadIdx.x / 128) : "memory");
+}
+// What the thread has written to shared memory is there for wgmma and copies that others start behind a barrier.
+__device__ __forceinline__ void fence_for_async_reads() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A barrier in shared memory: a phase ends when as many have arrived as it was initialised for, and with them all bytes
+// that they expect. Phases are known by their parity, the first is 0.
+__device__ __forceinline__ void phase_barrier_init(uint64_t* barrier, unsigned arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// By the thread that has initialised barriers, in front of the barrier that lets others use them.
+__device__ __forceinline__ void phase_barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  fence_for_async_reads();
+}
+// Arrives, and has the phase wait for that many bytes more.
+__device__ __forceinline__ void phase_barrier_expect(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// Until the phase of that parity, this one or the one before, has ended.
+__device__ __forceinline__ void phase_barrier_wait(uint64_t* barrier, unsigned parity) {
+  uint32_t ended;
+  do {
+    asm volatile(
+        "{\n.reg .pred ended;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, ended;\n}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+  __syncwarp();
+}
+
+// Starts a copy, both addresses aligned to 16 bytes, that reports its bytes to the barrier.
+template <int kBytes>
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint64_t* barrier) {
+  static_assert(kBytes % 16 == 0, "");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(kBytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// How often a counter in shared memory has been arrived at before. What comes before an arrival comes before what
+// follows later ones.
+__device__ __forceinline__ unsigned arrive_at_counter(unsigned* counter) {
+  unsigned before;
+  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "r"(shared_address(counter))
+               : "memory");
+  return before;
+}
+
+}  // namespace cips3d
+#endif

@@ -1,0 +1,175 @@
+// Kernels of one warpgroup, right and with `bug` wrong in one way each; see planted_bugs.cu.
+#pragma once
+#include "warpgroup.h"
+
+namespace cips3d {
+namespace {
+
+constexpr int kOperandRows = 64, kOperandColumns = 256, kCoreHalves = 64;  // 8 rows of 8 halves
+
+// Operands of a product and what becomes of it: out[i] is the sum of thread i's numbers.
+struct WarpgroupProduct {
+  half *a, *b;
+  float sums[128] = {};
+
+  __device__ explicit WarpgroupProduct(SharedArrays& arrays)
+      : a(arrays.take<half>(16 * kOperandRows)), b(arrays.take<half>(16 * kOperandColumns)) {}
+
+  __device__ void fill(const float* in, float scale) {
+    for (int i = threadIdx.x; i < 16 * kOperandRows; i += 128) a[i] = __float2half_rn(scale * in[i % 256]);
+    for (int i = threadIdx.x; i < 16 * kOperandColumns; i += 128) b[i] = __float2half_rn(in[255 - i % 256]);
+  }
+  __device__ MatrixOperand first(int offset = 0) const { return matrix_operand(a + offset, 1024, 128); }
+  __device__ MatrixOperand second() const { return matrix_operand(b, 4096, 128); }
+  __device__ void write(float* out) const {
+    float total = 0.0f;
+    for (int i = 0; i < 128; i++) total += sums[i];
+    out[threadIdx.x] = total;
+  }
+};
+
+__global__ void sums_read_before_the_wait(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  WarpgroupProduct product(arrays);
+  product.fill(in, 1.0f);
+  fence_for_async_reads();
+  warpgroup_sync();
+  wgmma_fence(product.sums);
+  wgmma_m64n256k16_f16(product.sums, product.first(), product.second());
+  wgmma_commit();
+  if (bug) product.write(out);
+  wgmma_wait<0>(product.sums);
+  if (!bug) product.write(out);
+}
+
+__global__ void missing_wgmma_fence(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  WarpgroupProduct product(arrays);
+  product.fill(in, 1.0f);
+  fence_for_async_reads();
+  warpgroup_sync();
+  if (!bug) wgmma_fence(product.sums);
+  wgmma_m64n256k16_f16(product.sums, product.first(), product.second());  // missing_wgmma_fence
+  wgmma_commit();
+  wgmma_wait<0>(product.sums);
+  product.write(out);
+}
+
+// The next operands come before the product has read the first ones.
+__global__ void operands_overwritten_in_flight(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  WarpgroupProduct product(arrays);
+  product.fill(in, 1.0f);
+  fence_for_async_reads();
+  warpgroup_sync();
+  wgmma_fence(product.sums);
+  wgmma_m64n256k16_f16(product.sums, product.first(), product.second());
+  wgmma_commit();
+  if (!bug) wgmma_wait<0>(product.sums);
+  warpgroup_sync();
+  product.a[threadIdx.x] = __float2half_rn(0.0f);  // operands_overwritten_in_flight
+  if (bug) wgmma_wait<0>(product.sums);
+  product.write(out);
+}
+
+__global__ void missing_warpgroup_sync(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  WarpgroupProduct product(arrays);
+  product.fill(in, 1.0f);
+  fence_for_async_reads();
+  if (!bug) warpgroup_sync();
+  wgmma_fence(product.sums);
+  wgmma_m64n256k16_f16(product.sums, product.first(), product.second());  // missing_warpgroup_sync
+  wgmma_commit();
+  wgmma_wait<0>(product.sums);
+  product.write(out);
+}
+
+__global__ void operand_out_of_bounds(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  WarpgroupProduct product(arrays);
+  product.fill(in, 1.0f);
+  fence_for_async_reads();
+  warpgroup_sync();
+  wgmma_fence(product.sums);
+  wgmma_m64n256k16_f16(product.sums, product.first(bug ? 64 : 0), product.second());  // operand_out_of_bounds
+  wgmma_commit();
+  wgmma_wait<0>(product.sums);
+  product.write(out);
+}
+
+__global__ void warpgroup_sync_of_three_warps(const float* in, float* out, bool bug) {
+  if (!bug || threadIdx.x >= 32) warpgroup_sync();  // warpgroup_sync_of_three_warps
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+// Thread 0 copies 128 floats, which all take in the other order.
+struct BulkCopy {
+  float* numbers;
+  uint64_t* arrived;  // [2]
+
+  __device__ explicit BulkCopy(SharedArrays& arrays)
+      : numbers(arrays.take<float>(128)), arrived(arrays.take<uint64_t>(2)) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; i++) phase_barrier_init(arrived + i, 1);
+      phase_barrier_init_fence();
+    }
+    __syncthreads();
+  }
+  __device__ void start(const float* in, int expected = 512, int barrier = 0) const {
+    if (threadIdx.x > 0) return;
+    phase_barrier_expect(arrived + barrier, expected);
+    copy_bulk<512>(numbers, in, arrived + barrier);
+  }
+};
+
+__global__ void bulk_copy_read_before_the_wait(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const BulkCopy copy(arrays);
+  copy.start(in);
+  __syncthreads();
+  if (bug) out[threadIdx.x] = copy.numbers[127 - threadIdx.x];
+  phase_barrier_wait(copy.arrived, 0);
+  if (!bug) out[threadIdx.x] = copy.numbers[127 - threadIdx.x];
+}
+
+__global__ void bulk_copy_over_what_is_read(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const BulkCopy copy(arrays);
+  copy.start(in);
+  phase_barrier_wait(copy.arrived, 0);
+  out[threadIdx.x] = copy.numbers[127 - threadIdx.x];  // bulk_copy_over_what_is_read
+  if (!bug) __syncthreads();
+  copy.start(in + 128, 512, 1);
+  phase_barrier_wait(copy.arrived + 1, 0);
+}
+
+__global__ void bulk_copy_out_of_bounds(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const BulkCopy copy(arrays);
+  if (threadIdx.x == 0) {
+    phase_barrier_expect(copy.arrived, 512);
+    copy_bulk<512>(copy.numbers + (bug ? 4 : 0), in, copy.arrived);  // bulk_copy_out_of_bounds
+  }
+  phase_barrier_wait(copy.arrived, 0);
+  out[threadIdx.x] = copy.numbers[127 - threadIdx.x];
+}
+
+__global__ void more_bytes_expected_than_copied(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const BulkCopy copy(arrays);
+  copy.start(in, bug ? 528 : 512);
+  phase_barrier_wait(copy.arrived, 0);  // more_bytes_expected_than_copied
+  out[threadIdx.x] = copy.numbers[127 - threadIdx.x];
+}
+
+__global__ void bulk_copy_nobody_waits_for(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const BulkCopy copy(arrays);
+  copy.start(in);
+  if (!bug) phase_barrier_wait(copy.arrived, 0);
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+}  // namespace
+}  // namespace cips3d
