@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -104,13 +105,10 @@ template <class = void>
 __global__ void nothing_kernel() {}
 #endif
 
-// Of the current device and the code that it runs; the emulation is a small GPU with the shared memory of compute
-// capability 9.0.
-inline DeviceLimits device_limits() {
 #if defined(__CUDACC__)
-  int device = 0, multiprocessors = 0, block = 0, multiprocessor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+inline DeviceLimits ask_for_limits(int device) {
+  int multiprocessors = 0, block = 0, multiprocessor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
@@ -124,6 +122,20 @@ inline DeviceLimits device_limits() {
   const bool warpgroups = false;
 #endif
   return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor), warpgroups};
+}
+#endif
+
+// Of the current device and the code that it runs; the emulation is a small GPU with the shared memory of compute
+// capability 9.0.
+inline DeviceLimits device_limits() {
+#if defined(__CUDACC__)
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  thread_local std::vector<DeviceLimits> known;  // by device: asking takes as long as a launch
+  if (known.size() <= static_cast<size_t>(device)) known.resize(device + 1);
+  if (known[device].multiprocessors == 0) known[device] = ask_for_limits(device);
+  return known[device];
 #else
   const size_t limit = emulation::shared_limit();
   return {2, limit, limit + kSharedOverhead, limit == shared_of_architecture(90)};

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import emulated_kernels
 import numpy as np
 import pytest
+import torch
 from ops.backends import Backend, open_backend
 from PIL import Image
 
@@ -16,10 +18,17 @@ from cips3d.models.discriminator import DiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Reports, Stage, TrainConfig
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # of several processes that share the tests; None: there is one
+
+if WORKER is not None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile for the sanitizers while the tests before theirs run."""
-    if not session.config.option.collectonly and any("test_sanitized_ops" in item.nodeid for item in session.items):
+    asked = any("test_sanitized_ops" in item.nodeid for item in session.items)
+    if asked and not session.config.option.collectonly and WORKER in (None, "gw0"):
         emulated_kernels.build_ahead()
 
 
