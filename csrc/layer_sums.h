@@ -5,20 +5,25 @@
 
 namespace cips3d {
 
-constexpr int kBackwardWarps = 8;  // of a block
+constexpr int kBackwardWarps = 8, kBackwardThreads = 32 * kBackwardWarps;  // of a block
 
 // The gradients of one image's layers, as one array of floats, the second layer's weight [width, width] first.
 struct GradientLayout {
   int width, color;
-  __host__ __device__ int second_bias() const { return width * width; }                  // [width]
-  __host__ __device__ int color_weight() const { return second_bias() + width; }         // [color, width]
-  __host__ __device__ int color_bias() const { return color_weight() + color * width; }  // [color]
-  __host__ __device__ int density_weight() const { return color_bias() + color; }        // [width]
-  __host__ __device__ int density_bias() const { return density_weight() + width; }      // [1]
-  __host__ __device__ int first() const { return density_bias() + 1; }                   // [width, 3]
-  __host__ __device__ int first_bias() const { return first() + 3 * width; }             // [width]
-  __host__ __device__ int size() const { return first_bias() + width; }
+  __host__ __device__ constexpr int second_bias() const { return width * width; }                  // [width]
+  __host__ __device__ constexpr int color_weight() const { return second_bias() + width; }         // [color, width]
+  __host__ __device__ constexpr int color_bias() const { return color_weight() + color * width; }  // [color]
+  __host__ __device__ constexpr int density_weight() const { return color_bias() + color; }        // [width]
+  __host__ __device__ constexpr int density_bias() const { return density_weight() + width; }      // [1]
+  __host__ __device__ constexpr int first() const { return density_bias() + 1; }                   // [width, 3]
+  __host__ __device__ constexpr int first_bias() const { return first() + 3 * width; }             // [width]
+  __host__ __device__ constexpr int size() const { return first_bias() + width; }
 };
+
+// Powers of two that bring gradients into float16's range: those of colours alone, and all of them together, which a
+// sample's density and the layers in front of it meet. One for both would lose colours beside a much larger gradient of
+// depth, or the other way round. NaN where a gradient is not finite: then every sum is NaN.
+enum GradientScale { kScaleOfColors, kScaleOfAll };
 
 // What the samples of a step leave in shared memory for the sums, as rows of halves; in the accurate mode twice, high
 // and low parts. A tile is 16 rows; its warps share out the channels.
@@ -38,10 +43,12 @@ struct StepBuffers {
   half* color;       // [kParts, kRows, kNarrow] gradient of the colour phase; column kColor: of the raw density
   half* point;       // [kRows, kPoint] x, y, z, 1, and what the rounding of x, y, z left over
   float* exchanged;  // [kBackwardWarps, kExchanged]
+  float* scales;     // [2] by GradientScale; not in registers, which are few
 
   static constexpr size_t bytes() {
     return 4 * shared_bytes<half>(kParts * kRows * kWide) + shared_bytes<half>(kParts * kRows * kNarrow) +
-           shared_bytes<half>(kRows * kPoint) + shared_bytes<float>(kBackwardWarps * kExchanged);
+           shared_bytes<half>(kRows * kPoint) + shared_bytes<float>(kBackwardWarps * kExchanged) +
+           shared_bytes<float>(2);
   }
   __device__ __forceinline__ explicit StepBuffers(SharedArrays& shared)
       : h1(shared.take<half>(kParts * kRows * kWide)),
@@ -50,7 +57,8 @@ struct StepBuffers {
         first(shared.take<half>(kParts * kRows * kWide)),
         color(shared.take<half>(kParts * kRows * kNarrow)),
         point(shared.take<half>(kRows * kPoint)),
-        exchanged(shared.take<float>(kBackwardWarps * kExchanged)) {}
+        exchanged(shared.take<float>(kBackwardWarps * kExchanged)),
+        scales(shared.take<float>(2)) {}
 
   // Whoever calls it goes on when all warps of its tile have.
   __device__ __forceinline__ static void meet() {
@@ -115,17 +123,40 @@ struct LayerSums {
   float color[kColorStrips][2][4];
   float color_bias[4];
 
-  __device__ __forceinline__ void clear() {
+  static constexpr int kValues = 8 * kSecond + 8 * kColorStrips + 12;  // of a thread
+
+  // Calls f(place, sum) for every sum of the thread.
+  template <class F>
+  __device__ __forceinline__ void each(F f) {
 #pragma unroll
     for (int k = 0; k < kSecond; k++)
 #pragma unroll
-      for (int i = 0; i < 8; i++) second[k][i / 4][i % 4] = 0.0f;
+      for (int i = 0; i < 8; i++) f(8 * k + i, second[k][i / 4][i % 4]);
 #pragma unroll
     for (int k = 0; k < kColorStrips; k++)
 #pragma unroll
-      for (int i = 0; i < 8; i++) color[k][i / 4][i % 4] = 0.0f;
+      for (int i = 0; i < 8; i++) f(8 * (kSecond + k) + i, color[k][i / 4][i % 4]);
 #pragma unroll
-    for (int i = 0; i < 4; i++) second_bias[i] = first[i] = color_bias[i] = 0.0f;
+    for (int i = 0; i < 4; i++) {
+      constexpr int kFirst = 8 * (kSecond + kColorStrips);
+      f(kFirst + i, second_bias[i]), f(kFirst + 4 + i, first[i]), f(kFirst + 8 + i, color_bias[i]);
+    }
+  }
+
+  // Matrix instructions cut off what a sum cannot hold, so that long ones shrink: the sums move to memory every now and
+  // then, where additions round. `carried` has a thread's at [place, thread of the block].
+  __device__ __forceinline__ void clear(float* carried) {
+    each([&](int place, float& sum) { carried[place * kBackwardThreads + threadIdx.x] = sum = 0.0f; });
+  }
+  __device__ __forceinline__ void carry(float* carried) {
+    each([&](int place, float& sum) {
+      // One thread an address, so the order is fixed; and an addition in memory takes no registers for what was there.
+      atomicAdd(carried + place * kBackwardThreads + threadIdx.x, sum);
+      sum = 0.0f;
+    });
+  }
+  __device__ __forceinline__ void collect(const float* carried) {
+    each([&](int place, float& sum) { sum += carried[place * kBackwardThreads + threadIdx.x]; });
   }
 
   // An operand A [16, 16] that is the transpose of rows `row` to row + 15, columns `column` to column + 15 of a buffer.
@@ -196,8 +227,9 @@ struct LayerSums {
     }
   }
 
-  // Writes the sums, divided by the scale, in `GradientLayout`.
-  __device__ __forceinline__ void store(float* to, const GradientLayout& layout, float unscale, int warp, int lane) {
+  // Writes the sums, divided by the scales, in `GradientLayout`.
+  __device__ __forceinline__ void store(float* to, const GradientLayout& layout, float unscale_colors, float unscale,
+                                        int warp, int lane) {
     const int strip = warp % kStrips, share = warp / kStrips;
     const int row = lane / 4, pair = lane % 4 * 2;
 #pragma unroll
@@ -220,7 +252,7 @@ struct LayerSums {
       }
       const int channel = 16 * warp + row + i / 2 * 8;
       if (warp < kColorStrips && column == 3) {
-        if (channel < layout.color) to[layout.color_bias() + channel] = unscale * color_bias[i];
+        if (channel < layout.color) to[layout.color_bias() + channel] = unscale_colors * color_bias[i];
         if (channel == kColor) to[layout.density_bias()] = unscale * color_bias[i];
       }
 #pragma unroll
@@ -229,7 +261,7 @@ struct LayerSums {
         for (int n = 0; n < 2; n++) {
           const int of = 16 * k + row + i / 2 * 8, in = 16 * warp + 8 * n + pair + i % 2;
           if (warp >= kStrips || in >= layout.width) continue;
-          if (of < layout.color) to[layout.color_weight() + of * layout.width + in] = unscale * color[k][n][i];
+          if (of < layout.color) to[layout.color_weight() + of * layout.width + in] = unscale_colors * color[k][n][i];
           if (of == kColor) to[layout.density_weight() + in] = unscale * color[k][n][i];
         }
     }

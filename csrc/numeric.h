@@ -33,6 +33,16 @@ constexpr float kLargestHalf = 65504.0f;
 
 __device__ __forceinline__ float clamp_to_half(float x) { return fminf(fmaxf(x, -kLargestHalf), kLargestHalf); }
 
+// Has a number computed here. A compiler moves what only a condition's branch needs into it, where one sine after the
+// other would wait for its own result.
+__device__ __forceinline__ void compute_here(float& x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+f"(x));
+#else
+  (void)x;
+#endif
+}
+
 // N elements that move in one instruction where N * sizeof(T) is 4, 8 or 16 bytes.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Vector {

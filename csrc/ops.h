@@ -174,12 +174,14 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                       int64_t rays, int coarse, int fine, int depth, int width, int color, double near, double far,
                       bool softplus, bool last_back, bool accurate);
 
-// render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, size], sums [images, size].
+// render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, block_floats], sums [images,
+// gradient_size], scales [2] (GradientScale).
 int64_t render_rays_gradient_size(int width, int color);
+int64_t render_rays_block_floats();
 bool render_rays_backward_fits(bool accurate);  // into the current device's shared memory
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
-                          Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scale,
+                          Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scales,
                           Pointer first_weight, Pointer first_bias, Pointer second_weight, Pointer second_bias,
                           Pointer density_weight, Pointer density_bias, Pointer color_weight, Pointer color_bias,
                           Pointer partial, Pointer sums, Pointer grad_origins, Pointer grad_directions, int64_t images,

@@ -8,7 +8,7 @@
 //   Layers                           what the host gives; a parameter of the kernel
 //   Color                            the type of composited values in shared memory
 //   static int color_row(layers)     the distance of two samples' values there
-//   kFewestWarps, kMostWarps         of a block; kMostThreads = 32 * kMostWarps
+//   kFewestWarps, kMostWarps         of a block, multiples of 4; kMostThreads = 32 * kMostWarps
 //   static int step(warps)           samples that a block evaluates at a time
 //   static size_t bytes(layers)      of shared memory
 //   static int channels(layers)      composited values
@@ -161,6 +161,7 @@ __device__ inline void resample(const float* depths,  // [coarse + fine], the co
   float carried = 0.0f;
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
+    if (32 * slot >= bins) break;
     const float up_to = carried + sum_up_to(inner[slot] / total, lane, 32);
     carried = __shfl_sync(~0u, up_to, 31);
     if (32 * slot + lane < bins) cdf[32 * slot + lane] = up_to;  // cdf[0] = 0
@@ -323,7 +324,8 @@ __global__ void __launch_bounds__(Field::kMostThreads, 1)
 }
 
 // How the work is cut: rays and warps of a block. A pass of `rays * samples` samples should fill its warps, and where
-// two blocks fit on a multiprocessor, one computes while the other sorts.
+// two blocks fit on a multiprocessor, one computes while the other sorts: that is worth passes that are less full.
+constexpr double kWorthTwoBlocks = 0.1;
 struct Plan {
   int rays = 0, warps = 0, blocks = 0;  // blocks of a multiprocessor
   size_t shared = 0;                    // bytes of a block
@@ -339,7 +341,8 @@ Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s, con
   const int samples = s.coarse + s.fine;
   Plan best;
   for (int blocks = 2; blocks >= 1; blocks--)
-    for (int warps = Field::kMostWarps; warps >= Field::kFewestWarps; warps--) {
+    // As many on every scheduler: with five, one of them would take as long as all with eight.
+    for (int warps = Field::kMostWarps; warps >= Field::kFewestWarps; warps -= kSchedulers) {
       if (blocks * warps > resident_warps) continue;
       for (int rays = 1; rays <= 64; rays++) {
         const size_t shared = Field::bytes(layers) +
@@ -351,7 +354,8 @@ Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s, con
           offered += ceil_div(rays * count, Field::step(warps)) * Field::step(warps);
         }
         const double filled = used / offered;
-        if (filled > best.filled + 0.02) best = {rays, warps, blocks, shared, filled};
+        const double better = blocks < best.blocks ? kWorthTwoBlocks : 0.02;
+        if (filled > best.filled + better) best = {rays, warps, blocks, shared, filled};
       }
     }
   return best;  // without rays where not one of them fits

@@ -32,6 +32,7 @@ struct ShallowField {
     for (int base = warp * kStep; base < pass.size(); base += warps * kStep) {
       float3 points[kTiles][2];
       int at[kTiles][2];
+      float ball[kTiles][2];  // now, not when the density is there: the points would take registers until then
 #pragma unroll
       for (int m = 0; m < kTiles; m++)
 #pragma unroll
@@ -40,10 +41,12 @@ struct ShallowField {
           const PassSample sample = pass[row];
           at[m][r] = row < pass.size() ? sample.at : -1;
           points[m][r] = sample.point;
+          ball[m][r] = layers.ball.at(sample.point);
         }
       float density[kTiles][2];
       evaluate_field<kWidth, kColorWidth, kTiles, kAccurate>(
           weights, points, density, lane, [&](int m, int r, int channel, float x, float y) {
+            compute_here(x), compute_here(y);
             if (at[m][r] < 0) return;
             Vector<Color, 2> pair = {{from_float<Color>(x), from_float<Color>(y)}};
             *reinterpret_cast<Vector<Color, 2>*>(pass.scratch.colors + at[m][r] * kColorRow + channel) = pair;
@@ -53,7 +56,7 @@ struct ShallowField {
       for (int m = 0; m < kTiles; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++)
-          if (at[m][r] >= 0) pass.scratch.density[at[m][r]] = density[m][r] + layers.ball.at(points[m][r]);
+          if (at[m][r] >= 0) pass.scratch.density[at[m][r]] = density[m][r] + ball[m][r];
     }
   }
 };

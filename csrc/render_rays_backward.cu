@@ -2,12 +2,14 @@
 // two samples of eight rays a tile, from the back of the rays to the front, so that the sum over what lies behind a
 // sample is a running one. Only sums over samples leave the chip: of every layer G = Σ du xᵀ and s = Σ du, for the
 // phase's gradient u and the layer's input x, one partial sum a block, which a second kernel adds up in a fixed order.
+#include <algorithm>
+
 #include "sample_gradients.h"
 
 namespace cips3d {
 namespace {
 
-constexpr int kBlockThreads = 32 * kBackwardWarps, kWidth = 128, kColor = 64;
+constexpr int kWidth = 128, kColor = 64;
 
 // As many tiles of samples are computed at a time as shared memory has room for what they leave to the sums; where that
 // is fewer than there are warps, several of them share a tile.
@@ -44,12 +46,19 @@ __device__ __forceinline__ void store_ray_gradients(const Buffers& buffers, cons
   }
 }
 
+// Floats of memory that a block has for its sums, carried and final ones.
+using AnySums = LayerSums<kWidth, kColor, WideBlock::Buffers>;
+constexpr int kBlockFloats = std::max(GradientLayout{kWidth, kColor}.size(), AnySums::kValues* kBackwardThreads);
+
+// Of the blocks of all images.
+__device__ __forceinline__ int64_t block_of_all() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }
+
 // Block (x, image): the xth part of an image's rays, and its sums.
 template <class Block, bool kRayGradients>
-__global__ void __launch_bounds__(kBlockThreads, 1)
+__global__ void __launch_bounds__(kBackwardThreads, 1)
     render_rays_backward_kernel(const SavedRays saved, const OutputGradients gradients, const FieldLayers layers,
                                 const BackwardSettings s,
-                                float* __restrict__ partial,         // [B, blocks, GradientLayout]
+                                float* __restrict__ partial,         // [B, blocks, kBlockFloats] GradientLayout
                                 float* __restrict__ grad_origins,    // [B, R, 3], with kRayGradients
                                 float* __restrict__ grad_directions  // [B, R, 3]
     ) {
@@ -63,47 +72,58 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t image = blockIdx.y;
     weights.load(layers, image);
+    if (threadIdx.x < 2) buffers.scales[threadIdx.x] = gradients.scales[threadIdx.x];
     __syncthreads();
 
     LayerSums<kWidth, kColor, Buffers> sums;
-    sums.clear();
-    const float scale = *gradients.scale, unscale = 1.0f / scale;
+    sums.clear(partial + block_of_all() * kBlockFloats);
+    // How many samples matrix instructions add up: a sum shrinks by 2.6e-8 of itself an instruction of 16 samples, of
+    // which the accurate mode needs three.
+    constexpr int kSamplesACarry = Buffers::kParts > 1 ? 512 : 8192;
     constexpr int kRaysAStep = 8 * Buffers::kTiles;
     const int in_step = warp / Buffers::kSharers, share = warp % Buffers::kSharers;  // tile of a step, part of channels
     const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.x + 1) / gridDim.x;
     for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
-      const int64_t mine = tile * kRaysAStep + in_step * 8 + lane / 4;
+      const int64_t index = tile * kRaysAStep + in_step * 8 + lane / 4;
       RayState ray = {};
-      ray.there = mine < s.rays;
-      ray.index = image * s.rays + min(mine, s.rays - 1);
+      ray.there = index < s.rays;
+      ray.index = image * s.rays + min(index, s.rays - 1);
       ray.origin = load3(saved.origins + 3 * ray.index);
       ray.direction = load3(saved.directions + 3 * ray.index);
       ray.grad_sum = gradients.weight_sum == nullptr ? 0.0f : gradients.weight_sum[ray.index];
       ray.grad_depth = gradients.depth == nullptr ? 0.0f : gradients.depth[ray.index];
 #pragma unroll 1
       for (int later = s.samples - 1 + s.samples % 2; later > 0; later -= 2) {
-        differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, scale, later,
-                                             16 * in_step, share, lane);
+        differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, later, 16 * in_step,
+                                             share, lane);
         __syncthreads();
         sums.add(buffers, warp, lane);
         __syncthreads();
       }
-      if (kRayGradients) store_ray_gradients(buffers, ray, unscale, grad_origins, grad_directions, share, lane);
+      if (kRayGradients)
+        store_ray_gradients(buffers, ray, 1.0f / buffers.scales[kScaleOfAll], grad_origins, grad_directions, share,
+                            lane);
+      const int at_a_time = max(1, kSamplesACarry / (kRaysAStep * s.samples));
+      if (tile % at_a_time == at_a_time - 1) sums.carry(partial + block_of_all() * kBlockFloats);
     }
-    const GradientLayout layout = {layers.width, layers.color};
-    sums.store(partial + (image * gridDim.x + blockIdx.x) * layout.size(), layout, unscale, warp, lane);
+    float* mine = partial + block_of_all() * kBlockFloats;
+    sums.collect(mine);
+    __syncthreads();  // what was carried is where the sums go
+    sums.store(mine, {layers.width, layers.color}, 1.0f / buffers.scales[kScaleOfColors],
+               1.0f / buffers.scales[kScaleOfAll], warp, lane);
   }
 }
 
 // sums[image] = Σ over blocks of partial[image, block], in index order.
-__global__ void __launch_bounds__(256) add_blocks_kernel(const float* __restrict__ partial,  // [B, blocks, size]
-                                                         float* __restrict__ sums,           // [B, size]
-                                                         int blocks, int size) {
+__global__ void __launch_bounds__(256)
+    add_blocks_kernel(const float* __restrict__ partial,  // [B, blocks, kBlockFloats]
+                      float* __restrict__ sums,           // [B, size]
+                      int blocks, int size) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= size) return;
-  const float* from = partial + static_cast<int64_t>(blockIdx.y) * blocks * size + i;
+  const float* from = partial + static_cast<int64_t>(blockIdx.y) * blocks * kBlockFloats + i;
   float sum = 0.0f;
-  for (int block = 0; block < blocks; block++) sum += from[static_cast<int64_t>(block) * size];
+  for (int block = 0; block < blocks; block++) sum += from[static_cast<int64_t>(block) * kBlockFloats];
   sums[static_cast<int64_t>(blockIdx.y) * size + i] = sum;
 }
 
@@ -124,7 +144,7 @@ void launch_backward(const SavedRays& saved, const OutputGradients& gradients, c
   if (Block::kShared > device_limits().shared_block)
     throw std::invalid_argument("the backward needs " + std::to_string(Block::kShared) + " bytes of shared memory");
   launch(render_rays_backward_kernel<Block, kRayGradients>,
-         dim3(static_cast<unsigned>(blocks), blocks_for(s.images, 1)), dim3(kBlockThreads), Block::kShared, stream,
+         dim3(static_cast<unsigned>(blocks), blocks_for(s.images, 1)), dim3(kBackwardThreads), Block::kShared, stream,
          saved, gradients, layers, s, partial, grad_origins, grad_directions);
   const GradientLayout layout = {layers.width, layers.color};
   launch(add_blocks_kernel, dim3(blocks_for(layout.size(), 256), blocks_for(s.images, 1)), dim3(256), 0, stream,
@@ -132,6 +152,8 @@ void launch_backward(const SavedRays& saved, const OutputGradients& gradients, c
 }
 
 }  // namespace
+
+int64_t render_rays_block_floats() { return kBlockFloats; }
 
 int64_t render_rays_gradient_size(int width, int color) { return GradientLayout{width, color}.size(); }
 
@@ -141,7 +163,7 @@ bool render_rays_backward_fits(bool accurate) {
 
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
-                          Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scale,
+                          Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scales,
                           Pointer first_weight, Pointer first_bias, Pointer second_weight, Pointer second_bias,
                           Pointer density_weight, Pointer density_bias, Pointer color_weight, Pointer color_bias,
                           Pointer partial, Pointer sums, Pointer grad_origins, Pointer grad_directions, int64_t images,
@@ -150,7 +172,7 @@ void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directio
   const SavedRays saved = {input<float>(origins),       input<float>(directions), input<float>(depths),
                            input<float>(transmittance), input<float>(weights),    input<float>(noise)};
   const OutputGradients gradients = {input<float>(grad_colors), input<float>(grad_weight_sum), input<float>(grad_depth),
-                                     input<float>(grad_weights), input<float>(scale)};
+                                     input<float>(grad_weights), input<float>(scales)};
   const FieldLayers layers =
       field_layers(first_weight, first_bias, second_weight, second_bias, density_weight, density_bias, color_weight,
                    color_bias, width, color, ball_density, ball_radius);

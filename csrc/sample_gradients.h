@@ -20,7 +20,7 @@ struct OutputGradients {
   const float* weight_sum;  // [B, R] or null
   const float* depth;       // [B, R] or null
   const float* weights;     // [B, R, N] or null
-  const float* scale;       // [1] a power of two that brings the gradients of colours into float16's range
+  const float* scales;      // [2] by GradientScale
 };
 
 struct BackwardSettings {
@@ -102,6 +102,13 @@ __device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, 
   ldmatrix_x4(a, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
 }
 
+// Values `channel` (even) and the one behind it of a row of `channels`; those past its end are 0.
+__device__ __forceinline__ float2 pair_of_channels(const float* row, int channel, int channels) {
+  if (channels % 2 == 0)
+    return channel < channels ? *reinterpret_cast<const float2*>(row + channel) : make_float2(0.0f, 0.0f);
+  return make_float2(channel < channels ? row[channel] : 0.0f, channel + 1 < channels ? row[channel + 1] : 0.0f);
+}
+
 // Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g. Recomputes the field,
 // differentiates the compositing and then layer after layer, and leaves in the buffers what the sums need. A warp has
 // the `share`th part of every layer's channels; the rays are with all warps of a tile.
@@ -109,8 +116,8 @@ template <bool kRayGradients, int kWidth, int kColor, bool kAccurate, class Buff
 __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth, kColor, kAccurate>& weights,
                                                       const Buffers& buffers, RayState& ray, const SavedRays& saved,
                                                       const OutputGradients& gradients, const BackwardSettings& s,
-                                                      const FieldLayers& layers, float scale, int later, int first_row,
-                                                      int share, int lane) {
+                                                      const FieldLayers& layers, int later, int first_row, int share,
+                                                      int lane) {
   const int colors = layers.color;
   using Weights = FieldWeights<kWidth, kColor, kAccurate>;
   constexpr int kRow = Weights::kRow, kWide = Buffers::kWide, kNarrow = Buffers::kNarrow;
@@ -207,15 +214,14 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   for (int n = 0; n < 2 * kColorSteps; n++) {
     const int channel = own_color + 8 * n + pair;
     const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
-    const float gx = channel < colors ? grad_colors[channel] : 0.0f;
-    const float gy = channel + 1 < colors ? grad_colors[channel + 1] : 0.0f;
+    const float2 grad = pair_of_channels(grad_colors, channel, colors);
     float (&phase)[4] = color[n / 2][0][n % 2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       phase[2 * r] += bias.x;
       phase[2 * r + 1] += bias.y;
       totals[2 + r] =
-          fmaf(gx, sine<kAccurate>(phase[2 * r]), fmaf(gy, sine<kAccurate>(phase[2 * r + 1]), totals[2 + r]));
+          fmaf(grad.x, sine<kAccurate>(phase[2 * r]), fmaf(grad.y, sine<kAccurate>(phase[2 * r + 1]), totals[2 + r]));
     }
   }
 #pragma unroll
@@ -229,22 +235,21 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
     sample[r] =
         differentiate_sample(ray, saved, gradients, s, later - r,
                              totals[r] + weights.density_bias + layers.ball.at(point[r]), totals[2 + r], depth[r]);
-    sample[r].weight *= scale;
-    sample[r].density = clamp_to_half(sample[r].density * scale);
+    sample[r].weight *= buffers.scales[kScaleOfColors];
+    sample[r].density = clamp_to_half(sample[r].density * buffers.scales[kScaleOfAll]);
   }
 
   // Gradients of the colour phases, and behind them those of the densities.
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {
     const int channel = own_color + 8 * n + pair;
-    const float gx = channel < colors ? grad_colors[channel] : 0.0f;
-    const float gy = channel + 1 < colors ? grad_colors[channel + 1] : 0.0f;
+    const float2 grad = pair_of_channels(grad_colors, channel, colors);
     const float (&phase)[4] = color[n / 2][0][n % 2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       uint32_t high, low = 0;
-      const float x = cosine<kAccurate>(phase[2 * r]) * sample[r].weight * gx;
-      const float y = cosine<kAccurate>(phase[2 * r + 1]) * sample[r].weight * gy;
+      const float x = cosine<kAccurate>(phase[2 * r]) * sample[r].weight * grad.x;
+      const float y = cosine<kAccurate>(phase[2 * r + 1]) * sample[r].weight * grad.y;
       pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
       Buffers::template put<kNarrow>(buffers.color, row[r], channel, high, low);
     }
@@ -273,36 +278,32 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
     load_rows<kNarrow>(color_high[c], buffers.color, first_row, 16 * c, lane);
     if (kAccurate) load_rows<kNarrow>(color_low[c], buffers.color, Buffers::kRows + first_row, 16 * c, lane);
   }
+  const float of_colors =
+      buffers.scales[kScaleOfAll] / buffers.scales[kScaleOfColors];  // from the colours' scale to that of all
   uint32_t second[kReload ? 1 : kDepth][4];
 #pragma unroll
   for (int k = 0; k < kSteps; k++) {
-    float grad[2][4];
+    float grad[2][4] = {};
     const int column = own + 16 * k;
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const float2 v = *reinterpret_cast<const float2*>(weights.density + column + 8 * n + pair);
-#pragma unroll
-      for (int r = 0; r < 2; r++) {
-        grad[n][2 * r] = sample[r].density * v.x;
-        grad[n][2 * r + 1] = sample[r].density * v.y;
-      }
-    }
 #pragma unroll
     for (int c = 0; c < kColorDepth; c++)
       multiply_step_transposed<kAccurate, kRow>(grad, color_high[c], color_low[c], weights.color, kColor * kRow, 16 * c,
                                                 column, lane);
 #pragma unroll
-    for (int n = 0; n < 2; n++)
+    for (int n = 0; n < 2; n++) {
+      const int channel = column + 8 * n + pair;
+      const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const int channel = column + 8 * n + pair;
         const float2 slope = Buffers::template get<kWide>(buffers.second, row[r], channel);
+        const float x = fmaf(of_colors, grad[n][2 * r], sample[r].density * v.x) * slope.x;
+        const float y = fmaf(of_colors, grad[n][2 * r + 1], sample[r].density * v.y) * slope.y;
         uint32_t high, low = 0;
-        pack_activations<kAccurate>(clamp_to_half(grad[n][2 * r] * slope.x),
-                                    clamp_to_half(grad[n][2 * r + 1] * slope.y), high, low);
+        pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
         if (!kReload) second[kReload ? 0 : k][2 * n + r] = high;
         Buffers::template put<kWide>(buffers.second, row[r], channel, high, low);
       }
+    }
   }
   Buffers::meet();
 

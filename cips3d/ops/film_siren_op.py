@@ -229,7 +229,7 @@ def _backward_kernel(
         kernels.launch("film_siren_input_gradient", dtype, fast, *inputs, *sizes, shared)
         found = found._replace(x=dx.to(x.dtype))
     if with_parameters:
-        parts = module.film_siren_weight_gradient_parts(batch, rows, width_in, width_out)
+        parts = module.film_siren_weight_gradient_parts(x.device.index or 0, batch, rows, width_in, width_out)
         product, total = _partial(x, parts, width_out)
         kernels.launch("film_siren_weight_gradient", dtype, fast, slope, wide, product, total, *sizes, parts)
         found = _of_parameters(product.sum(0), total.sum(0), parameters, found)
@@ -242,7 +242,7 @@ def _points_backward(
     sizes = _sizes(x, parameters.weight)
     batch, rows, _, width_out = sizes
     module, points = kernels.module_for(x.device), x.float().contiguous()
-    parts = module.film_siren_points_parts(batch, rows, width_out)
+    parts = module.film_siren_points_parts(x.device.index or 0, batch, rows, width_out)
     dx = points.new_empty(module.film_siren_points_tiles(width_out), *x.shape) if with_x else None
     product, total = _partial(x, parts, width_out) if with_parameters else (None, None)
     tensors = (points, grad, *_launched(parameters), dx, product, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,8 @@ from cips3d.ops.siren_field import LAYER_SCHEMA, LAYERS, field_of, is_wide
 from cips3d.ops.stratified import ray_points
 
 RAYS_A_BLOCK = 64  # of the kernel, at a time
-SCALE_EXPONENT = (
-    4  # the largest gradient of a colour becomes 8 to 16: 12 bits below float16's largest, 20 above its least
-)
+MOST_ROUNDS, WELL_FILLED = 4, 0.96  # of blocks
+SCALE_EXPONENT = 4  # the largest gradient becomes 8 to 16: 12 bits below float16's largest, 20 above its least
 GRADIENT_SAMPLES = 1 << 16  # whose activations are kept at a time op by op: 0.4 GB for three layers of 256
 TENSORS = 10 + LAYERS  # of the op
 
@@ -33,7 +33,7 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors: list[Any] = [None if x is None else x.contiguous() for x in arguments[:TENSORS]]
     ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
     origins, _, depths = tensors[:3]
-    colors, layers = tensors[6], tensors[10:]
+    layers = tensors[10:]
     *outputs, of_origins, of_directions = _fake(*arguments)
     images, rays, samples = depths.shape
     if images * rays == 0:
@@ -43,13 +43,12 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     if is_wide(width, color) or not module.render_rays_backward_fits(origins.device.index or 0, not fast):
         return _op_by_op(*arguments)
     size = module.render_rays_gradient_size(width, color)
-    # A block stays with one image, whose sums it keeps.
-    blocks = max(1, min(kernels.multiprocessors(origins.device) // images, -(-rays // RAYS_A_BLOCK)))
-    partial_sums = origins.new_empty(images, blocks, size)
+    blocks = _blocks(kernels.multiprocessors(origins.device), images, rays)
+    partial_sums = origins.new_empty(images, blocks, module.render_rays_block_floats())
     sums = origins.new_empty(images, size)
     kernels.launch(
         "render_rays_backward",
-        *(*tensors[:10], _scale(colors), *layers, partial_sums, sums),
+        *(*tensors[:10], _scales(depths, *tensors[6:10]), *layers, partial_sums, sums),
         *((of_origins, of_directions) if with_rays else (None, None)),
         *(images, rays, samples, width, color, ball_density, ball_radius, blocks),
         *(activation == "softplus", last_back, not fast),
@@ -57,11 +56,36 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     return *_from_sums(sums, layers), of_origins, of_directions
 
 
-def _scale(grad_colors: Tensor) -> Tensor:
-    """A power of two that brings the largest gradient of a colour near 2^SCALE_EXPONENT, [1] on the device."""
-    _, exponent = torch.frexp(grad_colors.abs().amax())
+def _blocks(multiprocessors: int, images: int, rays: int) -> int:
+    """Blocks of the kernel an image: a block stays with one, whose sums it keeps.
+
+    All blocks run in rounds, one on every multiprocessor. As few rounds as leave hardly a multiprocessor idle.
+    """
+
+    def busy(blocks: int) -> float:
+        return images * blocks / (multiprocessors * math.ceil(images * blocks / multiprocessors))
+
+    several = [max(1, rounds * multiprocessors // images) for rounds in range(1, MOST_ROUNDS + 1)]
+    fullest = max(several, key=lambda blocks: min(busy(blocks), WELL_FILLED))  # the first of equals
+    return min(fullest, -(-rays // RAYS_A_BLOCK))
+
+
+def _scales(
+    depths: Tensor, of_colors: Tensor, of_opacity: Tensor | None, of_depth: Tensor | None, of_weights: Tensor | None
+) -> Tensor:
+    """`GradientScales` of the kernel, [2]: the largest gradient of a colour, and of all, times these is about 16."""
+    largest = [torch.linalg.vector_norm(of_colors, math.inf)]
+    for grad in (of_opacity, of_weights):
+        if grad is not None:
+            largest.append(torch.linalg.vector_norm(grad, math.inf))
+    if of_depth is not None:  # a weight moves the depth by its sample's
+        farthest = torch.maximum(depths[..., 0].abs(), depths[..., -1].abs())
+        largest.append(torch.linalg.vector_norm(of_depth * farthest, math.inf))
+    both = torch.stack([largest[0], torch.stack(largest).amax()])
+    _, exponent = torch.frexp(both)
     # Where all of them are 0 the exponent is 0, and so large a power as float32 cannot hold is never needed.
-    return torch.ldexp(grad_colors.new_ones(1), (SCALE_EXPONENT - exponent).clamp(-100, 100))
+    scales = torch.ldexp(torch.ones_like(both), (SCALE_EXPONENT - exponent).clamp(-100, 100))
+    return torch.where(both.isfinite(), scales, math.nan)
 
 
 # Where the kernel puts the sums of each of the op's layers (`GradientLayout` in csrc/layer_sums.h).
@@ -120,7 +144,7 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     h2 = sine(h1, second, h1.dtype, fast=fast)
     colors = sine(h2, color, h2.dtype, fast=fast)
     density = (h2 @ field.density_weight + field.density_bias).view(depths.shape)
-    norm = points.norm(dim=-1, keepdim=True)
+    norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # at the origin it has no slope
     if field.ball_radius:
         density = density + field.ball_density * (1 - norm.view(depths.shape) / field.ball_radius)
     of_density, of_colors, *_ = OPS["composite_backward"](

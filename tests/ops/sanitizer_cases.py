@@ -200,7 +200,7 @@ def film_siren(module: ModuleType) -> None:
             module.film_siren_slope(DEVICE, STREAM, number, fast, *given, *sizes, shared)
             given = (address(slope), parameters[0], parameters[2], address(workspace), address(dx))
             module.film_siren_input_gradient(DEVICE, STREAM, number, fast, *given, *sizes, shared)
-        parts = module.film_siren_weight_gradient_parts(*sizes)
+        parts = module.film_siren_weight_gradient_parts(DEVICE, *sizes)
         partial = (
             np.empty((parts, batch, width_out, width_in), np.float32),
             np.empty((parts, batch, width_out), np.float32),
@@ -216,7 +216,8 @@ def film_siren_points(module: ModuleType) -> None:
         layer = normal(width_out, width_in), normal(width_out), normal(batch, width_out), normal(batch, width_out)
         parameters = tuple(map(address, layer))
         module.film_siren_points(DEVICE, STREAM, FLOAT32, address(x), *parameters, address(y), *sizes, True)
-        parts, tiles = module.film_siren_points_parts(batch, rows, width_out), module.film_siren_points_tiles(width_out)
+        parts = module.film_siren_points_parts(DEVICE, batch, rows, width_out)
+        tiles = module.film_siren_points_tiles(width_out)
         dx = np.empty((tiles, *x.shape), np.float32)
         partial = (
             np.empty((parts, batch, width_out, width_in), np.float32),
@@ -238,10 +239,11 @@ def render_rays(module: ModuleType) -> None:
     layers += [normal(width), normal(1), normal(images, color, width), normal(images, color)]
     outputs = [normal(images, rays, color), normal(images, rays), normal(images, rays)]
     outputs += [normal(images, rays, samples) for _ in range(3)]
-    size, blocks = module.render_rays_gradient_size(width, color), 2
-    partial, sums = normal(images, blocks, size), normal(images, size)
+    blocks = 2
+    partial = normal(images, blocks, module.render_rays_block_floats())
+    sums = normal(images, module.render_rays_gradient_size(width, color))
     grads = [normal(images, rays, color), normal(images, rays), normal(images, rays), normal(images, rays, samples)]
-    of_rays, scale = [normal(images, rays, 3) for _ in range(2)], np.ones(1, np.float32)
+    of_rays, scales = [normal(images, rays, 3) for _ in range(2)], np.ones(2, np.float32)
     most = module.shared_limit()
     for accurate, limit in ((False, most), (False, 163 << 10), (False, 99 << 10), (True, most)):
         module.set_shared_limit(limit)
@@ -252,7 +254,7 @@ def render_rays(module: ModuleType) -> None:
         module.render_rays(DEVICE, STREAM, *given, *sizes, False, True, accurate)
         _, _, _, weights, depths, transmittance = outputs
         saved = [origins, directions, depths, transmittance, weights, noise[1]]
-        given = map(address, [*saved, *grads, scale, *layers, partial, sums, *of_rays])
+        given = map(address, [*saved, *grads, scales, *layers, partial, sums, *of_rays])
         sizes = (images, rays, samples, width, color, 1.0, 0.1, blocks)
         module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
     module.set_shared_limit(most)
