@@ -1,4 +1,4 @@
-"""Print what every compiled kernel takes of a multiprocessor, and fail where one spills registers.
+"""Print what every compiled kernel takes of a multiprocessor, and fail where one spills registers or waits needlessly.
 
 python .ci/check_resources.py REPORT [--architectures 80 90]
 
@@ -68,6 +68,12 @@ def read_report(text: str) -> list[Kernel]:
     return kernels
 
 
+def serialized(text: str) -> dict[str, str]:
+    """Kernels whose asynchronous matrix instructions (wgmma) do not overlap, each with the compiler's reason."""
+    found = re.findall(r"wgmma\.mma_async instructions are serialized due to (.+?) in (?:the )?function '(\S+)'", text)
+    return {symbol: reason for reason, symbol in found}
+
+
 def demangled(symbols: Sequence[str]) -> dict[str, str]:
     """Readable names, where cu++filt or c++filt is there to tell them."""
     filters = [program for program in map(shutil.which, ("cu++filt", "c++filt")) if program]
@@ -112,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     reports = sorted(options.report.rglob("report.txt")) if options.report.is_dir() else [options.report]
-    kernels = [kernel for report in reports for kernel in read_report(report.read_text())]
+    texts = [report.read_text() for report in reports]
+    kernels = [kernel for text in texts for kernel in read_report(text)]
     for architecture in options.architectures or ():
         if all(kernel.architecture != architecture for kernel in kernels):
             print(f"{options.report} holds no kernel for sm_{architecture}", file=sys.stderr)
@@ -126,7 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spilling = sum(kernel.spills > 0 for kernel in kernels)
     if spilling:
         print(f"{spilling} of {len(kernels)} kernels spill registers", file=sys.stderr)
-    return 1 if spilling else 0
+    waiting = {symbol: reason for text in texts for symbol, reason in serialized(text).items()}
+    for symbol, name in demangled(sorted(waiting)).items():
+        print(f"matrix instructions of {name} do not overlap: {waiting[symbol]}", file=sys.stderr)
+    return 1 if spilling or waiting else 0
 
 
 if __name__ == "__main__":

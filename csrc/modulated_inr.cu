@@ -131,12 +131,12 @@ __device__ __forceinline__ float modulation_scale(float largest, float* of_warps
   return operand_scale(largest) * 0x1p-15f;
 }
 
-// What belongs to an image: block (layer, image), a thread a channel; with image 0 the colours' weights.
+// What belongs to an image: block (image, layer), a thread a channel; with image 0 the colours' weights.
 __global__ void __launch_bounds__(kInrWidth)
     pack_scales_kernel(const InrTensors from, const float* __restrict__ unscale, float* __restrict__ first_modulation,
                        float2* __restrict__ scales, float4* __restrict__ rgb_weight) {
-  const int channel = threadIdx.x, layer = blockIdx.x;
-  const int64_t image = blockIdx.y;
+  const int channel = threadIdx.x, layer = blockIdx.y;
+  const int64_t image = blockIdx.x;
   SharedArrays shared;
   float* of_warps = shared.take<float>(2 * kInrWidth / 32);
   const auto modulation = [&](int of) {
@@ -186,10 +186,10 @@ void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t
   if (best.stages == 0 || plan.time < best.time) best = plan;
 }
 
-// Whether the environment asks for warpgroups. They are not the rule before it has been measured that they win.
-bool wants_warpgroups() {
+// Whether the environment refuses warpgroups: to compare, or to look for a mistake.
+bool refuses_warpgroups() {
   const char* asked = std::getenv("CIPS3D_WGMMA");
-  return asked != nullptr && std::strcmp(asked, "1") == 0;
+  return asked != nullptr && std::strcmp(asked, "0") == 0;
 }
 
 void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width) {
@@ -216,7 +216,7 @@ InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
     consider<FastPass>(best, device, images, pixels);
     consider<NarrowPass>(best, device, images, pixels);  // as good as the one before, so only where that has no room
     consider<SmallPass>(best, device, images, pixels);
-    if (wants_warpgroups()) consider_warpgroups(best, device, images, pixels, width);
+    if (!refuses_warpgroups()) consider_warpgroups(best, device, images, pixels, width);
   }
   return best;
 }
@@ -279,7 +279,7 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
   const dim3 pack_grid(order.chunks * columns / 32, layers), pack_block(32 * kPackWarps);
   launch(accurate ? pack_weights_kernel<true> : pack_weights_kernel<false>, pack_grid, pack_block,
          shared_bytes<float>(32 * kPackWarps), stream, tensors, order, columns, packed.slabs, packed.unscale);
-  launch(pack_scales_kernel, dim3(layers, blocks_for(images, 1)), dim3(kInrWidth),
+  launch(pack_scales_kernel, dim3(blocks_for(images, 1), layers), dim3(kInrWidth),
          shared_bytes<float>(2 * kInrWidth / 32), stream, tensors, packed.unscale, packed.first_modulation,
          packed.scales, packed.rgb_weight);
   const InrLayers planned = {{packed.slabs, order.before(layers), columns, plan.stages},

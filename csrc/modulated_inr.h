@@ -104,6 +104,7 @@ struct InrPass {
       }
 #pragma unroll 1
       for (int layer = 0; layer < layers.products; layer++) {
+        prefetch(layer);
         Held held;
         const bool two_chunks = layers.width > kStreamColumns;
         if (two_chunks) {
@@ -188,6 +189,25 @@ struct InrPass {
     }
   }
 
+  __device__ __forceinline__ bool has_rgb(int layer) const { return layer % 2 == 1 && layer / 2 >= layers.rgb_from; }
+
+  // Brings near what finish() reads of the columns of a layer, while it is multiplied: there are no registers to have
+  // it early.
+  __device__ __forceinline__ void prefetch(int layer) const {
+    constexpr int kScaleLines = kInrWidth * sizeof(float2) / kCacheLine;
+    constexpr int kColorLines = kInrWidth * sizeof(float4) / kCacheLine;
+    static_assert(kScaleLines + kColorLines <= kStreamThreads, "a line a thread");
+    int here = tile, line = threadIdx.x;
+    compute_here(here);  // or the image would be kept until finish()
+    const void* from = layers.scales + layers.scales_of(here / tiles_an_image(), layer);
+    if (line >= kScaleLines) {
+      line -= kScaleLines;
+      if (line >= kColorLines || !has_rgb(layer)) return;
+      from = layers.rgb_weight + (layer / 2 - layers.rgb_from) * kInrWidth;
+    }
+    prefetch_line(static_cast<const char*>(from) + line * kCacheLine);
+  }
+
   // Adds up the product of a layer, for a chunk of its columns.
   __device__ __forceinline__ void accumulate(Sums& chunk, int layer, int index) {
     const int slabs = ceil_div(layer == 0 ? layers.channels : layers.width, kSlab);
@@ -225,11 +245,11 @@ struct InrPass {
   __device__ __forceinline__ void finish_rows(const Sums& chunk, Held& held, int layer, int index, int row_group) {
     const int block = layer / 2, first_row = Product::first_row() + 8 * kPairRows * row_group;
     const bool ends_block = layer % 2 == 1, last = layer + 1 == layers.products;
-    const bool has_skip = ends_block && block >= layers.skip_from, has_rgb = ends_block && block >= layers.rgb_from;
+    const bool has_skip = ends_block && block >= layers.skip_from, colored = has_rgb(layer);
     const bool is_skip = ends_block && !last && block + 1 >= layers.skip_from;
     const int first_channel = index * kStreamColumns + Product::first_column();
     const float2* scales = layers.scales + layers.scales_of(image(), layer) + first_channel;
-    const float4* rgb_weight = layers.rgb_weight + (has_rgb ? block - layers.rgb_from : 0) * kInrWidth + first_channel;
+    const float4* rgb_weight = layers.rgb_weight + (colored ? block - layers.rgb_from : 0) * kInrWidth + first_channel;
     float rescale[kPairRows], most[kPairRows] = {}, rgb[kPairRows][3] = {};
 #pragma unroll
     for (int k = 0; k < kPairRows; k++) rescale[k] = factor[first_row + 8 * k];
@@ -237,7 +257,7 @@ struct InrPass {
     for (int n = 0; n < kGroups; n++) {
       const float4 scale = *reinterpret_cast<const float4*>(scales + 8 * n);
       float4 a = {}, b = {};
-      if (has_rgb) a = rgb_weight[8 * n], b = rgb_weight[8 * n + 1];
+      if (colored) a = rgb_weight[8 * n], b = rgb_weight[8 * n + 1];
       uint4* skip = skips(index, row_group, n);
       uint32_t words[kSkipWords] = {};
       if (has_skip) read_skips(words, skip);
@@ -254,7 +274,7 @@ struct InrPass {
         }
         if (is_skip) keep(words, k, x, y);
         if (ends_block) most[k] = fmaxf(most[k], fmaxf(fabsf(x), fabsf(y)));
-        if (has_rgb) {
+        if (colored) {
           rgb[k][0] = fmaf(x, a.x, fmaf(y, b.x, rgb[k][0]));
           rgb[k][1] = fmaf(x, a.y, fmaf(y, b.y, rgb[k][1]));
           rgb[k][2] = fmaf(x, a.z, fmaf(y, b.z, rgb[k][2]));
@@ -279,7 +299,7 @@ struct InrPass {
       most[k] = fmaxf(most[k], __shfl_xor_sync(~0u, most[k], 2));
       if (threadIdx.x % 4 == 0) atomicMax(largest + row, static_cast<int>(__float_as_uint(most[k])));
 #pragma unroll
-      for (int c = 0; has_rgb && c < 3; c++) {
+      for (int c = 0; colored && c < 3; c++) {
         float part = rgb[k][c];
         part += __shfl_xor_sync(~0u, part, 1);
         part += __shfl_xor_sync(~0u, part, 2);

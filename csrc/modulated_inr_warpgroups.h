@@ -5,7 +5,7 @@
 // full rate there. Two warpgroups take 64 pixels each through all layers and share the weights, which one thread copies
 // in bulk. All channels of a pixel belong to one warpgroup, even to one lane in four: nothing but the weights is waited
 // for together, and while one of them works on activations the other one multiplies. The stages between them let one be
-// 160 input channels ahead.
+// 128 input channels ahead.
 //
 // Slabs have no padding and no swizzle. A core matrix is 128 bytes in a row, which lie in all banks; the weights are
 // packed so, and a thread's fragment of eight columns of activations is its lane's word of a core matrix.
@@ -18,14 +18,16 @@ namespace cips3d {
 struct WarpgroupPass {
   static constexpr int kWarpgroups = 2, kGroupRows = 64, kRows = kWarpgroups * kGroupRows;
   static constexpr int kThreads = kWarpgroups * 128, kWarps = kThreads / 32;
-  static constexpr int kSlab = 32, kStages = 6;
+  static constexpr int kSlab = 32, kStages = 5;
   static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = kSlab * kStreamColumns;
   static constexpr int kCore = 8 * 8;                       // halves of a core matrix
   static constexpr int kColumnGroups = kStreamColumns / 8;  // of eight columns of a chunk
   static constexpr int kSkipUnits = kInrChunks * kColumnGroups / 2 * kThreads;
-  static constexpr size_t kBytes = shared_bytes<half>(kWarpgroups * kGroupHalves) +
-                                   shared_bytes<half>(kStages * kStageHalves) + shared_bytes<uint64_t>(kStages) +
-                                   shared_bytes<unsigned>(kStages) + 4 * shared_bytes<float>(kRows);
+  static constexpr size_t kBytes =
+      shared_bytes<half>(kWarpgroups * kGroupHalves) + shared_bytes<half>(kStages * kStageHalves) +
+      shared_bytes<uint64_t>(kStages) + shared_bytes<unsigned>(kStages) + 4 * shared_bytes<float>(kRows) +
+      shared_bytes<float2>(kWarpgroups * kStreamColumns) + shared_bytes<float4>(kWarpgroups * kStreamColumns) +
+      shared_bytes<uint64_t>(kWarpgroups);
 
   using Sums = float[kStreamColumns / 2];   // of a chunk: [column group, r, 2], see warpgroup.h
   using Held = uint32_t[kColumnGroups][2];  // activations of a chunk, pairs of halves of rows r
@@ -37,10 +39,15 @@ struct WarpgroupPass {
   unsigned* emptied;  // [kStages] how many warps are done with a slab, of all slabs so far
   float* inverse;     // [kRows] of the scales
   float* rgb;         // [kRows, 3]
-  int slab, slabs;    // the next one to be multiplied, of how many, through all tiles
-  int tile;           // of kRows pixels of an image, counted through all images
-  float factor[2];    // of the scales of the thread's rows, new in this block
-  float largest[2];   // of a block's output so far, of the thread's columns
+  // Of the chunk that a warpgroup multiplies; there before its product is. From memory they would be waited for in
+  // every column group, since there are no registers to have them early.
+  float2* scales;       // [kWarpgroups, kStreamColumns] see InrLayers
+  float4* rgb_weight;   // [kWarpgroups, kStreamColumns]
+  uint64_t* described;  // [kWarpgroups] whose phases end when both are there
+  int slab, slabs;      // the next one to be multiplied, of how many, through all tiles
+  int tile;             // of kRows pixels of an image, counted through all images
+  float factor[2];      // of the scales of the thread's rows, new in this block
+  float largest[2];     // of a block's output so far, of the thread's columns
 
   __device__ __forceinline__ WarpgroupPass(SharedArrays& shared, const InrLayers& given)
       : layers(given),
@@ -50,6 +57,9 @@ struct WarpgroupPass {
         emptied(shared.take<unsigned>(kStages)),
         inverse(shared.take<float>(kRows)),
         rgb(shared.take<float>(3 * kRows)),
+        scales(shared.take<float2>(kWarpgroups * kStreamColumns)),
+        rgb_weight(shared.take<float4>(kWarpgroups * kStreamColumns)),
+        described(shared.take<uint64_t>(kWarpgroups)),
         slab(0),
         tile(blockIdx.x) {}
 
@@ -59,6 +69,7 @@ struct WarpgroupPass {
     slabs = tile < tiles ? ceil_div<int>(tiles - tile, gridDim.x) * layers.slabs.count : 0;
     if (threadIdx.x == 0) {
       for (int stage = 0; stage < kStages; stage++) phase_barrier_init(filled + stage, 1), emptied[stage] = 0;
+      for (int group = 0; group < kWarpgroups; group++) phase_barrier_init(described + group, 1);
       phase_barrier_init_fence();
     }
     __syncthreads();
@@ -75,10 +86,13 @@ struct WarpgroupPass {
         const bool two_chunks = layers.width > kStreamColumns;
         if (two_chunks) {
           Sums sums;
+          describe(layer, 0);
           accumulate(sums, layer);
           finish<true>(sums, held, layer, 0);
+          warpgroup_sync();  // all its warps have read what describes the chunk
         }
         Sums sums;
+        describe(layer, two_chunks);
         accumulate(sums, layer);
         warpgroup_sync();  // all its warps have read the activations
         if (two_chunks) release(held);
@@ -188,6 +202,21 @@ struct WarpgroupPass {
     }
   }
 
+  __device__ __forceinline__ bool has_rgb(int layer) const { return layer % 2 == 1 && layer / 2 >= layers.rgb_from; }
+
+  // Starts to copy the scales and the colours' weights of a chunk, which none of the warpgroup reads any more.
+  __device__ __forceinline__ void describe(int layer, int chunk) const {
+    constexpr int kScaleBytes = kStreamColumns * sizeof(float2), kColorBytes = kStreamColumns * sizeof(float4);
+    if (threadIdx.x % 128 > 0) return;
+    const int first = chunk * kStreamColumns, own = warpgroup() * kStreamColumns;
+    uint64_t* barrier = described + warpgroup();
+    phase_barrier_expect(barrier, kScaleBytes + (has_rgb(layer) ? kColorBytes : 0));
+    copy_bulk<kScaleBytes>(scales + own, layers.scales + layers.scales_of(image(), layer) + first, barrier);
+    if (has_rgb(layer))
+      copy_bulk<kColorBytes>(rgb_weight + own, layers.rgb_weight + (layer / 2 - layers.rgb_from) * kInrWidth + first,
+                             barrier);
+  }
+
   // The product of a layer, for a chunk of its columns.
   __device__ __forceinline__ void accumulate(Sums& sums, int layer) {
     const int count = ceil_div(layer == 0 ? layers.channels : layers.width, kSlab);
@@ -214,19 +243,22 @@ struct WarpgroupPass {
       slab++;
     }
     wgmma_wait<0>(sums);
-    leave(slab - 1);
+    if (count > 0) leave(slab - 1);  // there are features without channels
   }
 
   // What follows a product: activations for the next one, which kHold keeps in registers; skips; colours; and the
   // largest number of each row.
   template <bool kHold>
   __device__ __forceinline__ void finish(const Sums& sums, Held& held, int layer, int chunk) {
-    const int block = layer / 2, first_channel = chunk * kStreamColumns + column();
+    const int block = layer / 2;
     const bool ends_block = layer % 2 == 1, last = layer + 1 == layers.products;
-    const bool has_skip = ends_block && block >= layers.skip_from, has_rgb = ends_block && block >= layers.rgb_from;
+    const bool has_skip = ends_block && block >= layers.skip_from, colored = has_rgb(layer);
     const bool is_skip = ends_block && !last && block + 1 >= layers.skip_from;
-    const float2* scales = layers.scales + layers.scales_of(image(), layer) + first_channel;
-    const float4* rgb_weight = layers.rgb_weight + (has_rgb ? block - layers.rgb_from : 0) * kInrWidth + first_channel;
+    // Through a shuffle the compiler knows the barrier to be the same in a whole warp. Otherwise it would take the wait
+    // for one where threads part, and matrix instructions behind such a one do not overlap.
+    const int own = __shfl_sync(~0u, warpgroup(), 0);
+    // How many chunks there were before is even but for these: there are two a layer, and an even number of layers.
+    phase_barrier_wait(described + own, layers.width > kStreamColumns ? chunk : layer % 2);
     float colors[2][3] = {};
     constexpr int kAhead = 4;  // units of skips on their way at a time: they come from L2
 #pragma unroll
@@ -242,9 +274,10 @@ struct WarpgroupPass {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const int n = 2 * (first + i) + j;
-          const float4 scale = *reinterpret_cast<const float4*>(scales + 8 * n);
+          const int channel = own * kStreamColumns + 8 * n + column();
+          const float4 scale = *reinterpret_cast<const float4*>(scales + channel);
           float4 a = {}, b = {};
-          if (has_rgb) a = rgb_weight[8 * n], b = rgb_weight[8 * n + 1];
+          if (colored) a = rgb_weight[channel], b = rgb_weight[channel + 1];
 #pragma unroll
           for (int r = 0; r < 2; r++) {
             float x = sums[4 * n + 2 * r] * scale.x, y = sums[4 * n + 2 * r + 1] * scale.z;
@@ -256,7 +289,7 @@ struct WarpgroupPass {
             }
             words[j][r] = Operand<half>::pack(x, y);
             if (ends_block) largest[r] = fmaxf(largest[r], fmaxf(fabsf(x), fabsf(y)));
-            if (has_rgb) {
+            if (colored) {
               colors[r][0] = fmaf(x, a.x, fmaf(y, b.x, colors[r][0]));
               colors[r][1] = fmaf(x, a.y, fmaf(y, b.y, colors[r][1]));
               colors[r][2] = fmaf(x, a.z, fmaf(y, b.z, colors[r][2]));
@@ -271,7 +304,7 @@ struct WarpgroupPass {
         if (is_skip) *skips(chunk, first + i) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
       }
     }
-    if (!has_rgb) return;
+    if (!colored) return;
 #pragma unroll
     for (int r = 0; r < 2; r++)
 #pragma unroll

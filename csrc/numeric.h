@@ -34,12 +34,24 @@ constexpr float kLargestHalf = 65504.0f;
 __device__ __forceinline__ float clamp_to_half(float x) { return fminf(fmaxf(x, -kLargestHalf), kLargestHalf); }
 
 // Has a number computed here. A compiler moves what only a condition's branch needs into it, where one sine after the
-// other would wait for its own result.
-__device__ __forceinline__ void compute_here(float& x) {
+// other would wait for its own result; and what is needed here and later it would keep in registers until then.
+__device__ __forceinline__ void compute_here([[maybe_unused]] float& x) {
 #if defined(__CUDACC__)
   asm volatile("" : "+f"(x));
-#else
-  (void)x;
+#endif
+}
+__device__ __forceinline__ void compute_here([[maybe_unused]] int& i) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(i));
+#endif
+}
+
+constexpr int kCacheLine = 128;  // bytes
+
+// Has a line of device memory brought to the multiprocessor's cache, without waiting for it.
+__device__ __forceinline__ void prefetch_line([[maybe_unused]] const void* there) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(there));
 #endif
 }
 

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -56,27 +55,6 @@ class SharedArrays {
 #endif
 };
 
-// launch(kernel<A, B>, grid, block, shared bytes, stream, arguments...): `kernel<<<...>>>` that checks itself and that
-// a C++ compiler can read. Throws std::runtime_error where the launch was refused.
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-            Arguments... arguments) {
-#if defined(__CUDACC__)
-  constexpr size_t kAlwaysAllowed = 48 * 1024;
-  cudaError_t error = cudaSuccess;
-  if (shared > kAlwaysAllowed)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error == cudaSuccess) {
-    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
-    error = cudaGetLastError();
-  }
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-#else
-  (void)stream;
-  emulation::run_grid(grid, block, shared, [=] { kernel(static_cast<Parameters>(arguments)...); });
-#endif
-}
-
 constexpr size_t kSharedOverhead = 1024;  // bytes of shared memory that every block takes besides its own
 
 // Bytes of shared memory that a block may have on an architecture of version 10 * major + minor.
@@ -100,45 +78,29 @@ struct DeviceLimits {
   bool warpgroups;                             // whether it runs code for sm_90a (warpgroup.h)
 };
 
-#if defined(__CUDACC__)
-template <class = void>
-__global__ void nothing_kernel() {}
-#endif
-
-#if defined(__CUDACC__)
-inline DeviceLimits ask_for_limits(int device) {
-  int multiprocessors = 0, block = 0, multiprocessor = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  cudaFuncAttributes code = {};
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, nothing_kernel<>);
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-  const size_t of_code = shared_of_architecture(code.ptxVersion), of_device = block;
-#if defined(CIPS3D_SM_90A)  // the build compiles for it instead of sm_90
-  const bool warpgroups = code.ptxVersion == 90 && code.binaryVersion == 90;
-#else
-  const bool warpgroups = false;
-#endif
-  return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor), warpgroups};
-}
-#endif
-
 // Of the current device and the code that it runs; the emulation is a small GPU with the shared memory of compute
-// capability 9.0.
-inline DeviceLimits device_limits() {
+// capability 9.0 (device_limits.cu).
+DeviceLimits device_limits();
+
+// launch(kernel<A, B>, grid, block, shared bytes, stream, arguments...): `kernel<<<...>>>` that checks itself and that
+// a C++ compiler can read. Throws std::runtime_error where the launch was refused.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+            Arguments... arguments) {
 #if defined(__CUDACC__)
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
+  constexpr size_t kAlwaysAllowed = 48 * 1024;
+  cudaError_t error = cudaSuccess;
+  if (shared > kAlwaysAllowed)  // always the same limit: a graph may hold launches that took more than this one
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(device_limits().shared_block));
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+    error = cudaGetLastError();
+  }
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-  thread_local std::vector<DeviceLimits> known;  // by device: asking takes as long as a launch
-  if (known.size() <= static_cast<size_t>(device)) known.resize(device + 1);
-  if (known[device].multiprocessors == 0) known[device] = ask_for_limits(device);
-  return known[device];
 #else
-  const size_t limit = emulation::shared_limit();
-  return {2, limit, limit + kSharedOverhead, limit == shared_of_architecture(90)};
+  (void)stream;
+  emulation::run_grid(grid, block, shared, [=] { kernel(static_cast<Parameters>(arguments)...); });
 #endif
 }
 

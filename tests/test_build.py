@@ -427,6 +427,25 @@ def test_a_spilling_kernel_fails_the_check(tmp_path: Path, capsys: pytest.Captur
     assert resources.main([str(tmp_path / "report.txt"), "--architectures", "80"]) == 0
 
 
+def test_matrix_instructions_that_do_not_overlap_fail_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The compiler says so in a line and goes on."""
+    notice = (
+        "ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to "
+        "insufficient register resources for the wgmma pipeline in the function '_Z3addPf'\n"
+    )
+    good = REPORT.replace(
+        "16 bytes stack frame, 12 bytes spill stores, 4", "0 bytes stack frame, 0 bytes spill stores, 0"
+    )
+    report = tmp_path / "report.txt"
+    report.write_text(good)
+    assert resources.main([str(report)]) == 0
+    report.write_text(notice + good)
+    assert resources.main([str(report)]) == 1
+    assert "do not overlap: insufficient register resources" in capsys.readouterr().err
+
+
 def test_a_report_that_lacks_something_fails_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.txt"
     report.write_text(REPORT)

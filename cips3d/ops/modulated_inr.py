@@ -63,9 +63,8 @@ def modulated_inr(
         negative_slope: of the leaky ReLU, not negative.
         precision: of the kernel's products, see `Precision`; under autocast it is "fast". Its operands are then
             float16, which cannot overflow, since every pixel has a scale of its own. Plain PyTorch goes by autocast and
-            its own settings. Colours are always added up in float32. With "fast", the environment variable
-            CIPS3D_WGMMA=1 asks for the kernel that only compute capability 9.0 has, for widths of 193 to 256 and of
-            449 to 512.
+            its own settings. Colours are always added up in float32. With "fast", compute capability 9.0 has a kernel
+            of its own for widths of 193 to 256 and of 449 to 512; the environment variable CIPS3D_WGMMA=0 refuses it.
         keep_activations: compute through `composed_inr`, for a backward that is quicker by a forward.
 
     Returns:

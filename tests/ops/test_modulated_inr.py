@@ -149,8 +149,15 @@ PASSES = [
 @pytest.mark.parametrize("width", [512, 200])
 @pytest.mark.parametrize(("precision", "limit", "pixels", "rows"), PASSES)
 def test_every_kernel(
-    kernel_backend: Backend, precision: Precision, limit: int, pixels: int, rows: int, width: int
+    kernel_backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    limit: int,
+    pixels: int,
+    rows: int,
+    width: int,
 ) -> None:
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")  # those of every architecture
     s = Setting(32, width, 2, 1, 0, pixels=pixels, images=1)
     ours, exact = both(sample_inputs(s), kernel_backend)
     expected = run(exact, s)
@@ -165,8 +172,8 @@ def test_every_kernel(
 
 @pytest.fixture
 def warpgroups(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Callable[[Setting], None]:
-    """Asks for the kernel that only compute capability 9.0 has; gives a check that it is what a setting gets."""
-    monkeypatch.setenv("CIPS3D_WGMMA", "1")
+    """A check that a setting gets the kernel that only compute capability 9.0 has."""
+    monkeypatch.delenv("CIPS3D_WGMMA", raising=False)
 
     def check(s: Setting) -> None:
         sizes = (s.images, s.pixels, s.width)
@@ -196,16 +203,24 @@ def test_warpgroups(kernel_backend: Backend, warpgroups: Callable[[Setting], Non
         assert torch.equal(run(ours, s, "fast"), found)
 
 
-def test_warpgroups_are_asked_for(
+def test_features_without_channels(kernel_backend: Backend) -> None:
+    """Several tiles a block, so that what none of the first layer's slabs starts is not waited for."""
+    s = Setting(0, 256, 2, 2, 0, pixels=700, images=1)
+    ours, _ = both(sample_inputs(s), kernel_backend)
+    for precision in TOLERANCE:
+        assert torch.equal(run(ours, s, precision), torch.zeros(1, 700, 3, device=kernel_backend.device))
+
+
+def test_warpgroups_can_be_refused(
     kernel_backend: Backend, warpgroups: Callable[[Setting], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And only for float16 operands and widths that fill whole chunks."""
+    """And are only for float16 operands and widths that fill whole chunks."""
     s = WARPGROUPS["two chunks, skips"]
     warpgroups(s)
     chosen = kernels.module_for(kernel_backend.device).modulated_inr_warpgroups
     assert not chosen(0, s.images, s.pixels, s.width, True)
     assert not chosen(0, s.images, s.pixels, 300, False)
-    monkeypatch.delenv("CIPS3D_WGMMA")
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")
     assert not chosen(0, s.images, s.pixels, s.width, False)
 
 
