@@ -18,19 +18,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ops_speed import HEAD, Result, row
+from conditions import prepared_device
+from figures import HEAD, Result, result_of, row
 from picture_cases import Pictures
 from timing import Stopwatch, Timing
 from torch import Tensor
 
 from cips3d.errors import exit_on_user_error
 from cips3d.files import atomic_file
-from cips3d.training.distributed import choose_device
 
 SIDES = (256, 512, 1024)
 
 
-def fitting(name: str, stopwatch: Stopwatch, run: Callable[[], object]) -> Timing | None:
+def fitting(name: str, stopwatch: Callable[[Callable[[], object]], Timing], run: Callable[[], object]) -> Timing | None:
     """The run, timed; None, with a line, where it needs more memory than the device has."""
     try:
         return stopwatch(run)
@@ -49,15 +49,11 @@ def training(stopwatch: Stopwatch) -> dict[str, Result]:
         "highest": partial(pictures.ours, "highest"),
         "fast": partial(pictures.ours, "fast"),
     }
-    few = Stopwatch(stopwatch.device, repeats=5, warm_up=2)
+    few = partial(stopwatch, repeats=5, warm_up=2)
     timings = {way: fitting(way, few, partial(pictures.gradients, render)) for way, render in ways.items()}
     published = timings["published"]
     return {
-        f"generator_step_256_{way}": Result(
-            ms=timing.ms,
-            ratio_vs_eager=None if published is None else published.ms / timing.ms,
-            peak_mb=timing.peak_mb,
-        )
+        f"generator_step_256_{way}": result_of(timing, eager=published)
         for way, timing in timings.items()
         if timing is not None
     }
@@ -66,12 +62,12 @@ def training(stopwatch: Stopwatch) -> dict[str, Result]:
 def rendering(stopwatch: Stopwatch) -> dict[str, Result]:
     """One picture of growing size, with "fast" products."""
     results: dict[str, Result] = {}
-    few = Stopwatch(stopwatch.device, repeats=5, warm_up=2)
+    few = partial(stopwatch, repeats=5, warm_up=2)
     for side in SIDES if stopwatch.device.type == "cuda" else (16, 32):
         pictures = Pictures(stopwatch.device, 1, side)
         with torch.no_grad():
             timing = few(partial(pictures.ours, "fast"))
-        results[f"picture_{side}"] = Result(ms=timing.ms, peak_mb=timing.peak_mb)
+        results[f"picture_{side}"] = result_of(timing)
     return results
 
 
@@ -80,7 +76,7 @@ def command() -> int:
     parser.add_argument("--device", default="auto", help="cuda, cuda:N, auto, or cpu to see that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
-    stopwatch = Stopwatch(choose_device(arguments.device))
+    stopwatch = Stopwatch(prepared_device(arguments.device))
     print(HEAD, flush=True)
     results: dict[str, Result] = {}
     for measure in (training, rendering):

@@ -1,15 +1,16 @@
-"""The ops that are timed: inputs, our call, the baseline, and the least that any implementation has to move and do."""
+"""The ops that are timed: inputs, our call, plain PyTorch, and the least that any implementation has to move and do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import op_baselines
 import torch
+from timing import Work
 from torch import Tensor
 
 from cips3d.ops import (
@@ -30,22 +31,34 @@ Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class Formulation:
+    """An op in plain PyTorch."""
+
+    function: Function
+    tf32: bool = False
+    """float32 products on a GPU may round their operands to TF32"""
+    for_compiler: bool = True
+    """False: a compiler makes as good or better of the others"""
+
+
+@dataclass(frozen=True)
 class Case:
     """One op on one size."""
 
     name: str
     ours: Function
-    baseline: Function
+    plain: Sequence[Formulation]
+    """what may suit eager PyTorch or a compiler best, at most two for the latter; the fastest counts"""
     inputs: Sequence[Tensor]
     """those that require gradients are differentiated in the backward"""
-    forward_bytes: float
-    """every input read once, every output written once"""
-    backward_bytes: float | None
-    """the same of the gradients; None: there is no backward"""
-    forward_flops: float = 0.0
-    backward_flops: float = 0.0
-    dtype: str = "float32"
-    """of the products (`Ceilings.flops_per_second`)"""
+    forward: Work
+    backward: Work | None
+    """of the gradients; None: there is no backward"""
+
+
+def formulations(best: Function, *eager: Function) -> list[Formulation]:
+    """One for eager PyTorch and a compiler, and others that may be quicker in eager PyTorch."""
+    return [Formulation(best), *(Formulation(function, for_compiler=False) for function in eager)]
 
 
 def size_of(*tensors: Tensor) -> int:
@@ -58,51 +71,33 @@ def discriminator_cases(device: torch.device, *, small: bool) -> list[Case]:
     images, channels, side = (2, 4, 32) if small else (16, 128, 256)
     x = torch.randn(images, channels, side, side, device=device, requires_grad=True)
     bias = torch.randn(channels, device=device, requires_grad=True)
-    taps = binomial_kernel().to(device)
-    plane = size_of(x)
-    cases = [
-        Case("fused_leaky_relu", bias_leaky_relu, op_baselines.bias_leaky_relu, (x, bias), 2 * plane, 3 * plane),
-        Case(
-            "upfirdn2d",
-            lambda x: upfirdn2d(x, taps, padding=(2, 1)),
-            lambda x: op_baselines.blur(x, taps),
-            (x,),
-            2 * plane,
-            2 * plane,
-        ),
-        Case(
-            "upfirdn2d_down",
-            lambda x: upfirdn2d(x, taps, down=2, padding=1),
-            lambda x: op_baselines.downsample(x, taps),
-            (x,),
-            1.25 * plane,
-            1.25 * plane,
-        ),
-    ]
-    halves = torch.randn(images, channels, side // 2, side // 2, device=device, requires_grad=True)
-    doubled = 5 * size_of(halves)  # one part read, four written
-    cases.append(
-        Case(
-            "upfirdn2d_up",
-            lambda x: upfirdn2d(x, taps, up=2, padding=(2, 1)),
-            lambda x: op_baselines.upsample(x, taps),
-            (halves,),
-            doubled,
-            doubled,
-        )
-    )
     half_x, half_bias = (t.detach().half().requires_grad_() for t in (x, bias))
-    cases.append(
-        Case(
-            "fused_leaky_relu_fp16",
-            bias_leaky_relu,
-            op_baselines.bias_leaky_relu,
-            (half_x, half_bias),
-            plane,
-            1.5 * plane,
+    halves = torch.randn(images, channels, side // 2, side // 2, device=device, requires_grad=True)
+    plane = size_of(x)
+    doubled = Work(5 * size_of(halves))  # one part read, four written; backward the other way round
+    taps = binomial_kernel().to(device)
+    numbers = taps.tolist()
+
+    def resampled(name: str, x: Tensor, work: Work, conv: Function, slices: Function, **how: Any) -> Case:
+        return Case(
+            name,
+            lambda x: upfirdn2d(x, taps, **how),
+            formulations(lambda x: slices(x, numbers), lambda x: conv(x, taps)),
+            *((x,), work, work),
         )
-    )
-    return cases
+
+    activation = formulations(op_baselines.scaled_bias_leaky_relu, op_baselines.bias_leaky_relu)
+    fused = (bias_leaky_relu, activation)
+    plain = op_baselines
+    return [
+        Case("fused_leaky_relu", *fused, (x, bias), Work(2 * plane), Work(3 * plane)),
+        resampled("upfirdn2d", x, Work(2 * plane), plain.blur, plain.blur_by_slices, padding=(2, 1)),
+        resampled(
+            "upfirdn2d_down", x, Work(1.25 * plane), plain.downsample, plain.downsample_by_slices, down=2, padding=1
+        ),
+        resampled("upfirdn2d_up", halves, doubled, plain.upsample, plain.upsample_by_slices, up=2, padding=(2, 1)),
+        Case("fused_leaky_relu_fp16", *fused, (half_x, half_bias), Work(plane), Work(1.5 * plane)),
+    ]
 
 
 def ray_cases(device: torch.device, *, small: bool) -> list[Case]:
@@ -120,17 +115,17 @@ def ray_cases(device: torch.device, *, small: bool) -> list[Case]:
         Case(
             "sample_stratified",
             lambda o, d, u: stratified_points(o, d, u, 0.88, 1.12),
-            op_baselines.stratified,
+            formulations(op_baselines.stratified),
             (origins, directions, u),
-            rays + 2 * size_of(u) + points,
-            rays + size_of(u) + points,
+            Work(rays + 2 * size_of(u) + points),
+            Work(rays + size_of(u) + points),
         ),
         Case(
             "sample_importance",
             lambda t, w, u: importance_depths(t, w, u)[1:],
-            op_baselines.importance,
+            formulations(op_baselines.importance),
             (depths, weights, u),
-            size_of(depths, weights, u) + (4 + 4 + 2 * 8) * u.numel() + 4 * u.numel(),
+            Work(size_of(depths, weights, u) + (4 + 4 + 2 * 8) * u.numel() + 4 * u.numel()),
             None,
         ),
     ]
@@ -144,10 +139,10 @@ def ray_cases(device: torch.device, *, small: bool) -> list[Case]:
         Case(
             "composite",
             lambda s, f, t: composite(s, f, t)[:3],
-            op_baselines.composite,
+            formulations(op_baselines.composite, op_baselines.composite_by_products),
             (density, features, sorted_depths),
-            size_of(features) + 3 * scalars + summed,
-            2 * size_of(features) + 4 * scalars + summed,
+            Work(size_of(features) + 3 * scalars + summed),
+            Work(2 * size_of(features) + 4 * scalars + summed),
         )
     )
     return cases
@@ -164,28 +159,20 @@ def network_cases(device: torch.device, *, small: bool) -> list[Case]:
     shift = torch.randn(images, width, device=device, requires_grad=True)
     flops = 2.0 * images * points * width * width
     film = (x, weight, bias, gain, shift)
+
+    def film_case(name: str, ours: Function, plain: Sequence[Formulation], passes: int) -> Case:
+        forward = Work(2 * size_of(x), flops, "float16", passes)
+        return Case(name, ours, plain, film, forward, Work(3 * size_of(x), 2 * flops, "float16", passes))
+
+    in_float32 = Formulation(op_baselines.film_siren)
+    rounded = Formulation(partial(op_baselines.film_siren, operands=torch.float16))
     cases = [
-        Case(
-            "film_siren",
-            film_siren,
-            op_baselines.film_siren,
-            film,
-            2 * size_of(x),
-            3 * size_of(x),
-            3 * flops,  # three float16 products stand for one float32 product
-            9 * flops,
-            "float16",
-        ),
-        Case(
+        film_case("film_siren", film_siren, [in_float32], passes=3),
+        film_case(
             "film_siren_fast",
-            lambda *inputs: film_siren(*inputs, precision="fast"),
-            op_baselines.film_siren,
-            film,
-            2 * size_of(x),
-            3 * size_of(x),
-            flops,
-            3 * flops,
-            "float16",
+            partial(film_siren, precision="fast"),
+            [rounded, replace(in_float32, tf32=True)],
+            passes=1,
         ),
     ]
     pixels, channels = (64, 32) if small else (65536, 512)
@@ -199,11 +186,10 @@ def network_cases(device: torch.device, *, small: bool) -> list[Case]:
             lambda p, d, s, m, w, c: modulated_epilogue(
                 p, d, skip=s, next_modulation=m, rgb_weight=w, rgb=c, negative_slope=0.2
             ),
-            op_baselines.modulated_epilogue,
+            [Formulation(op_baselines.modulated_epilogue_16_bit), Formulation(op_baselines.modulated_epilogue)],
             (product, scale, skip, modulation, rgb_weight, rgb),
-            4 * size_of(product) + 2 * size_of(rgb),
-            6 * size_of(product) + 2 * size_of(rgb),
-            dtype="float16",
+            Work(4 * size_of(product) + 2 * size_of(rgb)),
+            Work(6 * size_of(product) + 2 * size_of(rgb)),
         )
     )
     return cases
@@ -239,22 +225,17 @@ def inr_cases(device: torch.device, *, small: bool) -> list[Case]:
 
         return run
 
-    def baseline(operands: torch.dtype) -> Function:
-        return partial(op_baselines.modulated_inr, skip_from=skip_from, operands=operands)
-
     def case(name: str, precision: Precision, keep_activations: bool) -> Case:
         fast = precision == "fast"
-        factor = 1 if fast else 3  # three float16 products stand for one float32 product
+        passes = 1 if fast else 3
+        plain = partial(op_baselines.modulated_inr, skip_from=skip_from, operands=half if fast else torch.float32)
         return Case(
             name,
             ours(precision, keep_activations),
-            baseline(half if fast else torch.float32),
+            [Formulation(partial(plain, folded=True)), Formulation(partial(plain, folded=False))],
             inputs,
-            moved,
-            2 * moved,
-            factor * flops,
-            factor * 2 * flops,
-            "float16",
+            Work(moved, flops, "float16", passes),
+            Work(2 * moved, 2 * flops, "float16", passes),
         )
 
     return [

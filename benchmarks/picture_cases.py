@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 
 import best_formulation
 import published_formulation
 import torch
+from compiling import compiled_by_torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
@@ -15,7 +15,6 @@ from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Styles
 from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 
-COMPILED = "max-autotune-no-cudagraphs"  # CUDA graphs save launches, which whole pictures do not wait for
 GROUP = 4  # images at a time where every sample's activations are held
 
 
@@ -28,12 +27,6 @@ def multiply_adds(config: CIPS3DConfig, resolution: int, samples: int) -> int:
     rgb = 3 * inr * (config.inr_blocks - config.inr_rgb_from)
     pixel = config.features * inr + (2 * config.inr_blocks - 1) * inr * inr + rgb
     return resolution**2 * (2 * samples * sample + ray + pixel)
-
-
-@functools.cache
-def compiled_by_torch(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function, compiled with every choice measured; the first call takes minutes."""
-    return torch.compile(function, mode=COMPILED, dynamic=False)
 
 
 class Pictures:

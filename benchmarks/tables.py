@@ -36,6 +36,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def render_speed(record: Record) -> str:
+    if "results" in record:  # of a GPU
+        return pictures(record)
     rows = []
     for figures in record["figures"]:
         side = figures["resolution"]
@@ -86,25 +88,39 @@ def yaw(response: Record | None) -> str:
 
 
 def suite(record: Record) -> str:
-    rows = [
-        [
-            f"`{name}`",
-            f"{result['ms']:.3g}",
-            optional(result["ratio_vs_eager"], ".2f"),
-            optional(result["ratio_vs_compile"], ".2f"),
-            optional(result["fraction_of_limit"], ".0%"),
-            optional(result["peak_mb"], ".0f"),
-        ]
-        for name, result in record["results"].items()
+    rows = [[f"`{name}`", *measured(result)] for name, result in record["results"].items()]
+    return conditions(record) + markdown(["", *MEASURED], rows)
+
+
+def pictures(record: Record) -> str:
+    rows = [[f"`{name}`", f"{1e3 / result['ms']:.3g}", *measured(result)] for name, result in record["results"].items()]
+    return conditions(record) + markdown(["", "images/s", *MEASURED], rows)
+
+
+MEASURED = ("ms", "× eager", "× compile", "of limit", "GB/s", "TFLOP/s", "peak MB")
+
+
+def measured(result: Record) -> list[str]:
+    """A line of `figures.Result`; what a record does not have stays empty."""
+    return [
+        f"{result['ms']:.3g}",
+        optional(result.get("ratio_vs_eager"), ".2f"),
+        optional(result.get("ratio_vs_compile"), ".2f"),
+        optional(result.get("fraction_of_limit"), ".0%"),
+        optional(result.get("bytes_per_second"), ".0f", 1e9),
+        optional(result.get("flops_per_second"), ".3g", 1e12),
+        optional(result.get("peak_mb"), ".0f"),
     ]
+
+
+def conditions(record: Record) -> str:
     copy = record["ceilings"]["bytes_per_second"] / 1e12
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    title = f"{record['device']} (copy {copy:.2f} TB/s; driver {record['driver']}; {versions}):\n\n"
-    return title + markdown(["", "ms", "× eager", "× compile", "of limit", "peak MB"], rows)
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version is not None)
+    return f"{record['device']} (copy {copy:.2f} TB/s; driver {record['driver']}; {versions}):\n\n"
 
 
-def optional(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def optional(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None else format(value / scale, form)
 
 
 KINDS: dict[str, Callable[[Record], str]] = {

@@ -54,6 +54,7 @@ def test_16_bits(pictures: Pictures) -> None:
 
 
 def test_best_formulation_in_float64(pictures: Pictures) -> None:
+    """Its picture, the gradients of its weights, and the features of its rays alone."""
     generator = Pictures(torch.device("cpu"), 2, 4, samples=4, config=CONFIG).generator.double()
     styles = type(pictures.styles)(*(style.double()[:2] for style in pictures.styles))
     rays = pictures.cameras[:2].rays(4)
@@ -61,12 +62,14 @@ def test_best_formulation_in_float64(pictures: Pictures) -> None:
     draws = draw_random(2, 16, pictures.settings, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features, _ = generator.nerf(rays, styles.shape, pictures.settings, draws)
     expected = generator.inr(features, generator.inr.fold(styles.appearance))
+    alone = best_formulation.features_of_rays(
+        *(generator.nerf, rays, styles.shape, pictures.settings, draws, torch.float64)
+    )
+    assert relative_l2(alone, features) < 1e-8
     found = best_formulation.render(generator, styles, rays, pictures.settings, draws)
     assert relative_l2(found, expected) < 1e-8  # float64 through sines of tens of radians
-    gradients = [
-        torch.autograd.grad(x.square().sum(), list(generator.inr.parameters()), retain_graph=True)
-        for x in (found, expected)
-    ]
+    trained = [*generator.nerf.parameters(), *generator.inr.parameters()]
+    gradients = [torch.autograd.grad(x.square().sum(), trained, retain_graph=True) for x in (found, expected)]
     for a, b in zip(*gradients, strict=True):
         assert relative_l2(a, b) < 1e-7
 

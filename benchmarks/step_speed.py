@@ -1,0 +1,161 @@
+"""The training step of the published 256² stage: batch 4, gradients through every ray, R1 every 16 steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from figures import Result, result_of
+from memory import fitting
+from timing import Ceilings, Stopwatch, Timing, Work
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from cips3d.ops import kernels
+from cips3d.training.config import Amp, TrainConfig, settled
+from cips3d.training.distributed import Processes
+from cips3d.training.presets import preset
+from cips3d.training.schedule import moment
+from cips3d.training.state import TrainingState
+from cips3d.training.step import TrainingStep
+
+BFLOAT16 = Amp(nerf="bf16", inr="bf16", discriminator="bf16")
+
+
+def config_256(amp: Amp, *, on_gpu: bool) -> TrainConfig:
+    """Elsewhere than on a GPU, pictures of 8²."""
+    config = settled(replace(preset("ffhq"), batch_size=4, amp=amp))
+    stage = replace(config.stages[-1], freeze_nerf=False, grad_points=None)
+    if not on_gpu:
+        stage = replace(stage, resolution=8)
+    return replace(config, stages=(stage,), r1_every=16)
+
+
+class Steps:
+    """Steps of a configuration's first stage on a device, with R1 and without, on random images."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.state = TrainingState(config, Processes(device=device))
+        now = moment(config, 0)
+        self.state.enter_stage(now.stage_index, now.stage)
+        self.step = TrainingStep(self.state, config)
+        size = (now.stage.batch_size, 3, now.stage.resolution, now.stage.resolution)
+        self.real = torch.rand(size, device=device) * 2 - 1
+
+    def run(self, *, regularised: bool) -> None:
+        """One step.
+
+        Raises:
+            RuntimeError: a loss or gradient was not finite, so the step was left out and its time is none.
+        """
+        now = moment(self.config, 0 if regularised else 1)
+        assert now.r1_now is regularised
+        if not self.step(self.real, now).finite:
+            raise RuntimeError("a loss or gradient of a training step was not finite")
+
+    def timed(self, name: str, stopwatch: Stopwatch, repeats: int, warm_up: int = 2) -> Timing | None:
+        """The mean of an R1 interval; None where it needs more memory than there is."""
+
+        def of(regularised: bool) -> Timing | None:
+            run = partial(self.run, regularised=regularised)
+            return fitting(name, partial(stopwatch, repeats=repeats, warm_up=warm_up), run)
+
+        with_r1 = of(True)
+        without = None if with_r1 is None else of(False)
+        if with_r1 is None or without is None:
+            return None
+        return mean_of_interval(with_r1, without, self.config.r1_every)
+
+
+def mean_of_interval(regularised: Timing, ordinary: Timing, every: int) -> Timing:
+    """Of one step with R1 and `every` - 1 without."""
+
+    def mean(a: float, b: float) -> float:
+        return (a + (every - 1) * b) / every
+
+    host = None
+    if regularised.host_ms is not None and ordinary.host_ms is not None:
+        host = mean(regularised.host_ms, ordinary.host_ms)
+    return Timing(mean(regularised.ms, ordinary.ms), max(regularised.peak_mb, ordinary.peak_mb), host)
+
+
+class FlopCounter(TorchDispatchMode):
+    """FLOPs of what is computed inside, by PyTorch's own formulas.
+
+    `FlopCounterMode` itself follows modules too, which second derivatives of a discriminator's input do not bear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = self.convolutions = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            flops = formula(*args, **(kwargs or {}), out_val=out)
+            if "convolution" in str(func):
+                self.convolutions += flops
+            else:
+                self.products += flops
+        return out
+
+
+def counted_flops(run: Callable[[], object]) -> tuple[float, float]:
+    """FLOPs of the matrix products and of the convolutions that a function computes, in plain PyTorch."""
+    with FlopCounter() as counter, kernels.disabled():
+        run()
+    return counter.products, counter.convolutions
+
+
+def works_of(steps: Steps) -> list[Work]:
+    """A mean step's products and convolutions, as accurate as its configuration wants them.
+
+    With float32 networks, a product is three of float16 numbers, and convolutions are what cuDNN computes by default.
+    """
+    every = steps.config.r1_every
+    with_r1, without = (counted_flops(partial(steps.run, regularised=regularised)) for regularised in (True, False))
+    products, convolutions = ((a + (every - 1) * b) / every for a, b in zip(with_r1, without, strict=True))
+    if steps.config.amp == BFLOAT16:
+        return [Work(flops=products + convolutions, dtype="float16")]
+    dtype = "tfloat32" if torch.backends.cudnn.allow_tf32 else "float32"
+    return [Work(flops=products, dtype="float16", passes=3), Work(flops=convolutions, dtype=dtype)]
+
+
+def train_step_256(stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[str, Result]]:
+    """In float32 and under bfloat16 autocast, with kernels and with every op in plain PyTorch.
+
+    `train_step_256_bf16_of_float32` is the bfloat16 step once more, against plain PyTorch's in float32.
+    """
+    on_gpu = stopwatch.device.type == "cuda"
+    once = {} if on_gpu else {"repeats": 1, "warm_up": 0}  # elsewhere it only has to be seen to run
+    in_float32: Timing | None = None
+    for name, amp in (("train_step_256", Amp()), ("train_step_256_bf16", BFLOAT16)):
+        steps = Steps(config_256(amp, on_gpu=on_gpu), stopwatch.device)
+        ours = steps.timed(name, stopwatch, **({"repeats": 5} | once))
+        with kernels.disabled():
+            plain = steps.timed(f"{name}_plain", stopwatch, **({"repeats": 3} | once))
+        if ours is None:
+            continue
+        line = result_of(ours, eager=plain)
+        if plain is not None:
+            works = works_of(steps)
+            flops = sum(work.flops for work in works)
+            line = replace(
+                line,
+                fraction_of_limit=ceilings.floor_ms(*works) / ours.ms,
+                flops_per_second=flops / (ours.ms / 1e3),
+            )
+            yield name, line
+            yield f"{name}_plain", replace(result_of(plain), flops_per_second=flops / (plain.ms / 1e3))
+        else:
+            yield name, line
+        if amp == BFLOAT16 and in_float32 is not None:
+            yield f"{name}_of_float32", result_of(ours, eager=in_float32)
+        in_float32 = plain

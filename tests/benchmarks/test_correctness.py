@@ -1,0 +1,72 @@
+"""The kernels' tests come first, and what they find is noted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import correctness
+import pytest
+import suite
+import torch
+from correctness import run_tests
+from figures import Results
+
+from cips3d.errors import UserError
+
+TESTS = """
+import time
+
+def test_good_cuda(): pass
+def test_wrong_cuda(): assert False
+def test_slow_warpgroups(): time.sleep(600)
+"""
+
+
+@pytest.fixture
+def tests(tmp_path: Path) -> str:
+    (tmp_path / "test_some.py").write_text(TESTS)
+    return str(tmp_path)
+
+
+def test_outcomes(tests: str) -> None:
+    assert run_tests("good", 120, tests) is None
+    assert run_tests("cuda", 120, tests) == "1 tests failed: test_wrong_cuda (cuda)"
+    assert run_tests("slow", 4, tests) == "the tests (slow) did not end within 4 s"
+    with pytest.raises(UserError, match="nowhere"):
+        run_tests("nowhere", 120, tests)
+
+
+def test_tests_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correctness.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pytest is not here"):
+        run_tests("cuda", 1)
+
+
+@pytest.mark.parametrize("wrong", [None, "it hangs"])
+def test_without_warpgroups_where_they_fail(monkeypatch: pytest.MonkeyPatch, wrong: str | None) -> None:
+    """The tests and figures after that have to do without the kernel; all the others are measured all the same."""
+    monkeypatch.delenv(suite.VARIABLE, raising=False)
+    monkeypatch.setenv(suite.VARIABLE, "1")  # set back in the end
+    seen: list[tuple[str, str | None]] = []
+
+    def tests(selection: str, seconds: float, where: str = "") -> str | None:
+        seen.append((selection, os.environ.get(suite.VARIABLE)))
+        return wrong
+
+    monkeypatch.setattr(suite, "run_tests", tests)
+    monkeypatch.setattr(suite, "has_warpgroups", lambda device: True)
+    results = Results(lambda _: None)
+    device = torch.device("cuda")
+    suite.test_first(device, results, 100)
+    assert seen == [("cuda and warpgroups", "1"), ("cuda and not warpgroups", "1" if wrong is None else "0")]
+    assert results.failures == ({} if wrong is None else {"warpgroup tests": wrong, "tests": wrong})
+
+    class Watch:
+        device = torch.device("cuda")
+
+    planned = suite.parts(Watch(), None, results, None, argparse.Namespace(repeats=1, no_compile=False))  # type: ignore[arg-type]
+    names = [part.name for part in planned]
+    assert ("warpgroups" in names) is (wrong is None)
+    assert names[-1] == suite.COMPILING
