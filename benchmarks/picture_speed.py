@@ -16,7 +16,7 @@ from torch import Tensor
 from cips3d.models.generator import View
 from cips3d.ops import Precision
 
-OURS: dict[str, Precision] = {"": "fast", "_accurate": "highest"}
+OURS: dict[str, Precision] = {"": "fast", "_high": "high", "_accurate": "highest"}
 """our lines' ends, and their precision"""
 
 
@@ -29,7 +29,7 @@ def work_of(pictures: Pictures, precision: Precision) -> Work:
     """Products of 16-bit numbers, three of them for one that is as accurate as float32's."""
     samples = pictures.settings.samples
     flops = 2.0 * len(pictures.cameras) * multiply_adds(pictures.generator.config, pictures.side, samples)
-    return Work(flops=flops, dtype="float16", passes=1 if precision == "fast" else 3)
+    return Work(flops=flops, dtype="float16", passes=3 if precision == "highest" else 1)
 
 
 @torch.no_grad()

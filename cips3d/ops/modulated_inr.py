@@ -13,7 +13,7 @@ from cips3d.ops.checks import check_shape
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import warn_composed
 from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
-from cips3d.ops.precision import Precision, is_fast
+from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import differentiate_outputs
 
@@ -61,10 +61,11 @@ def modulated_inr(
         rgb_weights: [3, W] of each of the last blocks, at least of one.
         skip_from: blocks from this index on add their input to their output. Not 0 where F is not W.
         negative_slope: of the leaky ReLU, not negative.
-        precision: of the kernel's products, see `Precision`; under autocast it is "fast". Its operands are then
-            float16, which cannot overflow, since every pixel has a scale of its own. Plain PyTorch goes by autocast and
-            its own settings. Colours are always added up in float32. With "fast", compute capability 9.0 has a kernel
-            of its own for widths of 193 to 256 and of 449 to 512; the environment variable CIPS3D_WGMMA=0 refuses it.
+        precision: of the kernel's products, see `Precision`; under autocast it is "fast". Unless it is "highest", its
+            operands are float16, which cannot overflow, since every pixel has a scale of its own. Plain PyTorch goes by
+            autocast and its own settings. Colours are always added up in float32. For float16 operands compute
+            capability 9.0 has a kernel of its own, for widths of 193 to 256 and of 449 to 512; the environment variable
+            CIPS3D_WGMMA=0 refuses it.
         keep_activations: compute through `composed_inr`, for a backward that is quicker by a forward.
 
     Returns:
@@ -77,8 +78,9 @@ def modulated_inr(
     """
     check_modulated_inr(features, layers, rgb_weights, skip_from, negative_slope)
     fast = is_fast(precision) or torch.is_autocast_enabled(features.device.type)
+    rounds = fast or takes_float16(precision)
     if not keep_activations and _takes(features, layers, rgb_weights):
-        reason = why_not_fused(features, layers, negative_slope, fast=fast)
+        reason = why_not_fused(features, layers, negative_slope, fast=rounds)
         if reason is None:
             stacked = StackedLayers(
                 layers[0].weight,
@@ -88,7 +90,7 @@ def modulated_inr(
                 torch.stack([_given(layer.demodulation) for layer in layers], 1),
                 torch.stack(list(rgb_weights)),
             )
-            rgb: Tensor = _OP(features, *stacked, skip_from, negative_slope, fast)
+            rgb: Tensor = _OP(features, *stacked, skip_from, negative_slope, rounds, fast)
             return rgb
         warn_composed(reason, "computes pixels layer by layer")
     return composed_inr(features, layers, rgb_weights, skip_from=skip_from, negative_slope=negative_slope)
@@ -200,7 +202,7 @@ INPUTS = 1 + LAYERS  # tensors of the op
 
 def _reference(features: Tensor, *arguments: Any) -> Tensor:
     layers = StackedLayers(*arguments[:LAYERS])
-    skip_from, slope, _ = arguments[LAYERS:]
+    skip_from, slope, _, _ = arguments[LAYERS:]
     colors = list(layers.rgb_weight)
     rgb = composed_inr(features, layers.unstacked(), colors, skip_from=skip_from, negative_slope=slope)
     return rgb.contiguous()
@@ -208,7 +210,7 @@ def _reference(features: Tensor, *arguments: Any) -> Tensor:
 
 def _fake(features: Tensor, *arguments: Any) -> Tensor:
     layers = StackedLayers(*arguments[:LAYERS])
-    skip_from, slope, _ = arguments[LAYERS:]
+    skip_from, slope, _, _ = arguments[LAYERS:]
     check_modulated_inr(features, layers.unstacked(), list(layers.rgb_weight), skip_from, slope)
     wide = torch.promote_types(features.dtype, torch.float32)
     return features.new_empty(*features.shape[:2], 3, dtype=wide)
@@ -217,19 +219,19 @@ def _fake(features: Tensor, *arguments: Any) -> Tensor:
 def _kernel(features: Tensor, *arguments: Any) -> Tensor:
     rgb = _fake(features, *arguments)
     layers = StackedLayers(*arguments[:LAYERS])
-    skip_from, slope, fast = arguments[LAYERS:]
+    skip_from, slope, rounds, _ = arguments[LAYERS:]
     require_float32(features=features, **layers._asdict())
     if rgb.numel() == 0:
         return rgb
     count, colors = layers.demodulation.shape[1], layers.rgb_weight.shape[0]
     sizes = (*features.shape, layers.first_weight.shape[1], count)
     device = features.device
-    size = kernels.module_for(device).modulated_inr_workspace(device.index or 0, *sizes, colors, not fast)
+    size = kernels.module_for(device).modulated_inr_workspace(device.index or 0, *sizes, colors, not rounds)
     workspace = features.new_empty(size, dtype=torch.uint8)
     kernels.launch(
         "modulated_inr",
         *(x.contiguous() for x in (features, *layers)),
-        *(workspace, rgb, *sizes, skip_from, count // 2 - colors, slope, not fast),
+        *(workspace, rgb, *sizes, skip_from, count // 2 - colors, slope, not rounds),
     )
     return rgb
 
@@ -328,7 +330,7 @@ def _differentiate(
 
 def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     stacked = StackedLayers(*arguments[:LAYERS])
-    skip_from, slope, fast = arguments[LAYERS:]
+    skip_from, slope, _, fast = arguments[LAYERS:]
     dtype = torch.bfloat16 if fast else features.dtype  # float16 might not hold the gradients
     layers = [ModulatedWeight(of.weight.to(dtype), of.modulation, of.demodulation) for of in stacked.unstacked()]
     of_features = features.new_zeros(features.shape)
@@ -350,7 +352,7 @@ def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 _SCHEMA = (
     f"Tensor features, {', '.join(f'Tensor {name}' for name in StackedLayers._fields)}, "
-    "int skip_from, float negative_slope, bool fast"
+    "int skip_from, float negative_slope, bool float16_products, bool bfloat16_gradients"
 )
 _OP = define(
     f"modulated_inr({_SCHEMA}) -> Tensor",

@@ -10,10 +10,11 @@ Precision = Literal["highest", "high", "fast"]
 """Of products of float32 numbers, a promise of at least so much accuracy.
 
 - "highest": as accurate as float32. Kernels split every operand into two of 16 bits and add three products.
-- "high": as accurate as TF32, which keeps 11 bits of every operand. Kernels have no arithmetic of its own for it and
-  compute as for "highest".
-- "fast": operands rounded to 16 bits, sums in float32. Kernels of sine layers round to float16, which has TF32's 11
-  bits, since sines amplify what bfloat16 loses.
+- "high": as accurate as TF32, which keeps 11 bits of every operand. So does float16, which the kernels of whole
+  networks round to (`render_rays` up to 128 channels, `modulated_inr`); `modulated_inr`'s gradients are products of
+  float32 numbers, as PyTorch's setting has them. All others compute as for "highest".
+- "fast": operands rounded to 16 bits, sums in float32. Kernels of sine layers round to float16, since sines amplify
+  what bfloat16 loses; gradients, whose range is wide, to bfloat16, but for those of `render_rays` up to 128 channels.
 
 None, wherever a precision is asked for, is what `torch.set_float32_matmul_precision` is set to: "highest" and "high"
 are those above, "medium" is "fast". Plain PyTorch computes sine layers in float32 whatever is asked for, and as that
@@ -22,22 +23,36 @@ setting says.
 
 
 def is_fast(precision: Precision | None) -> bool:
-    """Whether products of 16-bit numbers are good enough.
+    """Whether products of 16-bit numbers of any kind are good enough.
 
     Raises:
         ValueError: the precision is unknown.
     """
+    return _meant(precision) == "fast"
+
+
+def takes_float16(precision: Precision | None) -> bool:
+    """Whether products of float16 numbers are good enough, as those of TF32 numbers are.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
+    return _meant(precision) != "highest"
+
+
+def _meant(precision: Precision | None) -> Precision:
     if precision is None:
-        return _pytorch_is_fast()
+        return _set_in_pytorch()
     if precision not in get_args(Precision):
         raise ValueError(f'precision must be "highest", "high" or "fast", got {precision!r}')
-    return precision == "fast"
+    return precision
 
 
 @torch.compiler.assume_constant_result
-def _pytorch_is_fast() -> bool:
+def _set_in_pytorch() -> Precision:
     """PyTorch's own setting; torch.compile asks when it compiles."""
     try:
-        return torch.get_float32_matmul_precision() == "medium"
-    except RuntimeError:  # set through torch.backends.*.fp32_precision, which has no such level on a GPU
-        return False
+        setting = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set through torch.backends.*.fp32_precision, one by one
+        return "highest"
+    return "fast" if setting == "medium" else "high" if setting == "high" else "highest"

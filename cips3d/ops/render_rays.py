@@ -15,7 +15,7 @@ from cips3d.ops.composite_reference import light_in_front
 from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.library import define
 from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays, warn_composed
-from cips3d.ops.precision import Precision, is_fast
+from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import kernels_take
 from cips3d.ops.render_rays_backward import BACKWARD
 from cips3d.ops.second_order import differentiate_outputs
@@ -47,6 +47,13 @@ def _fits(device: torch.device, coarse: int, fine: int, width: int, color: int, 
     return fits
 
 
+def _rounds(field: SirenField | DeepSirenField, precision: Precision | None) -> bool:
+    """Whether operands are rounded to float16; for "high" only where the gradients are as accurate."""
+    if isinstance(field, DeepSirenField) or is_wide(field.second.weight.shape[1], field.color.weight.shape[1]):
+        return is_fast(precision)
+    return takes_float16(precision)
+
+
 def why_not_fused(
     field: SirenField | DeepSirenField, draws: RayDraws, *, precision: Precision | None = None
 ) -> str | None:
@@ -57,7 +64,7 @@ def why_not_fused(
     """
     coarse = draws.stratified.shape[2]
     fine = 0 if draws.importance is None else draws.importance.shape[2]
-    samples, device, fast = coarse + fine, field.density_weight.device, is_fast(precision)
+    samples, device, fast = coarse + fine, field.density_weight.device, _rounds(field, precision)
     if isinstance(field, DeepSirenField):
         width, color = field.trunk_bias.shape[1], field.color_bias.shape[0]
     else:
@@ -101,8 +108,8 @@ def render_rays(
         t_near, t_far: range of depths in scene units.
         activation, last_back: see `composite`.
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
-            weights are about 1e-6 with "highest" and "high"; with "fast" 5e-4 in colours and gradients, more in a
-            deep field.
+            weights are about 1e-6 with "highest"; with "fast" 5e-4 in colours and gradients, more in a deep field;
+            with "high" as with "fast" up to 128 channels, else as with "highest".
 
     Returns:
         `RenderedRays`.
@@ -113,7 +120,6 @@ def render_rays(
     Source: CIPS-3D (arXiv 2110.09788), section 3.1; pi-GAN (arXiv 2012.00926), section 3.1; NeRF (arXiv 2003.08934),
     section 5.
     """
-    fast = is_fast(precision)
     if isinstance(field, DeepSirenField):
         deep.check_deep_rays(origins, directions, field, draws, activation)
         tensors: tuple[Tensor | None, ...] = (origins, directions, *draws, *field)
@@ -125,7 +131,7 @@ def render_rays(
     if kernels_take(origins, *tensors[1:]):
         reason = why_not_fused(field, draws, precision=precision)
         if reason is None:
-            settings = (t_near, t_far, activation, last_back, fast)
+            settings = (t_near, t_far, activation, last_back, _rounds(field, precision))
             if isinstance(field, DeepSirenField):
                 return deep.render_deep_rays(origins, directions, field, draws, *settings)
             return RenderedRays(*_OP(*tensors, field.ball_density, field.ball_radius, *settings)[:5])

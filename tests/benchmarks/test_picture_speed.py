@@ -62,7 +62,7 @@ def test_pictures_in_one_run(
     record = json.loads(path.read_text())
     assert (record["batch_size"], record["samples"]) == (2, 3)
     for name in ("render_4", "render_6"):
-        for end in ("", "_accurate"):
+        for end in ("", "_high", "_accurate"):
             line = record["results"][f"{name}{end}"]
             assert line["ratio_vs_eager"] > 0 and line["fraction_of_limit"] > 0 and line["flops_per_second"] > 0
             assert (line["ratio_vs_compile"] is None) is no_compile

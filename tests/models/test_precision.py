@@ -75,6 +75,9 @@ HIGHEST = (6e-6, 5e-5)
 # Sine layers round operands to 11 bits (2e-4 in pictures, 2e-3 in gradients, whose operands are bfloat16); the INR
 # rounds to the 8 bits of bfloat16, three times a layer (4e-3, and 2e-2 through its kinks). Three times that.
 FAST = {"cips3d": (1.5e-2, 6e-2), "pigan": (8e-4, 6e-3)}
+# As with TF32, where a kernel has whole networks of this size: 11 bits of operands, 7e-4 in pictures; gradients differ
+# by 1e-2, since a feature that has moved a little is on the other side of a kink. Three times that.
+HIGH = {"cips3d": (2e-3, 3e-2), "pigan": HIGHEST}
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "fast"])
@@ -87,7 +90,7 @@ def test_all_ways_to_compute_agree(
     with kernels.disabled():
         expected = picture_and_gradients(generator, device)
     generator.set_precision(precision)
-    limits = FAST[model] if precision == "fast" else HIGHEST
+    limits = {"highest": HIGHEST, "high": HIGH[model], "fast": FAST[model]}[precision]
     found = {"fused": picture_and_gradients(generator, device)}
     with kernels.disabled():
         found["plain"] = picture_and_gradients(generator, device)

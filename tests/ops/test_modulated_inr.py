@@ -203,6 +203,18 @@ def test_warpgroups(kernel_backend: Backend, warpgroups: Callable[[Setting], Non
         assert torch.equal(run(ours, s, "fast"), found)
 
 
+def test_high_rounds_products_and_not_gradients(kernel_backend: Backend) -> None:
+    """To float16, which is as good as TF32; in the backward nothing is rounded to less than PyTorch itself would."""
+    s = Setting(16, 64, 3, 1, 0, pixels=12)
+    ours, _ = both(sample_inputs(s), kernel_backend)
+    found = {precision: run(ours, s, precision) for precision in ("highest", "high", "fast")}
+    assert torch.equal(found["high"], found["fast"])
+    assert not torch.equal(found["high"], found["highest"])
+    gradients = {name: torch.autograd.grad(loss(rgb), ours.leaves()) for name, rgb in found.items()}
+    assert all(torch.equal(a, b) for a, b in zip(gradients["high"], gradients["highest"], strict=True))
+    assert not torch.equal(gradients["fast"][0], gradients["highest"][0])
+
+
 def test_features_without_channels(kernel_backend: Backend) -> None:
     """Several tiles a block, so that what none of the first layer's slabs starts is not waited for."""
     s = Setting(0, 256, 2, 2, 0, pixels=700, images=1)
@@ -302,7 +314,7 @@ def test_gradients_of_a_few_pixels_at_a_time(backend: Backend, monkeypatch: pyte
     ours, _ = both(sample_inputs(s), backend)
 
     def gradients() -> tuple[Tensor, ...]:
-        rgb = OPS["modulated_inr"](ours.features, *ours.stacked(), s.skip_from, 0.2, False)
+        rgb = OPS["modulated_inr"](ours.features, *ours.stacked(), s.skip_from, 0.2, False, False)
         return torch.autograd.grad(loss(rgb), ours.leaves())
 
     together = gradients()
@@ -328,7 +340,7 @@ def test_words_for_precision(kernel_backend: Backend) -> None:
     ours, _ = both(sample_inputs(s), kernel_backend)
     highest, fast = run(ours, s, "highest"), run(ours, s, "fast")
     assert not torch.equal(fast, highest)
-    assert torch.equal(run(ours, s, "high"), highest)
+    assert torch.equal(run(ours, s, "high"), fast)  # but not their gradients
     assert torch.equal(run(ours, s, None), highest)
     with torch.autocast(kernel_backend.device.type, dtype=torch.bfloat16):
         assert torch.equal(run(ours, s, None), fast)
@@ -350,7 +362,7 @@ def test_registration(backend: Backend) -> None:
     s = Setting(pixels=3)
     ours, _ = both(sample_inputs(s), backend)
     layers = (x.detach().requires_grad_() for x in ours.stacked())
-    arguments: tuple[Any, ...] = (ours.features, *layers, s.skip_from, 0.2, False)
+    arguments: tuple[Any, ...] = (ours.features, *layers, s.skip_from, 0.2, False, False)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["modulated_inr"].overload, arguments, test_utils=tests)
 
@@ -459,4 +471,4 @@ def test_a_direct_call_with_other_dtypes(kernel_backend: Backend) -> None:
     ours, _ = both(sample_inputs(s), kernel_backend)
     stacked = ours.stacked()._replace(rgb_weight=torch.stack(ours.rgb_weights).double())
     with pytest.raises(TypeError, match=r"rgb_weight must be torch.float32, got torch.float64"):
-        OPS["modulated_inr"](ours.features, *stacked, s.skip_from, 0.2, False)
+        OPS["modulated_inr"](ours.features, *stacked, s.skip_from, 0.2, False, False)
