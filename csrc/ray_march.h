@@ -271,6 +271,14 @@ __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, c
   }
 }
 
+// Has `count` floats from `first` on brought near, by all threads of the block; of null there is nothing to bring.
+__device__ __forceinline__ void prefetch_floats(const float* from, int64_t first, int count) {
+  constexpr int kLine = kCacheLine / sizeof(float);
+  if (from == nullptr) return;
+  for (int i = threadIdx.x * kLine; i < count + kLine - 1; i += blockDim.x * kLine)
+    prefetch_line(from + first + min(i, count - 1));
+}
+
 // The work of a block.
 template <class Field>
 __device__ __forceinline__ void march(const RayTensors& tensors, const typename Field::Layers& layers,
@@ -297,6 +305,10 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
       scratch.ray[i / 3 * 6 + i % 3] = tensors.origins[global * 3 + i];
       scratch.ray[i / 3 * 6 + 3 + i % 3] = tensors.directions[global * 3 + i];
     }
+    // What the work on rays reads would be waited for once a ray.
+    prefetch_floats(tensors.importance, global * s.fine, rays * s.fine);
+    prefetch_floats(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
+    prefetch_floats(tensors.merged_noise, global * samples, rays * samples);
     for (int i = threadIdx.x; i < rays * s.coarse; i += blockDim.x)
       scratch.depths[i / s.coarse * samples + i % s.coarse] =
           stratified_depth(s, i % s.coarse, tensors.stratified[global * s.coarse + i]);
