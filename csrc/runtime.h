@@ -90,9 +90,15 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
 #if defined(__CUDACC__)
   constexpr size_t kAlwaysAllowed = 48 * 1024;
   cudaError_t error = cudaSuccess;
-  if (shared > kAlwaysAllowed)  // always the same limit: a graph may hold launches that took more than this one
+  if (shared > kAlwaysAllowed) {  // always the same limit: a graph may hold launches that took more than this one
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(device_limits().shared_block));
+    // Of what shared memory and the first cache divide between them: the driver might leave room for one block where
+    // two were planned.
+    if (error == cudaSuccess)
+      error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  }
   if (error == cudaSuccess) {
     kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
     error = cudaGetLastError();
