@@ -20,8 +20,9 @@ from cips3d.models.cips3d import CIPS3D, Styles
 from cips3d.models.inr import INR, ModulatedFC
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import NeRF
-from cips3d.models.volume import RandomDraws, VolumeSettings
+from cips3d.models.volume import VolumeSettings
 from cips3d.ops.film_siren import FoldedLayer
+from cips3d.ops.march import RayDraws
 from cips3d.ops.siren_field import SirenField
 
 
@@ -44,7 +45,7 @@ def evaluate(field: SirenField, points: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 
 def features_of_rays(
-    nerf: NeRF, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RandomDraws, dtype: torch.dtype
+    nerf: NeRF, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RayDraws, dtype: torch.dtype
 ) -> Tensor:
     """Features [B, R, C] of rays: relu densities, no noise, coarse and fine samples."""
     assert draws.importance is not None
@@ -96,7 +97,7 @@ def render(
     styles: Styles,
     rays: Rays,
     settings: VolumeSettings,
-    draws: RandomDraws,
+    draws: RayDraws,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Styles
-from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random
+from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
+from cips3d.ops.march import RayDraws
 
 GROUP = 4  # images at a time where every sample's activations are held
 
@@ -97,7 +98,7 @@ class Pictures:
                 parts.append(render(self.generator, styles, rays, self.settings, draws, dtype=dtype).float())
         return torch.cat(parts)
 
-    def groups(self) -> Iterator[tuple[Styles, Rays, RandomDraws]]:
+    def groups(self) -> Iterator[tuple[Styles, Rays, RayDraws]]:
         """Styles, rays and draws of `GROUP` images after another."""
         self.generator.set_precision("highest")
         rays = self.cameras.rays(self.side)

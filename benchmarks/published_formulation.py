@@ -23,7 +23,8 @@ from cips3d.models.generator import truncated
 from cips3d.models.inr import INR, ModulatedFC
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, FilmSiren, NeRF
-from cips3d.models.volume import RandomDraws, VolumeSettings
+from cips3d.models.volume import VolumeSettings
+from cips3d.ops.march import RayDraws
 
 LAST_DELTA = 1e10  # the last sample's light goes nowhere else
 LIGHT_EPS = 1e-10  # keeps light behind an opaque sample above 0
@@ -81,7 +82,7 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
     return fine.view(*u.shape, 1)
 
 
-def features_of_rays(nerf: NeRF, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RandomDraws) -> Tensor:
+def features_of_rays(nerf: NeRF, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RayDraws) -> Tensor:
     """Features [B, R, C] of rays: coarse samples, fine samples, both sorted and composited.
 
     Raises:
@@ -140,7 +141,7 @@ def render(
     styles: Styles,
     rays: Rays,
     settings: VolumeSettings,
-    draws: RandomDraws,
+    draws: RayDraws,
     *,
     truncation: float = 1.0,
 ) -> Tensor:

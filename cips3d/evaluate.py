@@ -18,13 +18,14 @@ from cips3d.data.decoding import UNREADABLE_ERRORS, describe, printable, read_rg
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.evaluation.catalogue import METRICS, VALUES, chosen_metrics
+from cips3d.evaluation.catalogue import METRICS, VALUES, check_counts, chosen_metrics
 from cips3d.evaluation.evaluate import (
     Evaluation,
     EvaluationSettings,
     RealImages,
     evaluate_generator,
     evaluate_images,
+    of_images,
 )
 from cips3d.evaluation.fidelity import BATCH_SIZE, FeatureNetworks, check_networks
 from cips3d.evaluation.ground_truth import ground_truth_heads
@@ -199,6 +200,8 @@ def of_model(options: Options, settings: EvaluationSettings, device: str) -> Rep
         loaded = load_generator(options.run, device, precision=options.precision)
     names = metrics_of(options, loaded.generator.is_3d)
     check_model(loaded, options)
+    check_data(options, names)
+    check_counts(of_images(names), options.images)
     check_networks(names, settings.networks)
     resolution = options.resolution or loaded.resolution
     real = real_images(options, names, resolution, loaded)
@@ -223,6 +226,8 @@ def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Re
     find_images(options.generated, "--generated")  # a mistake is told by this flag's name
     source = open_images(options.generated, resolution)
     names = metrics_of(options, is_3d=False)
+    check_data(options, names)
+    check_counts(names, len(source))
     check_networks(names, settings.networks)
     real = real_images(options, names, resolution, None)
     evaluation = evaluate_images(SourceImages(source), names, settings, real=real, device=device)
@@ -255,18 +260,22 @@ def check_model(loaded: LoadedGenerator, options: Options) -> None:
         )
 
 
-def real_images(
-    options: Options, names: Sequence[str], resolution: int, loaded: LoadedGenerator | None
-) -> RealImages | None:
-    """The pictures to compare with, where a metric needs them."""
+def check_data(options: Options, names: Sequence[str]) -> None:
+    """Raise `UserError` where a metric needs real pictures and none are named."""
     needing = [name for name in names if METRICS[name].needs_data]
-    if not needing:
-        return None
-    if options.data is None:
+    if needing and options.data is None:
         raise UserError(
             f"{', '.join(needing)} compare{'s' if len(needing) == 1 else ''} with real pictures; "
             "give --data FOLDER, a zip, or the word heads"
         )
+
+
+def real_images(
+    options: Options, names: Sequence[str], resolution: int, loaded: LoadedGenerator | None
+) -> RealImages | None:
+    """The pictures to compare with, where a metric needs them."""
+    if not any(METRICS[name].needs_data for name in names):
+        return None
     if options.data == HEADS:
         return open_training_source(None, resolution, heads=options.heads, poses=loaded.poses if loaded else None)
     return open_training_source(options.data, resolution)

@@ -79,7 +79,13 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(tmp_path: Path) 
     for i in range(1, 100):
         os.link(folder / "000.png", folder / f"{i:03}.png")
     command = [sys.executable, "-m", "cips3d.dataset", str(folder), str(destination), "--resolution", "256"]
-    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background inherits "ignored"
+    )
     while not list(destination.rglob("*.png")):
         assert process.poll() is None
         time.sleep(0.02)

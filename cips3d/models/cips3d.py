@@ -16,8 +16,9 @@ from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import RandomDraws, VolumeSettings, draw_random, filled_depth
+from cips3d.models.volume import VolumeSettings, draw_random, filled_depth
 from cips3d.ops.composite import DensityActivation
+from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
 
 CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
@@ -323,7 +324,7 @@ class CIPS3D(Generator[Styles]):
         )
         folded = self.inr.fold(styles.appearance)
 
-        def paint(images: slice, rays: Rays, draws: RandomDraws) -> _Pixels:
+        def paint(images: slice, rays: Rays, draws: RayDraws) -> _Pixels:
             features, ray = self.nerf(rays, styles.shape[images], settings, draws)
             rgb = self.inr(features, [weight[images] for weight in folded])
             aux_rgb = torch.tanh(self.aux_to_rgb(features)) if return_aux else None

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
-from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings
+from cips3d.models.volume import RayValues, VolumeSettings
 from cips3d.ops.film_siren import FoldedLayer, fold_film
+from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 from cips3d.ops.siren_field import SirenField, evaluate_siren_field
@@ -118,9 +119,7 @@ class NeRF(nn.Module):
         features = nn.functional.linear(ray.values, self.output.weight) + self.output.bias * ray.weight_sum
         return features + (1 - ray.weight_sum) if white_back else features
 
-    def forward(
-        self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RandomDraws
-    ) -> tuple[Tensor, RayValues]:
+    def forward(self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RayDraws) -> tuple[Tensor, RayValues]:
         """Features [B, R, features] of rays, and depth, weights and depths as `RayValues`."""
         seen = render_rays(
             *(rays.origins, rays.directions, self.fold(style), draws, settings.t_near, settings.t_far),

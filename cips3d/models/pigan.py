@@ -14,10 +14,11 @@ from cips3d.models.generator import Generator, ParameterGroups, Picture, View, W
 from cips3d.models.pigan_field import PiGANConfig, PiGANStyles, StyleMapping, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import RandomDraws, RayValues, VolumeSettings, draw_random, filled_depth, render_volume
+from cips3d.models.volume import RayValues, VolumeSettings, draw_random, filled_depth, render_volume
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
+from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 
@@ -254,7 +255,7 @@ class PiGAN(Generator[PiGANStyles]):
             dtype=rays.origins.dtype,
         )
 
-        def paint(images: slice, rays: Rays, draws: RandomDraws) -> _Pixels:
+        def paint(images: slice, rays: Rays, draws: RayDraws) -> _Pixels:
             return self._paint(PiGANStyles(*(s[images] for s in styles)), rays, draws, settings, lock_view)
 
         if chunk_rays is None:
@@ -270,7 +271,7 @@ class PiGAN(Generator[PiGANStyles]):
         )
 
     def _paint(
-        self, styles: PiGANStyles, rays: Rays, draws: RandomDraws, settings: VolumeSettings, lock_view: bool
+        self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
     ) -> _Pixels:
         ray = self._composed(styles, rays, draws, settings, lock_view)
         if ray is None:
@@ -285,7 +286,7 @@ class PiGAN(Generator[PiGANStyles]):
         return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
 
     def _composed(
-        self, styles: PiGANStyles, rays: Rays, draws: RandomDraws, settings: VolumeSettings, lock_view: bool
+        self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
     ) -> RayValues | None:
         """Rays op by op, where the field is not one that `render_rays` knows; None where it is."""
         if self.nerf.grid is None and len(self.nerf.layers) > 1 and not lock_view:
@@ -300,5 +301,5 @@ class PiGAN(Generator[PiGANStyles]):
         return render_volume(field, rays, settings, draws)
 
     def _check_styles(self, styles: PiGANStyles) -> None:
-        for name, value in styles._asdict().items():
+        for name, value in (("frequencies", styles.frequencies), ("phases", styles.phases)):
             check_shape(name, value, (len(styles.frequencies), self.style_layers, self.config.width))

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
-from cips3d.models.volume import RandomDraws
+from cips3d.ops.march import RayDraws
 
 # What is painted of rays: a NamedTuple of tensors [B, R, ...], or None in the place of what was not asked for.
 PixelsT = TypeVar("PixelsT", bound="tuple[Tensor | None, ...]")
 
 # Pixels of some rays of the images in a slice of the batch.
-Painter = Callable[[slice, Rays, RandomDraws], PixelsT]
+Painter = Callable[[slice, Rays, RayDraws], PixelsT]
 
 
 def paint_rays(
     painter: Painter[PixelsT],
     rays: Rays,
-    draws: RandomDraws,
+    draws: RayDraws,
     *,
     chunk_rays: int,
     grad_points: int | None = None,
@@ -52,7 +52,7 @@ def paint_rays(
     return painter(slice(None), rays, draws)
 
 
-def _in_chunks(painter: Painter[PixelsT], rays: Rays, draws: RandomDraws, chunk_rays: int) -> PixelsT:
+def _in_chunks(painter: Painter[PixelsT], rays: Rays, draws: RayDraws, chunk_rays: int) -> PixelsT:
     """At most `chunk_rays` rays at a time, so that activations stay in cache and memory is bounded.
 
     A chunk has whole images where they are small, so that an accelerator gets few launches, else a part of one. It goes
@@ -81,7 +81,7 @@ def _in_chunks(painter: Painter[PixelsT], rays: Rays, draws: RandomDraws, chunk_
 def _with_partial_gradients(
     painter: Painter[PixelsT],
     rays: Rays,
-    draws: RandomDraws,
+    draws: RayDraws,
     chunk_rays: int,
     grad_points: int,
     generator: torch.Generator | None,

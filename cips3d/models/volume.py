@@ -36,24 +36,6 @@ class VolumeSettings:
         return self.samples if self.fine_samples is None else self.fine_samples
 
 
-class RandomDraws(RayDraws):
-    """Every random number that a picture depends on, apart from z and the camera."""
-
-    def subset(self, index: Tensor | slice) -> RandomDraws:
-        """The draws of the rays at positions `index`."""
-        return self.part(slice(None), index)
-
-    def part(self, images: slice, rays: Tensor | slice) -> RandomDraws:
-        """The draws of some rays of some images."""
-
-        def of(draw: Tensor | None) -> Tensor | None:
-            return None if draw is None else draw[images, rays]
-
-        return RandomDraws(
-            self.stratified[images, rays], of(self.importance), of(self.coarse_noise), of(self.merged_noise)
-        )
-
-
 def draw_random(
     batch: int,
     rays: int,
@@ -66,7 +48,7 @@ def draw_random(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> RandomDraws:
+) -> RayDraws:
     """Draw what `render_volume` needs.
 
     Args:
@@ -102,7 +84,7 @@ def draw_random(
     importance = None
     if fine > 0:
         importance = uniform(fine) if importance_u is None else given("importance_u", importance_u, fine)
-    return RandomDraws(stratified, importance, gaussian(samples), gaussian(samples + fine) if fine > 0 else None)
+    return RayDraws(stratified, importance, gaussian(samples), gaussian(samples + fine) if fine > 0 else None)
 
 
 class RayValues(NamedTuple):
@@ -126,7 +108,7 @@ def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:
     return depth + (1 - weights.sum(-1).view_as(depth)) * t_far
 
 
-def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RandomDraws) -> RayValues:
+def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RayDraws) -> RayValues:
     """`march_rays` through any field, with a volume's settings."""
     seen, depths = march_rays(
         field,

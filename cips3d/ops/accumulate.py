@@ -63,7 +63,7 @@ class _Accumulate(torch.autograd.Function):
         sums = weights.new_zeros(*values.shape[:2], values.shape[3])
         for i in range(values.shape[2]):
             sums.addcmul_(weights[..., i, None], values[..., i, :].to(weights.dtype))
-        return sums
+        return sums.clone()  # changed in place, it would have wrong gradients under torch.compile of PyTorch 2.11
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -94,7 +94,6 @@ class _March(NamedTuple):
     before: Tensor  # T in front of a sample
     weights: Tensor
 
-    @property
     def transmittance(self) -> Tensor:
         return self.before[..., -1] * self.factor[..., -1]
 
@@ -117,7 +116,7 @@ def _differentiate_march(march: _March, grad_weights: Tensor, grad_light: Tensor
     """
     # What lies behind sample i: of the later samples, and of the light that passes them all.
     behind = F.pad((grad_weights * march.weights)[..., 1:], (0, 1))
-    behind[..., -1] = grad_light * march.transmittance
+    behind[..., -1] = grad_light * march.transmittance()
     behind = behind.flip(-1).cumsum(-1).flip(-1)
     return (grad_weights * march.before).sub_(behind.div_(march.factor)).mul_(march.passed)
 

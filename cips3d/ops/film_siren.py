@@ -125,7 +125,8 @@ def siren_field(
 
     On a CPU the samples go through all layers in blocks that fit its cache, forward and backward, and the backward
     computes the activations anew instead of keeping them. Kernels take layer by layer; between them the activations are
-    kept, nothing else. In plain PyTorch elsewhere, and in mixed precision, autograd keeps what it needs.
+    kept, nothing else. In plain PyTorch elsewhere, in mixed precision and under torch.compile, autograd keeps what it
+    needs.
 
     Args:
         points: [B, N, 3], or any other input of the first layer.
@@ -155,7 +156,8 @@ def siren_field(
     check_shape("density_bias", density_bias, (1,))
     is_fast(precision)  # a word that is none is an error everywhere
     flat = [tensor for layer in (*trunk, color) for tensor in layer]
-    if points.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not kernels.take(points):
+    in_blocks = points.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not kernels.take(points)
+    if in_blocks and not torch.compiler.is_compiling():
         return _BlockwiseField.apply(points, density_weight, density_bias, *flat)
     return _reference_field(points, density_weight, density_bias, *flat, precision=precision)
 

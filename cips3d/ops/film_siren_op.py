@@ -59,7 +59,7 @@ def sine(x: Tensor, parameters: Parameters, dtype: torch.dtype, *, fast: bool) -
     for name, value in (("gain", gain), ("shift", shift)):
         if value is not None:
             check_shape(name, value, (batch, width_out))
-    for name, value in parameters._asdict().items():
+    for name, value in (("weight", weight), ("bias", bias), ("gain", gain), ("shift", shift)):
         if value is not None and (value.device != x.device or not value.is_floating_point()):
             raise ValueError(
                 f"{name} must be of a floating-point dtype on {x.device}, is {value.dtype}, {value.device}"

@@ -29,12 +29,26 @@ class Field(Protocol):
 
 
 class RayDraws(NamedTuple):
-    """The random numbers of rays."""
+    """The random numbers of rays: all that a picture depends on apart from z and the camera."""
 
     stratified: Tensor  # [B, R, S] in [0, 1)
     importance: Tensor | None  # [B, R, F] in [0, 1), None without fine samples
     coarse_noise: Tensor | None  # [B, R, S] added to the raw density
     merged_noise: Tensor | None  # [B, R, S + F]
+
+    def subset(self, index: Tensor | slice) -> RayDraws:
+        """The draws of the rays at positions `index`."""
+        return self.part(slice(None), index)
+
+    def part(self, images: slice, rays: Tensor | slice) -> RayDraws:
+        """The draws of some rays of some images."""
+
+        def of(draw: Tensor | None) -> Tensor | None:
+            return None if draw is None else draw[images, rays]
+
+        return RayDraws(
+            self.stratified[images, rays], of(self.importance), of(self.coarse_noise), of(self.merged_noise)
+        )
 
 
 class RenderedRays(NamedTuple):

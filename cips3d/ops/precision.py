@@ -22,6 +22,9 @@ setting says.
 """
 
 
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
 def is_fast(precision: Precision | None) -> bool:
     """Whether products of 16-bit numbers of any kind are good enough.
 
@@ -43,7 +46,7 @@ def takes_float16(precision: Precision | None) -> bool:
 def _meant(precision: Precision | None) -> Precision:
     if precision is None:
         return _set_in_pytorch()
-    if precision not in get_args(Precision):
+    if precision not in PRECISIONS:
         raise ValueError(f'precision must be "highest", "high" or "fast", got {precision!r}')
     return precision
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -84,6 +85,10 @@ class Processes:
     def leave(self) -> None:
         """Take the process group down."""
         if self.world_size > 1 and dist.is_initialized():
+            if dist.get_backend() == "gloo":
+                # Its threads need the interpreter to drop the last tensors. PyTorch before 2.8 lets them have it no
+                # more while it waits for their end.
+                time.sleep(0.1)
             dist.destroy_process_group()
 
 

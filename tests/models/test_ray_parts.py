@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cips3d.cameras import Rays
 from cips3d.models.ray_parts import paint_rays
-from cips3d.models.volume import RandomDraws
+from cips3d.ops.march import RayDraws
 
 IMAGES, RAYS = 3, 10
 
@@ -28,18 +28,18 @@ class Recorder:
         self.weight = torch.ones(IMAGES, 1, 1, requires_grad=True)
         self.given: list[tuple[int, int]] = []
 
-    def __call__(self, images: slice, rays: Rays, draws: RandomDraws) -> Pixels:
+    def __call__(self, images: slice, rays: Rays, draws: RayDraws) -> Pixels:
         weight = self.weight[images]
         assert len(weight) == len(rays.origins) == len(draws.stratified)
         self.given.append((len(weight), rays.origins.shape[1]))
         return Pixels(weight * rays.origins, draws.stratified, None)
 
 
-def rays_and_draws() -> tuple[Rays, RandomDraws]:
+def rays_and_draws() -> tuple[Rays, RayDraws]:
     random = torch.Generator().manual_seed(0)
     origins, directions = torch.randn(2, IMAGES, RAYS, 3, generator=random)
     stratified = torch.rand(IMAGES, RAYS, 2, generator=random)
-    return Rays(origins, directions), RandomDraws(stratified, None, None, None)
+    return Rays(origins, directions), RayDraws(stratified, None, None, None)
 
 
 def check(pixels: Pixels) -> None:

@@ -70,9 +70,10 @@ def test_none_is_pytorchs_setting(backend: Backend, op: Any, pytorch_setting: st
 
 def test_compiled_code_follows_the_setting(kernel_backend: Backend, pytorch_setting: str) -> None:
     given = [t.to(kernel_backend.device) for t in (normal(1, 9, 16), normal(16, 16), normal(16), *[normal(1, 16)] * 2)]
+    expected = film_siren(*given)  # before: compiling leaves PyTorch 2.4 with "high" where "medium" was set
     torch.compiler.reset()  # what has been compiled with another setting stays
     compiled = torch.compile(film_siren, backend="aot_eager", fullgraph=True)(*given)
-    assert torch.equal(compiled, film_siren(*given))
+    assert torch.equal(compiled, expected)
     torch.compiler.reset()
 
 
