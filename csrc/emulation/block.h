@@ -61,6 +61,7 @@ class Block {
   [[noreturn]] void fail(const std::string& message);
 
   Thread* running() const { return running_; }  // null outside of a launch
+  unsigned threads() const { return count_; }
   SharedMemory& shared() { return shared_; }
   // Whether work that goes on beside the threads reads memory at its end or at its start.
   bool reads_late() const { return reads_late_; }

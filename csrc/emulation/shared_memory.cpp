@@ -98,6 +98,10 @@ std::string SharedMemory::end_block() {
   return error;
 }
 
+void SharedMemory::copy_arrays(char* to) const {
+  for (unsigned k = 0; k < count_; k++) std::memcpy(to + arrays_[k].start, arena_ + arrays_[k].start, arrays_[k].bytes);
+}
+
 bool SharedMemory::allows(const void* p, size_t bytes) const {
   const uintptr_t at = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(arena_);
   if (at >= arena_bytes_) return true;

@@ -17,6 +17,11 @@ class SharedMemory {
   std::string end_block();
   // Whether the bytes lie in one array or, as static arrays do, nowhere near any.
   bool allows(const void* p, size_t bytes) const;
+  // Copies the arrays to where they are in `to`, which has size() bytes.
+  void copy_arrays(char* to) const;
+  size_t size() const { return arena_bytes_; }
+  // Where an address of an array is in such a copy.
+  size_t place(const void* p) const { return static_cast<const char*>(p) - arena_; }
 
  private:
   static constexpr unsigned kMostArrays = 32;

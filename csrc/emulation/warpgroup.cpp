@@ -23,7 +23,11 @@ struct Product : StartedProduct {
 
 struct Warp {
   std::vector<Product> products;
-  int committed = 0;  // groups
+  int committed = 0;    // groups
+  uint32_t fenced = 0;  // lanes that have passed on what they had written, since all of them last had
+  // The shared arrays as the warp's products see them: what bulk copies brought, and what there was when its lanes had
+  // passed on what they had written. A copy a warp, so that one that forgets to is found beside one that does not.
+  std::unique_ptr<char[]> seen;
 };
 
 struct Warpgroup {
@@ -76,6 +80,16 @@ struct Wait {
   const char* error;
 };
 
+// What the products of a warp see; as wiped as shared memory is at the start of a block.
+char* seen_by(Warp& warp) {
+  const SharedMemory& shared = the_block.shared();
+  if (warp.seen == nullptr) {
+    warp.seen.reset(new char[shared.size()]);
+    std::memset(warp.seen.get(), 0xff, shared.size());
+  }
+  return warp.seen.get();
+}
+
 bool same(const MatrixOperand& x, const MatrixOperand& y) {
   return x.first == y.first && x.k_bytes == y.k_bytes && x.row_bytes == y.row_bytes;
 }
@@ -85,6 +99,17 @@ void read_rows(uint32_t (*words)[8], int rows, const MatrixOperand& from, int ro
     for (int i = 0; i < rows; i++)
       std::memcpy(words[i] + 4 * k, from.first + k * from.k_bytes + (row_group + i / 8) * from.row_bytes + i % 8 * 16,
                   16);
+}
+
+// Whether products of a warp see rows of an operand as they are.
+bool sees(Warp& warp, int rows, const MatrixOperand& of, int row_group) {
+  const char* seen = seen_by(warp);
+  for (int k = 0; k < 2; k++)
+    for (int i = 0; i < rows; i += 8) {
+      const char* core = of.first + k * of.k_bytes + (row_group + i / 8) * of.row_bytes;
+      if (std::memcmp(core, seen + the_block.shared().place(core), 128) != 0) return false;
+    }
+  return true;
 }
 
 // The warp's 16 rows: fragments of sums are those of mma.m16n8k16, one for every 8 columns.
@@ -124,6 +149,14 @@ void start(void** by_lane, uint32_t) {
   for (unsigned lane = 0; lane < kLanes; lane++) {
     lanes[lane]->error = take_sums(the_state().sums[warp * kLanes + lane], *lanes[lane], first);
     if (lanes[lane]->error != nullptr) return;
+  }
+  if (of.fenced == ~0u) {
+    the_block.shared().copy_arrays(seen_by(of));
+    of.fenced = 0;
+  }
+  if (!sees(of, 16, first.a, static_cast<int>(warp % 4) * 2) || !sees(of, 256, first.b, 0)) {
+    lanes[0]->error = "an operand was written without fence_for_async_reads";
+    return;
   }
   of.products.push_back({{first.a, first.b}, of.committed, false});
   if (the_block.reads_late()) return;
@@ -169,6 +202,9 @@ void complete(PhaseBarrier& barrier) {
 void deliver(PhaseBarrier& barrier) {
   for (const BulkCopy& copy : barrier.copies) {
     std::memcpy(copy.destination, copy.bytes.data(), copy.bytes.size());
+    for (unsigned warp = 0; kLanes * warp < the_block.threads(); warp++)
+      std::memcpy(seen_by(the_state().warps[warp]) + the_block.shared().place(copy.destination), copy.bytes.data(),
+                  copy.bytes.size());
     barrier.bytes -= static_cast<int64_t>(copy.bytes.size());
   }
   if (barrier.copies.empty()) return;
@@ -186,6 +222,12 @@ void start_product(float* sums, MatrixOperand a, MatrixOperand b, Site site) {
 }
 
 void fence_products() { the_state().sums[the_block.running()->index].fenced = true; }
+
+void fence_for_asynchronous_reads() {
+  const unsigned thread = the_block.running()->index;
+  const IgnoreAccesses ours;
+  the_state().warps[thread / kLanes].fenced |= 1u << thread % kLanes;
+}
 
 void commit_products(Site site) {
   static constexpr Operation kOperation{"wgmma_commit", true, false};

@@ -18,6 +18,7 @@ constexpr int kProductSums = 128;  // of a thread: its part of [64, 256]
 // Until the wait the sums hold NaN. Operands are read at once or at the wait, as the schedule has it.
 void start_product(float* sums, MatrixOperand a, MatrixOperand b, Site site);
 void fence_products();
+void fence_for_asynchronous_reads();
 void commit_products(Site site);
 void wait_for_products(int groups_left, float* sums, Site site);
 // Product i of those that such a wait will end, or null.
@@ -70,7 +71,7 @@ void wgmma_wait(float (&sums)[emulation::kProductSums], emulation::Site site = e
 }
 
 inline void warpgroup_sync(emulation::Site site = emulation::Site::here()) { emulation::warpgroup_barrier(site); }
-inline void fence_for_async_reads() {}
+inline void fence_for_async_reads() { emulation::fence_for_asynchronous_reads(); }
 
 inline void phase_barrier_init(uint64_t* barrier, unsigned arrivals, emulation::Site site = emulation::Site::here()) {
   emulation::check_shared(barrier, 8, "phase_barrier_init", site, 8);

@@ -323,6 +323,7 @@ const Case kCases[] = {
     CASE(sum_by_the_last_block, 8, 32, 0),
     CASE(sums_read_before_the_wait, 1, 128, kOperands),
     CASE(missing_wgmma_fence, 1, 128, kOperands),
+    CASE(missing_fence_for_async_reads, 1, 128, kOperands),
     CASE(operands_overwritten_in_flight, 1, 128, kOperands),
     CASE(missing_warpgroup_sync, 1, 128, kOperands),
     CASE(operand_out_of_bounds, 1, 128, kOperands),

@@ -55,6 +55,20 @@ __global__ void missing_wgmma_fence(const float* in, float* out, bool bug) {
   product.write(out);
 }
 
+// One warp of four does not pass on what it has written.
+__global__ void missing_fence_for_async_reads(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  WarpgroupProduct product(arrays);
+  product.fill(in, 1.0f);
+  if (!bug || threadIdx.x / 32 != 2) fence_for_async_reads();
+  warpgroup_sync();
+  wgmma_fence(product.sums);
+  wgmma_m64n256k16_f16(product.sums, product.first(), product.second());  // missing_fence_for_async_reads
+  wgmma_commit();
+  wgmma_wait<0>(product.sums);
+  product.write(out);
+}
+
 // The next operands come before the product has read the first ones.
 __global__ void operands_overwritten_in_flight(const float* in, float* out, bool bug) {
   SharedArrays arrays;

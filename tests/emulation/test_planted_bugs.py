@@ -46,6 +46,7 @@ ERRORS = {
     "disagreeing_arrays": r"threads disagree on array 0",
     "trapped": r"__trap at .*LINE.*thread \(7, 0, 0\)",
     "missing_wgmma_fence": r"no wgmma_fence since the sums were the thread's at .*LINE",
+    "missing_fence_for_async_reads": r"an operand was written without fence_for_async_reads at .*LINE",
     "operand_out_of_bounds": r"wgmma_m64n256k16: shared memory out of bounds at .*LINE",
     "warpgroup_sync_of_three_warps": r"32 thread\(s\) returned; 96 thread\(s\) wait in warpgroup_sync at .*LINE",
     "bulk_copy_out_of_bounds": r"copy_bulk: shared memory out of bounds at .*LINE",
