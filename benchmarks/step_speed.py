@@ -14,7 +14,8 @@ from timing import Ceilings, Stopwatch, Timing, Work
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from cips3d.ops import kernels
+from cips3d.ops import Precision, kernels
+from cips3d.ops.precision import matmul_precision
 from cips3d.training.config import Amp, TrainConfig, settled
 from cips3d.training.distributed import Processes
 from cips3d.training.presets import preset
@@ -23,11 +24,16 @@ from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
 BFLOAT16 = Amp(nerf="bf16", inr="bf16", discriminator="bf16")
+KINDS: dict[str, tuple[Precision, Amp]] = {
+    "train_step_256": ("highest", Amp()),
+    "train_step_256_high": ("high", Amp()),
+    "train_step_256_bf16": ("highest", BFLOAT16),
+}
 
 
-def config_256(amp: Amp, *, on_gpu: bool) -> TrainConfig:
+def config_256(precision: Precision, amp: Amp, *, on_gpu: bool) -> TrainConfig:
     """Elsewhere than on a GPU, pictures of 8²."""
-    config = settled(replace(preset("ffhq"), batch_size=4, amp=amp))
+    config = settled(replace(preset("ffhq"), batch_size=4, precision=precision, amp=amp))
     stage = replace(config.stages[-1], freeze_nerf=False, grad_points=None)
     if not on_gpu:
         stage = replace(stage, resolution=8)
@@ -54,7 +60,9 @@ class Steps:
         """
         now = moment(self.config, 0 if regularised else 1)
         assert now.r1_now is regularised
-        if not self.step(self.real, now).finite:
+        with matmul_precision(self.config.precision):
+            report = self.step(self.real, now)
+        if not report.finite:
             raise RuntimeError("a loss or gradient of a training step was not finite")
 
     def timed(self, name: str, stopwatch: Stopwatch, repeats: int, warm_up: int = 2) -> Timing | None:
@@ -117,7 +125,8 @@ def counted_flops(run: Callable[[], object]) -> tuple[float, float]:
 def works_of(steps: Steps) -> list[Work]:
     """A mean step's products and convolutions, as accurate as its configuration wants them.
 
-    With float32 networks, a product is three of float16 numbers, and convolutions are what cuDNN computes by default.
+    With float32 networks, a product is three of float16 numbers, or with "high" one of TF32's, and convolutions are
+    what cuDNN computes by default.
     """
     every = steps.config.r1_every
     with_r1, without = (counted_flops(partial(steps.run, regularised=regularised)) for regularised in (True, False))
@@ -125,22 +134,26 @@ def works_of(steps: Steps) -> list[Work]:
     if steps.config.amp == BFLOAT16:
         return [Work(flops=products + convolutions, dtype="float16")]
     dtype = "tfloat32" if torch.backends.cudnn.allow_tf32 else "float32"
-    return [Work(flops=products, dtype="float16", passes=3), Work(flops=convolutions, dtype=dtype)]
+    exact = Work(flops=products, dtype="float16", passes=3)
+    of_products = Work(flops=products, dtype="tfloat32") if steps.config.precision == "high" else exact
+    return [of_products, Work(flops=convolutions, dtype=dtype)]
 
 
 def train_step_256(stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[str, Result]]:
-    """In float32 and under bfloat16 autocast, with kernels and with every op in plain PyTorch.
+    """In float32, with TF32 and under bfloat16 autocast, with kernels and with every op in plain PyTorch.
 
-    `train_step_256_bf16_of_float32` is the bfloat16 step once more, against plain PyTorch's in float32.
+    `..._of_float32` are the latter two once more, against plain PyTorch's step in float32.
     """
     on_gpu = stopwatch.device.type == "cuda"
     once = {} if on_gpu else {"repeats": 1, "warm_up": 0}  # elsewhere it only has to be seen to run
     in_float32: Timing | None = None
-    for name, amp in (("train_step_256", Amp()), ("train_step_256_bf16", BFLOAT16)):
-        steps = Steps(config_256(amp, on_gpu=on_gpu), stopwatch.device)
+    for name, (precision, amp) in KINDS.items():
+        steps = Steps(config_256(precision, amp, on_gpu=on_gpu), stopwatch.device)
         ours = steps.timed(name, stopwatch, **({"repeats": 5} | once))
         with kernels.disabled():
             plain = steps.timed(f"{name}_plain", stopwatch, **({"repeats": 3} | once))
+        if name == "train_step_256":
+            in_float32 = plain
         if ours is None:
             continue
         line = result_of(ours, eager=plain)
@@ -156,6 +169,5 @@ def train_step_256(stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[s
             yield f"{name}_plain", replace(result_of(plain), flops_per_second=flops / (plain.ms / 1e3))
         else:
             yield name, line
-        if amp == BFLOAT16 and in_float32 is not None:
+        if name != "train_step_256" and in_float32 is not None:
             yield f"{name}_of_float32", result_of(ours, eager=in_float32)
-        in_float32 = plain

@@ -96,7 +96,7 @@ def parts(
         part("nerf_256", 8, partial(nerf_256, stopwatch, ceilings)),
         part("render_256", 15, pictures),
         part("render_64", 5, partial(render_64, stopwatch)),
-        part("train_step_256", 35, partial(train_step_256, stopwatch, ceilings)),
+        part("train_step_256", 45, partial(train_step_256, stopwatch, ceilings)),
     ]
     if small or (has_warpgroups(device) and "warpgroup tests" not in results.failures):
         made.append(Part("warpgroups", 20, warpgroups))

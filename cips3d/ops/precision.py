@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -58,4 +60,22 @@ def _set_in_pytorch() -> Precision:
         setting = torch.get_float32_matmul_precision()
     except RuntimeError:  # set through torch.backends.*.fp32_precision, one by one
         return "highest"
-    return "fast" if setting == "medium" else "high" if setting == "high" else "highest"
+    return next(precision for precision, name in IN_PYTORCH.items() if name == setting)
+
+
+IN_PYTORCH: dict[Precision, str] = {"highest": "highest", "high": "high", "fast": "medium"}
+
+
+@contextmanager
+def matmul_precision(precision: Precision | None) -> Iterator[None]:
+    """Inside, `torch.set_float32_matmul_precision` says so to PyTorch's products and to all ops; None: no change."""
+    if precision is None:
+        yield
+        return
+    _meant(precision)  # a word that is none is an error
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(IN_PYTORCH[precision])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -20,6 +20,7 @@ from cips3d.models.family import (
     generator_config_at,
 )
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops import Precision
 from cips3d.plain import from_plain, to_plain
 from cips3d.training.losses import LossName
 
@@ -213,6 +214,8 @@ class TrainConfig:
     """share of the run over which learning rates fall linearly to a twentieth at the end"""
     reuse_fakes: bool = False
     """one generated batch serves both networks' updates of a step, instead of two"""
+    precision: Precision | None = None
+    """of products of float32 numbers: highest, high (as exact as TF32) or fast (16 bits); None: as PyTorch is set"""
     amp: Amp = field(default_factory=Amp)
     reports: Reports = field(default_factory=Reports)
 

@@ -13,6 +13,7 @@ from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
+from cips3d.ops.precision import matmul_precision
 from cips3d.training.checkpoint import (
     BEST,
     CHECKPOINT_FOLDER,
@@ -52,7 +53,7 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     """
     processes = join_processes(config.device)
     try:
-        with Training(settled(config), processes) as training:
+        with matmul_precision(config.precision), Training(settled(config), processes) as training:
             return training.folder, training.run()
     finally:
         processes.leave()

@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 import torch
 from picture_cases import Pictures, multiply_adds
-from step_speed import BFLOAT16, Steps, config_256, counted_flops, mean_of_interval, works_of
+from step_speed import BFLOAT16, KINDS, Steps, config_256, counted_flops, mean_of_interval, works_of
 from timing import Stopwatch, Timing
 
-from cips3d.training.config import Amp, TrainConfig
+from cips3d.training.config import TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -36,11 +36,11 @@ def test_mean_of_an_interval() -> None:
 
 def test_configurations() -> None:
     """Gradients through every ray, R1 every 16 steps."""
-    for amp in (Amp(), BFLOAT16):
-        config = config_256(amp, on_gpu=True)
+    for precision, amp in KINDS.values():
+        config = config_256(precision, amp, on_gpu=True)
         (stage,) = config.stages
         assert (stage.resolution, stage.batch_size, stage.grad_points, stage.freeze_nerf) == (256, 4, None, False)
-        assert (config.r1_every, config.amp) == (16, amp)
+        assert (config.r1_every, config.precision, config.amp) == (16, precision, amp)
 
 
 def test_flops_are_counted() -> None:
@@ -67,6 +67,8 @@ def test_work_of_a_step(small_config: TrainConfig) -> None:
     often, seldom = (works_of(Steps(replace(small_config, r1_every=every), CPU)) for every in (2, 16))
     assert [(work.dtype, work.passes) for work in often] == [("float16", 3), ("tfloat32", 1)]
     assert often[1].flops > seldom[1].flops > 0
+    high = works_of(Steps(replace(small_config, precision="high"), CPU))
+    assert [(work.dtype, work.passes) for work in high] == [("tfloat32", 1)] * 2
     (rounded,) = works_of(Steps(replace(small_config, amp=BFLOAT16), CPU))
     assert (rounded.dtype, rounded.passes) == ("float16", 1)
     assert rounded.flops == pytest.approx(sum(work.flops for work in often), rel=0.01)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cips3d.ops.film_siren import FoldedLayer, film_siren, siren_field
 from cips3d.ops.march import RayDraws
-from cips3d.ops.precision import Precision, is_fast, takes_float16
+from cips3d.ops.precision import Precision, is_fast, matmul_precision, takes_float16
 from cips3d.ops.render_rays import render_rays
 from cips3d.ops.siren_field import SirenField
 
@@ -81,6 +81,17 @@ def test_compiled_code_follows_the_setting(kernel_backend: Backend, pytorch_sett
 def test_other_words_are_refused(backend: Backend, op: Any) -> None:
     with pytest.raises(ValueError, match='precision must be "highest", "high" or "fast", got \'medium\''):
         op(backend.device, "medium")
+
+
+def test_words_are_set_in_pytorch() -> None:
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "high", "fast"):
+        with matmul_precision(precision):  # type: ignore[arg-type]
+            assert is_fast(None) == (precision == "fast")
+            assert takes_float16(None) == (precision != "highest")
+        assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match="precision must be"), matmul_precision("medium"):  # type: ignore[arg-type]
+        pass
 
 
 def test_settings_by_backend(monkeypatch: pytest.MonkeyPatch) -> None:

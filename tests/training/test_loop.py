@@ -100,6 +100,22 @@ def test_interrupt_says_how_to_go_on(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    ("precision", "meant"), [(None, "highest"), ("highest", "highest"), ("high", "high"), ("fast", "medium")]
+)
+def test_precision_of_a_run(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, precision: Any, meant: str
+) -> None:
+    """Of every product in it, PyTorch's own too; afterwards all is as before, and a resumed run has it again."""
+    seen: list[str] = []
+    after_steps(monkeypatch, 2, lambda: seen.append(torch.get_float32_matmul_precision()))
+    folder, _ = train(replace(small_config, precision=precision))
+    assert seen == [meant]
+    assert torch.get_float32_matmul_precision() == "highest"
+    config = load_checkpoint(find_checkpoint(folder))["config"]
+    assert TrainConfig.from_json(json.dumps(config) if isinstance(config, dict) else config).precision == precision
+
+
 def two_stages(config: TrainConfig) -> TrainConfig:
     first = replace(config.stages[0], steps=3)
     second = replace(
