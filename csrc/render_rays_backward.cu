@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 
     LayerSums<kWidth, kColor, Buffers> sums;
     sums.clear(partial + block_of_all() * kBlockFloats);
-    // How many samples matrix instructions add up: a sum shrinks by 2.6e-8 of itself an instruction of 16 samples, of
-    // which the accurate mode needs three.
+    // How many samples matrix instructions add up: a sum shrinks by about 2e-8 of itself (in the emulation) an
+    // instruction of 16 samples, of which the accurate mode needs three.
     constexpr int kSamplesACarry = Buffers::kParts > 1 ? 512 : 8192;
     constexpr int kRaysAStep = 8 * Buffers::kTiles;
     const int in_step = warp / Buffers::kSharers, share = warp % Buffers::kSharers;  // tile of a step, part of channels

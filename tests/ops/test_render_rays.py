@@ -260,10 +260,10 @@ def test_long_sums_keep_their_size(kernel_backend: Backend) -> None:
     s = Setting(width=32, color=16, rays=700, coarse=12, fine=0, noise=False, activation="softplus")
     found, expected = (
         torch.autograd.grad(run(at, s, "highest").colors.sum(), at.leaves()[:6])
-        for at in both_kinds(kernel_backend, sample_inputs(s, images=1))
+        for at in both_kinds(kernel_backend, sample_inputs(s))  # two images: in the emulation a block has all rays
     )
     for gradient, reference in zip(found, expected, strict=True):
-        assert relative_l2(gradient, reference) < 1e-5  # 7e-5 where nothing is moved on the way
+        assert relative_l2(gradient, reference) < 1e-5  # up to 2e-6; 2e-5 to 5e-5 where nothing is moved on the way
 
 
 def test_blocks_of_the_gradients() -> None:
