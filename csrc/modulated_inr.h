@@ -42,6 +42,7 @@ struct InrLayers {
   int skip_from, rgb_from;
   float slope;  // of the leaky ReLU, 0 to 1
 
+  __device__ __forceinline__ bool has_rgb(int layer) const { return layer % 2 == 1 && layer / 2 >= rgb_from; }
   __device__ __forceinline__ int64_t scales_of(int image, int layer) const {
     return (static_cast<int64_t>(image) * products + layer) * kInrWidth;
   }
@@ -189,8 +190,6 @@ struct InrPass {
     }
   }
 
-  __device__ __forceinline__ bool has_rgb(int layer) const { return layer % 2 == 1 && layer / 2 >= layers.rgb_from; }
-
   // Brings near what finish() reads of the columns of a layer, while it is multiplied: there are no registers to have
   // it early.
   __device__ __forceinline__ void prefetch(int layer) const {
@@ -202,7 +201,7 @@ struct InrPass {
     const void* from = layers.scales + layers.scales_of(here / tiles_an_image(), layer);
     if (line >= kScaleLines) {
       line -= kScaleLines;
-      if (line >= kColorLines || !has_rgb(layer)) return;
+      if (line >= kColorLines || !layers.has_rgb(layer)) return;
       from = layers.rgb_weight + (layer / 2 - layers.rgb_from) * kInrWidth;
     }
     prefetch_line(static_cast<const char*>(from) + line * kCacheLine);
@@ -245,7 +244,7 @@ struct InrPass {
   __device__ __forceinline__ void finish_rows(const Sums& chunk, Held& held, int layer, int index, int row_group) {
     const int block = layer / 2, first_row = Product::first_row() + 8 * kPairRows * row_group;
     const bool ends_block = layer % 2 == 1, last = layer + 1 == layers.products;
-    const bool has_skip = ends_block && block >= layers.skip_from, colored = has_rgb(layer);
+    const bool has_skip = ends_block && block >= layers.skip_from, colored = layers.has_rgb(layer);
     const bool is_skip = ends_block && !last && block + 1 >= layers.skip_from;
     const int first_channel = index * kStreamColumns + Product::first_column();
     const float2* scales = layers.scales + layers.scales_of(image(), layer) + first_channel;

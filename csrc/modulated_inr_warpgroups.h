@@ -202,17 +202,15 @@ struct WarpgroupPass {
     }
   }
 
-  __device__ __forceinline__ bool has_rgb(int layer) const { return layer % 2 == 1 && layer / 2 >= layers.rgb_from; }
-
   // Starts to copy the scales and the colours' weights of a chunk, which none of the warpgroup reads any more.
   __device__ __forceinline__ void describe(int layer, int chunk) const {
     constexpr int kScaleBytes = kStreamColumns * sizeof(float2), kColorBytes = kStreamColumns * sizeof(float4);
     if (threadIdx.x % 128 > 0) return;
     const int first = chunk * kStreamColumns, own = warpgroup() * kStreamColumns;
     uint64_t* barrier = described + warpgroup();
-    phase_barrier_expect(barrier, kScaleBytes + (has_rgb(layer) ? kColorBytes : 0));
+    phase_barrier_expect(barrier, kScaleBytes + (layers.has_rgb(layer) ? kColorBytes : 0));
     copy_bulk<kScaleBytes>(scales + own, layers.scales + layers.scales_of(image(), layer) + first, barrier);
-    if (has_rgb(layer))
+    if (layers.has_rgb(layer))
       copy_bulk<kColorBytes>(rgb_weight + own, layers.rgb_weight + (layer / 2 - layers.rgb_from) * kInrWidth + first,
                              barrier);
   }
@@ -252,7 +250,7 @@ struct WarpgroupPass {
   __device__ __forceinline__ void finish(const Sums& sums, Held& held, int layer, int chunk) {
     const int block = layer / 2;
     const bool ends_block = layer % 2 == 1, last = layer + 1 == layers.products;
-    const bool has_skip = ends_block && block >= layers.skip_from, colored = has_rgb(layer);
+    const bool has_skip = ends_block && block >= layers.skip_from, colored = layers.has_rgb(layer);
     const bool is_skip = ends_block && !last && block + 1 >= layers.skip_from;
     // Through a shuffle the compiler knows the barrier to be the same in a whole warp. Otherwise it would take the wait
     // for one where threads part, and matrix instructions behind such a one do not overlap.

@@ -48,7 +48,7 @@ __device__ __forceinline__ void store_ray_gradients(const Buffers& buffers, cons
 
 // Floats of memory that a block has for its sums, carried and final ones.
 using AnySums = LayerSums<kWidth, kColor, WideBlock::Buffers>;
-constexpr int kBlockFloats = std::max(GradientLayout{kWidth, kColor}.size(), AnySums::kValues* kBackwardThreads);
+constexpr int kBlockFloats = std::max(GradientLayout{kWidth, kColor}.size(), kBackwardThreads* AnySums::kValues);
 
 // Of the blocks of all images.
 __device__ __forceinline__ int64_t block_of_all() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }

@@ -102,9 +102,10 @@ __device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, 
   ldmatrix_x4(a, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
 }
 
-// Values `channel` (even) and the one behind it of a row of `channels`; those past its end are 0.
+// Values `channel` (even) and the one behind it of a row of `channels`; those past its end are 0. Rows may be those of
+// a part of a larger tensor, which begins anywhere.
 __device__ __forceinline__ float2 pair_of_channels(const float* row, int channel, int channels) {
-  if (channels % 2 == 0)
+  if (channels % 2 == 0 && reinterpret_cast<uintptr_t>(row) % sizeof(float2) == 0)
     return channel < channels ? *reinterpret_cast<const float2*>(row + channel) : make_float2(0.0f, 0.0f);
   return make_float2(channel < channels ? row[channel] : 0.0f, channel + 1 < channels ? row[channel + 1] : 0.0f);
 }

@@ -242,7 +242,9 @@ def render_rays(module: ModuleType) -> None:
     blocks = 2
     partial = normal(images, blocks, module.render_rays_block_floats())
     sums = normal(images, module.render_rays_gradient_size(width, color))
-    grads = [normal(images, rays, color), normal(images, rays), normal(images, rays), normal(images, rays, samples)]
+    # Gradients of colours as a part of a larger array: aligned to single floats, and not to pairs.
+    of_colors = normal(images * rays * color + 1)[1:].reshape(images, rays, color)
+    grads = [of_colors, normal(images, rays), normal(images, rays), normal(images, rays, samples)]
     of_rays, scales = [normal(images, rays, 3) for _ in range(2)], np.ones(2, np.float32)
     most = module.shared_limit()
     for accurate, limit in ((False, most), (False, 163 << 10), (False, 99 << 10), (True, most)):
