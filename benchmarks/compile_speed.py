@@ -38,6 +38,7 @@ THIRD = (
     ("discriminator", "upfirdn2d_up", 20.0),
     ("discriminator", "fused_leaky_relu_fp16", 15.0),
     ("networks", "modulated_epilogue", 40.0),
+    ("networks", "split_matmul", 20.0),
     ("inr", "modulated_inr", 60.0),
 )
 PICTURE_SECONDS, PUBLISHED_SECONDS, NERF_SECONDS = 100.0, 150.0, 60.0

@@ -21,6 +21,7 @@ from cips3d.ops import (
     importance_depths,
     modulated_epilogue,
     modulated_inr,
+    split_matmul,
     stratified_points,
 )
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
@@ -149,7 +150,7 @@ def ray_cases(device: torch.device, *, small: bool) -> list[Case]:
 
 
 def network_cases(device: torch.device, *, small: bool) -> list[Case]:
-    """A FiLM-SIREN layer on the samples of one picture, and a modulated layer's epilogue on four."""
+    """A FiLM-SIREN layer on the samples of one picture, a modulated layer's epilogue and its product on four."""
     images, points, width = (2, 96, 32) if small else (4, 393_216, 128)
     x = (2 * torch.rand(images, points, width, device=device) - 1).requires_grad_()
     bound = math.sqrt(6 / width) / 25
@@ -190,6 +191,19 @@ def network_cases(device: torch.device, *, small: bool) -> list[Case]:
             (product, scale, skip, modulation, rgb_weight, rgb),
             Work(4 * size_of(product) + 2 * size_of(rgb)),
             Work(6 * size_of(product) + 2 * size_of(rgb)),
+        )
+    )
+    rows = torch.randn(images * pixels, channels, device=device, requires_grad=True)
+    matrix = (torch.randn(channels, channels, device=device) / math.sqrt(channels)).requires_grad_()
+    products = 2.0 * images * pixels * channels**2
+    cases.append(
+        Case(
+            "split_matmul",
+            split_matmul,
+            [Formulation(torch.matmul)],
+            (rows, matrix),
+            Work(2 * size_of(rows) + size_of(matrix), products, "float16", passes=3),
+            Work(3 * size_of(rows) + 2 * size_of(matrix), 2 * products, "float16", passes=3),
         )
     )
     return cases

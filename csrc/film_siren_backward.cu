@@ -29,7 +29,7 @@ struct SlopeEpilogue : PhaseEpilogue<SlopeEpilogue<T, S>, T> {
 
 template <class T>
 struct LinearEpilogue {
-  static constexpr bool kGuarded = false;
+  static constexpr bool kGuarded = false, kMeasured = false;
   T* y;  // [B, rows, columns]
 
   __device__ __forceinline__ void store(float (&values)[4], int64_t at, int count, bool wide) const {

@@ -56,8 +56,9 @@ constexpr float kRowScale = std::is_same<T, float>::value ? Operand<E>::kRowScal
 
 // A pair of fp32 numbers as scaled high parts and, with kLow, low parts.
 template <class E, bool kLow>
-__device__ __forceinline__ void split(float first, float second, uint32_t& high, uint32_t& low) {
-  first *= Operand<E>::kRowScale, second *= Operand<E>::kRowScale;
+__device__ __forceinline__ void split(float first, float second, uint32_t& high, uint32_t& low,
+                                      float scale = Operand<E>::kRowScale) {
+  first *= scale, second *= scale;
   high = Operand<E>::pack(first, second);
   if (kLow) {
     const float2 rounded = Operand<E>::unpack(high);
@@ -73,6 +74,12 @@ __device__ __forceinline__ float operand_scale(float largest) {
 
 __device__ __forceinline__ float inverse_scale(float scale) {
   return __uint_as_float((254u << 23) - __float_as_uint(scale));
+}
+
+// The scale of a tensor whose largest magnitude is given: fp16 then loses nothing above 2^-39 of that. NaN where it is
+// not finite, and so is what comes of it, rather than zero where the others were.
+__device__ __forceinline__ float tensor_scale(const float* largest) {
+  return operand_scale(*largest) + *largest * 0.0f;
 }
 
 // A pair of elements of T as it lies in memory, as a pair of E.

@@ -24,31 +24,6 @@ __device__ __forceinline__ float phase_offset(const float* bias, const float* ga
   return static_cast<float>(revolutions - rint(revolutions));
 }
 
-// One warp packs row `row` of a matrix whose elements `read(k)` gives; returns the scale. Rows beyond the matrix are 0.
-template <class E, class Read>
-__device__ float pack_row(uint4* units, int row, int padded, int depth, const Read& read) {
-  const int lane = threadIdx.x % 32;
-  float largest = 0.0f;
-  for (int k = lane; k < depth; k += 32) largest = fmaxf(largest, fabsf(read(k)));
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
-  const float scale = operand_scale(largest);
-  // Columns 4 t + e of 16 are column 2 t + e % 2 of the instructions' tile e / 2 (see tile_product.h).
-  const int e = row % 4, n = row / 16 * 2 + e / 2, g = row % 16 / 4 * 2 + e % 2;
-  for (int i = lane; i < depth_steps(depth) * 4; i += 32) {
-    const int k = i * 4;  // of depth step i / 4, lane t = i % 4
-    float m[4];
-    for (int j = 0; j < 4; j++) m[j] = k + j < depth ? scale * read(k + j) : 0.0f;
-    uint4 unit;
-    unit.x = Operand<E>::pack(m[0], m[1]), unit.y = Operand<E>::pack(m[2], m[3]);
-    const float2 first = Operand<E>::unpack(unit.x), second = Operand<E>::unpack(unit.y);
-    unit.z = Operand<E>::pack(m[0] - first.x, m[1] - first.y);
-    unit.w = Operand<E>::pack(m[2] - second.x, m[3] - second.y);
-    units[(int64_t{i / 4} * (padded / 8) + n) * 32 + g * 4 + i % 4] = unit;
-  }
-  return scale;
-}
-
 // A sine layer as the launchers get it; null gain and shift: 1 and 0.
 struct SineLayer {
   const float* weight;  // [B or 1, out, in]
@@ -81,36 +56,10 @@ struct LayerWorkspace {
 // `row_scale`.
 PackedMatrix prepare_phase(cudaStream_t stream, const SineLayer& layer, float row_scale, Pointer workspace);
 
-// Four neighbours in a row of y, or as many as there are.
-template <class Y>
-__device__ __forceinline__ void store_four(Y* y, const float (&values)[4], int count, bool wide) {
-  if (wide) {
-    Vector<Y, 4> vector;
-#pragma unroll
-    for (int i = 0; i < 4; i++) vector.value[i] = from_float<Y>(values[i]);
-    *reinterpret_cast<Vector<Y, 4>*>(y) = vector;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < count) y[i] = from_float<Y>(values[i]);
-  }
-}
-template <class Y>
-__device__ __forceinline__ void load_four(float (&values)[4], const Y* y, int count, bool wide) {
-  if (wide) {
-    const Vector<Y, 4> vector = *reinterpret_cast<const Vector<Y, 4>*>(y);
-#pragma unroll
-    for (int i = 0; i < 4; i++) values[i] = to_float(vector.value[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++) values[i] = i < count ? to_float(y[i]) : 0.0f;
-  }
-}
-
 // An epilogue of phases, with `Derived::store` of four of them.
 template <class Derived, class T>
 struct PhaseEpilogue {
-  static constexpr bool kGuarded = true;
+  static constexpr bool kGuarded = true, kMeasured = false;
   const float* weight;  // [B or 1, out, in]
   int64_t weight_stride;
 

@@ -8,36 +8,16 @@
 // has elements 4 t to 4 t + 3 of its rows: one access of 16 bytes. The columns are numbered so that it has columns
 // 4 t to 4 t + 3 of 16 of the sums: four lanes store whole sectors of 32 bytes.
 #pragma once
-#include "operand.h"
 #include "ops.h"
+#include "packed_matrix.h"
 
 namespace cips3d {
 
 constexpr int kProductThreads = 256;
 constexpr int kWarpRows = 32, kWarpColumns = 64;
-constexpr int kDepthStep = 16;       // of one matrix instruction
 constexpr int kStageRowBytes = 128;  // what one stage has of a row of x
 template <class T>
 constexpr int kChunkSteps = kStageRowBytes / int(sizeof(T)) / kDepthStep;  // depth steps of a stage
-
-// m [B or 1, columns, depth] as operands: [B or 1, depth / 16, padded columns / 8, lane], 16 bytes each: the high parts
-// of the lane's four elements and then the low ones. Row n is scaled by a power of two that brings its largest element
-// to [2^14, 2^15), so that what fp16 cannot hold is below 2^-39 of it.
-struct PackedMatrix {
-  const uint4* units;
-  const float* multiplier;  // [B, padded columns]: undoes the scale, and more
-  const float* offset;      // [B, padded columns] or null
-  int64_t image_stride;     // of `units`; 0: one matrix for all images
-  int columns, depth;
-};
-
-__host__ __device__ constexpr int padded_columns(int columns) {
-  return columns <= 64 ? 64 : ceil_div(columns, 128) * 128;
-}
-__host__ __device__ constexpr int depth_steps(int depth) { return ceil_div(depth, kDepthStep); }
-__host__ __device__ constexpr int64_t packed_units(int columns, int depth) {
-  return int64_t{depth_steps(depth)} * (padded_columns(columns) / 8) * 32;
-}
 
 // How a product is cut into blocks, chosen by `plan_product`.
 struct ProductPlan {
@@ -56,13 +36,13 @@ template <class E, class T, bool kLow>
 struct RowFragment {
   uint32_t high[4], low[4];
 
-  __device__ __forceinline__ void load(const T* upper, const T* lower) {
+  __device__ __forceinline__ void load(const T* upper, const T* lower, float scale) {
     if constexpr (std::is_same<T, float>::value) {
       const float4 a = *reinterpret_cast<const float4*>(upper), b = *reinterpret_cast<const float4*>(lower);
-      split<E, kLow>(a.x, a.y, high[0], low[0]);
-      split<E, kLow>(b.x, b.y, high[1], low[1]);
-      split<E, kLow>(a.z, a.w, high[2], low[2]);
-      split<E, kLow>(b.z, b.w, high[3], low[3]);
+      split<E, kLow>(a.x, a.y, high[0], low[0], scale);
+      split<E, kLow>(b.x, b.y, high[1], low[1], scale);
+      split<E, kLow>(a.z, a.w, high[2], low[2], scale);
+      split<E, kLow>(b.z, b.w, high[3], low[3], scale);
     } else {
       const uint2 a = *reinterpret_cast<const uint2*>(upper), b = *reinterpret_cast<const uint2*>(lower);
       high[0] = converted<E, T>(a.x), high[1] = converted<E, T>(b.x);
@@ -77,6 +57,7 @@ using WarpSums = float[kWarpRows / 16][kWarpColumns / 8][4];
 template <class E, class T, bool kLow>
 __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // [steps, tile rows, 16]
                                              const uint4* units,             // [steps, tile columns / 8, 32]
+                                             float scale,                    // of elements of x that are float32
                                              int steps, int tile_rows, int tile_columns) {
   constexpr bool kSplit = kLow && std::is_same<T, float>::value;
   // Of eight columns: what the registers have room for, which for one compiler is not for the next.
@@ -91,7 +72,8 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
   for (int step = 0; step < steps; step++, rows += tile_rows * kDepthStep, units += tile_columns * 4) {
     RowFragment<E, T, kLow> a[kWarpRows / 16];
 #pragma unroll
-    for (int m = 0; m < kWarpRows / 16; m++) a[m].load(rows + 16 * m * kDepthStep, rows + (16 * m + 8) * kDepthStep);
+    for (int m = 0; m < kWarpRows / 16; m++)
+      a[m].load(rows + 16 * m * kDepthStep, rows + (16 * m + 8) * kDepthStep, scale);
 #pragma unroll
     for (int first = 0; first < kWarpColumns / 8; first += kGroup) {
       uint4 b[kGroup];
@@ -197,7 +179,9 @@ __device__ __forceinline__ bool all_finite(const WarpSums& sums) {
   return zero == 0.0f;  // not NaN, which infinity times 0 is
 }
 
-// Applies the epilogue to a warp's sums, four columns of a row at a time.
+// Applies the epilogue to a warp's sums, four columns of a row at a time. An epilogue says whether it is
+//   kGuarded   sums that are not finite are computed anew by its `repair`
+//   kMeasured  x is scaled by what its `largest` magnitude needs, which its `store` undoes
 // `multiplier` and `offset` are at the lane's first column.
 template <class Epilogue>
 __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epilogue, const float* multiplier,
@@ -216,6 +200,32 @@ __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epi
       if (8 * h >= rows) continue;
       epilogue.store(values, at + int64_t{8 * h} * stride + 16 * p, min(4, columns - 16 * p), wide);
     }
+  }
+}
+
+// Four neighbours in a row of y, or as many as there are.
+template <class Y>
+__device__ __forceinline__ void store_four(Y* y, const float (&values)[4], int count, bool wide) {
+  if (wide) {
+    Vector<Y, 4> vector;
+#pragma unroll
+    for (int i = 0; i < 4; i++) vector.value[i] = from_float<Y>(values[i]);
+    *reinterpret_cast<Vector<Y, 4>*>(y) = vector;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < count) y[i] = from_float<Y>(values[i]);
+  }
+}
+template <class Y>
+__device__ __forceinline__ void load_four(float (&values)[4], const Y* y, int count, bool wide) {
+  if (wide) {
+    const Vector<Y, 4> vector = *reinterpret_cast<const Vector<Y, 4>*>(y);
+#pragma unroll
+    for (int i = 0; i < 4; i++) values[i] = to_float(vector.value[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) values[i] = i < count ? to_float(y[i]) : 0.0f;
   }
 }
 
@@ -281,10 +291,12 @@ __global__ void __launch_bounds__(kProductThreads, 2)
       const int first_step = plan.resident ? chunk * kSteps : stage * kSteps;
       const uint4* at_units = units + (first_step * tile_columns + place.column) * 4 + 4 * place.g + place.t;
       const int count = min(kSteps, plan.steps - chunk * kSteps);
+      float scale = Operand<E>::kRowScale;
+      if constexpr (Epilogue::kMeasured) scale = tensor_scale(epilogue.largest);
       if (fast)
-        add_products<E, T, false>(sums, at_rows, at_units, count, tile_rows, tile_columns);
+        add_products<E, T, false>(sums, at_rows, at_units, scale, count, tile_rows, tile_columns);
       else
-        add_products<E, T, true>(sums, at_rows, at_units, count, tile_rows, tile_columns);
+        add_products<E, T, true>(sums, at_rows, at_units, scale, count, tile_rows, tile_columns);
     }
     if (!active) continue;
     const LanePlace place(tile_rows);

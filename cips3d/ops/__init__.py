@@ -13,6 +13,7 @@ from cips3d.ops.modulated_inr import modulated_inr
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 from cips3d.ops.siren_field import SirenField
+from cips3d.ops.split_matmul import split_matmul
 from cips3d.ops.stratified import ray_points, stratified_depths, stratified_points
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
@@ -43,6 +44,7 @@ __all__ = [
     "modulated_layer",
     "ray_points",
     "render_rays",
+    "split_matmul",
     "stratified_depths",
     "stratified_points",
     "upfirdn2d",

@@ -10,6 +10,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
+from cips3d.ops.split_matmul import pays_for, split_matmul
 
 DEMODULATION_EPS = 1e-8  # keeps the norm of an all-zero column finite, as in StyleGAN2
 
@@ -130,7 +131,8 @@ def modulated_layer(
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
     check_shape("layer.weight", layer.weight, (*((batch,) if layer.modulation is None else ()), width_in, None))
-    product = torch.matmul(x, layer.weight)
+    shared = layer.modulation is not None
+    product = (split_matmul if shared and pays_for(x) else torch.matmul)(x, layer.weight)
     skip = None if skip is None else skip.to(product.dtype)
     next_modulation = None if following is None else following.modulation
     passes_y_on = following is not None and next_modulation is None

@@ -16,6 +16,7 @@ from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
 from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import differentiate_outputs
+from cips3d.ops.split_matmul import Rows, SharedWeight, multiply_over_rows, pays_for
 
 WIDTH_MAX = 512  # of any layer and of the features: what the kernel has room for
 GRADIENT_PIXELS = 1 << 14  # whose activations the backward keeps at a time: 0.7 GB for 18 layers of 512 in 16 bits
@@ -261,20 +262,22 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 class _Evaluation(NamedTuple):
     """What the gradients need of some pixels; every list has an entry a layer."""
 
-    inputs: list[Tensor]  # [B, n, in] of the products, modulated
+    inputs: list[Rows]  # [B n, in] of the products, modulated
     products: list[Tensor]  # [B, n, W]
     skips: list[Tensor | None]  # [B, n, W] what is added to a layer's output
 
 
-def _evaluate(features: Tensor, layers: Sequence[ModulatedWeight], skip_from: int, slope: float) -> _Evaluation:
+def _evaluate(
+    features: Tensor, layers: Sequence[ModulatedWeight], weights: Sequence[SharedWeight], skip_from: int, slope: float
+) -> _Evaluation:
     """Of features and weights of one dtype."""
     x = layers[0].modulate(features)
     seen = _Evaluation([], [], [])
     block_input: Tensor | None = features
     for k, layer in enumerate(layers):
         ends_block = k % 2 == 1
-        seen.inputs.append(x)
-        seen.products.append(x @ layer.weight)
+        seen.inputs.append(Rows.of(x.flatten(0, 1), split=weights[k].split))
+        seen.products.append(weights[k].forward(seen.inputs[k]).view(*x.shape[:2], -1))
         seen.skips.append(block_input if ends_block and k // 2 >= skip_from else None)
         if k + 1 == len(layers):
             break
@@ -292,6 +295,7 @@ def _differentiate(
     seen: _Evaluation,
     features: Tensor,
     layers: Sequence[ModulatedWeight],
+    weights: Sequence[SharedWeight],
     rgb_weight: Tensor,
     grad: Tensor,
     slope: float,
@@ -317,9 +321,10 @@ def _differentiate(
             total.rgb_weight[color] += of_rgb
         if ends_block:
             of_block = of_skip if has_skip else None
-        of_weight = seen.inputs[k].flatten(0, 1).mT @ of_product.flatten(0, 1)
+        rows = Rows.of(of_product.flatten(0, 1), split=weights[k].split)
+        of_weight = multiply_over_rows(seen.inputs[k], rows)
         (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)
-        of_modulated = of_product @ layers[k].weight.mT
+        of_modulated = weights[k].backward(rows).view(*of_product.shape[:2], -1)
     found: tuple[Tensor, ...] = OPS["modulated_epilogue_backward"](
         *(features, None, 1.0, None, layers[0].modulation, None, of_block, of_modulated, None),
         [True, False, False, True, False],
@@ -333,6 +338,7 @@ def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, 
     skip_from, slope, _, fast = arguments[LAYERS:]
     dtype = torch.bfloat16 if fast else features.dtype  # float16 might not hold the gradients
     layers = [ModulatedWeight(of.weight.to(dtype), of.modulation, of.demodulation) for of in stacked.unstacked()]
+    weights = [SharedWeight(layer.weight, split=not fast and pays_for(features)) for layer in layers]
     of_features = features.new_zeros(features.shape)
     total = StackedLayers(*(x.new_zeros(x.shape) for x in stacked))
     images, pixels, _ = features.shape
@@ -340,9 +346,9 @@ def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, 
     for start in range(0, pixels if images > 0 else 0, step):
         some = slice(start, start + step)
         given = features[:, some].to(dtype).contiguous()
-        seen = _evaluate(given, layers, skip_from, slope)
+        seen = _evaluate(given, layers, weights, skip_from, slope)
         of_colors = grad[:, some].contiguous()
-        of_features[:, some] = _differentiate(seen, given, layers, stacked.rgb_weight, of_colors, slope, total)
+        of_features[:, some] = _differentiate(seen, given, layers, weights, stacked.rgb_weight, of_colors, slope, total)
     return of_features, *total
 
 

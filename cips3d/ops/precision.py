@@ -11,7 +11,8 @@ import torch
 Precision = Literal["highest", "high", "fast"]
 """Of products of float32 numbers, a promise of at least so much accuracy.
 
-- "highest": as accurate as float32. Kernels split every operand into two of 16 bits and add three products.
+- "highest": as accurate as float32. Kernels split every operand into two of 16 bits and add three products, and so
+  does `split_matmul` in place of PyTorch's products of modulated layers, where it pays.
 - "high": as accurate as TF32, which keeps 11 bits of every operand. So does float16, which the kernels of whole
   networks round to (`render_rays` up to 128 channels, `modulated_inr`); `modulated_inr`'s gradients are products of
   float32 numbers, as PyTorch's setting has them. All others compute as for "highest".

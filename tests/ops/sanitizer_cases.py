@@ -209,6 +209,22 @@ def film_siren(module: ModuleType) -> None:
         module.film_siren_weight_gradient(DEVICE, STREAM, number, fast, *given, *sizes, parts)
 
 
+def split_matmul(module: ModuleType) -> None:
+    # Several tiles of rows and columns; odd widths; one number.
+    for rows, depth, columns in ((270, 36, 132), (140, 33, 70), (1, 1, 1)):
+        x, y, weight = normal(rows, depth), normal(rows, columns), normal(depth, columns)
+        largest = np.full(1, 4, np.float32)
+        for matrix, strides in ((weight, (1, columns)), (weight.T.copy(), (depth, 1))):
+            packed = np.empty(module.split_matmul_packed_bytes(columns, depth), np.uint8)
+            module.split_matmul_pack(DEVICE, STREAM, address(matrix), address(packed), columns, depth, *strides)
+            given = map(address, (x, largest, packed, y))
+            module.split_matmul(DEVICE, STREAM, *given, rows, columns, depth)
+        parts = module.split_matmul_over_rows_parts(DEVICE, rows, depth, columns)
+        partial = np.empty((parts, depth, columns), np.float32)
+        given = map(address, (x, y, largest, largest, partial))
+        module.split_matmul_over_rows(DEVICE, STREAM, *given, rows, depth, columns, parts)
+
+
 def film_siren_points(module: ModuleType) -> None:
     for sizes in ((2, 150, 3, 132), (1, 37, 7, 5)):
         batch, rows, width_in, width_out = sizes
@@ -324,6 +340,7 @@ CASES: dict[str, Callable[[ModuleType], None]] = {
     "modulated_epilogue": modulated_epilogue,
     "modulated_inr": modulated_inr,
     "film_siren": film_siren,
+    "split_matmul": split_matmul,
     "film_siren_points": film_siren_points,
     "render_rays": render_rays,
     "render_wide_rays": render_wide_rays,

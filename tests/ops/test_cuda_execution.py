@@ -9,7 +9,7 @@ import torch
 from ops.backends import Backend, open_backend
 from torch import Tensor
 
-from cips3d.ops import composite, film_siren, importance_depths, modulated_epilogue, stratified_points
+from cips3d.ops import composite, film_siren, importance_depths, modulated_epilogue, split_matmul, stratified_points
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
@@ -40,6 +40,7 @@ OPS: dict[str, tuple[Op, list[Tensor]]] = {
         film_siren,
         [draws(2, 100, 32), draws(48, 32) - 0.5, draws(48), 30 + draws(2, 48), draws(2, 48)],
     ),
+    "split_matmul": (split_matmul, [draws(2, 100, 48) - 0.5, draws(48, 72) - 0.5]),
     "modulated_epilogue": (
         lambda product, scale, skip: modulated_epilogue(product, scale, negative_slope=0.2, skip=skip),
         [draws(2, 100, 48), draws(2, 48), draws(2, 100, 48)],

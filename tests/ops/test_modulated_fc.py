@@ -60,8 +60,9 @@ def test_values_and_gradients_in_float32(backend: Backend, shape: Any, demodulat
     assert relative_l2(found, expected) < 2e-6
     gradients = torch.autograd.grad(found.square().sum(), inputs)
     for gradient, value in zip(gradients, torch.autograd.grad(expected.square().sum(), exact), strict=True):
-        # The gradient of the modulation is a small difference of two sums. No value lies within rounding of the kink.
-        assert relative_l2(gradient, value) < 1e-5
+        # Behind demodulation, gradients of weight and modulation are differences of sums, of two channels up to a
+        # hundred times as large. No value lies within rounding of the kink.
+        assert relative_l2(gradient, value) < (3e-5 if demodulate else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
