@@ -61,7 +61,7 @@ __device__ __forceinline__ Sample load_sample(const Densities& in, const RayLane
 struct March {
   float light = 1.0f;       // T in front of the next group of samples
   float before = 1.0f;      // T in front of this lane's sample
-  float weight_sum = 0.0f;  // of this lane's samples, with the back
+  float weight_sum = 0.0f;  // of this lane's samples, without what an opaque back takes
 
   // The weight of this lane's sample, and in `shown` what it weighs with an opaque back.
   __device__ __forceinline__ float weigh(const Densities& in, const Sample& s, int i, int index, int group,
@@ -75,10 +75,7 @@ struct March {
     shown = weight;
     if (in.last_back && i - index + group >= in.samples) {  // the last group, the same for all lanes
       const float left_over = 1.0f - sum_lanes(weight_sum, 1, group);
-      if (i == in.samples - 1) {
-        shown += left_over;
-        weight_sum += left_over;
-      }
+      if (i == in.samples - 1) shown += left_over;
     }
     return weight;
   }
@@ -175,6 +172,17 @@ struct DepthGradients {
 // With G_i the gradient of a weight, dα_i = G_i T_i - (Σ_{j>i} G_j w_j + dT T) / (1 - α_i + 1e-10): one loop to the
 // back for T_i and G_i, one to the front for the sums, which are added up from behind so that nothing cancels.
 template <class T, int N>
+__device__ __forceinline__ float sum_of_row(const Vector<T, N>* row, int vectors, int group, const RayLane& lane) {
+  float sum = 0.0f;
+  for (int v = lane.index; v < vectors && lane.has_ray; v += group) {
+    const Vector<T, N> some = row[v];
+#pragma unroll
+    for (int e = 0; e < N; e++) sum += to_float(some.value[e]);
+  }
+  return sum_lanes(sum, 1, group);
+}
+
+template <class T, int N>
 __global__ void __launch_bounds__(kRayThreads, kRayBlocks)
     composite_backward_kernel(Densities in, const Vector<T, N>* __restrict__ features,  // [rays, S, C / N]
                               const Vector<T, N>* __restrict__ fine_features,           // [rays, N - S, C / N]
@@ -210,8 +218,14 @@ __global__ void __launch_bounds__(kRayThreads, kRayBlocks)
     }
   }
 
-  // An opaque back has the weight 1 - Σ of the others: each of theirs is as much less of its own.
-  const float of_back = in.last_back ? __shfl_sync(~0u, gradient, in.samples - 1 - last_base, group) : 0.0f;
+  // An opaque back shows 1 - Σ of the others: each of theirs is as much less of its own. Opacity and background go by
+  // the weights as they were before.
+  float of_back = 0.0f;
+  if (in.last_back) {
+    of_back = __shfl_sync(~0u, gradient, in.samples - 1 - last_base, group) - grad_opacity;
+    if (white != 0.0f && grad_sums != nullptr)
+      of_back += white * sum_of_row<T, N>(grad_sums + lane.ray * vectors, vectors, group, lane);
+  }
   float behind = lane.has_ray && grad.transmittance != nullptr ? grad.transmittance[lane.ray] * march.light : 0.0f;
   DepthGradients depth_gradients;
   for (int base = last_base; base >= 0; base -= group) {

@@ -36,7 +36,7 @@ struct RayTensors {
   const float* coarse_noise;  // [B, R, S] added to the coarse densities, or null
   const float* merged_noise;  // [B, R, S + F] added to the merged densities, or null
   float* colors;              // [B, R, C] composited colour activations
-  float* weight_sum;          // [B, R]
+  float* weight_sum;          // [B, R] without what an opaque back takes
   float* depth;               // [B, R]
   float* weights;             // [B, R, S + F], front to back
   float* depths;              // [B, R, S + F], ascending
@@ -255,7 +255,7 @@ __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, c
   depth_sum = sum_warp(depth_sum);
   if (lane == 0) {
     tensors.depth[global] = depth_sum;
-    tensors.weight_sum[global] = s.last_back ? 1.0f : sum;
+    tensors.weight_sum[global] = sum;
   }
   __syncwarp();
   for (int channel = 2 * lane; channel < channels; channel += 64) {

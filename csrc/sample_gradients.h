@@ -79,20 +79,19 @@ __device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, co
   const float delta = last ? kLastDelta : saved.depths[at + 1] - depth;
   const float density = activated(raw, s.softplus), slope = activation_slope(raw, s.softplus);
   const float passed = expf(-delta * density), alpha = 1.0f - passed, light = saved.transmittance[at];
-  float grad = grad_of_colors + ray.grad_depth * depth + ray.grad_sum;
+  float grad = grad_of_colors + ray.grad_depth * depth;
   if (gradients.weights != nullptr) grad += gradients.weights[at];
+  const float weight = alpha * light;
+  float shown = weight;
   if (s.last_back) {
-    // The last weight is 1 minus the others: it takes no gradient of its own and its gradient goes off the others'.
-    if (last) {
-      ray.last_gradient = grad;
-      return {saved.weights[at], 0.0f};
-    }
+    // The last sample shows 1 minus the others: it takes no gradient of its own and its gradient goes off the others'.
+    if (last) ray.last_gradient = grad, shown = saved.weights[at];
     grad -= ray.last_gradient;
   }
-  const float weight = alpha * light;
+  grad += ray.grad_sum;  // goes by the weights without that
   const float grad_alpha = grad * light - ray.behind / (1.0f - alpha + kTransmittanceFloor);
   ray.behind += grad * weight;
-  return {weight, grad_alpha * delta * passed * slope};
+  return {shown, grad_alpha * delta * passed * slope};
 }
 
 // An operand A [16, 16] of rows `row` to row + 15 of a buffer, columns `column` to column + 15, that the tile's warps

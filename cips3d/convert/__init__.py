@@ -13,6 +13,7 @@ from cips3d.convert.cips3d_discriminator import discriminator_from_reference
 from cips3d.convert.cips3d_generator import generator_from_reference
 from cips3d.convert.pigan import pigan_from_reference
 from cips3d.convert.pigan_discriminator import pigan_discriminator_from_reference
+from cips3d.convert.state import without_parallel_prefix
 from cips3d.convert.stylegan2 import stylegan2_discriminator_from_reference, stylegan2_from_reference
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPS
@@ -57,7 +58,7 @@ def from_reference(state: Mapping[str, Tensor], system: str, **options: Any) -> 
     """The module of a published system, with the weights of its state dict; dimensions are read off the shapes.
 
     Args:
-        state: names and tensors as the original's `state_dict()` gives them.
+        state: names and tensors as the original's `state_dict()` gives them, or that of the original in DataParallel.
         system: one of `SYSTEMS`: "cips3d", "pigan", "cips" and "stylegan2" give generators, "cips3d-discriminator"
             (with one part or both), "pigan-discriminator" and "stylegan2-discriminator" (CIPS's too) discriminators.
         options: what a state dict cannot tell. `box_warp` of "pigan": points are scaled to the box (CelebA, Cats; the
@@ -73,7 +74,7 @@ def from_reference(state: Mapping[str, Tensor], system: str, **options: Any) -> 
         if option not in known:
             offered = f"; it has {', '.join(known)}" if known else ""
             raise UserError(f"{option} is no option of {system}{offered}")
-    return SYSTEMS[system](state, **options)
+    return SYSTEMS[system](without_parallel_prefix(state), **options)
 
 
 __all__ = ["SYSTEMS", "from_reference"]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cips3d.convert.restricted_pickle import InertObject
+from cips3d.convert.state import without_parallel_prefix
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPSConfig
 from cips3d.models.cips3d import CIPS3DConfig
@@ -33,7 +34,6 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
 
 SYSTEM_NAMES = {"cips3d": "CIPS-3D", "pigan": "pi-GAN", "cips": "CIPS", "stylegan2": "StyleGAN2"}
 
-PARALLEL_PREFIX = "module."  # of the names in networks that were saved from under DataParallel
 MAX_DEPTH = 4  # of dictionaries in each other
 MAX_NAME = 200  # letters
 MAX_ENTRIES = 1000  # that are dictionaries or no tensors; dictionaries that hold each other would go on for ever
@@ -111,13 +111,7 @@ def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in state:
         if _printed(name) != name:
             raise UserError(f"it holds weights of an absurd name, {_printed(name)}")
-    return _unwrapped(state)
-
-
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if state and all(name.startswith(PARALLEL_PREFIX) for name in state):
-        return {name.removeprefix(PARALLEL_PREFIX): value for name, value in state.items()}
-    return state
+    return without_parallel_prefix(state)
 
 
 def _step_of(loaded: Any) -> int | None:
@@ -183,7 +177,7 @@ def with_averages(network: Network, averages: list[Tensor]) -> Network:
     Raises:
         UserError: there are more or fewer, or one has another shape.
     """
-    parameters = network.state if network.module is None else _unwrapped(module_parameters(network.module))
+    parameters = network.state if network.module is None else without_parallel_prefix(module_parameters(network.module))
     if len(averages) != len(parameters):
         raise UserError(f"it averages {len(averages)} parameters where the generator has {len(parameters)}")
     for (name, parameter), average in zip(parameters.items(), averages, strict=True):

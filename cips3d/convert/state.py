@@ -9,6 +9,15 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError
 
+PARALLEL_PREFIX = "module."  # of the names in networks that were saved from under DataParallel
+
+
+def without_parallel_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state by the names of the network itself, where it was saved from under DataParallel."""
+    if state and all(name.startswith(PARALLEL_PREFIX) for name in state):
+        return {name.removeprefix(PARALLEL_PREFIX): value for name, value in state.items()}
+    return dict(state)
+
 
 def require_keys(state: Mapping[str, Tensor], keys: Iterable[str], what: str) -> None:
     """Raise `UserError` unless all keys are there."""

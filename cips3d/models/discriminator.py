@@ -32,6 +32,10 @@ class DiscriminatorConfig:
     """images that the main discriminator compares with each other (4 in StyleGAN2); 0: none"""
     aux_minibatch_std_group: int = 0
     """the same for the auxiliary discriminator"""
+    main_downsample_first: bool = False
+    """blocks of the main discriminator halve the resolution in their first convolution, not in the second (cheaper)"""
+    aux_downsample_first: bool = True
+    """the same for the auxiliary discriminator"""
     predict_pose: bool = False
     """the main discriminator also predicts the camera that an image was rendered from, which the pose loss needs"""
     progressive: bool = True
@@ -274,23 +278,33 @@ class Discriminator(nn.Module):
             aux_channels=None if aux is None else aux.channels,
             main_minibatch_std_group=main.minibatch_std_group,
             aux_minibatch_std_group=0 if aux is None else aux.minibatch_std_group,
+            main_downsample_first=main.downsample_first,
+            aux_downsample_first=aux is None or aux.downsample_first,
             predict_pose=main.predict_pose,
             progressive=main.progressive,
         )
 
     @classmethod
     def from_config(cls, config: DiscriminatorConfig) -> Discriminator:
-        """Random weights; the auxiliary part's blocks halve the resolution in their first convolution."""
+        """Random weights."""
         channels, aux_channels = config.main_channels, config.aux_channels
-        group = config.main_minibatch_std_group
-        progressive = config.progressive
         main = ImageDiscriminator(
-            max(channels), channels, group, predict_pose=config.predict_pose, progressive=progressive
+            max(channels),
+            channels,
+            config.main_minibatch_std_group,
+            config.main_downsample_first,
+            predict_pose=config.predict_pose,
+            progressive=config.progressive,
         )
         if aux_channels is None:
             return cls(main)
-        group = config.aux_minibatch_std_group
-        aux = ImageDiscriminator(max(aux_channels), aux_channels, group, downsample_first=True, progressive=progressive)
+        aux = ImageDiscriminator(
+            max(aux_channels),
+            aux_channels,
+            config.aux_minibatch_std_group,
+            config.aux_downsample_first,
+            progressive=config.progressive,
+        )
         return cls(main, aux)
 
     @overload

@@ -114,10 +114,13 @@ class NeRF(nn.Module):
         """
         return evaluate_siren_field(self.fold(style), points, precision=self.precision)
 
-    def features(self, ray: RayValues, *, white_back: bool) -> Tensor:
+    def features(self, ray: RayValues, settings: VolumeSettings) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""
-        features = nn.functional.linear(ray.values, self.output.weight) + self.output.bias * ray.weight_sum
-        return features + (1 - ray.weight_sum) if white_back else features
+        if settings.last_back:  # weights then add up to 1
+            features = nn.functional.linear(ray.values, self.output.weight, self.output.bias)
+        else:
+            features = nn.functional.linear(ray.values, self.output.weight) + self.output.bias * ray.opacity
+        return features + (1 - ray.opacity) if settings.white_back else features
 
     def forward(self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RayDraws) -> tuple[Tensor, RayValues]:
         """Features [B, R, features] of rays, and depth, weights and depths as `RayValues`."""
@@ -128,4 +131,4 @@ class NeRF(nn.Module):
             precision=self.precision,
         )
         ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
-        return self.features(ray, white_back=settings.white_back), ray
+        return self.features(ray, settings), ray

@@ -282,7 +282,7 @@ class PiGAN(Generator[PiGANStyles]):
                 precision=self.nerf.precision,
             )
             ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
-        color = ray.values + (1 - ray.weight_sum) if settings.white_back else ray.values
+        color = ray.values + (1 - ray.opacity) if settings.white_back else ray.values
         return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
 
     def _composed(

@@ -91,7 +91,7 @@ class RayValues(NamedTuple):
     """What compositing leaves of a ray's samples."""
 
     values: Tensor  # [B, R, C] Σ w v
-    weight_sum: Tensor  # [B, R, 1] Σ w
+    opacity: Tensor  # [B, R, 1] Σ w, without what `last_back` gives the last sample
     depth: Tensor  # [B, R] Σ w t
     weights: Tensor  # [B, R, S + F], front to back
     depths: Tensor  # [B, R, S + F], front to back

@@ -76,9 +76,10 @@ def _slopes(y: Tensor, negative_slope: float, gain: float) -> Tensor:
 
 
 def _reference(x: Tensor, bias: Tensor | None, negative_slope: float, gain: float) -> Tensor:
-    # gain · lrelu(a) = lrelu(gain · a): one pass for the affine part, one in place, which keeps the output.
-    scaled = x * gain if bias is None else torch.add(_on_channels(bias * gain, x), x, alpha=gain)
-    return F.leaky_relu(scaled, negative_slope, inplace=True)
+    # lrelu(gain (x + b)), of which only the output is kept. Not gain x + gain b, which saves a pass: it need not be 0
+    # where x + b is, and the sign decides the slope.
+    scaled = x * gain if bias is None else (x + _on_channels(bias, x)).mul_(gain)
+    return F.leaky_relu_(scaled, negative_slope)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

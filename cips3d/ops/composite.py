@@ -32,7 +32,7 @@ class Composited(NamedTuple):
     depth: Tensor  # [B, R]
     weights: Tensor  # [B, R, S] front to back
     transmittance: Tensor  # [B, R] light that passes all samples: Π (1 - α + 1e-10)
-    opacity: Tensor  # [B, R] Σ w
+    opacity: Tensor  # [B, R] Σ w, without what `last_back` gives the last sample
 
 
 def composite_weights(
@@ -93,7 +93,8 @@ def composite(
         features: [B, R, S, C] of any floating dtype; they need not have that of the others.
         depths: [B, R, S] ascending, scene units; float32, or float64, which is computed in plain PyTorch.
         noise, activation, last_back: see `composite_weights`.
-        white_back: adds 1 - Σ w to every channel: a background of ones.
+        white_back: adds 1 - Σ w to every channel: a background of ones. With `last_back` the w of both are those in
+            front of either, as in pi-GAN's code: what is left counts twice.
 
     Returns:
         `Composited`: features in their dtype, the rest in that of the depths.

@@ -29,8 +29,9 @@ def composite_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Features, depth, weights, transmittance and opacity; density, depths and noise of one dtype."""
     in_order = front_to_back(density, fine_density, order)
-    weights, transmittance = weights_reference(in_order, depths, noise, activation, last_back)
+    weights, transmittance = weights_reference(in_order, depths, noise, activation, last_back=False)
     opacity = weights.sum(-1)
+    weights = _with_back(weights) if last_back else weights
     if fine_features is None or order is None:
         sums = weighted_sum(weights, features)
     else:
@@ -178,17 +179,18 @@ def composite_backward_reference(
     of_weights = torch.zeros_like(depths) if grad_weights is None else grad_weights
     if grad_depth is not None:
         of_weights = of_weights + grad_depth[..., None] * depths
-    if grad_opacity is not None:
-        of_weights = of_weights + grad_opacity[..., None]
     if grad_sums is not None:
         grad_sums = grad_sums.to(depths.dtype)
         of_weights = of_weights + front_to_back(
             _project(features, grad_sums), None if fine_features is None else _project(fine_features, grad_sums), order
         )
-        if white_back:
-            of_weights = of_weights - grad_sums.sum(-1, keepdim=True)
-    if last_back:  # the last weight is 1 - Σ of the others: each of theirs is as much less of its own
+    if last_back:  # the last sample shows 1 - Σ of the others: each of theirs is as much less of its own
         of_weights = of_weights - of_weights[..., -1:]
+    # Opacity and background go by the weights as they were before.
+    if grad_opacity is not None:
+        of_weights = of_weights + grad_opacity[..., None]
+    if grad_sums is not None and white_back:
+        of_weights = of_weights - grad_sums.sum(-1, keepdim=True)
 
     grad_optical = _differentiate_march(march, of_weights, 0.0 if grad_transmittance is None else grad_transmittance)
     of_density, of_features = depths.new_empty(0), features.new_empty(0)

@@ -55,7 +55,7 @@ class RenderedRays(NamedTuple):
     """What is left of the samples of rays."""
 
     colors: Tensor  # [B, R, C] Σ w colour
-    opacity: Tensor  # [B, R] Σ w
+    opacity: Tensor  # [B, R] Σ w, without what `last_back` gives the last sample
     depth: Tensor  # [B, R] Σ w t
     weights: Tensor  # [B, R, S + F] front to back
     depths: Tensor  # [B, R, S + F] ascending; no gradient flows through them

@@ -203,9 +203,11 @@ class TrainConfig:
     ada_kimg: float = 500.0
     """thousands of images over which its probability can go from 0 to 1"""
     ema_decay: float = 0.999
-    """decay of the generator's average, min(decay, (1 + t)/(10 + t))"""
+    """decay of the generator's average"""
     ema_start: int = 1000
     """step up to which the average is a plain copy"""
+    ema_warmup: bool = False
+    """the decay begins smaller, at (1 + t)/(10 + t) with t steps after the start, so that the average forgets sooner"""
     slow_ema_decay: float = 0.0
     """decay of a second, slower average (pi-GAN: 0.9999), kept in checkpoints; 0: none"""
     density_noise_steps: int = 5000

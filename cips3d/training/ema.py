@@ -7,14 +7,16 @@ from torch import nn
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, module: nn.Module, *, step: int, decay: float, start: int) -> None:
-    """θ_ema ← d θ_ema + (1 - d) θ with d = min(decay, (1 + t)/(10 + t)); before `start`, a plain copy.
+def update_ema(average: nn.Module, module: nn.Module, *, step: int, decay: float, start: int, warm_up: bool) -> None:
+    """θ_ema ← d θ_ema + (1 - d) θ with d = `decay`; before `start`, a plain copy.
 
     Args:
-        step: steps finished before this one, t = step - start.
+        step: steps finished before this one.
+        warm_up: d = min(decay, (1 + t)/(10 + t)), t steps after the start: what the network was at first is soon
+            forgotten, as in pi-GAN's average.
     """
     since = step - start
-    d = 0.0 if since < 0 else min(decay, (1 + since) / (10 + since))
+    d = 0.0 if since < 0 else min(decay, (1 + since) / (10 + since)) if warm_up else decay
     pairs = zip(average.parameters(), module.parameters(), strict=True)
     averages, values = map(list, zip(*pairs, strict=True))
     torch._foreach_lerp_(averages, values, 1 - d)

@@ -139,7 +139,9 @@ class TrainingStep:
         if state.generator_slow_ema is not None:
             averages.append((state.generator_slow_ema, config.slow_ema_decay))
         for average, decay in averages:
-            update_ema(average, state.generator, step=now.step, decay=decay, start=config.ema_start)
+            update_ema(
+                average, state.generator, step=now.step, decay=decay, start=config.ema_start, warm_up=config.ema_warmup
+            )
 
     def adapt_augmentation(self, batch: int, report: StepReport) -> None:
         """Move the augmentation's probability so that E[sign D(real)] stays at its target."""

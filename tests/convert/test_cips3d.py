@@ -150,8 +150,10 @@ def test_round_trip() -> None:
     written = generator_to_reference(generator)
     again = from_reference(written, system="cips3d")
     assert again.config == SMALL
+    parallel = from_reference({f"module.{key}": value for key, value in written.items()}, system="cips3d")
     for name, value in generator.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value, parallel.state_dict()[name]), name
     assert written["inr_net.network.4.mod1.weight"].shape == (1, 4, 8)
     assert written["inr_net.network.1024.mod2.norm.weight"].shape == (8,)
 

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from convert.small_networks import PIGAN_CONFIG, SYSTEMS, made
+from convert.small_networks import CIPS3D_DISCRIMINATOR_CONFIG, PIGAN_CONFIG, SYSTEMS, made
 from convert.torch_files import module_of, stand_in_classes
 from torch import Tensor, nn
 
+from cips3d.convert.cips3d_discriminator import discriminator_to_reference
 from cips3d.convert.command import main
 from cips3d.convert.converted import PARTS, Converted, read_converted
 from cips3d.convert.pigan import pigan_to_reference
 from cips3d.errors import UserError
+from cips3d.models.discriminator import Discriminator
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGeneratorConfig, make_discriminator, make_generator
 from cips3d.models.pigan import PiGAN
 from cips3d.models.volume import VolumeSettings
@@ -94,6 +96,29 @@ def test_state_dicts(system: str, is_zip: bool, files: Path, capsys: pytest.Capt
     count = sum(parameter.numel() for parameter in module.parameters())
     assert len(out) == 2 and f"{part} of" in out[0] and f"{count} parameters, step unknown" in out[0]
     assert out[1] == f"out/weights.safetensors holds the {part}"
+
+
+@pytest.mark.parametrize("main_first", [False, True])
+@pytest.mark.parametrize("aux_first", [False, True, None])
+def test_where_discriminators_downsample(main_first: bool, aux_first: bool | None, files: Path) -> None:
+    """The blur kernels of the published file tell it, and no shape: it has to be written down."""
+    config = replace(
+        CIPS3D_DISCRIMINATOR_CONFIG,
+        main_downsample_first=main_first,
+        aux_downsample_first=aux_first is not False,
+        **({"aux_channels": None} if aux_first is None else {}),
+    )
+    torch.manual_seed(0)
+    discriminator = Discriminator.from_config(config)
+    assert discriminator.config == config
+    torch.save(discriminator_to_reference(discriminator), "weights.pth")
+    run("weights.pth", "out.safetensors")
+    again = rebuilt(read_converted("out.safetensors"), "discriminator")
+    image = torch.randn(2, 3, 16, 16)
+    given = (image,) if aux_first is None else (image, image)
+    expected, found = discriminator(*given), again(*given)
+    for a, b in zip(*((x,) if isinstance(x, Tensor) else x for x in (expected, found)), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("system", ["cips", "stylegan2"])

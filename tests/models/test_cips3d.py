@@ -136,6 +136,8 @@ def test_backgrounds(generator: CIPS3D) -> None:
     back = render(generator, last_back=True)
     assert torch.allclose(back.weights.sum(-1), torch.ones_like(left_over))
     assert torch.allclose(back.weights[..., :-1], plain.weights[..., :-1])
+    both = render(generator, last_back=True, white_back=True)  # as published: each takes what is left
+    assert torch.allclose((both.features - back.features).flatten(2), added, atol=1e-12)
 
 
 def test_filled_depth_lies_in_the_volume(generator: CIPS3D) -> None:

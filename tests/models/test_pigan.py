@@ -116,7 +116,13 @@ def published_image(model: PiGAN, seen: PiGANRendering, resolution: int, **optio
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"white_back": True}, {"last_back": True, "density_activation": "softplus"}, {"lock_view": True}],
+    [
+        {},
+        {"white_back": True},
+        {"last_back": True, "density_activation": "softplus"},
+        {"last_back": True, "white_back": True},
+        {"lock_view": True},
+    ],
     ids=str,
 )
 def test_pictures_and_gradients_are_the_published_ones(variant: str, options: dict[str, Any]) -> None:

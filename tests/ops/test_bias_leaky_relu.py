@@ -109,6 +109,17 @@ def test_second_and_third_derivative(backend: Backend, shape: tuple[int, ...]) -
         assert cosine(gradient, value) > 1 - 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_a_sum_that_is_zero_counts_as_negative(backend: Backend, dtype: torch.dtype) -> None:
+    """x + b is exactly 0, and so is the output, whatever the gain."""
+    x, bias = sample_inputs((4, 37, 5), dtype)
+    x, bias = on(backend, (-bias[:, None]).expand_as(x).clone(), bias)
+    y = bias_leaky_relu(x, bias)
+    assert torch.equal(y, torch.zeros_like(y))
+    dx, _ = torch.autograd.grad(y.sum(), (x, bias))
+    torch.testing.assert_close(dx, torch.full_like(dx, 0.2 * math.sqrt(2)))
+
+
 def test_zero_counts_as_negative(backend: Backend) -> None:
     x, bias = on(backend, torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([0.0, -1.0, 1.0]))
     y = bias_leaky_relu(x, bias, gain=2.0)

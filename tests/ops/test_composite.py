@@ -21,6 +21,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"activation": "softplus", "white_back": True},
     {"last_back": True},
+    {"last_back": True, "white_back": True},
     {"activation": "softplus", "last_back": True, "white_back": True},
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -57,9 +58,9 @@ def formula(
     alpha = 1 - torch.exp(-delta * sigma)
     light = torch.cumprod(torch.cat([torch.ones_like(alpha[..., :1]), 1 - alpha + 1e-10], dim=-1), dim=-1)
     weights = alpha * light[..., :-1]
+    opacity = weights.sum(-1)
     if last_back:
         weights = torch.cat([weights[..., :-1], 1 - weights[..., :-1].sum(-1, keepdim=True)], dim=-1)
-    opacity = weights.sum(-1)
     sums = (weights[..., None] * features).sum(2)
     if white_back:
         sums = sums + (1 - opacity[..., None])
@@ -222,7 +223,10 @@ def test_backgrounds(backend: Backend) -> None:
     assert torch.allclose(white.features - plain.features, left, atol=1e-6)
     assert torch.equal(white.weights, plain.weights)
     back = composite(density, features, depths, last_back=True)
-    assert torch.allclose(back.opacity, torch.ones_like(back.opacity))
+    assert torch.allclose(back.weights.sum(-1), torch.ones_like(back.opacity))
+    assert torch.equal(back.opacity, plain.opacity)
+    both = composite(density, features, depths, last_back=True, white_back=True)
+    assert torch.allclose(both.features - back.features, left, atol=1e-6)  # as published: what is left counts twice
     ones = composite(density, torch.ones_like(features), depths, white_back=True)
     assert torch.allclose(ones.features, torch.ones_like(ones.features))
 

@@ -58,6 +58,7 @@ TINY = TrainConfig(
     r1_every=4,
     ema_decay=0.995,
     ema_start=0,
+    ema_warmup=True,
     density_noise_steps=500,
     cooldown=0.25,
     reuse_fakes=True,

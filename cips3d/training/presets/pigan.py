@@ -38,6 +38,7 @@ PIGAN_CELEBA = TrainConfig(
     ema_decay=0.999,
     slow_ema_decay=0.9999,
     ema_start=0,
+    ema_warmup=True,
 )
 
 # Cats: a deeper volume, uniform poses, no pose loss.
