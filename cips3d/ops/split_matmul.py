@@ -11,7 +11,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_shape
 from cips3d.ops.library import define
-from cips3d.ops.precision import is_fast, takes_float16
+from cips3d.ops.precision import takes_float16
 
 ROWS_MAX = 1 << 30  # of x, as the kernels count them
 
@@ -65,7 +65,7 @@ def pays_for(x: Tensor) -> bool:
     """
     if x.dtype != torch.float32 or not kernels.take(x) or torch.is_autocast_enabled(x.device.type):
         return False
-    return not (is_fast(None) or takes_float16(None)) and _pays_on(x.device)
+    return not takes_float16(None) and _pays_on(x.device)
 
 
 @torch.compiler.assume_constant_result
@@ -158,7 +158,8 @@ def multiply_over_rows(x: Rows, y: Rows) -> Tensor:
 
 
 def _reference(x: Tensor, weight: Tensor, largest: Tensor | None) -> Tensor:
-    return x @ weight
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ weight
 
 
 def _fake(x: Tensor, weight: Tensor, largest: Tensor | None) -> Tensor:
@@ -187,7 +188,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _over_rows_reference(x: Tensor, y: Tensor, x_largest: Tensor | None, y_largest: Tensor | None) -> Tensor:
-    return x.mT @ y
+    with torch.autocast(x.device.type, enabled=False):
+        return x.mT @ y
 
 
 def _over_rows_fake(x: Tensor, y: Tensor, x_largest: Tensor | None, y_largest: Tensor | None) -> Tensor:
@@ -195,6 +197,8 @@ def _over_rows_fake(x: Tensor, y: Tensor, x_largest: Tensor | None, y_largest: T
 
 
 def _over_rows_kernel(x: Tensor, y: Tensor, x_largest: Tensor | None, y_largest: Tensor | None) -> Tensor:
+    if x_largest is None or y_largest is None:
+        return _over_rows_reference(x, y, x_largest, y_largest)
     return multiply_over_rows(Rows(x, x_largest), Rows(y, y_largest))
 
 

@@ -189,6 +189,16 @@ def test_other_dtypes_are_pytorchs(backend: Backend, dtype: torch.dtype) -> None
     assert x.grad is not None and x.grad.dtype == dtype
 
 
+def test_autocast_does_not_reach_it(backend: Backend) -> None:
+    x, weight, grad = on(backend, sample([30], 20, 24))
+    expected = (split_matmul(x, weight), *torch.autograd.grad(split_matmul(x, weight), [x, weight], grad))
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        y = split_matmul(x, weight)
+        found = (y, *torch.autograd.grad(y, [x, weight], grad))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_registration(backend: Backend) -> None:
     x, weight, grad = on(backend, sample([7], 9, 6))
     largest = [t.detach().abs().amax() for t in (x, grad)]
