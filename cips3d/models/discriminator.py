@@ -287,25 +287,15 @@ class Discriminator(nn.Module):
     @classmethod
     def from_config(cls, config: DiscriminatorConfig) -> Discriminator:
         """Random weights."""
-        channels, aux_channels = config.main_channels, config.aux_channels
-        main = ImageDiscriminator(
-            max(channels),
-            channels,
-            config.main_minibatch_std_group,
-            config.main_downsample_first,
-            predict_pose=config.predict_pose,
-            progressive=config.progressive,
-        )
-        if aux_channels is None:
+
+        def part(channels: dict[int, int], group: int, first: bool, predict_pose: bool = False) -> ImageDiscriminator:
+            return ImageDiscriminator(max(channels), channels, group, first, predict_pose, config.progressive)
+
+        group, first = config.main_minibatch_std_group, config.main_downsample_first
+        main = part(config.main_channels, group, first, config.predict_pose)
+        if config.aux_channels is None:
             return cls(main)
-        aux = ImageDiscriminator(
-            max(aux_channels),
-            aux_channels,
-            config.aux_minibatch_std_group,
-            config.aux_downsample_first,
-            progressive=config.progressive,
-        )
-        return cls(main, aux)
+        return cls(main, part(config.aux_channels, config.aux_minibatch_std_group, config.aux_downsample_first))
 
     @overload
     def forward(self, image: Tensor, aux_image: None = None, fade: float = 1.0) -> Tensor: ...
