@@ -92,7 +92,12 @@ class INR(nn.Module):
                 precision=self.precision,
                 keep_activations=_keeps_activations(features, folded),
             )
-        return torch.tanh(rgb + torch.stack([linear.bias for linear in to_rgb]).sum(0))
+        # One by one: gradients of a stack's sum would be one tensor under several names, and whoever scales or adds to
+        # one of them in place (clipping, accumulation, loss scales) would change all.
+        bias: Tensor = to_rgb[0].bias
+        for linear in to_rgb[1:]:
+            bias = bias + linear.bias
+        return torch.tanh(rgb + bias)
 
 
 def _keeps_activations(features: Tensor, folded: list[ModulatedWeight]) -> bool:

@@ -47,7 +47,8 @@ class Stage:
     lr_discriminator: float
     """learning rate of the discriminators"""
     aux_weight: float = 1.0
-    """weight of the auxiliary discriminator's losses; 0 switches it off"""
+    """weight w of the auxiliary discriminator's losses and penalties, of which the mean (main + w aux)/2 counts; 0: it
+    is off, and main counts alone"""
     pose_weight: float = 0.0
     """weight of the pose loss (needs --discriminator.predict-pose); 0: none"""
     pose_augment: tuple[Augmentation, ...] = ()
@@ -60,7 +61,7 @@ class Stage:
     diff_augment: tuple[Augmentation, ...] = ()
     """differentiable augmentations of everything that the discriminators see"""
     density_noise: float = 1.0
-    """standard deviation of the density noise at step 0"""
+    """standard deviation of the density noise before it fades"""
     crop: int | None = None
     """side of random parts of the pictures that both networks train on, for generators of pixel coordinates (CIPS);
     None: whole pictures"""
@@ -177,7 +178,8 @@ class TrainConfig:
     """adversarial loss"""
     adam_betas: tuple[float, float] = (0.0, 0.999)
     lazy_correction: bool = False
-    """Adam's rates and decays to the power c = k/(k+1) of a regulariser's interval k, as in StyleGAN2"""
+    """regularisers take Adam steps of their own, and its rates and decays are corrected for these, with
+    c = k/(k + 1) of a regulariser's interval k, as in StyleGAN2"""
     clip_gradient: float | None = 10.0
     """largest gradient norm of a network; larger ones are scaled down to it. None: as they come"""
     r1_gamma: float = 10.0
@@ -207,11 +209,13 @@ class TrainConfig:
     ema_start: int = 1000
     """step up to which the average is a plain copy"""
     ema_warmup: bool = False
-    """the decay begins smaller, at (1 + t)/(10 + t) with t steps after the start, so that the average forgets sooner"""
+    """the decay begins smaller, (1 + t)/(10 + t) in step t from the start on, so that the average forgets sooner"""
     slow_ema_decay: float = 0.0
     """decay of a second, slower average (pi-GAN: 0.9999), kept in checkpoints; 0: none"""
     density_noise_steps: int = 5000
     """step at which the density noise has faded to 0"""
+    density_noise_restarts: bool = False
+    """the density noise fades anew in every stage, as in CIPS-3D, whose stages were runs of their own"""
     cooldown: float = 0.0
     """share of the run over which learning rates fall linearly to a twentieth at the end"""
     reuse_fakes: bool = False

@@ -12,11 +12,11 @@ def update_ema(average: nn.Module, module: nn.Module, *, step: int, decay: float
 
     Args:
         step: steps finished before this one.
-        warm_up: d = min(decay, (1 + t)/(10 + t)), t steps after the start: what the network was at first is soon
-            forgotten, as in pi-GAN's average.
+        warm_up: d = min(decay, (1 + t)/(10 + t)) in the t-th step from the start on, t = 1, 2, ...: what the network
+            was at first is soon forgotten, as in pi-GAN's average.
     """
-    since = step - start
-    d = 0.0 if since < 0 else min(decay, (1 + since) / (10 + since)) if warm_up else decay
+    t = step - start + 1
+    d = 0.0 if t < 1 else min(decay, (1 + t) / (10 + t)) if warm_up else decay
     pairs = zip(average.parameters(), module.parameters(), strict=True)
     averages, values = map(list, zip(*pairs, strict=True))
     torch._foreach_lerp_(averages, values, 1 - d)

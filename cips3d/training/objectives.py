@@ -55,6 +55,11 @@ class Images:
         return replace(self, main=self.main.detach().requires_grad_(), aux=aux)
 
 
+def together(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
+    """One loss of both discriminators' losses: with weight 1 their mean, as of logits that lie in one batch."""
+    return 0.5 * (main + now.stage.aux_weight * aux)
+
+
 class Verdict(NamedTuple):
     """What the discriminators say of images."""
 
@@ -73,7 +78,7 @@ class Objectives:
         self.loss = adversarial_loss(config.loss)
 
     def discriminator(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
-        """Adversarial loss of both discriminators, with R1, R2 and gradient penalty as they are due.
+        """Adversarial loss of both discriminators, with R1 and R2 where `now` has them due, and gradient penalty.
 
         Args:
             real: [B, 3, H, W]; both discriminators see it.
@@ -81,8 +86,7 @@ class Objectives:
         """
         config, scalars = self.config, report.scalars
         real = real.detach().requires_grad_(now.r1_now)
-        real_aux = real if now.stage.aux_weight > 0 else None
-        of_real = self.discriminate(replace(fake, main=real, aux=real_aux), now, now.r1_now)
+        of_real = self.discriminate_real(real, fake, now)
         r2_now = now.r1_now and config.r2_gamma > 0
         fake = fake.with_gradients() if r2_now else fake
         of_fake = self.discriminate(fake, now, r2_now)
@@ -95,22 +99,37 @@ class Objectives:
         if of_real.aux is not None and of_fake.aux is not None:
             aux_loss = self.loss.discriminator(of_real.aux, of_fake.aux)
             scalars["d/aux_loss"] = aux_loss.detach()
-            loss = loss + now.stage.aux_weight * aux_loss
-        if now.r1_now and config.r1_gamma > 0:
-            penalty = r1_penalty(of_real.main, real)
-            scalars["d/r1"] = penalty.detach()
-            if of_real.aux is not None:
-                penalty = penalty + r1_penalty(of_real.aux, real)
-            loss = loss + 0.5 * config.r1_gamma * config.r1_every * penalty
-        if r2_now:
-            penalty = r2_penalty(of_fake.main, fake.main)
-            scalars["d/r2"] = penalty.detach()
-            if of_fake.aux is not None and fake.aux is not None:
-                penalty = penalty + r2_penalty(of_fake.aux, fake.aux)
-            loss = loss + 0.5 * config.r2_gamma * config.r1_every * penalty
+            loss = together(loss, aux_loss, now)
+        if now.r1_now:
+            loss = loss + self.r1_and_r2(of_real, real, of_fake, fake, now, report)
         if config.gradient_penalty > 0:
             loss = loss + config.gradient_penalty * self.between(real, fake, now, report)
         return loss + self.read_off("d", of_fake, fake, now, report)
+
+    def penalties(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
+        """R1 and R2 alone, for a step of their own; arguments as of `discriminator`."""
+        real, fake = real.detach().requires_grad_(), fake.with_gradients()
+        of_fake = self.discriminate(fake, now, exact=True) if self.config.r2_gamma > 0 else None
+        return self.r1_and_r2(self.discriminate_real(real, fake, now), real, of_fake, fake, now, report)
+
+    def r1_and_r2(
+        self, of_real: Verdict, real: Tensor, of_fake: Verdict | None, fake: Images, now: Moment, report: StepReport
+    ) -> Tensor:
+        """½·γ·k·‖∇D‖² with k, the steps between them, of verdicts on images that have gradients."""
+        config, scalars, total = self.config, report.scalars, real.new_zeros(())
+        if config.r1_gamma > 0:
+            penalty = r1_penalty(of_real.main, real)
+            scalars["d/r1"] = penalty.detach()
+            if of_real.aux is not None:
+                penalty = together(penalty, r1_penalty(of_real.aux, real), now)
+            total = total + 0.5 * config.r1_gamma * config.r1_every * penalty
+        if config.r2_gamma > 0 and of_fake is not None:
+            penalty = r2_penalty(of_fake.main, fake.main)
+            scalars["d/r2"] = penalty.detach()
+            if of_fake.aux is not None and fake.aux is not None:
+                penalty = together(penalty, r2_penalty(of_fake.aux, fake.aux), now)
+            total = total + 0.5 * config.r2_gamma * config.r1_every * penalty
+        return total
 
     def generator(self, fake: Images, real: Tensor, now: Moment, report: StepReport) -> Tensor:
         """Adversarial loss of the image and of the auxiliary image, from the best-judged share of them.
@@ -129,7 +148,7 @@ class Objectives:
         if of_fake.aux is not None:
             aux_loss = self.loss.generator(self.best(of_fake.aux, now), None if of_real is None else of_real.aux)
             report.scalars["g/aux_loss"] = aux_loss.detach()
-            loss = loss + now.stage.aux_weight * aux_loss
+            loss = together(loss, aux_loss, now)
         return loss + self.read_off("g", of_fake, fake, now, report)
 
     def best(self, logits: Tensor, now: Moment) -> Tensor:
@@ -170,7 +189,12 @@ class Objectives:
             assert verdict is not None
             return verdict.logits
 
-        return penalty + gradient_penalty(aux_logits, real, fake.aux, generator=random)
+        return together(penalty, gradient_penalty(aux_logits, real, fake.aux, generator=random), now)
+
+    def discriminate_real(self, real: Tensor, fake: Images, now: Moment) -> Verdict:
+        """Both discriminators' verdict on real images, in float32 where a penalty is due."""
+        aux = real if now.stage.aux_weight > 0 else None
+        return self.discriminate(replace(fake, main=real, aux=aux), now, now.r1_now)
 
     def discriminate(self, images: Images, now: Moment, exact: bool = False) -> Verdict:
         """Both discriminators' verdict on augmented images."""

@@ -35,7 +35,8 @@ def moment(config: TrainConfig, step: int) -> Moment:
         begin += config.stages[index].steps
         index += 1
     stage = config.stages[index]
-    noise_left = max(0.0, 1 - step / config.density_noise_steps) if config.density_noise_steps > 0 else 0.0
+    noisy_steps = step - begin if config.density_noise_restarts else step
+    noise_left = max(0.0, 1 - noisy_steps / config.density_noise_steps) if config.density_noise_steps > 0 else 0.0
     return Moment(
         step=step,
         stage_index=index,

@@ -213,9 +213,11 @@ def lazy_share(interval: int | None) -> float:
 
 
 def gradient_scalers(amp: Amp, device: torch.device) -> tuple[torch.amp.GradScaler, torch.amp.GradScaler]:
-    """Loss scalers of generator and discriminator, active where float16 is used."""
-    generator_fp16 = "fp16" in (amp.nerf, amp.inr)
+    """Loss scalers of generator and discriminator, active where float16 is used.
+
+    The generator's gradients come through the discriminator, and would be zeros where its float16 ends.
+    """
     return (
-        torch.amp.GradScaler(device.type, enabled=generator_fp16),
+        torch.amp.GradScaler(device.type, enabled="fp16" in (amp.nerf, amp.inr, amp.discriminator)),
         torch.amp.GradScaler(device.type, enabled=amp.discriminator == "fp16"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +42,26 @@ class TrainingStep:
         parts = real.chunk(now.stage.accumulation)
 
         fakes = self.generate(len(real), now, window) if config.reuse_fakes else None
+        # Where Adam is corrected for them, regularisers take steps of their own, as in StyleGAN2.
+        alone = config.lazy_correction
+
+        def fakes_for_d(part: Tensor) -> Images:
+            return self.generate_without_gradient(len(part), now, window) if fakes is None else fakes.detach()
 
         state.optimizer_d.zero_grad(set_to_none=True)
         for part in parts:
-            seen = self.generate_without_gradient(len(part), now, window) if fakes is None else fakes.detach()
-            loss = self.objectives.discriminator(part, seen, now, report) / len(parts)
+            due = replace(now, r1_now=now.r1_now and not alone)
+            loss = self.objectives.discriminator(part, fakes_for_d(part), due, report) / len(parts)
             state.scaler_d.scale(loss).backward()
         if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d", report):
             return report
+        if now.r1_now and alone:
+            state.optimizer_d.zero_grad(set_to_none=True)
+            for part in parts:
+                loss = self.objectives.penalties(part, fakes_for_d(part), now, report) / len(parts)
+                state.scaler_d.scale(loss).backward()
+            if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d/penalty", report):
+                return report
 
         state.discriminator.requires_grad_(False)
         state.optimizer_g.zero_grad(set_to_none=True)
@@ -56,11 +69,17 @@ class TrainingStep:
             made = self.generate(len(part), now, window) if fakes is None else fakes
             loss = self.objectives.generator(made, part, now, report) / len(parts)
             state.scaler_g.scale(loss).backward()
-            if now.path_length_now:
+        if now.path_length_now and alone:
+            if not self.update(state.generator, state.optimizer_g, state.scaler_g, "g", report):
+                return report
+            state.optimizer_g.zero_grad(set_to_none=True)
+        if now.path_length_now:
+            for part in parts:
                 loss = self.path_length_loss(len(part), now, window, report) / len(parts)
                 state.scaler_g.scale(loss).backward()
         state.discriminator.requires_grad_(True)
-        if not self.update(state.generator, state.optimizer_g, state.scaler_g, "g", report):
+        name = "g/path_length" if now.path_length_now and alone else "g"
+        if not self.update(state.generator, state.optimizer_g, state.scaler_g, name, report):
             return report
 
         self.average(now)

@@ -9,7 +9,7 @@ from torch import nn
 from cips3d.training.ema import update_ema
 
 
-@pytest.mark.parametrize(("step", "expected"), [(4, 0.0), (5, 0.1), (14, 10 / 19), (100_000, 0.9)])
+@pytest.mark.parametrize(("step", "expected"), [(4, 0.0), (5, 2 / 11), (13, 10 / 19), (100_000, 0.9)])
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_decay(step: int, expected: float, warm_up: bool) -> None:
     expected = expected if warm_up or step < 5 else 0.9

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
-from cips3d.training.config import TrainConfig
+from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import LOSSES
 from cips3d.training.objectives import Images, Objectives, StepReport
 from cips3d.training.schedule import moment
-from cips3d.training.state import TrainingState, lazy_betas
+from cips3d.training.state import TrainingState, gradient_scalers, lazy_betas
 from cips3d.training.step import TrainingStep
 
 
@@ -76,13 +76,30 @@ def test_penalties_are_added_with_their_weights(small_config: TrainConfig) -> No
     assert loss.item() == pytest.approx((plain + 7.0 * scalars["d/gradient_penalty"]).item(), rel=1e-5)
 
 
+def test_both_discriminators_count_as_one_batch(small_config: TrainConfig) -> None:
+    """Losses and R1 are means over main and auxiliary logits together, as of the published code."""
+    fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
+    config = replace(small_config, r1_gamma=0.0)
+    loss, scalars = penalties(config, fake)
+    assert loss.item() == pytest.approx((0.5 * (scalars["d/loss"] + scalars["d/aux_loss"])).item(), rel=1e-6)
+    state = TrainingState(config, Processes())
+    real = real_images().requires_grad_()
+    main, aux = state.discriminator.judge(real, real, 1.0)
+    assert aux is not None
+    (slope,) = torch.autograd.grad(main.logits.sum(), real, retain_graph=True)
+    (aux_slope,) = torch.autograd.grad(aux.logits.sum(), real)
+    squared = torch.cat([slope, aux_slope]).square().sum((1, 2, 3)).mean()
+    with_r1, _ = penalties(replace(config, r1_gamma=3.0, r1_every=2), fake)
+    assert (with_r1 - loss).item() == pytest.approx(0.5 * 3.0 * 2 * squared.item(), rel=1e-4)
+
+
 def test_both_discriminators_are_penalised(small_config: TrainConfig) -> None:
     """R1, R2 and the gradient penalty of the auxiliary discriminator reach its weights."""
     config = replace(small_config, r2_gamma=1.0, gradient_penalty=1.0)
     fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
     with_aux, _ = penalties(config, fake)
     without, _ = penalties(config, replace(fake, aux=None))
-    assert with_aux > without
+    assert 2 * with_aux > without  # the mean of both
 
 
 def test_path_lengths_are_regularised(small_config: TrainConfig) -> None:
@@ -176,6 +193,29 @@ def test_a_second_slower_average(small_config: TrainConfig) -> None:
     again.load_state_dict(state.state_dict())
     assert again.generator_slow_ema is not None
     assert torch.equal(weights(again.generator_slow_ema), weights(state.generator_slow_ema))
+
+
+def steps_taken(optimizer: torch.optim.Optimizer) -> int:
+    return int(next(iter(optimizer.state.values()))["step"])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_lazy_penalties_take_steps_of_their_own(small_config: TrainConfig, alone: bool) -> None:
+    """Where Adam is corrected for them: in 4 steps, 2 of R1 and 1 of path lengths."""
+    lazy = {"r1_every": 2, "path_length_weight": 2.0, "path_length_every": 4}
+    state, report = run(replace(small_config, lazy_correction=alone, **lazy), 4)
+    assert (steps_taken(state.optimizer_d), steps_taken(state.optimizer_g)) == ((6, 5) if alone else (4, 4))
+    state, report = run(replace(small_config, lazy_correction=alone, **lazy), 1)
+    assert {"d/r1", "g/path_length", "d/gradient_norm", "g/gradient_norm"} <= report.scalars.keys()
+    assert ("d/penalty/gradient_norm" in report.scalars) == alone
+    assert ("g/path_length/gradient_norm" in report.scalars) == alone
+
+
+@pytest.mark.parametrize("name", ["nerf", "inr", "discriminator"])
+def test_losses_are_scaled_where_float16_is_on_their_way(name: str) -> None:
+    of_generator, of_discriminator = gradient_scalers(Amp(**{name: "fp16"}), torch.device("cpu"))  # type: ignore[arg-type]
+    assert of_generator.is_enabled()  # its gradients come through the discriminator
+    assert of_discriminator.is_enabled() == (name == "discriminator")
 
 
 def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from ops.backends import Backend
 from torch import Tensor
 
+from cips3d.cameras import Cameras
+from cips3d.models.generator import View
+from cips3d.ops import kernels
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import StepReport
@@ -47,6 +54,52 @@ def test_both_networks_learn(small_config: TrainConfig, reuse_fakes: bool) -> No
         assert not torch.equal(weights(getattr(before, name)), weights(getattr(after, name))), name
     assert {"d/loss", "d/aux_loss", "d/r1", "g/loss", "g/aux_loss"} <= set(report.scalars)
     assert torch.equal(weights(after.generator_ema), weights(after.generator))  # before ema_start: a copy
+
+
+def overlapping(module: torch.nn.Module) -> list[str]:
+    """Parameters whose gradient shares memory with another's, or with itself."""
+    spans = []
+    for name, parameter in module.named_parameters():
+        grad = parameter.grad
+        if grad is None or grad.numel() == 0:
+            continue
+        length = 1 + sum((n - 1) * step for n, step in zip(grad.shape, grad.stride(), strict=True))
+        if length < grad.numel():
+            return [name]
+        spans.append((grad.data_ptr(), grad.data_ptr() + length * grad.element_size(), name))
+    spans.sort()
+    return [b[2] for a, b in pairwise(spans) if b[0] < a[1]]
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_gradients_have_memory_of_their_own(
+    small_config: TrainConfig, kernel_backend: Backend, amp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipping and loss scales multiply them in place: of two that share it, twice."""
+    config = replace(small_config, device=str(kernel_backend.device), amp=Amp(inr=amp, discriminator=amp))
+    seen = []
+    update = TrainingStep.update
+    monkeypatch.setattr(TrainingStep, "update", lambda *of: seen.append(overlapping(of[1])) or update(*of))
+    for kernels_compute in (nullcontext, kernels.disabled):
+        with kernels_compute():
+            state = TrainingState(config, Processes(device=kernel_backend.device))
+            TrainingStep(state, config)(real_images().to(kernel_backend.device), moment(config, 0))
+    assert seen == [[]] * 4
+
+
+def test_parts_of_a_batch_add_up(small_config: TrainConfig) -> None:
+    """Gradients of two backward passes without a clip or a scale, of every parameter of the generator."""
+    generator = TrainingState(small_config, Processes()).generator.double()
+    z = [x.double() for x in generator.sample_z(2, generator=torch.Generator().manual_seed(0))]
+    front = torch.full((2,), math.pi / 2, dtype=torch.float64)
+
+    def backward() -> list[Tensor]:
+        view = View(8, Cameras.from_angles(front, front), small_config.volume, jitter=False)
+        generator.render(generator.mapping(*z), view).image.square().sum().backward()
+        return [p.grad.clone() for p in generator.parameters() if p.grad is not None]
+
+    for twice, once in zip(*reversed([backward(), backward()]), strict=True):
+        torch.testing.assert_close(twice, 2 * once)
 
 
 def test_discriminator_separates_fixed_images(small_config: TrainConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cips3d.cameras import PoseDistribution
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
@@ -24,7 +25,7 @@ TINY = TrainConfig(
             lr_inr=7e-4,
             lr_mapping=2e-4,
             lr_discriminator=6e-3,
-            pose_weight=15.0,
+            pose_weight=7.5,
             pose_augment=ALL_AUGMENTATIONS,
         ),
     ),
@@ -144,6 +145,8 @@ _PUBLISHED_256 = replace(
 FFHQ = TrainConfig(
     preset="ffhq",
     workers=4,
+    x_flip=True,
+    density_noise_restarts=True,
     stages=(
         _PUBLISHED_32,
         replace(_PUBLISHED_32, resolution=64, steps=200_000, fade_steps=10_000),
@@ -156,9 +159,9 @@ FFHQ = TrainConfig(
 AFHQ = replace(
     FFHQ,
     preset="afhq",
-    x_flip=True,
     stages=tuple(replace(stage, diff_augment=ALL_AUGMENTATIONS) for stage in FFHQ.stages),
     volume=VolumeSettings(samples=24, t_near=0.8, t_far=1.2),
+    poses=PoseDistribution(yaw_std=0.5, pitch_std=0.4),
 )
 
 # A new domain from a trained 256² model: the NeRF stays, the INR learns the new look.

@@ -21,12 +21,14 @@ _STAGE_64 = Stage(
     lr_discriminator=2e-4,
     aux_weight=0.0,
     pose_weight=15.0,
+    fade_steps=10_000,
 )
 
 # Faces: 12 + 12 samples, pose loss, top-k.
 PIGAN_CELEBA = TrainConfig(
     preset="pigan-celeba",
     workers=4,
+    x_flip=True,
     stages=(_STAGE_64,),
     generator=PiGANConfig(),
     discriminator=PiGANDiscriminatorConfig.celeba(),
@@ -67,6 +69,7 @@ CARLA_PITCH = math.pi / 4 * 85 / 90
 PIGAN_CARLA = replace(
     PIGAN_CELEBA,
     preset="pigan-carla",
+    x_flip=False,
     stages=(
         _CARLA_32,
         replace(
@@ -77,7 +80,6 @@ PIGAN_CARLA = replace(
             lr_nerf=2e-5,
             lr_mapping=2e-5,
             lr_discriminator=2e-4,
-            fade_steps=10_000,
         ),
         replace(
             _CARLA_32,
@@ -87,7 +89,6 @@ PIGAN_CARLA = replace(
             lr_nerf=1e-5,
             lr_mapping=1e-5,
             lr_discriminator=1e-4,
-            fade_steps=10_000,
         ),
     ),
     generator=PiGANConfig.tall_siren(),

@@ -15,6 +15,7 @@ EMA_IMAGES = 10_000  # over which the average forgets a half
 STYLEGAN2_256 = TrainConfig(
     preset="stylegan2-256",
     workers=4,
+    x_flip=True,
     stages=(
         Stage(
             resolution=256,
