@@ -45,7 +45,8 @@ def is_disk_full(error: BaseException) -> bool:
     """True for a write that failed for want of space, also where torch wrapped the error in its own."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error)
+    of_torch = ("PytorchStreamWriter failed", "unexpected pos")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in of_torch)
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,6 +26,7 @@ from cips3d.training.config import TrainConfig, settled
 from cips3d.training.distributed import Processes, join_processes
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.networks import load_networks
+from cips3d.training.ranges import check_ranges
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
 from cips3d.training.schedule import Moment, moment
@@ -53,7 +54,9 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     """
     processes = join_processes(config.device)
     try:
-        with matmul_precision(config.precision), Training(settled(config), processes) as training:
+        config = settled(config)
+        check_ranges(config)
+        with matmul_precision(config.precision), Training(config, processes) as training:
             return training.folder, training.run()
     finally:
         processes.leave()
@@ -183,7 +186,7 @@ class Training:
             raise TrainingDiverged(
                 f"losses or gradients were not finite in {in_a_row} steps in a row, up to step {self.state.step}; "
                 f"{path} holds the weights from before. Lower the learning rates (--stages.N.lr-...) or, with "
-                "--amp, use bf16 or none, and go on with --resume"
+                "--amp.nerf, --amp.inr or --amp.discriminator, use bf16 or none, and go on with --resume"
             )
         return in_a_row
 

@@ -87,7 +87,7 @@ def check_real_images(reports: Reports, real: RealImages) -> None:
         if metric.needs_data and len(real) < metric.least_images:
             raise UserError(
                 f"--reports.metrics {name} compares with {metric.least_images} pictures or more, and --data holds "
-                f"{len(real)}; give more of them, or --reports.metrics-every 0"
+                f"{len(real)}; give more of them, or --reports.metrics-interval 0"
             )
 
 
