@@ -84,7 +84,7 @@ EXAMPLES = (
         "render RUN --seeds 0-5 --interpolate appearance --resolution 96 --out looks.webp",
         "looks.webp",
     ),
-    Example("A mesh", "mesh RUN --seed 3 --truncation 0.8 --out head.glb", "head.png", shown="head.png"),
+    Example("A mesh", "mesh RUN --seed 3 --truncation 0.8 --out head.glb", "head.png", shown="head.preview.png"),
     Example(
         "A photograph found again in the model, its weights tuned to it",
         "invert RUN PHOTO --tune --out inverted/",

@@ -123,7 +123,7 @@ def styles_of(loaded: LoadedGenerator, options: Options) -> tuple[Tensor, ...]:
 
 def preview_path(out: Path) -> Path:
     """Where the picture of a mesh goes."""
-    return out.with_suffix(".png")
+    return out.with_suffix(".preview.png")
 
 
 def described(made: ExtractedMesh) -> str:

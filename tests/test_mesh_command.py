@@ -76,19 +76,19 @@ def test_writes_a_mesh_and_its_picture(command: Callable[..., str], tmp_path: Pa
         ", watertight",
         "extent",
         "threshold",
-        "head.png",
+        "head.preview.png",
     ):
         assert words in said
     assert mesh.is_watertight
     assert 0.05 < np.ptp(mesh.vertices, axis=0).max() < 0.24
-    with Image.open(tmp_path / "head.png") as picture:
+    with Image.open(tmp_path / "head.preview.png") as picture:
         assert picture.width > 6 * 256
         assert np.asarray(picture).std() > 10
 
 
 def test_no_preview(command: Callable[..., str], tmp_path: Path) -> None:
     assert "png" not in command("--no-preview", *SMALL)
-    assert not (tmp_path / "head.png").exists()
+    assert not (tmp_path / "head.preview.png").exists()
 
 
 def test_is_the_same_every_time_but_for_its_flags(command: Callable[..., str], tmp_path: Path) -> None:

@@ -309,13 +309,17 @@ class Page:
         self._problem.visible = True
 
 
+WIDEST = 8.0  # or highest: a page may claim any shape, and pictures take memory
+
+
 def centred(pixels: np.ndarray, aspect: float) -> np.ndarray:
     """A picture in the middle of a canvas of another shape.
 
     Args:
         pixels: [side, side, 3] in 0 to 255.
-        aspect: the canvas's width / height, positive.
+        aspect: the canvas's width / height. What no window has is taken for `WIDEST`, or for a square.
     """
+    aspect = float(np.clip(np.nan_to_num(aspect, nan=1.0), 1 / WIDEST, WIDEST))
     side = len(pixels)
     width, height = max(side, round(side * aspect)), max(side, round(side / aspect))
     canvas = np.full((height, width, 3), MARGIN, dtype=np.uint8)

@@ -193,3 +193,10 @@ def test_names_of_saved_pictures(exhibit: Exhibit) -> None:
     assert file_name(shot) == "seed-0.png"
     assert file_name(dataclasses.replace(shot, seed=None, kind="depth")) == "face-depth.png"
     assert file_name(dataclasses.replace(shot, shares=(0.0, 0.5), second_seed=7)) == "seed-0-with-7.png"
+
+
+@pytest.mark.parametrize("aspect", [0.0, 1e-4, 1500.0, float("inf"), float("nan")])
+def test_canvases_that_no_window_has(aspect: float) -> None:
+    """A page may say anything of its size; it decides on no more memory than eight pictures."""
+    canvas = centred(np.zeros((10, 10, 3), np.uint8), aspect)
+    assert canvas.shape in ((80, 10, 3), (10, 80, 3), (10, 10, 3))
