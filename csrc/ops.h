@@ -119,7 +119,7 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
 // whose tensors are listed there; `workspace`: as many bytes as modulated_inr_workspace says for the current device.
 // How many pixels a block takes through the layers at a time; 0 where shared memory has no room.
 int modulated_inr_rows(int64_t images, int64_t pixels, int width, bool accurate);
-// Whether it is the kernel for warpgroups, which the environment variable CIPS3D_WGMMA=1 asks for.
+// Whether it is the kernel for warpgroups, which the environment variable CIPS3D_WGMMA=0 refuses.
 bool modulated_inr_warpgroups(int64_t images, int64_t pixels, int width, bool accurate);
 int64_t modulated_inr_workspace(int64_t images, int64_t pixels, int channels, int width, int layers, int colors,
                                 bool accurate);

@@ -21,7 +21,7 @@ def check_ranges(config: TrainConfig) -> None:
 
 def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
     """Flags, values, and the least and the largest that is allowed."""
-    most, below_one = math.inf, 1 - 1e-9
+    most, below_one = math.inf, 0.99999
     yield from ((name, getattr(config, name), 0, most) for name in ("workers", "seed", "r1_gamma", "r2_gamma"))
     yield from ((name, getattr(config, name), 1, most) for name in ("r1_every", "path_length_every"))
     yield from ((name, getattr(config, name), 0, 1) for name in ("ema_decay", "slow_ema_decay", "cooldown"))
