@@ -72,8 +72,11 @@ def prepare(config: DatasetConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line (default: this process's), prepare and return the exit code."""
-    config = tyro.cli(DatasetConfig, prog="python -m cips3d.dataset", description=DESCRIPTION, args=argv)
-    return exit_on_user_error(lambda: prepare(config), INTERRUPTED)
+
+    def command() -> int:
+        return prepare(tyro.cli(DatasetConfig, prog="python -m cips3d.dataset", description=DESCRIPTION, args=argv))
+
+    return exit_on_user_error(command, INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import tyro
 
 import cips3d
 import cips3d.ops
+from cips3d.errors import exit_on_user_error
 from cips3d.ops import kernels, library
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -234,10 +235,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line (default: this process's), print and return the exit code."""
-    config = tyro.cli(InfoConfig, prog="python -m cips3d.info", description=DESCRIPTION, args=argv)
-    info = collect()
-    print(json.dumps(asdict(info), indent=2) if config.json else as_text(info))
-    return 0
+
+    def command() -> int:
+        config = tyro.cli(InfoConfig, prog="python -m cips3d.info", description=DESCRIPTION, args=argv)
+        info = collect()
+        print(json.dumps(asdict(info), indent=2) if config.json else as_text(info))
+        return 0
+
+    return exit_on_user_error(command)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -94,8 +95,7 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
-    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
-    return exit_on_user_error(lambda: run(options))
+    return exit_on_user_error(lambda: run(tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)))
 
 
 def run(options: Options) -> int:
@@ -137,21 +137,27 @@ def settings_of(loaded: LoadedGenerator, options: Options) -> InversionSettings:
 
 
 def save(options: Options, loaded: LoadedGenerator, photo: Tensor, found: Inversion) -> None:
-    """Write all that was found."""
+    """Write all that was found, or nothing, so that the same command can be run again."""
     folder = options.out
-    write_latent(folder / LATENT_NAME, latent_of(loaded, found.styles, found.camera))
-    if found.tuned is not None:
-        source = find_checkpoint(options.run)
-        converted = as_converted(found.tuned, (Source(source.name, sha256_of(source)),))
-        write_converted(folder / TUNED_NAME, converted)
-    save_image(folder / PICTURE_NAME, comparison(loaded, photo, found))
-    if found.records:
-        save_image(folder / CURVE_NAME, loss_curve(found.records))
+    try:
+        write_latent(folder / LATENT_NAME, latent_of(loaded, found.styles, found.camera))
+        if found.tuned is not None:
+            source = find_checkpoint(options.run)
+            converted = as_converted(found.tuned, (Source(source.name, sha256_of(source)),))
+            write_converted(folder / TUNED_NAME, converted)
+        save_image(folder / PICTURE_NAME, comparison(loaded, photo, found))
+        if found.records:
+            save_image(folder / CURVE_NAME, loss_curve(found.records))
+    except BaseException:
+        for name in (LATENT_NAME, TUNED_NAME, PICTURE_NAME, CURVE_NAME):  # the folder was empty
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def described(options: Options, loaded: LoadedGenerator, found: Inversion) -> str:
     """What was found, in a few words, and what came of it."""
-    model = options.run if found.tuned is None else options.out / TUNED_NAME
+    model = quote(str(options.run if found.tuned is None else options.out / TUNED_NAME))
+    latent = options.out / LATENT_NAME
     seen = ""
     if found.camera is not None:
         yaw, pitch = found.camera.yaw - loaded.poses.yaw_mean, found.camera.pitch - loaded.poses.pitch_mean
@@ -163,8 +169,8 @@ def described(options: Options, loaded: LoadedGenerator, found: Inversion) -> st
         "" if found.complete else f"stopped early, after {len(found.records)} steps; this is what there was then\n"
     )
     return (
-        f"{stopped}{options.out / LATENT_NAME}: {seen}{likeness}; {options.out / PICTURE_NAME} shows it\n"
-        f"render it: python -m cips3d.render {model} --latent {options.out / LATENT_NAME} --out face.png"
+        f"{stopped}{latent}: {seen}{likeness}; {options.out / PICTURE_NAME} shows it\n"
+        f"render it: python -m cips3d.render {model} --latent {quote(str(latent))} --out face.png"
     )
 
 

@@ -30,7 +30,7 @@ Examples:
   {PROGRAM} runs/heads --seed 3 --threshold 40 --no-preview --out head.obj
   {PROGRAM} runs/heads --latent inverted/latent.safetensors --out head.glb
 
-Beside the mesh lies a picture of it from six sides (head.png). The sides that no training camera saw are guesses.
+Beside the mesh lies a picture of it from six sides (head.preview.png). Sides that no training camera saw are guesses.
 """
 
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 1024
@@ -69,7 +69,7 @@ class Options:
     ] = None
     """side of the pictures that colours are taken from"""
     preview: bool = True
-    """write a picture of the mesh beside it, FILE with the ending .png"""
+    """write a picture of the mesh beside it, FILE with the ending .preview.png"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     precision: PrecisionFlag = None
@@ -77,8 +77,7 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
-    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
-    return exit_on_user_error(lambda: mesh(options))
+    return exit_on_user_error(lambda: mesh(tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)))
 
 
 def mesh(options: Options) -> int:

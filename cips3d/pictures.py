@@ -211,6 +211,16 @@ def check_path(path: Path, endings: Sequence[str], what: str) -> None:
             pass
 
 
+def check_folder(path: Path) -> None:
+    """Raise `UserError` where no pictures can be written into a folder `path`; makes it."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; give a file's name with its ending, or a folder")
+    with reported(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+
+
 def check_size(path: Path, width: int, height: int) -> None:
     """Raise `UserError` where a picture is too large for its format or for those who are to open it."""
     limit = MAX_SIDE[path.suffix.lower()]

@@ -16,6 +16,7 @@ from cips3d.errors import UserError, exit_on_user_error
 from cips3d.rendering import load_generator
 from cips3d.rendering.film import arranged, strip
 from cips3d.rendering.options import Options, check_options
+from cips3d.rendering.separate import save_separately
 from cips3d.rendering.staging import Staging, stage
 from cips3d.training.distributed import choose_device
 
@@ -28,6 +29,7 @@ Examples:
   {PROGRAM} runs/heads --seeds 0-3 --truncation 0.7 --trajectory yaw --yaw -0.5 0.5 --out swing.webp
   {PROGRAM} runs/heads --seeds 0,5,9 --interpolate shape --trajectory circle --out shapes.mp4
   {PROGRAM} runs/heads --seeds 0-3 --mix 10-13 --out mixed.png
+  {PROGRAM} runs/heads --seeds 0-999 --yaw 0 --out faces        a folder of single pictures
   {PROGRAM} runs/heads --latent inverted/latent.safetensors --trajectory yaw --out turn.webp
 
 A model trained at 32 x 32 renders at 128 x 128 or any other size: --resolution is free.
@@ -51,8 +53,7 @@ Trajectories:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
-    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
-    return exit_on_user_error(lambda: render(options))
+    return exit_on_user_error(lambda: render(tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)))
 
 
 def render(options: Options) -> int:
@@ -64,6 +65,10 @@ def render(options: Options) -> int:
         loaded = replace(loaded, fov_degrees=options.fov)
     try:
         staging = stage(loaded, options)
+        if options.is_folder:
+            count = save_separately(options.out, staging)
+            print(f"{options.out} holds {count} pictures of {staging.contents}{loaded.at_step}")
+            return 0
         if options.is_animation:
             save_animation(options.out, frames(staging), options.fps)
         else:

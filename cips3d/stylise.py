@@ -88,8 +88,7 @@ class Blend(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
-    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
-    return exit_on_user_error(lambda: stylise(options))
+    return exit_on_user_error(lambda: stylise(tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)))
 
 
 def stylise(options: Options) -> int:

@@ -1,9 +1,4 @@
-"""Command: train a 3-D generator on images.
-
-python -m cips3d.train                                  # synthetic heads, a preset that fits this machine
-python -m cips3d.train --data photos/ --preset ffhq     # the published schedule on your own pictures
-python -m cips3d.train --resume runs/00000-tiny         # go on with a run
-"""
+"""The command that trains a 3-D generator on images: `python -m cips3d.train`."""
 
 from __future__ import annotations
 
@@ -23,6 +18,18 @@ from cips3d.training.loop import train
 from cips3d.training.networks import load_networks
 from cips3d.training.presets import preset
 
+PROGRAM = "python -m cips3d.train"
+DESCRIPTION = f"""Train a 3-D generator on images.
+
+Examples:
+  {PROGRAM}                                      synthetic heads, a preset that fits this machine
+  {PROGRAM} --data photos.zip --preset ffhq      the published schedule on your own pictures
+  {PROGRAM} --resume runs/00000-tiny             go on with a run
+  {PROGRAM} --preset finetune --init-from runs/00003-ffhq --data paintings/
+
+Ctrl-C ends a run after its step; it is saved, and goes on with --resume.
+"""
+
 
 def parse(arguments: Sequence[str]) -> TrainConfig:
     """The configuration that a command line means: a preset, or the resumed run's own, and the flags on top."""
@@ -30,15 +37,40 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     first.add_argument("--preset")
     first.add_argument("--resume", type=Path)
     first.add_argument("--init-from", "--init_from", type=Path)
+    first.add_argument("--data")
+    first.add_argument("--heads")
     known, _ = first.parse_known_args(arguments)
-    return tyro.cli(
+    given = defaults(known.preset, known.resume, known.init_from)
+    config = tyro.cli(
         TrainConfig,
         args=list(arguments),
-        default=defaults(known.preset, known.resume, known.init_from),
-        prog="python -m cips3d.train",
-        description=__doc__,
+        default=given,
+        prog=PROGRAM,
+        description=DESCRIPTION,
         config=(tyro.conf.AvoidSubcommands,),  # the preset decides which networks there are
     )
+    if known.resume is not None:
+        check_resumed(config, given)
+    if known.data is not None and known.heads is not None:
+        raise UserError(
+            f"--heads {known.heads} counts synthetic heads, and --data {known.data} takes their place; "
+            "leave one of them out"
+        )
+    return config
+
+
+def check_resumed(config: TrainConfig, run: TrainConfig) -> None:
+    """Raise `UserError` where a run is told to go on as another one."""
+    if config.init_from is not None:
+        raise UserError(
+            f"--init-from {config.init_from} starts a run, and --resume {run.resume} goes on with one; leave one out"
+        )
+    for flag, value, own in (("preset", config.preset, run.preset), ("seed", config.seed, run.seed)):
+        if value != own:
+            raise UserError(
+                f"--{flag} {value} is not that of --resume {run.resume}, a run with {flag} {own}; leave it out, "
+                "or start a new run"
+            )
 
 
 def defaults(preset_name: str | None, resume: Path | None, init_from: Path | None) -> TrainConfig:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 
 from cips3d.errors import UserError, exit_on_user_error
@@ -29,3 +36,48 @@ def test_interrupted_by_ctrl_c(capsys: pytest.CaptureFixture[str], given: tuple[
 def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_on_user_error(lambda: raising(ZeroDivisionError()))
+
+
+def run_program(program: str, **streams: int) -> subprocess.CompletedProcess[bytes]:
+    code = f"from cips3d.errors import exit_on_user_error\n{textwrap.dedent(program)}"
+    return subprocess.run([sys.executable, "-c", code], check=False, timeout=60, stderr=subprocess.PIPE, **streams)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such pipes")
+@pytest.mark.parametrize("length", [1, 100_000])  # that is written in the end, and at once
+@pytest.mark.parametrize("ending", ["return 0", "raise SystemExit(0)"])  # the latter as of --help
+def test_a_reader_that_has_gone_is_no_error(length: int, ending: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = f"""
+    def command():
+        print("x" * {length})
+        {ending}
+    raise SystemExit(exit_on_user_error(command))
+    """
+    ended = run_program(program, stdout=writing)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such pipes")
+def test_another_program_s_broken_pipe_is_a_bug() -> None:
+    with pytest.raises(BrokenPipeError):
+        exit_on_user_error(lambda: raising(BrokenPipeError()))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signal")
+def test_termination_removes_unfinished_files(tmp_path: Path) -> None:
+    program = f"""
+    import os, pathlib, signal
+    from cips3d.files import atomic_file
+    def command():
+        with atomic_file(pathlib.Path({str(tmp_path)!r}) / "a") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+    raise SystemExit(exit_on_user_error(command))
+    """
+    ended = run_program(program)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, b"")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

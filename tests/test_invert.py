@@ -20,6 +20,7 @@ from rendering.checkpoints import write_run
 
 from cips3d import render
 from cips3d.cameras import PoseDistribution
+from cips3d.errors import UserError
 from cips3d.inversion import Record
 from cips3d.invert import main
 from cips3d.models.cips import CIPS
@@ -201,6 +202,18 @@ class TestMistakes:
         (tmp_path / "file").write_text("mine")
         assert "file is a file" in command(out="file", code=2)
         assert "cannot be made" in command(out="file/folder", code=2)
+
+    def test_full_disk_leaves_nothing_in_the_way(
+        self, command: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(path: Path, _: object) -> None:
+            raise UserError(f"the disk is full: {path} was not written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("cips3d.invert.save_image", fail)
+            assert "inversion.png was not written" in command(code=2)
+        assert list((tmp_path / "found").iterdir()) == []
+        command()
 
     def test_missing_run(self, command: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist" in command(source=tmp_path / "nowhere", code=2)

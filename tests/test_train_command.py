@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,32 @@ def test_resume_takes_the_run_s_own_settings(small_config: TrainConfig) -> None:
     config = command.parse(["--resume", str(folder), "--steps", "9"])
     assert config.generator == small_config.generator
     assert config.steps == 9 and config.resume == folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--preset", "ffhq"), "--preset ffhq is not that of --resume"),
+        (("--seed", "5"), "--seed 5 is not that of --resume"),
+        (("--init-from", "elsewhere"), "--init-from elsewhere starts a run"),
+        (("--data", "photos", "--heads", "9"), "--heads 9 counts synthetic heads"),
+    ],
+)
+def test_a_run_goes_on_as_itself(
+    small_config: TrainConfig, capfd: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
+) -> None:
+    folder, _ = train(replace(small_config, steps=3))
+    assert command.main(["--resume", str(folder), *flags]) == 2
+    assert words in capfd.readouterr().err.splitlines()[-1]
+    own = ("--preset", small_config.preset, "--seed", str(small_config.seed))
+    assert command.parse(["--resume", str(folder), *own]) == command.parse(["--resume", str(folder)])
+
+
+def test_help_names_every_preset() -> None:
+    flag = next(field for field in fields(TrainConfig) if field.name == "preset")
+    told = inspect.getsource(TrainConfig).split("preset: str")[1].split("out: Path")[0]
+    assert flag.default in PRESETS
+    assert set(re.findall(r"[a-z0-9-]+", told)) >= set(PRESETS)
 
 
 def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:

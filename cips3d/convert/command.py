@@ -102,8 +102,7 @@ class Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
-    options = tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)
-    return exit_on_user_error(lambda: convert(options))
+    return exit_on_user_error(lambda: convert(tyro.cli(Options, args=argv, prog=PROGRAM, description=DESCRIPTION)))
 
 
 def convert(options: Options) -> int:

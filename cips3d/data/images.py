@@ -61,6 +61,14 @@ class ImageFolder:
             raise FileNotFoundError(f"{name} is no regular file")
         return path.read_bytes()
 
+    def stamp(self, name: str) -> str:
+        """What changes when the file is replaced, without reading it: its size and its time."""
+        try:
+            state = (self.path / name).stat()
+        except OSError:  # a link to nowhere, which reading reports
+            return ""
+        return f"{state.st_size} {state.st_mtime_ns}"
+
     def manifest(self) -> object:
         """What `dataset.json` holds, None where there is none."""
         path = self.path / MANIFEST
@@ -96,6 +104,11 @@ class ImageZip:
         if entry.file_size > MAX_FILE_BYTES:
             raise OSError(f"{name} unpacks to {entry.file_size:,} bytes")
         return self._archive().read(entry)
+
+    def stamp(self, name: str) -> str:
+        """What changes when the entry is replaced, without reading it: its size and its checksum."""
+        entry = self._archive().getinfo(name)
+        return f"{entry.file_size} {entry.CRC}"
 
     def manifest(self) -> object:
         """What `dataset.json` holds, None where there is none."""
@@ -153,7 +166,7 @@ def find_images(path: str | Path, argument: str = "--data") -> tuple[ImageFolder
         files = ImageFolder(path)
     elif not path.exists():
         raise UserError(f"{argument} {path} does not exist; give a folder or a zip of images")
-    elif zipfile.is_zipfile(path):
+    elif path.is_file() and zipfile.is_zipfile(path):  # reading a pipe would wait forever
         files = ImageZip(path)
     else:
         raise UserError(f"{argument} {path} is neither a folder nor a zip; give a folder or a zip of images")

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,9 +50,10 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True},
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
-NAMES_DIGEST = "source_names_sha256"  # in the manifest
+FILES_DIGEST = "source_files_sha256"  # in the manifest
 HEADS = "heads"  # the SOURCE that stands for synthetic heads
 HEADS_COUNT = 4096
+OTHER_ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")  # whoever names one expects no folder
 ZIP_ENTRY_MODE = 0o644 << 16  # without it, unpacking makes files that nobody may read
 ZIP_ENTRY_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest there is: equal sets make equal archives
 PICTURES_PER_FOLDER = 1000
@@ -76,6 +77,7 @@ class _Job:
 
     source: str  # as the manifest records it
     names: list[str]
+    digest: str  # of the names and, where they are files, of what changes when one is replaced
     picture: Callable[[int], Tensor]  # uint8 [3, H, W]
     unreadable: tuple[type[Exception], ...]  # what `picture` raises for a damaged file
     resolution: int
@@ -83,12 +85,11 @@ class _Job:
 
     def identity(self) -> dict[str, object]:
         """What has to agree for going on with pictures written earlier."""
-        digest = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape")).hexdigest()
         return {
             "source": self.source,
             "resolution": self.resolution,
             "format": self.image_format,
-            NAMES_DIGEST: digest,
+            FILES_DIGEST: self.digest,
         }
 
     def file_name(self, index: int) -> str:
@@ -130,6 +131,8 @@ def prepare_dataset(
         raise UserError(f"--format {image_format} is unknown; choose one of {formats}")
     if workers < 0:
         raise UserError(f"--workers {workers} is negative; give a number of threads, or 0 for every core")
+    if destination.suffix.lower() in OTHER_ARCHIVES:
+        raise UserError(f"DEST {destination} is no kind of archive that is written here; give a folder or a .zip")
     if source == HEADS:  # a Path is never the word
         job = _heads_job(HEADS_COUNT if count is None else count, seed or 0, resolution, image_format)
     elif count is not None or seed is not None:
@@ -155,7 +158,8 @@ def _files_job(source: Path, destination: Path, resolution: int, image_format: s
     def picture(index: int) -> Tensor:
         return decode_image(files.read(names[index]), resolution)
 
-    return _Job(str(source.resolve()), names, picture, UNREADABLE_ERRORS, resolution, image_format)
+    digest = _digest(f"{name} {files.stamp(name)}" for name in names)
+    return _Job(str(source.resolve()), names, digest, picture, UNREADABLE_ERRORS, resolution, image_format)
 
 
 def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Job:
@@ -165,7 +169,11 @@ def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Jo
 
     heads: ImageSource = load_heads(resolution, count, seed=seed)
     names = [str(index) for index in range(count)]
-    return _Job(f"{count} heads of seed {seed}", names, heads.__getitem__, (), resolution, image_format)
+    return _Job(f"{count} heads of seed {seed}", names, _digest(names), heads.__getitem__, (), resolution, image_format)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
@@ -217,7 +225,11 @@ def _difference(job: _Job, manifest: dict[str, Any]) -> str | None:
     """In what an earlier call, whose manifest this is, was another job; None if it was the same."""
     for key, value in job.identity().items():
         if manifest.get(key) != value:
-            return "other files in SOURCE" if key == NAMES_DIGEST else f"{key} {manifest.get(key)}, not {value}"
+            return (
+                "other files in SOURCE, or before one was replaced"
+                if key == FILES_DIGEST
+                else f"{key} {manifest.get(key)}, not {value}"
+            )
     return None
 
 

@@ -39,8 +39,9 @@ class Options:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp"""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE_OR_FOLDER")]
+    """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp; or,
+    without an ending, a folder of single pictures, as other programs read them: no labels, the pixels as they are"""
     seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint=f"(default: {DEFAULT_SEEDS})")] = None
     """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
     latent: Annotated[
@@ -107,6 +108,16 @@ class Options:
     def is_animation(self) -> bool:
         """Frames follow each other in time; in pictures, they stand side by side."""
         return self.has_frames and self.out.suffix.lower() in animations.ANIMATION_ENDINGS
+
+    @property
+    def is_folder(self) -> bool:
+        """Every picture gets a file of its own."""
+        return self.out.suffix == ""
+
+    @property
+    def is_one_picture(self) -> bool:
+        """All is shown in one picture."""
+        return not (self.is_animation or self.is_folder)
 
     @property
     def camera_file(self) -> Path | None:
@@ -181,6 +192,8 @@ def _check_faces(options: Options) -> None:
         raise UserError("--frames is for --trajectory or --interpolate; give one of them, or leave it out")
     if options.mix is None:
         return
+    if options.is_folder:
+        raise UserError(f"--out {options.out} is a folder, and --mix makes one table; give a name that ends in .png")
     if options.interpolate is not None:
         raise UserError("--mix and --interpolate cannot go together; leave one out")
     if options.is_animation:
@@ -204,6 +217,9 @@ def _check_latent(options: Options) -> None:
 
 def _check_out(options: Options) -> None:
     """The file's ending must be able to hold what is shown, and its place to take it."""
+    if options.is_folder:
+        pictures.check_folder(options.out)
+        return
     ending = options.out.suffix.lower()
     moving_only = ending in animations.ANIMATION_ENDINGS and ending not in pictures.IMAGE_ENDINGS
     if moving_only and not options.has_frames:

@@ -78,6 +78,10 @@ class Staging:
     """What is shown, and where in the picture."""
 
     film: Film
+    faces: Faces
+    """that were asked for; a film of an interpolation shows one that goes from each to the next"""
+    has_frames: bool
+    """something moves"""
     layout: Layout
     """of a frame"""
     is_table: bool
@@ -105,6 +109,8 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     count = f"{len(film)} {what}{'s' if len(film) > 1 else ''}"
     staging = Staging(
         film,
+        faces,
+        options.has_frames,
         _layout(options, look, faces, mixed),
         mixed is not None,
         _row_labels(options, look, faces),
@@ -210,8 +216,8 @@ def _frame_count(options: Options, faces: int) -> int:
     if options.frames is not None:
         return options.frames
     if options.interpolate is not None:
-        return faces * (FRAMES_A_SEED if options.is_animation else COLUMNS_A_SEED)
-    return FRAMES if options.is_animation else COLUMNS
+        return faces * (COLUMNS_A_SEED if options.is_one_picture else FRAMES_A_SEED)
+    return COLUMNS if options.is_one_picture else FRAMES
 
 
 def _trajectory(loaded: LoadedGenerator, options: Options, frames: int) -> Cameras:
@@ -283,6 +289,9 @@ def _check_size(options: Options, staging: Staging) -> None:
     """Raise `UserError` where the picture would be too large for its format."""
     film, layout = staging.film, staging.layout
     look = film.look
+    if options.is_folder:
+        pictures.check_size(options.out / "one.png", look.resolution, look.resolution)
+        return
     if options.is_animation or staging.is_table:
         size = arranged_size(film.faces.shape[1], look, layout)
     else:

@@ -140,7 +140,8 @@ class TrainConfig:
     data: str | None = None
     """folder or zip of images; default: synthetic heads, made at the first use"""
     preset: str = "tiny"
-    """tiny, heads64, ffhq, afhq or finetune: the defaults of everything below"""
+    """the defaults of everything below: tiny, heads64, ffhq, afhq or finetune (CIPS-3D), pigan-celeba, pigan-cats,
+    pigan-carla, cips-ffhq or stylegan2-256"""
     out: Path | None = None
     """folder of the run; default: a new one under runs/"""
     steps: int | None = None

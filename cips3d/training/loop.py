@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -120,10 +121,11 @@ class Training:
         if self.reporter is not None:
             assert self.source is not None
             self.reporter.begin(self.state, self.source)
-        if self.state.step == 0:  # what there was before anything was learned
-            self._look(moment(self.config, 0), since=-1)
         skipped_in_a_row = 0
         with stop_on_signals() as stop:
+            if self.state.step == 0:
+                self._save()  # from here on, whatever ends the run, it can be resumed
+                self._look(moment(self.config, 0), since=-1)  # what there was before anything was learned
             while self.state.step < self.config.total_steps and not self._stop_agreed(stop):
                 now = moment(self.config, self.state.step)
                 self._enter_stage(now)
@@ -248,8 +250,9 @@ class Training:
         if self.reporter is None:
             return
         if self.state.step < self.config.total_steps:
+            folder = shlex.quote(str(self.folder))
             self.reporter.say(
-                f"stopped after step {self.state.step}; go on with: python -m cips3d.train --resume {self.folder}"
+                f"stopped after step {self.state.step}; go on with: python -m cips3d.train --resume {folder}"
             )
         else:
             animation = self.reporter.animation(self.state.generator_ema, self.config.stages[-1].resolution)

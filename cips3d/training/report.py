@@ -44,9 +44,11 @@ class Reporter:
         self.folder = folder
         self.picture_folder = folder / "pictures"
         self.config = config
-        cut_measurements(folder, step)
-        # Points of this step and those before it were written before the checkpoint was, and are true.
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        # Figures of this step and those before it were written before the checkpoint was, and are true; only that of
+        # step 0 is written before the first look, which is taken again.
+        reported = step if step > 0 else -1
+        cut_measurements(folder, reported)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=reported + 1)
         self.bar = tqdm(
             total=config.total_steps,
             initial=step,

@@ -228,7 +228,11 @@ class Page:
             if not self._is_in_place:
                 self._place(self._shot.orbit)
             return
-        held = self._limits.held(orbit_at(camera.position.tolist(), camera.look_at.tolist()))
+        try:
+            held = self._limits.held(orbit_at(camera.position.tolist(), camera.look_at.tolist()))
+        except ValueError:  # a browser that went astray: it looks from nowhere, or from what it looks at
+            self._place(self._shot.orbit)
+            return
         self._choose(orbit=held)
         if not (at_home and _is_near(camera.position, held.position)):
             self._place(held)

@@ -247,6 +247,30 @@ def test_another_job_in_the_same_place_is_refused(
     assert (place.read_bytes() if place.is_file() else None) == before
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_replaced_photograph_is_noticed(zipped: bool, photos: Path, tmp_path: Path) -> None:
+    """Also where its name, and in a zip its time, are as before."""
+
+    def source() -> Path:
+        if not zipped:
+            return photos
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+            for path in sorted(photos.rglob("*.*")):
+                archive.writestr(zipfile.ZipInfo(path.relative_to(photos).as_posix()), path.read_bytes())
+        return tmp_path / "photos.zip"
+
+    run(source(), tmp_path / "set")
+    assert run(source(), tmp_path / "set").found_complete
+    (photos / "0.jpg").write_bytes((photos / "2.jpg").read_bytes())
+    with pytest.raises(UserError, match="before one was replaced"):
+        run(source(), tmp_path / "set")
+
+
+def test_links_to_nowhere_are_unreadable_files(photos: Path, tmp_path: Path) -> None:
+    (photos / "5.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert sorted(run(photos, tmp_path / "set").reasons) == ["4b.png", "5.jpg"]
+
+
 def test_what_others_made_is_not_touched(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -301,6 +325,7 @@ def test_a_zip_is_not_prepared_onto_itself(photos: Path, tmp_path: Path) -> None
         ({"seed": 0}, "--count and --seed are for SOURCE heads"),
         ({"source": "heads", "count": 0}, "--count 0"),
         ({"source": "nowhere"}, "SOURCE nowhere does not exist"),
+        ({"destination": Path("set.tar")}, "DEST set.tar is no kind of archive"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, object], message: str, photos: Path, tmp_path: Path) -> None:

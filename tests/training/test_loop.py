@@ -22,6 +22,8 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, check_batches, train
 from cips3d.training.networks import load_networks
 from cips3d.training.objectives import Objectives, StepReport
+from cips3d.training.report import Reporter
+from cips3d.training.run_folder import METRICS_FILE
 from cips3d.training.step import TrainingStep
 
 
@@ -98,6 +100,32 @@ def test_interrupt_says_how_to_go_on(
     assert exit_code == 130
     assert f"--resume {folder}" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("ending", ["signal", "error"])
+def test_whatever_ends_a_run_before_its_first_step_it_can_be_resumed(
+    small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    def end(*_: object) -> None:
+        if ending == "error":
+            raise ZeroDivisionError
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    reports = replace(small_config.reports, metrics_interval=8, metrics_images=6)
+    config = replace(small_config, reports=reports)
+    whole, _ = train(replace(config, out=tmp_path / "whole"))
+    part = tmp_path / "part"
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "pictures", end)  # of the first look
+        if ending == "error":
+            with pytest.raises(ZeroDivisionError):
+                train(replace(config, out=part))
+        else:
+            assert train(replace(config, out=part)) == (part, 128 + signal.SIGTERM)
+    assert load_checkpoint(find_checkpoint(part))["step"] == 0
+    train(replace(config, out=None, resume=part))
+    assert_equal_states(load_checkpoint(find_checkpoint(whole)), load_checkpoint(find_checkpoint(part)))
+    assert (whole / METRICS_FILE).read_bytes() == (part / METRICS_FILE).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""Every picture of a film in a file of its own, without labels or enlargement, as other programs read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from cips3d import pictures
+from cips3d.rendering.film import Film
+from cips3d.rendering.staging import Staging
+
+ENDING = ".png"
+
+
+def save_separately(folder: Path, staging: Staging) -> int:
+    """Write all pictures of what is staged into a folder; returns how many.
+
+    They are called by face, view or frame, and kind, as far as there are several: `seed0003.png`,
+    `seed0003_yaw-0.4_depth.png`, `frame0007.png`. Files of these names are replaced, others left alone.
+    """
+    film, count = staging.film, 0
+    names = _face_names(staging), _view_names(staging), film.look.kinds
+    with tqdm(total=film.faces.numel(), desc="rendering", unit="picture", leave=False) as bar:
+        for frame, face, shown in _one_by_one(film):
+            for kind, picture in zip(film.look.kinds, shown, strict=True):
+                parts = (names[0][face], names[1][frame], "" if names[2] == ("image",) else kind)
+                path = folder / ("_".join(filter(None, parts)) + ENDING)
+                pictures.save_image(path, pictures.image_grid(picture[None], 1))
+                count += 1
+            bar.update()
+    return count
+
+
+def _one_by_one(film: Film) -> Iterator[tuple[int, int, Tensor]]:
+    """(frame, face, [K, 3, R, R]); however many faces there are, no more are held than are rendered together."""
+    for first in range(0, film.faces.shape[1], film.look.batch_size):
+        some = replace(film, faces=film.faces[:, first : first + film.look.batch_size])
+        for frame, shown in enumerate(some.frames()):
+            for face, kinds in enumerate(shown, start=first):
+                yield frame, face, kinds
+
+
+def _face_names(staging: Staging) -> list[str]:
+    """One a face; "" where a single face goes through all that were named."""
+    faces = staging.faces
+    if staging.film.faces.shape[1] != len(faces):
+        return [""]
+    if faces.seeds is not None:
+        return [f"seed{seed:04d}" for seed in faces.seeds]
+    names = [re.sub(r"[^\w.-]+", "-", name) for name in faces.names]
+    are_apart = len(set(names)) == len(names)
+    return names if are_apart else [f"{index:04d}-{name}" for index, name in enumerate(names)]
+
+
+def _view_names(staging: Staging) -> list[str]:
+    """One a frame; "" where there is but one view."""
+    count = len(staging.film)
+    if staging.has_frames:
+        return [f"frame{frame:04d}" for frame in range(count)]
+    if count == 1 or staging.column_labels is None:
+        return [""] * count
+    return [re.sub(r" (?=[a-z])", "_", label).replace(" ", "") for label in staging.column_labels]

@@ -1,0 +1,102 @@
+"""A folder of single pictures: what they are called, that they hold what was rendered and nothing else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rendering.checkpoints import write_run
+from rendering.command import RenderCommand
+
+from cips3d.pictures import to_uint8
+from cips3d.render import main
+from cips3d.rendering import load_generator, render_views, styles_of_seeds
+from cips3d.rendering.latents import latent_of, write_latent
+from cips3d.training.config import TrainConfig
+
+
+@pytest.fixture
+def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", small_config)
+
+
+@pytest.fixture
+def command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RenderCommand:
+    return RenderCommand(run_folder, tmp_path, capsys)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_pixels_as_they_were_rendered(
+    command: RenderCommand, run_folder: Path, tmp_path: Path, batch_size: int
+) -> None:
+    said = command("--seeds", "0-4,12", "--yaw", 0.1, "--resolution", 9, "--batch-size", batch_size, out="faces")
+    assert "6 pictures of 6 seeds in 1 view of 9 x 9" in said
+    assert names(tmp_path / "faces") == [f"seed{seed:04d}.png" for seed in (0, 1, 2, 3, 4, 12)]
+    loaded = load_generator(run_folder)
+    front = torch.tensor([math.pi / 2])
+    for seed in (0, 12):
+        image = render_views(loaded, styles_of_seeds(loaded, [seed]), front, front + 0.1, 9).image[0, 0]
+        with Image.open(tmp_path / "faces" / f"seed{seed:04d}.png") as picture:
+            shown, expected = np.asarray(picture, int), to_uint8(image).permute(1, 2, 0).numpy()
+        assert abs(shown - expected).max() <= 1  # batches of other sizes may round otherwise
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--seeds", 3), ["seed0003_yaw-0.4.png", "seed0003_yaw0.4.png", "seed0003_yaw0.png"]),
+        (
+            ("--seeds", 3, "--yaw", 0, "--pitch", -0.1, 0.2),
+            ["seed0003_pitch-0.1_yaw0.png", "seed0003_pitch0.2_yaw0.png"],
+        ),
+        (("--seeds", "3,4", "--yaw", 0, "--kind", "depth"), ["seed0003_depth.png", "seed0004_depth.png"]),
+        (
+            ("--seeds", 3, "--yaw", 0, "--kind", "all"),
+            [f"seed0003_{kind}.png" for kind in ("aux", "depth", "image", "normals")],
+        ),
+        (
+            ("--seeds", 3, "--trajectory", "yaw", "--frames", 2),
+            ["seed0003_frame0000.png", "seed0003_frame0001.png"],
+        ),
+        (("--seeds", "3,4", "--interpolate", "both", "--frames", 2), ["frame0000.png", "frame0001.png"]),
+    ],
+)
+def test_names(command: RenderCommand, tmp_path: Path, flags: tuple[object, ...], expected: list[str]) -> None:
+    command(*flags, out="faces")
+    assert names(tmp_path / "faces") == expected
+
+
+def test_latents_of_one_name_stay_apart(command: RenderCommand, run_folder: Path, tmp_path: Path) -> None:
+    loaded = load_generator(run_folder)
+    files = [tmp_path / place / "my face.safetensors" for place in ("a", "b")]
+    for seed, file in enumerate(files):
+        file.parent.mkdir()
+        write_latent(file, latent_of(loaded, styles_of_seeds(loaded, [seed]), None))
+    command("--latent", *files, "--yaw", 0, out="faces")
+    assert names(tmp_path / "faces") == ["0000-my-face.png", "0001-my-face.png"]
+    command("--latent", files[0], "--yaw", 0, out="one")
+    assert names(tmp_path / "one") == ["my-face.png"]
+
+
+def test_what_else_is_in_the_folder_stays(command: RenderCommand, tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "notes").write_text("mine")
+    command("--seeds", "0", "--yaw", 0, out="faces")
+    command("--seeds", "0", "--yaw", 0, out="faces")
+    assert names(tmp_path / "faces") == ["notes", "seed0000.png"]
+
+
+def test_a_file_is_no_folder(command: RenderCommand, tmp_path: Path) -> None:
+    file = tmp_path / "faces"
+    file.write_text("mine")
+    assert main([str(command.run_folder), "--out", str(file), "--device", "cpu"]) == 2
+    assert "faces is a file" in command.capsys.readouterr().err
+    assert file.read_text() == "mine"
