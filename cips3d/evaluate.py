@@ -16,7 +16,7 @@ import tyro
 
 from cips3d.data.decoding import UNREADABLE_ERRORS, describe, printable, read_rgb
 from cips3d.data.images import find_images, open_images
-from cips3d.data.source import open_training_source
+from cips3d.data.source import HEADS, open_training_source
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.evaluation.catalogue import METRICS, VALUES, check_counts, chosen_metrics
 from cips3d.evaluation.evaluate import (
@@ -40,7 +40,6 @@ from cips3d.training.distributed import choose_device
 from cips3d.training.run_folder import versions
 
 PROGRAM = "python -m cips3d.evaluate"
-HEADS = "heads"  # the word for synthetic heads, as a model and as data
 HEADS_RESOLUTION = 64
 WITHOUT_DATA = ("consistency", "smoothness", "symmetry")  # measured where nothing is asked for ...
 WITH_DATA = ("fid", "kid")  # ... and these, first, where there are data

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from cips3d.data.source import HEADS
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     )
     if known.resume is not None:
         check_resumed(config, given)
-    if known.data is not None and known.heads is not None:
+    if known.data not in (None, HEADS) and known.heads is not None:
         raise UserError(
             f"--heads {known.heads} counts synthetic heads, and --data {known.data} takes their place; "
             "leave one of them out"

@@ -62,6 +62,12 @@ def test_a_run_goes_on_as_itself(
     assert command.parse(["--resume", str(folder), *own]) == command.parse(["--resume", str(folder)])
 
 
+def test_heads_are_the_data_that_no_flag_names() -> None:
+    named = settled(command.parse(["--preset", "tiny", "--data", "heads", "--heads", "9"]))
+    assert named == settled(command.parse(["--preset", "tiny", "--heads", "9"]))
+    assert settled(command.parse(["--preset", "tiny", "--data", "./heads"])).data == "./heads"  # a folder
+
+
 def test_help_names_every_preset() -> None:
     flag = next(field for field in fields(TrainConfig) if field.name == "preset")
     told = inspect.getsource(TrainConfig).split("preset: str")[1].split("out: Path")[0]

@@ -6,6 +6,8 @@ from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.images import ImageFiles, open_images
 
+HEADS = "heads"  # the word for synthetic heads where a folder or zip could be named ("./heads" is such a folder)
+
 
 def open_training_source(
     data: str | None, resolution: int, *, heads: int = 4096, poses: PoseDistribution | None = None

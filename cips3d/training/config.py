@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cips3d.cameras import PoseDistribution
+from cips3d.data.source import HEADS
 from cips3d.errors import UserError
 from cips3d.evaluation.catalogue import METRICS, MetricName, chosen_metrics, deciding_value
 from cips3d.models.cips3d import CIPS3DConfig
@@ -138,7 +139,7 @@ class TrainConfig:
     """Train a 3-D generator on a folder of images."""
 
     data: str | None = None
-    """folder or zip of images; default: synthetic heads, made at the first use"""
+    """folder or zip of images; default: synthetic heads, made at the first use, for which the word heads stands too"""
     preset: str = "tiny"
     """the defaults of everything below: tiny, heads64, ffhq, afhq or finetune (CIPS-3D), pigan-celeba, pigan-cats,
     pigan-carla, cips-ffhq or stylegan2-256"""
@@ -267,6 +268,7 @@ def settled(config: TrainConfig) -> TrainConfig:
         stages = stages_of_length(stages, config.steps)
     config = replace(
         config,
+        data=None if config.data == HEADS else config.data,
         stages=tuple(stages),
         generator=generator_config_at(config.generator, stages[-1].resolution),
         discriminator=discriminator_config_at(config.discriminator, stages[-1].crop or stages[-1].resolution),

@@ -129,7 +129,6 @@ _PUBLISHED_128 = replace(
     lr_mapping=1e-4,
     lr_discriminator=1e-3,
     fade_steps=10_000,
-    grad_points=64 * 64,
 )
 _PUBLISHED_256 = replace(
     _PUBLISHED_128,
