@@ -293,7 +293,6 @@ def ninja_file(
     # Where cores outnumber files, nvcc compiles for several architectures at once.
     threads = min(len(architectures), math.ceil(jobs / len(sources)))
     kernel = [*nvcc, *HOST_FLAGS, *KERNEL_FLAGS, *gencode_flags(architectures, toolchain.warpgroups)]
-    kernel += ["-DCIPS3D_SM_90A"] if toolchain.warpgroups else []
     kernel += ["--threads", str(threads)] if threads > 1 else []
     names = ";".join(map(str, architectures))
     bindings = [*nvcc, *HOST_FLAGS, *BINDING_FLAGS, *gencode_flags([Architecture(architectures[0].number)])]

@@ -28,15 +28,13 @@ class DeviceGuard {
     changed_ = device != before_;
   }
   ~DeviceGuard() {
-    if (changed_) (void)cudaSetDevice(before_);  // a destructor cannot report; the next call would
+    if (changed_ && cudaSetDevice(before_) != cudaSuccess)
+      (void)cudaGetLastError();  // a destructor cannot report; the next call will
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  static void check(cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-  }
   int before_ = 0;
   bool changed_ = false;
 #endif
@@ -66,6 +64,7 @@ void bind_query(py::module_& module, const char* name, Result (*query)(Arguments
 PYBIND11_MODULE(CIPS3D_MODULE, module) {
   using namespace cips3d;
   module.attr("architectures") = CIPS3D_ARCHITECTURES;
+  bind_query(module, "multiprocessors", multiprocessors);
   bind(module, "bias_leaky_relu", bias_leaky_relu);
   bind(module, "bias_leaky_relu_backward", bias_leaky_relu_backward);
   module.def("bias_leaky_relu_parts", bias_leaky_relu_parts);

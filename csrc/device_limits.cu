@@ -1,30 +1,32 @@
 // What the launchers ask about devices.
 #include <vector>
 
-#include "runtime.h"
+#include "ops.h"
+#include "warpgroup.h"
 
 namespace cips3d {
 namespace {
 
 #if defined(__CUDACC__)
-__global__ void nothing_kernel() {}
+// Never launched, only asked about: code that has warpgroups' instructions has shared memory here, whoever compiled it
+// for the device, the build or, from PTX, the driver.
+__global__ void code_kernel() {
+#if CIPS3D_HAS_WGMMA
+  __shared__ volatile int mark;
+  mark = 0;
+#endif
+}
 
 DeviceLimits ask_for_limits(int device) {
   int multiprocessors = 0, block = 0, multiprocessor = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaDeviceGetAttribute(&block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(cudaDeviceGetAttribute(&multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
   cudaFuncAttributes code = {};
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, nothing_kernel);
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  check(cudaFuncGetAttributes(&code, code_kernel));
   const size_t of_code = shared_of_architecture(code.ptxVersion), of_device = block;
-#if defined(CIPS3D_SM_90A)  // the build compiles for it instead of sm_90
-  const bool warpgroups = code.ptxVersion == 90 && code.binaryVersion == 90;
-#else
-  const bool warpgroups = false;
-#endif
-  return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor), warpgroups};
+  return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor),
+          code.sharedSizeBytes > 0};
 }
 #endif
 
@@ -33,8 +35,7 @@ DeviceLimits ask_for_limits(int device) {
 DeviceLimits device_limits() {
 #if defined(__CUDACC__)
   int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  check(cudaGetDevice(&device));
   thread_local std::vector<DeviceLimits> known;  // by device: asking takes as long as a launch
   if (known.size() <= static_cast<size_t>(device)) known.resize(device + 1);
   if (known[device].multiprocessors == 0) known[device] = ask_for_limits(device);
@@ -44,5 +45,7 @@ DeviceLimits device_limits() {
   return {2, limit, limit + kSharedOverhead, limit == shared_of_architecture(90)};
 #endif
 }
+
+int multiprocessors() { return device_limits().multiprocessors; }
 
 }  // namespace cips3d

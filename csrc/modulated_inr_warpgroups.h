@@ -89,7 +89,7 @@ struct WarpgroupPass {
           describe(layer, 0);
           accumulate(sums, layer);
           finish<true>(sums, held, layer, 0);
-          warpgroup_sync();  // all its warps have read what describes the chunk
+          publish();  // all its warps have read what describes the chunk, before a copy of the other proxy replaces it
         }
         Sums sums;
         describe(layer, two_chunks);
@@ -153,7 +153,8 @@ struct WarpgroupPass {
     reinterpret_cast<uint32_t*>(core)[lane()] = pair;
   }
 
-  // What the warpgroup's threads have written is there for its products.
+  // What the warpgroup's threads have written is there for its products; what they have read may be overwritten by
+  // copies. Both are of another proxy than the threads' own accesses, hence the fence.
   __device__ __forceinline__ void publish() const {
     fence_for_async_reads();
     warpgroup_sync();

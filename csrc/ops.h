@@ -27,6 +27,9 @@ inline unsigned blocks_for(int64_t work, int64_t items_a_block) {
   return static_cast<unsigned>(blocks);
 }
 
+// device_limits.cu: of the device; throws where no code of this module starts on it.
+int multiprocessors();
+
 // bias_leaky_relu.cu: x, sign, y [batch, channels, inner]; bias [channels].
 void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Pointer sign, Pointer y, int64_t batch,
                      int64_t channels, int64_t inner, double slope, double gain);

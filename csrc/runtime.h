@@ -18,6 +18,16 @@ namespace cips3d {
 using half = __half;
 using bfloat16 = __nv_bfloat16;
 
+#if defined(__CUDACC__)
+// Throws what a call of the runtime returned. The runtime keeps it, too, for the next cudaGetLastError(), which is to
+// tell of the launch before it and of nothing else.
+inline void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();
+  throw std::runtime_error(cudaGetErrorString(error));
+}
+#endif
+
 constexpr size_t kSharedAlignment = 16;  // bytes; what cp.async and ldmatrix need
 
 // Bytes that SharedArrays::take<T>(count) uses; the host sizes a launch with it.
@@ -89,21 +99,15 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
             Arguments... arguments) {
 #if defined(__CUDACC__)
   constexpr size_t kAlwaysAllowed = 48 * 1024;
-  cudaError_t error = cudaSuccess;
   if (shared > kAlwaysAllowed) {  // always the same limit: a graph may hold launches that took more than this one
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(device_limits().shared_block));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(device_limits().shared_block)));
     // Of what shared memory and the first cache divide between them: the driver might leave room for one block where
     // two were planned.
-    if (error == cudaSuccess)
-      error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   }
-  if (error == cudaSuccess) {
-    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
-    error = cudaGetLastError();
-  }
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  check(cudaGetLastError());
 #else
   (void)stream;
   emulation::run_grid(grid, block, shared, [=] { kernel(static_cast<Parameters>(arguments)...); });
@@ -116,8 +120,7 @@ template <class... Parameters>
 int registers_a_thread([[maybe_unused]] void (*kernel)(Parameters...)) {
 #if defined(__CUDACC__)
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  check(cudaFuncGetAttributes(&attributes, kernel));
   return (attributes.numRegs + 7) / 8 * 8;
 #else
   return 256;

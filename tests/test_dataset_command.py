@@ -97,10 +97,6 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(tmp_path: Path) 
     assert "Traceback" not in err
     written = {path: path.stat().st_mtime_ns for path in destination.rglob("*.png")}
     assert 0 < len(written) < 100
-    for path in sorted(folder.iterdir())[10:]:  # the list of names must stay; what they hold may be quick to decode
-        if not (destination / "00000" / f"img{int(path.stem):08d}.png").exists():
-            path.unlink()
-            Image.new("RGB", (4, 4)).save(path)
     assert dataset.main([str(folder), str(destination), "--resolution", "256"]) == 0
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert len(list(destination.rglob("*.png"))) == 100

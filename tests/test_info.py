@@ -19,10 +19,18 @@ from cips3d import __version__, info
 from cips3d.ops import kernels, library
 
 
-def compiled_for(architectures: str) -> ModuleType:
+def compiled_for(architectures: str, refusal: str | None = None) -> ModuleType:
+    """A module for some architectures, whose code starts on their devices unless the runtime says why not."""
+
+    def multiprocessors(_device: int) -> int:
+        if refusal is not None:
+            raise RuntimeError(refusal)
+        return 132
+
     module = ModuleType("cips3d._cuda")
     module.__file__ = "/site-packages/cips3d/_cuda.so"
     module.architectures = architectures  # type: ignore[attr-defined]
+    module.multiprocessors = multiprocessors  # type: ignore[attr-defined]
     return module
 
 
@@ -97,6 +105,7 @@ def test_a_gpu_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, "the compiled kernels cannot be loaded: no libstdc++", "cannot be loaded: no libstdc++"),
         (compiled_for("80"), None, "were compiled for 80, which a device of compute capability 9.0 cannot run"),
+        (compiled_for("90", "driver too old"), None, "the kernels do not start there: driver too old; update the driver"),
     ],
 )
 def test_a_gpu_without_kernels_says_why(

@@ -49,12 +49,19 @@ def why_not_on(device: torch.device) -> str | None:
         return _why_not_compiled
     index = torch.cuda.current_device() if device.index is None else device.index
     major, minor = torch.cuda.get_device_capability(index)
-    if runs_on_capability(_compiled.architectures, major, minor):
-        return None
-    return (
-        f"the kernels were compiled for {_compiled.architectures}, which a device of compute capability "
-        f"{major}.{minor} cannot run; install again with CIPS3D_CUDA_ARCHS={major}{minor}"
-    )
+    if not runs_on_capability(_compiled.architectures, major, minor):
+        return (
+            f"the kernels were compiled for {_compiled.architectures}, which a device of compute capability "
+            f"{major}.{minor} cannot run; install again with CIPS3D_CUDA_ARCHS={major}{minor}"
+        )
+    try:
+        _compiled.multiprocessors(index)
+    except RuntimeError as error:  # such as a driver older than the nvcc that compiled them
+        return (
+            f"the kernels do not start there: {error}; update the driver, or install again with the nvcc of a CUDA "
+            "version that it knows"
+        )
+    return None
 
 
 def runs_on_capability(architectures: str, major: int, minor: int) -> bool:
@@ -129,9 +136,7 @@ def module_for(device: torch.device) -> ModuleType:
 
 def multiprocessors(device: torch.device) -> int:
     """How many blocks run side by side at least; in the emulation few, so that tests see several blocks a unit."""
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return int(module_for(device).multiprocessors(device.index or 0))
 
 
 def launch(launcher: str, *arguments: Tensor | float | bool | torch.dtype | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +113,20 @@ def test_dragging_turns_the_head_within_the_trained_views(
 
     browser.press("Look from the front")
     browser.wait(lambda: browser.shows(studio.take(front, LARGEST)), "picture from the front")
+
+
+@pytest.mark.parametrize("place", [(float("nan"), 0.0, 1.0), (float("inf"), 0.0, 1.0), (0.0, 0.0, 0.0)])
+def test_a_camera_that_is_nowhere_is_put_back(
+    browser: Browser, serve: Callable[..., Gallery], exhibit: Exhibit, place: tuple[float, ...]
+) -> None:
+    page = visit(browser, serve(exhibit))
+    before = wanted(page.session)
+    astray = SimpleNamespace(aspect=1.0, position=np.array(place), look_at=np.zeros(3))
+    asyncio.run(page._camera_moved(astray))
+    assert wanted(page.session) == before
+    browser.drag((25, 0))
+    browser.let_go()
+    browser.wait(lambda: wanted(page.session).orbit.yaw > before.orbit.yaw, "view of a mouse that moves on")
 
 
 def test_two_browsers_at_once(
