@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from cips3d.evaluation.frechet import features_of, frechet_distance
 from cips3d.evaluation.image_sets import generated_series
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, response_of, train_pose_regressor, yaw_response
 from cips3d.evaluation.sliced_wasserstein import patch_sliced_wasserstein
+from cips3d.info import processor
 from cips3d.rendering import load_generator
 from cips3d.training.config import settled
 from cips3d.training.loop import train
@@ -126,7 +126,7 @@ def main() -> None:
         pairs = zip(curve["requested"], curve["seen"], strict=True)
         print(f"seed {result['seed']}: " + ", ".join(f"{x:+.2f} → {y:+.2f}" for x, y in pairs))
     if arguments.json:
-        machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": platform.processor()}
+        machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": processor()}
         content = {
             "preset": arguments.preset,
             "steps": settled(base).total_steps,

@@ -39,6 +39,7 @@ from timing import Stopwatch, measure_ceilings
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
+from cips3d.info import processor
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, default_chunk_rays
 from cips3d.models.volume import VolumeSettings, draw_random
 
@@ -139,20 +140,9 @@ def in_fresh_process(setting: Setting) -> Figures:
         return pool.submit(measure, setting).result()
 
 
-def machine(threads: int) -> str:
-    """The CPU, as people call it."""
-    names = [line.split(":")[1].strip() for line in _cpu_description() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {threads} threads"
-
-
-def _cpu_description() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def table(figures: list[Figures]) -> str:
     """Markdown."""
-    head = "| resolution | formulation | images/s | ms/image, best | median | products, ms | peak MiB | best / products |"
+    head = "| resolution | formulation | images/s | ms, best | median | products, ms | peak MiB | best / products |"
     rows = [
         f"| {f.resolution}² | {'published' if f.published else 'ours'} | {1e3 / f.best_ms:.3g} | {f.best_ms:.4g} "
         f"| {f.median_ms:.4g} | {f.products_ms:.4g} | {f.peak_mib:.0f} | {f.best_ms / f.products_ms:.2f} |"
@@ -162,7 +152,8 @@ def table(figures: list[Figures]) -> str:
 
 
 def command_on_cpu(arguments: argparse.Namespace) -> int:
-    name = machine(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    name = processor()
     print(f"{name}; torch {torch.__version__}, Python {platform.python_version()}")
     print(f"batch size {arguments.batch_size}, {arguments.samples} + {arguments.samples} samples a ray, float32")
     figures = [

@@ -51,7 +51,7 @@ def render_speed(record: Record) -> str:
             ]
         )
     head = ["resolution", "images/s", "s/image", "published: s/image", "times as fast", "of products", "peak MiB"]
-    return markdown([*head, "published: peak MiB"], rows)
+    return on_processor(record["machine"], record["torch"]) + markdown([*head, "published: peak MiB"], rows)
 
 
 def train_speed(record: Record) -> str:
@@ -63,7 +63,8 @@ def train_speed(record: Record) -> str:
         f"{record['images_per_second']:.0f}",
         f"{record['peak_mib']:.0f}",
     ]
-    return markdown(["preset", "resolution", "batch", "steps/s", "images/s", "peak MiB"], [row])
+    head = ["preset", "resolution", "batch", "steps/s", "images/s", "peak MiB"]
+    return on_processor(record["device"], record["torch"]) + markdown(head, [row])
 
 
 def learning(record: Record) -> str:
@@ -72,7 +73,8 @@ def learning(record: Record) -> str:
         rows.append([name, *distances(figures), yaw(figures.get("yaw"))])
     for run in record["runs"]:
         rows.append([f"seed {run['seed']}", *distances(run), yaw(run["yaw"])])
-    return markdown(["", "fr", "fp", "swd", "yaw slope (correlation)"], rows)
+    machine = on_processor(record["machine"]["cpu"], record["machine"]["torch"])
+    return machine + markdown(["", "fr", "fp", "swd", "yaw slope (correlation)"], rows)
 
 
 def distances(figures: Record) -> list[str]:
@@ -113,6 +115,11 @@ def conditions(record: Record) -> str:
     copy = record["ceilings"]["bytes_per_second"] / 1e12
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version is not None)
     return f"{record['device']} (copy {copy:.2f} TB/s; driver {record['driver']}; {versions}):\n\n"
+
+
+def on_processor(name: str, torch: str) -> str:
+    """The same of a CPU."""
+    return f"{name}, torch {torch}:\n\n"
 
 
 def optional(value: float | None, form: str, scale: float = 1.0) -> str:

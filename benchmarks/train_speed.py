@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from cips3d.errors import exit_on_user_error
+from cips3d.info import processor
 from cips3d.training.config import TrainConfig, settled
 from cips3d.training.distributed import Processes, choose_device
 from cips3d.training.presets import preset
@@ -86,7 +87,7 @@ def command() -> int:
     device = choose_device(arguments.device)
     config = settled(replace(preset(arguments.preset), batch_size=arguments.batch_size))
     figures = measure(config, range(len(config.stages))[arguments.stage], arguments.steps, device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{arguments.preset} on {name}, torch {torch.__version__}, Python {platform.python_version()}")
     print("| resolution | batch | steps/s | images/s | median ms | peak MiB |\n|---|---|---|---|---|---|")
     print(

@@ -105,7 +105,11 @@ def test_a_gpu_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, "the compiled kernels cannot be loaded: no libstdc++", "cannot be loaded: no libstdc++"),
         (compiled_for("80"), None, "were compiled for 80, which a device of compute capability 9.0 cannot run"),
-        (compiled_for("90", "driver too old"), None, "the kernels do not start there: driver too old; update the driver"),
+        (
+            compiled_for("90", "driver too old"),
+            None,
+            "the kernels do not start there: driver too old; update the driver",
+        ),
     ],
 )
 def test_a_gpu_without_kernels_says_why(

@@ -1,12 +1,18 @@
-"""Operations that kernels accelerate, one module each, with the plain PyTorch reference beside the public function."""
+"""Operations that kernels accelerate, one module each, with the plain PyTorch reference beside the public function.
+
+On CUDA devices kernels compute; elsewhere, for dtypes that they do not know, and inside `kernels.disabled()`, plain
+PyTorch does. Gradients are `torch.autograd`'s, of any order. An output has no gradient with respect to another output
+of the same call. Forward-mode differentiation and `torch.func.grad` are refused. Where numbers are infinite or NaN,
+which results they spoil is not the same in kernels as in plain PyTorch.
+"""
 
 from cips3d.ops.accumulate import accumulate
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
-from cips3d.ops.composite import Composited, composite, composite_merged, composite_weights
+from cips3d.ops.composite import Composited, DensityActivation, composite, composite_merged, composite_weights
 from cips3d.ops.deep_field import DeepSirenField
-from cips3d.ops.film_siren import film_siren
+from cips3d.ops.film_siren import FoldedLayer, film_siren, fold_film
 from cips3d.ops.importance import MergedDepths, importance_depths
-from cips3d.ops.march import RayDraws, RenderedRays, march_rays
+from cips3d.ops.march import Field, RayDraws, RenderedRays, march_rays
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, modulated_epilogue
 from cips3d.ops.modulated_fc import ModulatedWeight, demodulation, modulate_weight, modulated_fc, modulated_layer
 from cips3d.ops.modulated_inr import modulated_inr
@@ -20,6 +26,9 @@ from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 __all__ = [
     "Composited",
     "DeepSirenField",
+    "DensityActivation",
+    "Field",
+    "FoldedLayer",
     "MergedDepths",
     "ModulatedEpilogue",
     "ModulatedWeight",
@@ -35,6 +44,7 @@ __all__ = [
     "composite_weights",
     "demodulation",
     "film_siren",
+    "fold_film",
     "importance_depths",
     "march_rays",
     "modulate_weight",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.checks import check_number, check_tensor
 from cips3d.ops.library import define
 
 SQRT_2 = math.sqrt(2)  # keeps the second moment of a normal input about 1 behind a leaky ReLU of slope 0.2
@@ -17,15 +18,17 @@ SQRT_2 = math.sqrt(2)  # keeps the second moment of a normal input about 1 behin
 
 def check_bias_leaky_relu(x: Tensor, bias: Tensor | None, negative_slope: float, gain: float) -> None:
     """Raise ValueError, naming the argument, unless `bias_leaky_relu` is defined for these."""
+    check_tensor("x", x)
     if x.dim() < 2:
         raise ValueError(f"x must have shape [B, C, ...], got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
     if bias is not None:
+        check_tensor("bias", bias)
         if bias.shape != x.shape[1:2]:
             raise ValueError(f"bias must have shape [{x.shape[1]}], got {list(bias.shape)}")
         if bias.dtype != x.dtype or bias.device != x.device:
             raise ValueError(f"bias must be {x.dtype} on {x.device} like x, got {bias.dtype} on {bias.device}")
+    check_number("negative_slope", negative_slope)
+    check_number("gain", gain)
     if negative_slope < 0:
         raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
     if gain <= 0:

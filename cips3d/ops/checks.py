@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 
-def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None]) -> tuple[int, ...]:
-    """Return the tensor's shape, or raise ValueError naming the argument; None in `expected` matches any size."""
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise, naming the argument, unless it is a tensor of floating-point numbers.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: its dtype does not fit.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], *, floating: bool = True) -> tuple[int, ...]:
+    """Return the shape of a tensor of floating-point numbers, unless told that it is of integers.
+
+    None in `expected` matches any size.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: its shape or dtype does not fit; the message names the argument.
+    """
+    if floating or not isinstance(tensor, Tensor):
+        check_tensor(name, tensor)
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(e is not None and e != s for e, s in zip(expected, shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
         raise ValueError(f"{name} must have shape [{wanted}], got {list(shape)}")
     return shape
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise, naming the argument, unless it is a finite number.
+
+    Raises:
+        TypeError: it is something else; tensors, which would lose their gradients, included.
+        ValueError: it is infinite or NaN.
+    """
+    if value is None or isinstance(value, (Tensor, str, bytes, Sequence)):
+        what = "a tensor" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"{name} must be a number, got {what}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_alike(name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) -> None:
+    """Raise ValueError, naming the argument, unless the others have the dtype and the device of the first one."""
+    for other_name, other in others.items():
+        if other is not None and (other.dtype != tensor.dtype or other.device != tensor.device):
+            wanted, got = (f"{x.dtype} on {x.device}" for x in (tensor, other))
+            raise ValueError(f"{other_name} must be {wanted} like {name}, got {got}")

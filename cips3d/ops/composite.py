@@ -136,7 +136,8 @@ def composite_merged(
         fine: density [B, R, F] and features [B, R, F, C], of the coarse ones' dtypes.
         depths: [B, R, S + F] of all of them, ascending (`MergedDepths.merged`); float32, or float64, which is
             computed in plain PyTorch.
-        order: [B, R, S + F] int64, a permutation a ray: sample i is element order[i] of cat(coarse, fine).
+        order: [B, R, S + F] int64, a permutation a ray: sample i is element order[i] of cat(coarse, fine). What it
+            holds is not checked; a kernel that meets a position which does not exist ends the process's use of the GPU.
         noise: [B, R, S + F] added to the raw densities, front to back, or None.
         activation, last_back: see `composite_weights`.
         white_back: see `composite`.
@@ -190,7 +191,7 @@ def check_merged(
     _, _, fine = check_shape("fine density", fine_density, (batch, rays, None))
     check_shape("fine features", fine_features, (batch, rays, fine, channels))
     check_shape("depths", depths, (batch, rays, samples + fine))
-    check_shape("order", order, (batch, rays, samples + fine))
+    check_shape("order", order, (batch, rays, samples + fine), floating=False)
     others = {"coarse features": features, "fine density": fine_density, "fine features": fine_features}
     check_device("coarse density", density, **others, depths=depths, order=order, noise=noise)
     if samples < 1:

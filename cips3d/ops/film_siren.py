@@ -14,6 +14,7 @@ from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
 from cips3d.ops.second_order import differentiate_reference
 
+IMAGES_MAX = 65_535  # of one launch: such as where every ray is an image with a modulation of its own
 BLOCK_ELEMENTS = 1 << 18  # activations of one layer worked on at a time on a CPU: 1 MB, half of a core's L2
 
 
@@ -59,7 +60,7 @@ def film_siren(
 
     Args:
         x: [B, N, in] points or features; N samples of each of B images. Of 16 bits too; the parameters may be float32
-            then.
+            then; float64 goes with float64 only.
         weight: [out, in].
         bias: [out].
         gain: [B, out] frequency of every channel of an image.
@@ -73,7 +74,7 @@ def film_siren(
         [B, N, out] in [-1, 1], of the dtype of x; under autocast of autocast's.
 
     Raises:
-        ValueError: a shape does not fit, or the precision is unknown; the argument is named.
+        ValueError: a shape, dtype or device does not fit, or the precision is unknown; the argument is named.
 
     Source: pi-GAN (arXiv 2012.00926), section 3.1; SIREN (arXiv 2006.09661).
 
@@ -83,11 +84,22 @@ def film_siren(
         torch.Size([2, 5, 8])
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
+    if width_in < 1:
+        raise ValueError(f"x must have at least one channel, got {list(x.shape)}")
     width_out, _ = check_shape("weight", weight, (None, width_in))
+    check_shape("bias", bias, (width_out,))
     check_shape("gain", gain, (batch, width_out))
+    check_shape("shift", shift, (batch, width_out))
+    for name, value in (("weight", weight), ("bias", bias), ("gain", gain), ("shift", shift)):
+        if (value.dtype == torch.float64) != (x.dtype == torch.float64) or value.device != x.device:
+            raise ValueError(f"{name} must go with x ({x.dtype} on {x.device}), got {value.dtype} on {value.device}")
     fast = is_fast(precision)
     if _through_op(x):
-        return sine(x, Parameters(weight, bias, gain, shift), _output_dtype(x), fast=fast)
+        dtype = _output_dtype(x)
+        if batch <= IMAGES_MAX:
+            return sine(x, Parameters(weight, bias, gain, shift), dtype, fast=fast)
+        parts = zip(x.split(IMAGES_MAX), gain.split(IMAGES_MAX), shift.split(IMAGES_MAX), strict=True)
+        return torch.cat([sine(p, Parameters(weight, bias, g, s), dtype, fast=fast) for p, g, s in parts])
     return sine_layer(x, fold_film(weight, bias, gain, shift), precision=precision)
 
 

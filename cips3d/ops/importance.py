@@ -38,8 +38,8 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> MergedDepth
         u: [B, R, F] uniform draws in [0, 1), in any order.
 
     Returns:
-        `MergedDepths`. Kernels compute float32, and put coarse samples first among equal depths; other dtypes are
-        computed in plain PyTorch, where equal depths come in any order.
+        `MergedDepths`, in the dtype of the depths. Kernels compute float32, and put coarse samples first among equal
+            depths; other dtypes are computed in plain PyTorch, where equal depths come in any order.
 
     Raises:
         ValueError: a shape or device does not fit, S < 3, or a ray has more samples than the kernel takes,
@@ -48,6 +48,7 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> MergedDepth
     Source: NeRF (arXiv 2003.08934), section 5.2; constants and bins as in pi-GAN's `sample_pdf`.
     """
     samples, fine = check_importance(depths, weights, u)
+    weights, u = weights.to(depths.dtype), u.to(depths.dtype)
     if not kernels_take(depths, weights, u):
         return MergedDepths(*_reference(depths, weights, u))
     if 4 * samples + 3 * fine > LARGEST_RAY:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cips3d.ops import kernels
 
@@ -24,7 +25,17 @@ class Op:
     overload: Callable[..., Any]
 
     def __call__(self, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(arguments)
         return self.overload(*arguments)
+
+    def _refuse_tangents(self, arguments: tuple[Any, ...]) -> None:
+        """Raise for forward-mode differentiation: the dispatcher would drop the tangents without a word."""
+        for x in arguments:
+            if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError(
+                    f"cips3d::{self.name} has no forward-mode derivative; use torch.autograd's reverse mode"
+                )
 
 
 OPS: dict[str, Op] = {}

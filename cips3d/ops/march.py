@@ -32,9 +32,14 @@ class RayDraws(NamedTuple):
     """The random numbers of rays: all that a picture depends on apart from z and the camera."""
 
     stratified: Tensor  # [B, R, S] in [0, 1)
-    importance: Tensor | None  # [B, R, F] in [0, 1), None without fine samples
-    coarse_noise: Tensor | None  # [B, R, S] added to the raw density
-    merged_noise: Tensor | None  # [B, R, S + F]
+    importance: Tensor | None = None  # [B, R, F] in [0, 1), None without fine samples
+    coarse_noise: Tensor | None = None  # [B, R, S] added to the raw density
+    merged_noise: Tensor | None = None  # [B, R, S + F]
+
+    def detach(self) -> RayDraws:
+        """The same without gradients."""
+        importance, *noise = (None if draw is None else draw.detach() for draw in self[1:])
+        return RayDraws(self.stratified.detach(), importance, *noise)
 
     def subset(self, index: Tensor | slice) -> RayDraws:
         """The draws of the rays at positions `index`."""
@@ -82,10 +87,15 @@ def march_rays(
         activation, last_back: see `composite`; `last_back` acts on the final compositing only.
 
     Returns:
-        `Composited`, and the depths [B, R, S + F] of its weights, ascending.
+        `Composited`, and the depths [B, R, S + F] of its weights, ascending. Gradients flow through the field's values
+        and densities and its points to the rays; none to the draws.
+
+    Raises:
+        ValueError: a shape or device does not fit, the field returns other shapes, or the range is empty.
 
     Source: NeRF (arXiv 2003.08934), section 5, as pi-GAN and CIPS-3D use it (one field, one final compositing).
     """
+    draws = draws.detach()
     depths, points = stratified_points(origins, directions, draws.stratified, t_near, t_far)
     coarse = _evaluate(field, points)
     if draws.importance is None:
@@ -104,11 +114,16 @@ def march_rays(
 def _evaluate(field: Field, points: Tensor) -> tuple[Tensor, Tensor]:
     """Density [B, R, S] and values [B, R, S, C] of a field at points [B, R, S, 3]."""
     density, values = field(points.flatten(1, 2))
+    batch, count = points.shape[0], points.shape[1] * points.shape[2]
+    check_shape("the field's density", density, (batch, count))
+    check_shape("the field's values", values, (batch, count, None))
     return density.view(points.shape[:3]), values.view(*points.shape[:3], values.shape[-1])
 
 
 def check_draws(origins: Tensor, directions: Tensor, draws: RayDraws, activation: str) -> int:
-    """Raise ValueError, naming the argument, unless rays and draws fit together; returns the samples a ray."""
+    """Raise, naming the argument, unless rays and draws fit together; returns the samples a ray."""
+    if not isinstance(draws, RayDraws):
+        raise TypeError(f"draws must be RayDraws, got {type(draws).__name__}")
     batch, rays, _ = check_shape("origins", origins, (None, None, 3))
     check_shape("directions", directions, (batch, rays, 3))
     _, _, coarse = check_shape("draws.stratified", draws.stratified, (batch, rays, None))

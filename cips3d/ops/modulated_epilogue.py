@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_number, check_shape
 from cips3d.ops.library import define
 from cips3d.ops.second_order import differentiate_reference
 
@@ -36,10 +36,10 @@ def check_modulated_epilogue(
 ) -> None:
     """Raise ValueError, naming the argument, unless `modulated_epilogue` is defined for these."""
     batch, pixels, channels = check_shape("product", product, (None, None, None))
-    if not product.is_floating_point():
-        raise ValueError(f"product must be of a floating-point dtype, got {product.dtype}")
-    if negative_slope is not None and negative_slope < 0:
-        raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
+    if negative_slope is not None:
+        check_number("negative_slope", negative_slope)
+        if negative_slope < 0:
+            raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
     if rgb is not None and rgb_weight is None:
         raise ValueError("rgb_weight must be given where rgb is: nothing would be added to it")
     wide = _wide(product)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_alike, check_shape
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
+from cips3d.ops.ray_tensors import check_device
 from cips3d.ops.split_matmul import pays_for, split_matmul
 
 DEMODULATION_EPS = 1e-8  # keeps the norm of an all-zero column finite, as in StyleGAN2
@@ -52,17 +53,19 @@ def modulate_weight(weight: Tensor, modulation: Tensor, *, demodulate: bool = Tr
         demodulate: renormalise every output column to unit norm.
 
     Returns:
-        [B, in, out].
+        [B, in, out] in the dtype of the weight.
 
     Raises:
         ValueError: a shape does not fit; the argument is named.
+
+    Source: StyleGAN2 (arXiv 1912.04958), section 2.2, eq. 1 to 3.
     """
     width_in, _ = check_shape("weight", weight, (None, None))
     check_shape("modulation", modulation, (None, width_in))
     folded = weight * modulation[:, :, None]  # [B, in, out]
     if demodulate:
         folded = folded * demodulation(weight, modulation)[:, None].to(folded.dtype)
-    return folded
+    return folded.to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,19 @@ class ModulatedWeight:
     def modulate(self, x: Tensor) -> Tensor:
         """What the product takes in place of x [B, N, in]: x ⊙ m in the shared form, x itself in the folded one."""
         if self.modulation is None:
+            check_shape("x", x, (self.weight.shape[0], None, self.weight.shape[1]))
             return x
         scaled = modulated_epilogue(x, negative_slope=None, next_modulation=self.modulation, return_output=False)
         assert scaled.modulated is not None
         return scaled.modulated
+
+
+def _check_dtype(name: str, weight: Tensor, x: Tensor) -> None:
+    """Raise ValueError, naming the argument, unless a product of these is defined."""
+    if torch.is_autocast_enabled(x.device.type):
+        check_device("x", x, **{name: weight})
+    else:
+        check_alike("x", x, {name: weight})
 
 
 def modulated_layer(
@@ -130,8 +142,15 @@ def modulated_layer(
         ValueError: an argument does not fit; it is named.
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
-    check_shape("layer.weight", layer.weight, (*((batch,) if layer.modulation is None else ()), width_in, None))
     shared = layer.modulation is not None
+    *_, width_out = check_shape("layer.weight", layer.weight, (*(() if shared else (batch,)), width_in, None))
+    _check_dtype("layer.weight", layer.weight, x)
+    if layer.modulation is not None:
+        check_shape("layer.modulation", layer.modulation, (batch, width_in))
+    if following is not None:
+        *_, width, _ = following.weight.shape
+        if width != width_out:
+            raise ValueError(f"following.weight must take the {width_out} channels of the layer, got {width}")
     product = (split_matmul if shared and pays_for(x) else torch.matmul)(x, layer.weight)
     skip = None if skip is None else skip.to(product.dtype)
     next_modulation = None if following is None else following.modulation
@@ -158,7 +177,8 @@ def modulated_fc(
 
     Args:
         x: [B, N, in], N pixels of each of B images.
-        weight: [in, out]; modulation: [B, in]; demodulate: see `modulate_weight`.
+        weight: [in, out] of the dtype of x (under autocast of any); modulation: [B, in]; demodulate: see
+            `modulate_weight`.
         negative_slope: slope of the leaky ReLU, not negative; None for a linear layer.
         skip: [B, N, out] added to the result, or None.
 
@@ -166,12 +186,15 @@ def modulated_fc(
         [B, N, out].
 
     Raises:
-        ValueError: a shape does not fit or the slope is negative; the argument is named.
+        ValueError: a shape, dtype or device does not fit or the slope is negative; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
     """
+    width_in, _ = check_shape("weight", weight, (None, None))
+    batch, _ = check_shape("modulation", modulation, (None, width_in))
+    check_shape("x", x, (batch, None, width_in))
+    _check_dtype("weight", weight, x)
     layer = ModulatedWeight.of(weight, modulation, demodulate=demodulate)
-    check_shape("x", x, (modulation.shape[0], None, weight.shape[0]))
     y = modulated_layer(layer.modulate(x), layer, negative_slope=negative_slope, skip=skip).output
     assert y is not None
     return y

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_alike, check_number, check_shape
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import warn_composed
 from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
@@ -147,6 +147,8 @@ def check_modulated_inr(
     for k, layer in enumerate(layers):
         shape = (width if k else width_in, width)
         check_shape(f"layers[{k}].weight", layer.weight, shape if layer.modulation is not None else (batch, *shape))
+        if not torch.is_autocast_enabled(features.device.type):
+            check_alike("features", features, {f"layers[{k}].weight": layer.weight})
         if layer.modulation is not None:
             check_shape(f"layers[{k}].modulation", layer.modulation, (batch, shape[0]))
         if layer.demodulation is not None:
@@ -157,6 +159,7 @@ def check_modulated_inr(
         check_shape(f"rgb_weights[{k}]", weight, (3, width))
     if skip_from < int(width_in != width):
         raise ValueError(f"skip_from must be at least {int(width_in != width)}, got {skip_from}")
+    check_number("negative_slope", negative_slope)
     if negative_slope < 0:
         raise ValueError(f"negative_slope must not be negative, got {negative_slope}")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cips3d.ops import kernels
 from cips3d.ops import render_deep_rays as deep
+from cips3d.ops.checks import check_alike, check_number
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.composite_reference import light_in_front
 from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
@@ -20,6 +21,7 @@ from cips3d.ops.ray_tensors import kernels_take
 from cips3d.ops.render_rays_backward import BACKWARD
 from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.siren_field import (
+    LAYER_NAMES,
     LAYER_SCHEMA,
     LAYERS,
     SirenField,
@@ -29,7 +31,7 @@ from cips3d.ops.siren_field import (
     is_wide,
     tensors_of,
 )
-from cips3d.ops.stratified import ray_points
+from cips3d.ops.stratified import check_range, ray_points
 
 WIDTH_MAX = 256  # of any layer: what the kernels have room for
 SAMPLES_MAX = 96  # coarse and fine together
@@ -47,6 +49,11 @@ def _fits(device: torch.device, coarse: int, fine: int, width: int, color: int, 
     return fits
 
 
+def _constant(size: int) -> int:
+    """The size, also where torch.compile leaves it open: there a range makes it one of the graph's assumptions."""
+    return len(range(size))
+
+
 def _rounds(field: SirenField | DeepSirenField, precision: Precision | None) -> bool:
     """Whether operands are rounded to float16; for "high" only where the gradients are as accurate."""
     if isinstance(field, DeepSirenField) or is_wide(field.second.weight.shape[1], field.color.weight.shape[1]):
@@ -62,8 +69,8 @@ def why_not_fused(
     Args:
         field, draws, precision: see `render_rays`; on a device that has kernels.
     """
-    coarse = draws.stratified.shape[2]
-    fine = 0 if draws.importance is None else draws.importance.shape[2]
+    coarse = _constant(draws.stratified.shape[2])
+    fine = 0 if draws.importance is None else _constant(draws.importance.shape[2])
     samples, device, fast = coarse + fine, field.density_weight.device, _rounds(field, precision)
     if isinstance(field, DeepSirenField):
         width, color = field.trunk_bias.shape[1], field.color_bias.shape[0]
@@ -102,7 +109,8 @@ def render_rays(
     `why_not_fused` says why, go through the same computation op by op.
 
     Args:
-        origins, directions: [B, R, 3].
+        origins, directions: [B, R, 3]; all tensors have one dtype and device. Gradients flow to these and to the
+            field's tensors, not to the draws.
         field: `SirenField`, folded for B images, or `DeepSirenField`; its colours are composited as they are.
         draws: `RayDraws`; without fine samples, `importance` is None.
         t_near, t_far: range of depths in scene units.
@@ -115,19 +123,31 @@ def render_rays(
         `RenderedRays`.
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape, dtype or device does not fit, or the range is empty; the argument is named.
+        TypeError: field or draws are of another kind.
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.1; pi-GAN (arXiv 2012.00926), section 3.1; NeRF (arXiv 2003.08934),
     section 5.
     """
+    if not isinstance(field, (SirenField, DeepSirenField)):
+        raise TypeError(f"field must be SirenField or DeepSirenField, got {type(field).__name__}; see march_rays")
+    check_range(t_near, t_far)
+    draws = draws.detach() if isinstance(draws, RayDraws) else draws
     if isinstance(field, DeepSirenField):
         deep.check_deep_rays(origins, directions, field, draws, activation)
+        named = field._asdict()
         tensors: tuple[Tensor | None, ...] = (origins, directions, *draws, *field)
         evaluate: Field = partial(evaluate_deep_field, field, directions, precision=precision)
     else:
         check_render_rays(origins, directions, field, draws, activation)
+        check_number("field.ball_density", field.ball_density)
+        check_number("field.ball_radius", field.ball_radius)
+        named = dict(zip(LAYER_NAMES, tensors_of(field), strict=True))
         tensors = (origins, directions, *draws, *tensors_of(field))
         evaluate = partial(evaluate_siren_field, field, precision=precision)
+    check_alike("origins", origins, {"directions": directions})
+    check_alike("origins", origins, {f"draws.{name}": draw for name, draw in draws._asdict().items()})
+    check_alike("origins", origins, {f"field.{name}": tensor for name, tensor in named.items()})
     if kernels_take(origins, *tensors[1:]):
         reason = why_not_fused(field, draws, precision=precision)
         if reason is None:

@@ -33,9 +33,16 @@ def differentiate_reference(
     # through the op counts, the other is autograd's.
     inputs = [None if x is None else x.view_as(x) for x in inputs]
     outputs = reference(*inputs)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    # Outputs that depend on nothing that needs a gradient have no graph to walk.
+    walked = [(y, grad) for y, grad in zip(outputs, output_gradients, strict=True) if y.requires_grad]
     wanted = [x for x, needed in zip(inputs, needs_gradient, strict=True) if needed and x is not None]
-    gradients = iter(torch.autograd.grad(outputs, wanted, list(output_gradients), create_graph=True, allow_unused=True))
-    return tuple(next(gradients) if needed else None for needed in needs_gradient)
+    if not walked or not wanted:
+        return (None,) * len(inputs)
+    of, given = zip(*walked, strict=True)
+    gradients = iter(torch.autograd.grad(of, wanted, given, create_graph=True, allow_unused=True))
+    has_one = [needed and x is not None for x, needed in zip(inputs, needs_gradient, strict=True)]
+    return tuple(next(gradients) if has else None for has in has_one)
 
 
 def differentiate_outputs(

@@ -61,6 +61,10 @@ def check_siren_field(field: SirenField, batch: int) -> None:
 # As tensors of a registered op.
 
 LAYERS = 8
+LAYER_NAMES = (  # as a user of `SirenField` knows them
+    *("first.weight", "first.bias", "second.weight", "second.bias"),
+    *("density_weight", "density_bias", "color.weight", "color.bias"),
+)
 LAYER_SCHEMA = (
     "Tensor first_weight, Tensor first_bias, Tensor second_weight, Tensor second_bias, Tensor density_weight, "
     "Tensor density_bias, Tensor color_weight, Tensor color_bias, float ball_density, float ball_radius"

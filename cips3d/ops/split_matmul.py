@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_shape, check_tensor
 from cips3d.ops.library import define
 from cips3d.ops.precision import takes_float16
 
@@ -44,6 +44,7 @@ def split_matmul(x: Tensor, weight: Tensor) -> Tensor:
         >>> torch.allclose(split_matmul(x, weight), x @ weight)
         True
     """
+    check_tensor("x", x)
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
     width_in, width_out = check_shape("weight", weight, (x.shape[-1], None))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_number, check_shape
 from cips3d.ops.library import define
 from cips3d.ops.ray_tensors import check_device, kernels_take, require_float32
 
@@ -91,6 +91,13 @@ def check_stratified(u: Tensor, t_near: float, t_far: float) -> None:
     _, _, samples = check_shape("u", u, (None, None, None))
     if samples < 1:
         raise ValueError("u must hold at least one draw a ray (shape [B, R, S] with S >= 1)")
+    check_range(t_near, t_far)
+
+
+def check_range(t_near: float, t_far: float) -> None:
+    """Raise, naming the argument, unless there are depths from t_near to t_far."""
+    check_number("t_near", t_near)
+    check_number("t_far", t_far)
     if not t_near < t_far:
         raise ValueError(f"t_near must be smaller than t_far, got {t_near} and {t_far}")
 

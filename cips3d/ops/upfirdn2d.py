@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_number, check_shape, check_tensor
 from cips3d.ops.library import define
 
 Factor = int | tuple[int, int]  # for both axes, or (x, y)
@@ -30,12 +31,25 @@ class AxisGeometry(NamedTuple):
     output: int
 
 
-def binomial_kernel(gain: float = 1.0) -> Tensor:
+def binomial_kernel(
+    gain: float = 1.0, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
     """The taps [1, 3, 3, 1] · gain / 8 of the published networks, for one axis; they sum to `gain`.
 
     A blur has gain 1. Upsampling by 2 takes gain 2 on each axis, since every other sample is an added zero.
+
+    Args:
+        gain: finite.
+        dtype, device: of the taps; PyTorch's defaults unless given.
+
+    Returns:
+        [4]
+
+    Raises:
+        ValueError: gain is not finite.
     """
-    return torch.tensor([1.0, 3.0, 3.0, 1.0]) * (gain / 8)
+    check_number("gain", gain)
+    return torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype, device=device) * (gain / 8)
 
 
 def upfirdn2d_geometry(
@@ -47,9 +61,7 @@ def upfirdn2d_geometry(
         ValueError: an argument does not fit; it is named.
     """
     _, _, height, width = check_shape("x", x, (None, None, None, None))
-    for name, tensor in (("x", x), ("kernel", kernel)):
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
+    check_tensor("kernel", kernel)
     if kernel.dim() not in (1, 2) or kernel.numel() == 0:
         raise ValueError(f"kernel must have shape [kh, kw], or [k] for both axes, got {list(kernel.shape)}")
     if kernel.requires_grad:
@@ -139,19 +151,27 @@ def _not_separable(x: Tensor, taps: Tensor, columns: AxisGeometry, rows: AxisGeo
 
 
 def _both_axes(name: str, factor: Factor) -> tuple[int, int]:
-    pair = (factor, factor) if isinstance(factor, int) else tuple(factor)
+    pair = _integers(name, factor)
+    pair = pair * 2 if len(pair) == 1 else pair
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} must be an integer of at least 1, or two of them for x and y, got {factor}")
     return pair[0], pair[1]
 
 
 def _four_sides(padding: Padding) -> tuple[int, int, int, int]:
-    sides = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    if len(sides) == 2:
-        sides = (*sides, *sides)
+    sides = _integers("padding", padding)
+    sides = sides * (4 // len(sides)) if len(sides) in (1, 2) else sides
     if len(sides) != 4:
         raise ValueError(f"padding must be an integer, (p0, p1) or (x0, x1, y0, y1), got {padding}")
     return sides[0], sides[1], sides[2], sides[3]
+
+
+def _integers(name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """One integer or several, NumPy's included."""
+    try:
+        return tuple(operator.index(x) for x in (value if isinstance(value, Sequence) else (value,)))
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or a tuple of integers, got {value!r}") from None
 
 
 def _axis_geometry(

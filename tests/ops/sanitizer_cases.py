@@ -29,6 +29,10 @@ def address(array: NDArray[np.generic]) -> int:
     return array.ctypes.data
 
 
+def multiprocessors(module: ModuleType) -> None:
+    assert module.multiprocessors(DEVICE) > 0
+
+
 def bias_leaky_relu(module: ModuleType) -> None:
     for inner in (1, 35, 64):  # one element a row, no vectors, vectors
         batch, channels = 3, 37
@@ -331,6 +335,7 @@ def render_deep_rays(module: ModuleType) -> None:
 
 
 CASES: dict[str, Callable[[ModuleType], None]] = {
+    "multiprocessors": multiprocessors,
     "bias_leaky_relu": bias_leaky_relu,
     "upfirdn2d": upfirdn2d,
     "stratified_points": stratified_points,

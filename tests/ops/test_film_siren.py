@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -328,16 +329,30 @@ def test_wrong_arguments_are_named(kernel_backend: Backend) -> None:
     (x, weight, *rest), _ = on(kernel_backend, sample_inputs())
     with pytest.raises(ValueError, match='precision must be "highest", "high" or "fast"'):
         film_siren(x, weight, *rest, precision="medium")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"weight must be of a floating-point dtype on .*, is torch\.float32, meta"):
+    with pytest.raises(ValueError, match=r"weight must go with x .*, got torch\.float32 on meta"):
         film_siren(x, weight.to("meta"), *rest)
+    with pytest.raises(ValueError, match=r"bias must go with x .*, got torch\.float64 on"):
+        film_siren(x, weight, rest[0].double(), *rest[1:])
     with pytest.raises(ValueError, match="x must have at least one channel"):
         film_siren(x[..., :0], weight[:, :0], *rest)
     with pytest.raises(ValueError, match=r"weight must have shape \[2, any, 3\]"):
         sine_layer(x, FoldedLayer(weight[None], rest[0][None]))
 
 
-def test_too_many_images_are_refused(kernel_backend: Backend) -> None:
+def test_more_images_than_a_launch_takes(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one a ray, each with a modulation of its own."""
+    inputs, _ = on(kernel_backend, sample_inputs(7, 2, 9, 3))
+    given = [x.detach().requires_grad_() for x in inputs]
+    expected = film_siren(*given)
+    gradients = torch.autograd.grad(expected.square().sum(), given)
+    monkeypatch.setattr(sys.modules["cips3d.ops.film_siren"], "IMAGES_MAX", 3)  # the function has its name
+    got = film_siren(*given)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), given), gradients)
+
+
+def test_the_op_refuses_too_many_images(kernel_backend: Backend) -> None:
     (x, *parameters), _ = on(kernel_backend, sample_inputs(1, 1, 9, 2))
-    many = [t.detach().expand(65536, -1) for t in parameters[2:]]
+    many = [t.detach().expand(65536, *t.shape) for t in parameters[:2]]
     with pytest.raises(RuntimeError, match="film_siren: more than 65535 images"):
-        film_siren(x.expand(65536, -1, -1), *parameters[:2], *many)
+        sine_layer(x.expand(65536, -1, -1), FoldedLayer(*many))
