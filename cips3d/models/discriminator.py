@@ -104,7 +104,7 @@ class ActivatedConv(nn.Module):
             # 2 a side: an output pixel of 3x3 taps behind 4 blur taps is centred on two input pixels.
             x = upfirdn2d(x, self.get_buffer("taps"), padding=2)
         x = self.conv(x)
-        return bias_leaky_relu(x, self.bias.to(x.dtype))
+        return bias_leaky_relu(x, self.bias)
 
 
 class DownsamplingBlock(nn.Module):

@@ -69,4 +69,4 @@ class EqualizedLinear(nn.Module):
         if not self.activation:
             return F.linear(x, weight, bias)
         y = F.linear(x, weight)
-        return bias_leaky_relu(y, bias.to(y.dtype))
+        return bias_leaky_relu(y, bias)

@@ -153,7 +153,7 @@ class ActivatedConv2d(nn.Conv2d):
         if self.coordinates:
             x = append_coordinates(x)
         x = F.conv2d(x, self.weight, None, self.stride, self.padding)
-        return bias_leaky_relu(x, self.bias.to(x.dtype), negative_slope=LEAKY_SLOPE, gain=1.0)
+        return bias_leaky_relu(x, self.bias, negative_slope=LEAKY_SLOPE, gain=1.0)
 
 
 class ResidualBlock(nn.Module):

@@ -121,7 +121,7 @@ class StyledConv(nn.Module):
             [B, out, H', W'].
         """
         y = self.conv(x, style, None if noise is None else noise * self.noise_strength)
-        return bias_leaky_relu(y, self.bias.to(y.dtype))
+        return bias_leaky_relu(y, self.bias)
 
 
 class ToRGB(nn.Module):

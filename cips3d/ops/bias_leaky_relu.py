@@ -45,7 +45,7 @@ def bias_leaky_relu(
 
     Args:
         x: [B, C, ...] of any rank from 2 on, floating point.
-        bias: [C] with the dtype of x, or None.
+        bias: [C], or None; of whatever dtype a parameter has, it is rounded to that of x.
         negative_slope: not negative.
         gain: positive.
 
@@ -61,6 +61,10 @@ def bias_leaky_relu(
         >>> bias_leaky_relu(torch.tensor([[1.0, -1.0]]), torch.zeros(2), gain=1.0)
         tensor([[ 1.0000, -0.2000]])
     """
+    check_tensor("x", x)
+    if bias is not None:
+        check_tensor("bias", bias)
+        bias = bias.to(x.dtype)
     check_bias_leaky_relu(x, bias, negative_slope, gain)
     if kernels.take(x):
         return _FORWARD(x, bias, negative_slope, gain)

@@ -26,13 +26,21 @@ SAMPLES_IN_LANES = 32  # as many samples of a ray a kernel keeps in registers; t
 
 
 class Composited(NamedTuple):
-    """What a ray sees."""
+    """What a ray sees.
 
-    features: Tensor  # [B, R, C]
-    depth: Tensor  # [B, R]
-    weights: Tensor  # [B, R, S] front to back
-    transmittance: Tensor  # [B, R] light that passes all samples: Π (1 - α + 1e-10)
-    opacity: Tensor  # [B, R] Σ w, without what `last_back` gives the last sample
+    Attributes:
+        features: [B, R, C] Σ w f.
+        depth: [B, R] Σ w t, scene units.
+        weights: [B, R, S] front to back.
+        transmittance: [B, R] light that passes all samples: Π (1 - α + 1e-10).
+        opacity: [B, R] Σ w, without what `last_back` gives the last sample.
+    """
+
+    features: Tensor
+    depth: Tensor
+    weights: Tensor
+    transmittance: Tensor
+    opacity: Tensor
 
 
 def composite_weights(

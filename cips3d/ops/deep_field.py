@@ -19,21 +19,36 @@ class DeepSirenField(NamedTuple):
     colour = sigmoid(H sin(g ⊙ (Wc [d, hL] + bc) + s) + e), for a point p and the direction d of its ray.
 
     Gains g and shifts s are those of B images, everything else is shared. Two layers or more.
+
+    Attributes:
+        first_weight: [W, 3].
+        hidden_weight: [L - 1, W, W] layers 2 to L.
+        trunk_bias: [L, W].
+        trunk_gain: [B, L, W].
+        trunk_shift: [B, L, W].
+        density_weight: [W] v.
+        density_bias: [1] c.
+        color_weight: [C, 3 + W] Wc, the direction first.
+        color_bias: [C].
+        color_gain: [B, C].
+        color_shift: [B, C].
+        head_weight: [3, C] H.
+        head_bias: [3] e.
     """
 
-    first_weight: Tensor  # [W, 3]
-    hidden_weight: Tensor  # [L - 1, W, W] layers 2 to L
-    trunk_bias: Tensor  # [L, W]
-    trunk_gain: Tensor  # [B, L, W]
-    trunk_shift: Tensor  # [B, L, W]
-    density_weight: Tensor  # [W]
-    density_bias: Tensor  # [1]
-    color_weight: Tensor  # [C, 3 + W] the direction first
-    color_bias: Tensor  # [C]
-    color_gain: Tensor  # [B, C]
-    color_shift: Tensor  # [B, C]
-    head_weight: Tensor  # [3, C]
-    head_bias: Tensor  # [3]
+    first_weight: Tensor
+    hidden_weight: Tensor
+    trunk_bias: Tensor
+    trunk_gain: Tensor
+    trunk_shift: Tensor
+    density_weight: Tensor
+    density_bias: Tensor
+    color_weight: Tensor
+    color_bias: Tensor
+    color_gain: Tensor
+    color_shift: Tensor
+    head_weight: Tensor
+    head_bias: Tensor
 
 
 def check_deep_field(field: DeepSirenField, batch: int) -> None:

@@ -19,10 +19,15 @@ BLOCK_ELEMENTS = 1 << 18  # activations of one layer worked on at a time on a CP
 
 
 class FoldedLayer(NamedTuple):
-    """A sine layer of every image, with gain and shift folded in: y = sin(x Wᵀ + b)."""
+    """A sine layer of every image, with gain and shift folded in: y = sin(x Wᵀ + b).
 
-    weight: Tensor  # [B, out, in] gain ⊙ W
-    bias: Tensor  # [B, out] gain ⊙ b + shift
+    Attributes:
+        weight: [B, out, in] gain ⊙ W.
+        bias: [B, out] gain ⊙ b + shift.
+    """
+
+    weight: Tensor
+    bias: Tensor
 
 
 def fold_film(weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> FoldedLayer:
@@ -66,9 +71,9 @@ def film_siren(
         gain: [B, out] frequency of every channel of an image.
         shift: [B, out] phase, in radians.
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. "highest" and "high" are as
-            accurate as float32 (gradients to 5e-6), for about three times the arithmetic; "fast" is off by 3e-4 with
-            SIREN's initial weights (gradients, whose operands are bfloat16, by 3e-3), and faster where arithmetic and
-            not memory is the limit. Layers of at most 8 inputs are always computed in float32.
+            accurate as float32 (gradients to 5e-6), for about three times the arithmetic; "fast" has relative L2 errors
+            of 3e-4 with SIREN's initial weights (in gradients, whose operands are bfloat16, of 3e-3), and is faster
+            where arithmetic and not memory is the limit. Layers of at most 8 inputs are always computed in float32.
 
     Returns:
         [B, N, out] in [-1, 1], of the dtype of x; under autocast of autocast's.

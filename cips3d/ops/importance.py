@@ -18,11 +18,17 @@ LARGEST_RAY = 12000  # 4 S + 3 F numbers of a ray lie in 48 KB of shared memory
 
 
 class MergedDepths(NamedTuple):
-    """Fine depths and the order in which coarse and fine samples lie on a ray."""
+    """Fine depths and the order in which coarse and fine samples lie on a ray.
 
-    fine: Tensor  # [B, R, F] ascending
-    merged: Tensor  # [B, R, S + F] coarse and fine depths, ascending
-    order: Tensor  # [B, R, S + F] int64: merged[i] is element order[i] of cat(coarse, fine)
+    Attributes:
+        fine: [B, R, F] ascending.
+        merged: [B, R, S + F] coarse and fine depths, ascending.
+        order: [B, R, S + F] int64: merged[i] is element order[i] of cat(coarse, fine).
+    """
+
+    fine: Tensor
+    merged: Tensor
+    order: Tensor
 
 
 @torch.no_grad()

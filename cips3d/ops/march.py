@@ -29,12 +29,19 @@ class Field(Protocol):
 
 
 class RayDraws(NamedTuple):
-    """The random numbers of rays: all that a picture depends on apart from z and the camera."""
+    """The random numbers of rays: all that a picture depends on apart from z and the camera.
 
-    stratified: Tensor  # [B, R, S] in [0, 1)
-    importance: Tensor | None = None  # [B, R, F] in [0, 1), None without fine samples
-    coarse_noise: Tensor | None = None  # [B, R, S] added to the raw density
-    merged_noise: Tensor | None = None  # [B, R, S + F]
+    Attributes:
+        stratified: [B, R, S] in [0, 1).
+        importance: [B, R, F] in [0, 1), None without fine samples.
+        coarse_noise: [B, R, S] added to the raw density.
+        merged_noise: [B, R, S + F] the same for all samples, front to back.
+    """
+
+    stratified: Tensor
+    importance: Tensor | None = None
+    coarse_noise: Tensor | None = None
+    merged_noise: Tensor | None = None
 
     def detach(self) -> RayDraws:
         """The same without gradients."""
@@ -57,13 +64,21 @@ class RayDraws(NamedTuple):
 
 
 class RenderedRays(NamedTuple):
-    """What is left of the samples of rays."""
+    """What is left of the samples of rays.
 
-    colors: Tensor  # [B, R, C] Σ w colour
-    opacity: Tensor  # [B, R] Σ w, without what `last_back` gives the last sample
-    depth: Tensor  # [B, R] Σ w t
-    weights: Tensor  # [B, R, S + F] front to back
-    depths: Tensor  # [B, R, S + F] ascending; no gradient flows through them
+    Attributes:
+        colors: [B, R, C] Σ w colour.
+        opacity: [B, R] Σ w, without what `last_back` gives the last sample.
+        depth: [B, R] Σ w t.
+        weights: [B, R, S + F] front to back.
+        depths: [B, R, S + F] ascending; no gradient flows through them.
+    """
+
+    colors: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weights: Tensor
+    depths: Tensor
 
 
 def march_rays(
@@ -94,6 +109,14 @@ def march_rays(
         ValueError: a shape or device does not fit, the field returns other shapes, or the range is empty.
 
     Source: NeRF (arXiv 2003.08934), section 5, as pi-GAN and CIPS-3D use it (one field, one final compositing).
+
+    Example:
+        >>> def ball(points):  # of radius 0.3, coloured by place
+        ...     return 1000 * (0.3 - points.norm(dim=-1)), points
+        >>> origins, directions = torch.tensor([[[0.0, 0.0, -1.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]])
+        >>> seen, _ = march_rays(ball, origins, directions, RayDraws(torch.full((1, 1, 64), 0.5)), 0.5, 1.5)
+        >>> round(seen.depth.item(), 1), round(seen.opacity.item(), 2)
+        (0.7, 1.0)
     """
     draws = draws.detach()
     depths, points = stratified_points(origins, directions, draws.stratified, t_near, t_far)

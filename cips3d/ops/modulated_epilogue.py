@@ -18,11 +18,17 @@ SUMS = 5  # a channel in the backward's workspace: demodulation, next_modulation
 
 
 class ModulatedEpilogue(NamedTuple):
-    """What becomes of a product; None where it was not asked for."""
+    """What becomes of a product; None where it was not asked for.
 
-    output: Tensor | None  # [B, N, C] y, with the dtype of the product
-    modulated: Tensor | None  # [B, N, C] y ⊙ m, what the product of the next layer takes
-    rgb: Tensor | None  # [B, N, 3] colours so far, at least float32
+    Attributes:
+        output: [B, N, C] y, with the dtype of the product.
+        modulated: [B, N, C] y ⊙ m, what the product of the next layer takes.
+        rgb: [B, N, 3] colours so far, at least float32.
+    """
+
+    output: Tensor | None
+    modulated: Tensor | None
+    rgb: Tensor | None
 
 
 def check_modulated_epilogue(

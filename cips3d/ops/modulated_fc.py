@@ -75,11 +75,16 @@ class ModulatedWeight:
     Folded, x W'' with a matrix an image: no pass over the pixels besides the product. Shared, ((x ⊙ m) W) ⊙ d with one
     matrix for all: one large product, and scalings that are free where `modulated_epilogue` has a kernel, since the
     layer before applies m in the pass that it makes anyway.
+
+    Attributes:
+        weight: [B, in, out], or [in, out] with what follows.
+        modulation: [B, in] m.
+        demodulation: [B, out] d.
     """
 
-    weight: Tensor  # [B, in, out], or [in, out] with what follows
-    modulation: Tensor | None = None  # [B, in] m
-    demodulation: Tensor | None = None  # [B, out] d
+    weight: Tensor
+    modulation: Tensor | None = None
+    demodulation: Tensor | None = None
 
     @staticmethod
     def of(weight: Tensor, modulation: Tensor, *, demodulate: bool = True) -> ModulatedWeight:

@@ -128,6 +128,15 @@ def render_rays(
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.1; pi-GAN (arXiv 2012.00926), section 3.1; NeRF (arXiv 2003.08934),
     section 5.
+
+    Example:
+        >>> widths = ((16, 3), (16, 16), (8, 16))
+        >>> layers = [FoldedLayer(torch.randn(1, *shape), torch.zeros(1, shape[0])) for shape in widths]
+        >>> field = SirenField(*layers, torch.randn(16), torch.zeros(1))
+        >>> origins, directions = torch.zeros(1, 5, 3), torch.tensor([0.0, 0.0, 1.0]).expand(1, 5, 3)
+        >>> draws = RayDraws(torch.rand(1, 5, 12), torch.rand(1, 5, 12))
+        >>> render_rays(origins, directions, field, draws, 0.5, 1.5).colors.shape
+        torch.Size([1, 5, 8])
     """
     if not isinstance(field, (SirenField, DeepSirenField)):
         raise TypeError(f"field must be SirenField or DeepSirenField, got {type(field).__name__}; see march_rays")

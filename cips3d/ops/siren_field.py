@@ -18,13 +18,20 @@ class SirenField(NamedTuple):
     """A radiance field: h1 = sin(W1 p + b1), h2 = sin(W2 h1 + b2), σ = v · h2 + c + ball, colour = sin(Wc h2 + bc).
 
     ball = ball_density · (1 - |p| / ball_radius), a sphere around the origin; radius 0: none.
+
+    Attributes:
+        first: [B, W, 3], [B, W].
+        second: [B, W, W], [B, W].
+        color: [B, C, W], [B, C].
+        density_weight: [W].
+        density_bias: [1].
     """
 
-    first: FoldedLayer  # [B, W, 3], [B, W]
-    second: FoldedLayer  # [B, W, W], [B, W]
-    color: FoldedLayer  # [B, C, W], [B, C]
-    density_weight: Tensor  # [W]
-    density_bias: Tensor  # [1]
+    first: FoldedLayer
+    second: FoldedLayer
+    color: FoldedLayer
+    density_weight: Tensor
+    density_bias: Tensor
     ball_density: float = 0.0
     ball_radius: float = 0.0
 

@@ -194,6 +194,16 @@ def test_compiles(backend: Backend) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_a_parameter_s_bias_goes_with_16_bits(backend: Backend) -> None:
+    x, bias = on(backend, *sample_inputs((2, 3, 4, 5), torch.float32))
+    rounded = x.detach().half().requires_grad_()
+    y = bias_leaky_relu(rounded, bias)
+    assert y.dtype == torch.float16
+    assert torch.equal(y, bias_leaky_relu(rounded, bias.half()))
+    y.float().square().sum().backward()
+    assert bias.grad is not None and bias.grad.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -201,7 +211,7 @@ def test_compiles(backend: Backend) -> None:
         ({"x": torch.zeros(2, 3, dtype=torch.int32)}, "x must be of a floating-point dtype"),
         ({"bias": torch.zeros(2)}, r"bias must have shape \[3\]"),
         ({"bias": torch.zeros(1, 3)}, r"bias must have shape \[3\]"),
-        ({"bias": torch.zeros(3, dtype=torch.float64)}, "bias must be torch.float32"),
+        ({"bias": torch.zeros(3, dtype=torch.int32)}, "bias must be of a floating-point dtype"),
         ({"bias": torch.zeros(3, device="meta")}, "bias must be torch.float32 on cpu"),
         ({"negative_slope": -0.1}, "negative_slope must not be negative"),
         ({"gain": 0.0}, "gain must be positive"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +202,16 @@ class TestRays:
         for samples, fine in ((4, 4), (6, 4), (7, 5)):
             draws = case.draws(samples, fine)
             torch.testing.assert_close(compiled(draws), case.rendered(layers, draws).colors)
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_examples(name: str) -> None:
+    """Those of docstrings, with the names that `from cips3d.ops import *` gives."""
+    module = sys.modules[getattr(ops, name).__module__]
+    found = doctest.DocTestFinder(recurse=False).find(getattr(ops, name), name, module=module)
+    for example in found:
+        example.globs = {**vars(ops), "torch": torch}
+        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
