@@ -6,9 +6,9 @@ Environment variables, all optional:
                          compiled where nvcc and a C++ compiler are found, and left out with a notice elsewhere
     CIPS3D_CUDA_ARCHS    architectures, such as "80;90+PTX" (separated by ; , or spaces)
     CIPS3D_BUILD_REPORT  file to write with registers, spills and shared memory of every kernel, as ptxas reports them
-    CUDA_HOME, CUDA_PATH the toolkit's folder, where it is not the one of the nvcc on PATH
+    CUDA_HOME, CUDA_PATH the toolkit's folder, where it is not the one of the nvcc on PATH; CONDA_PREFIX is looked into
     CXX, NVCC_CCBIN      the C++ compiler behind nvcc
-    NVCC_APPEND_FLAGS    further flags (read by nvcc itself)
+    NVCC_PREPEND_FLAGS, NVCC_APPEND_FLAGS  further flags (read by nvcc itself)
     MAX_JOBS             compilers that run at once; one a processor core by default
 """
 

@@ -16,10 +16,10 @@ from compiling import COMPILED
 from figures import Results
 from timing import Ceilings
 
+from cips3d.devices import choose_device
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.ops import kernels
-from cips3d.training.distributed import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("csrc", "cips3d", "benchmarks", ":(exclude)benchmarks/results")  # what figures depend on

@@ -16,10 +16,11 @@ from torch.utils.flop_counter import flop_registry
 
 from cips3d.ops import Precision, kernels
 from cips3d.ops.precision import matmul_precision
-from cips3d.training.config import Amp, TrainConfig, settled
+from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.presets import preset
 from cips3d.training.schedule import moment
+from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import torch
 import tyro
 
+from cips3d.devices import choose_device
 from cips3d.editing import Directions, edited, semantic_directions
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator
@@ -17,7 +18,6 @@ from cips3d.models.generator import chosen, styles_of
 from cips3d.rendering import load_generator
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
 from cips3d.sweeps.options import check_strengths
-from cips3d.training.distributed import choose_device
 
 PROGRAM = "python -m cips3d.edit"
 DESCRIPTION = f"""Change faces along semantic directions, found in closed form in the weights of a trained model (SeFa).

@@ -16,7 +16,8 @@ import tyro
 
 from cips3d.data.decoding import UNREADABLE_ERRORS, describe, printable, read_rgb
 from cips3d.data.images import find_images, open_images
-from cips3d.data.source import HEADS, open_training_source
+from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
+from cips3d.devices import choose_device, is_out_of_memory
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.evaluation.catalogue import METRICS, VALUES, check_counts, chosen_metrics
 from cips3d.evaluation.evaluate import (
@@ -33,10 +34,9 @@ from cips3d.evaluation.image_sets import SourceImages
 from cips3d.files import atomic_file
 from cips3d.pictures import check_path, reported
 from cips3d.plain import finite, to_plain
-from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.rendering.options import PrecisionFlag
-from cips3d.training.distributed import choose_device
+from cips3d.rendering.seeds import SEED_LIMIT
 from cips3d.training.run_folder import versions
 
 PROGRAM = "python -m cips3d.evaluate"
@@ -95,7 +95,7 @@ class Options:
         str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(needed by fid, kid, pr, frechet)")
     ] = None
     """real pictures: a folder, a zip, or the word heads for synthetic ones (./heads is a folder of that name)"""
-    heads: int = 4096
+    heads: int = HEADS_COUNT
     """synthetic heads in --data heads"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """.json file to write the figures to; what is no number or infinite becomes null"""
@@ -347,7 +347,7 @@ def check_options(options: Options) -> None:
         raise UserError(f"--resolution {options.resolution} is no picture; give 2 or more")
     if not math.isfinite(options.truncation):
         raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
-    if not 0 <= options.seed < 2**63:
+    if not 0 <= options.seed < SEED_LIMIT:
         raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
     if options.out is not None:
         check_path(options.out, (".json",), "the figures")

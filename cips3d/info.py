@@ -61,7 +61,7 @@ class Kernels:
     path: str | None
     architectures: list[str]
     dtypes: list[str]
-    """What the kernels compute; the reference computes all other dtypes."""
+    """What the kernels compute, those of 16 bits in activations and features; the reference computes all others."""
     why_not: str | None
     """Why there is none."""
 
@@ -202,7 +202,8 @@ def as_text(info: Info) -> str:
         if device.why_not_kernel is not None:
             lines.append(f"no kernels on {device.name}: {device.why_not_kernel}")
     if any(device.backend == "kernel" for device in info.devices):
-        lines.append(f"kernels compute {', '.join(info.kernels.dtypes)}; other dtypes are computed by the reference")
+        dtypes = ", ".join(info.kernels.dtypes)
+        lines.append(f"kernels compute {dtypes} (16 bits in activations and features); the reference all else")
     return "\n".join(lines)
 
 

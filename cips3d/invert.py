@@ -12,21 +12,21 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from cips3d.convert.command import sha256_of
 from cips3d.convert.converted import Source, write_converted
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
+from cips3d.devices import choose_device, is_out_of_memory
 from cips3d.errors import UserError, exit_on_user_error
+from cips3d.files import sha256_of
 from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
 from cips3d.pictures import save_image
-from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
+from cips3d.rendering.seeds import SEED_LIMIT
 from cips3d.training.checkpoint import find_checkpoint
-from cips3d.training.distributed import choose_device
 from cips3d.training.signals import stop_on_signals
 
 PROGRAM = "python -m cips3d.invert"
@@ -49,7 +49,6 @@ elsewhere. Ctrl-C saves what there is.
 """
 
 TUNED_NAME, PICTURE_NAME, CURVE_NAME = "tuned.safetensors", "inversion.png", "loss.png"
-SEED_LIMIT = 2**63
 FEWEST_PIXELS = 8
 
 

@@ -12,14 +12,14 @@ import tyro
 from torch import Tensor
 
 from cips3d import pictures
+from cips3d.devices import choose_device, is_out_of_memory
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.meshing import MESH_ENDINGS, Components, ExtractedMesh, MeshSettings, extract_mesh, write_mesh
 from cips3d.meshing.extraction import check_3d, check_installed
 from cips3d.meshing.preview import preview
-from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents, styles_of_seeds
 from cips3d.rendering.options import PrecisionFlag
-from cips3d.training.distributed import choose_device
+from cips3d.rendering.seeds import SEED_LIMIT
 
 PROGRAM = "python -m cips3d.mesh"
 DESCRIPTION = f"""Make a mesh of a face: the surface of its volume, coloured with what pictures of it show.
@@ -34,7 +34,6 @@ Beside the mesh lies a picture of it from six sides (head.preview.png). Sides th
 """
 
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 1024
-SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from cips3d import pictures
 from cips3d.animations import save_animation
+from cips3d.devices import choose_device, is_out_of_memory
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.rendering import load_generator
 from cips3d.rendering.film import arranged, strip
 from cips3d.rendering.options import Options, check_options
 from cips3d.rendering.separate import save_separately
 from cips3d.rendering.staging import Staging, stage
-from cips3d.training.distributed import choose_device
 
 PROGRAM = "python -m cips3d.render"
 DESCRIPTION = f"""Render a trained model: faces from several sides, a moving camera, ways from face to face.
@@ -32,7 +31,7 @@ Examples:
   {PROGRAM} runs/heads --seeds 0-999 --yaw 0 --out faces        a folder of single pictures
   {PROGRAM} runs/heads --latent inverted/latent.safetensors --trajectory yaw --out turn.webp
 
-A model trained at 32 x 32 renders at 128 x 128 or any other size: --resolution is free.
+A model trained at 32 x 32 renders at 128 x 128 or any other size (but StyleGAN2): --resolution is free.
 With a --trajectory or --interpolate, a .png or .jpg shows the frames side by side.
 
 Trajectories:
@@ -99,11 +98,6 @@ def frames(staging: Staging) -> Iterator[Image.Image]:
         for frame in staging.film.frames():
             yield arranged(frame, staging.layout)
             bar.update()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for torch's complaints about memory; those of the CPU have no type of their own."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 if __name__ == "__main__":

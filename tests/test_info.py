@@ -95,7 +95,10 @@ def test_a_gpu_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kernels  compiled for 80 90 120+PTX  /site-packages/cips3d/_cuda.so" in lines
     assert "cuda:0   H200, compute capability 9.0, 140 GiB" in lines
     assert ["bias_leaky_relu", "reference", "kernel"] in [line.split() for line in lines]
-    assert lines[-1] == "kernels compute float32, float16, bfloat16; other dtypes are computed by the reference"
+    assert (
+        lines[-1]
+        == "kernels compute float32, float16, bfloat16 (16 bits in activations and features); the reference all else"
+    )
     assert not any(line.startswith("no kernels on cuda:0") for line in lines)
 
 

@@ -24,9 +24,10 @@ from cips3d.rendering.latents import latent_of, write_latent
 from cips3d.stylisation import Shares, stylised
 from cips3d.stylise import main
 from cips3d.train import defaults
-from cips3d.training.config import TrainConfig, settled
+from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.networks import load_networks
+from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 
 FRONT = torch.tensor([math.pi / 2])

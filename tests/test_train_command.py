@@ -15,9 +15,10 @@ from skimage import data
 from cips3d import train as command
 from cips3d.errors import UserError
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from cips3d.training.config import TrainConfig, settled
+from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
+from cips3d.training.settling import settled
 
 QUICK = ("--reports.faces", "2", "--reports.turntable-frames", "2", "--reports.metrics-interval", "0")
 

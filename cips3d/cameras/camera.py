@@ -14,10 +14,15 @@ NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer tha
 
 
 class Rays(NamedTuple):
-    """Rays of a batch of images; `origins + t * directions` is at distance t (scene units) from the camera."""
+    """Rays of a batch of images; `origins + t * directions` is at distance t (scene units) from the camera.
 
-    origins: Tensor  # [B, R, 3]
-    directions: Tensor  # [B, R, 3], unit length
+    Attributes:
+        origins: [B, R, 3].
+        directions: [B, R, 3], unit length.
+    """
+
+    origins: Tensor
+    directions: Tensor
 
     def subset(self, index: Tensor) -> Rays:
         """The rays at positions `index` [N] of every image."""
@@ -25,10 +30,15 @@ class Rays(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Where cameras see points."""
+    """Where cameras see points.
 
-    place: Tensor  # [B, N, 2] column to the right and row down, in units of the picture's half height
-    depth: Tensor  # [B, N] scene units along the viewing axis, negative behind the camera
+    Attributes:
+        place: [B, N, 2] column to the right and row down, in units of the picture's half height.
+        depth: [B, N] scene units along the viewing axis, negative behind the camera.
+    """
+
+    place: Tensor
+    depth: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""State dicts of the published systems, read into this package's modules and written back."""
+"""State dicts of the published systems, read into this package's modules."""
 
 from __future__ import annotations
 

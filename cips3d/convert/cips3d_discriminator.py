@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import load_renamed, require_keys
+from cips3d.convert.state import MINIBATCH_STD_GROUP, load_renamed, require_keys
 from cips3d.errors import UserError
 from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
 
 MAIN_PREFIX, AUX_PREFIX = "main_disc.", "aux_disc."  # of the published module that holds both
-MINIBATCH_STD_GROUP = 4  # the published group where minibatch statistics are on; no weight tells it
 BLUR_KEY = re.compile(r"convs\.\d+\.(conv1|conv2|skip)\.down_blur\.kernel")
 
 

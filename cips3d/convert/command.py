@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from cips3d.convert.detect import (
 from cips3d.convert.pigan import GRID_KEY
 from cips3d.convert.torch_file import read_torch_file
 from cips3d.errors import UserError, exit_on_user_error
+from cips3d.files import sha256_of
 from cips3d.models.family import AnyGeneratorConfig
 from cips3d.models.pigan import PiGANConfig
 from cips3d.plain import to_plain
@@ -322,12 +322,3 @@ def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset
         resolution=getattr(generator, "resolution", config.stages[-1].resolution),
         poses=config.poses,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

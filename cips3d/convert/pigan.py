@@ -46,7 +46,9 @@ def config_of_reference(state: Mapping[str, Tensor], *, box_warp: bool | None = 
     if GRID_KEY in state:
         grid = shape_of(state, GRID_KEY, 5, WHAT)
         if box_warp is False:
-            raise UserError(f"box_warp=False does not go with {GRID_KEY}: the grid of embeddings fills the warped box")
+            raise UserError(
+                f"box_warp=False (--no-box-warp) does not go with {GRID_KEY}: the grid fills the warped box"
+            )
 
     def count(pattern: str) -> int:
         return len([key for key in state if re.fullmatch(pattern, key)])

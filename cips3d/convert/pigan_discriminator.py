@@ -106,7 +106,7 @@ def _is_strided(state: Mapping[str, Tensor], widths: list[int], given: bool | No
         if given is None:
             raise UserError(
                 "this pi-GAN discriminator may be strided or pooled, since no two neighbouring widths are equal; "
-                "give strided=True or strided=False"
+                'give cips3d.convert.from_reference(state, "pigan-discriminator", strided=...) True or False'
             )
         return given
     strided = found.pop()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError
 
+MINIBATCH_STD_GROUP = 4  # the published group where minibatch statistics are on; no weight tells it
 PARALLEL_PREFIX = "module."  # of the names in networks that were saved from under DataParallel
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import load_renamed, shape_of
+from cips3d.convert.state import MINIBATCH_STD_GROUP, load_renamed, shape_of
 from cips3d.convert.styled_layers import (
     count_layers,
     mapping_names,
@@ -24,7 +24,6 @@ from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 GENERATOR, DISCRIMINATOR = "a StyleGAN2 generator", "a StyleGAN2 discriminator"
 UPSAMPLING_GAIN = 2.0  # of the blurs in the generator, on each axis
-MINIBATCH_STD_GROUP = 4  # the published group where minibatch statistics are on; no weight tells it
 
 
 def stylegan2_reference_names(config: StyleGAN2Config) -> dict[str, str]:

@@ -41,7 +41,7 @@ from cips3d.data.images import (
     in_threads,
     read_manifest,
 )
-from cips3d.data.source import HEADS
+from cips3d.data.source import HEADS, HEADS_COUNT
 from cips3d.errors import UserError
 
 ImageFormat = Literal["png", "webp", "jpg"]
@@ -52,7 +52,6 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 FILES_DIGEST = "source_files_sha256"  # in the manifest
-HEADS_COUNT = 4096
 OTHER_ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")  # whoever names one expects no folder
 ZIP_ENTRY_MODE = 0o644 << 16  # without it, unpacking makes files that nobody may read
 ZIP_ENTRY_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest there is: equal sets make equal archives

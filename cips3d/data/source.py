@@ -7,10 +7,11 @@ from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.images import ImageFiles, open_images
 
 HEADS = "heads"  # the word for synthetic heads where a folder or zip could be named ("./heads" is such a folder)
+HEADS_COUNT = 4096  # made where nobody says how many
 
 
 def open_training_source(
-    data: str | None, resolution: int, *, heads: int = 4096, poses: PoseDistribution | None = None
+    data: str | None, resolution: int, *, heads: int = HEADS_COUNT, poses: PoseDistribution | None = None
 ) -> ImageFiles | SyntheticHeads:
     """The pictures of a folder or zip, or synthetic heads where no data are named.
 

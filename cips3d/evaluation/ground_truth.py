@@ -17,9 +17,13 @@ HEADS = 1024  # z chooses one of so many
 
 
 class HeadStyles(NamedTuple):
-    """Which heads."""
+    """Which heads.
 
-    head: Tensor  # [B] positions in the pool
+    Attributes:
+        head: [B] positions in the pool.
+    """
+
+    head: Tensor
 
 
 class GroundTruthHeads(Generator[HeadStyles]):

@@ -11,10 +11,15 @@ from cips3d.cameras import Cameras
 
 
 class Warped(NamedTuple):
-    """A picture as another camera sees it."""
+    """A picture as another camera sees it.
 
-    image: Tensor  # [B, C, H, W]
-    visible: Tensor  # [B, 1, H, W] bool: both cameras see the same surface point
+    Attributes:
+        image: [B, C, H, W].
+        visible: [B, 1, H, W] bool: both cameras see the same surface point.
+    """
+
+    image: Tensor
+    visible: Tensor
 
 
 def warp(

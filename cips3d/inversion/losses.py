@@ -25,10 +25,14 @@ CONTRAST_FLOOR = 0.17  # Laparra et al.'s, of values in [0, 1]
 
 
 class PictureLoss(NamedTuple):
-    """Differences [B] from the photograph."""
+    """Differences [B] from the photograph.
+
+    Attributes:
+        perceptual: weighted.
+    """
 
     pixel: Tensor
-    perceptual: Tensor  # weighted
+    perceptual: Tensor
 
     @property
     def total(self) -> Tensor:

@@ -17,11 +17,17 @@ from cips3d.rendering import LoadedGenerator
 
 
 class Candidates(NamedTuple):
-    """Faces and cameras that might be the photograph's."""
+    """Faces and cameras that might be the photograph's.
 
-    coordinates: tuple[Tensor, ...]  # [B, K] each, see `StyleSpace`
-    pitch: Tensor  # [B] radians
-    yaw: Tensor  # [B] radians
+    Attributes:
+        coordinates: [B, K] each, see `StyleSpace`.
+        pitch: [B] radians.
+        yaw: [B] radians.
+    """
+
+    coordinates: tuple[Tensor, ...]
+    pitch: Tensor
+    yaw: Tensor
 
     def chosen(self, index: Tensor) -> Candidates:
         """Some of them, detached from what they were computed by."""

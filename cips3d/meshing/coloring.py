@@ -32,10 +32,15 @@ CHUNK = 4096  # unseen vertices that are filled at a time: distances to all anch
 
 
 class VertexColors(NamedTuple):
-    """Colours, and where they come from."""
+    """Colours, and where they come from.
 
-    colors: npt.NDArray[np.uint8]  # [V, 3] sRGB
-    seen: npt.NDArray[np.bool_]  # [V] the vertex is visible in a picture; others have the colours of their neighbours
+    Attributes:
+        colors: [V, 3] sRGB.
+        seen: [V] the vertex is visible in a picture; others have the colours of their neighbours.
+    """
+
+    colors: npt.NDArray[np.uint8]
+    seen: npt.NDArray[np.bool_]
 
 
 def coloring_views(poses: PoseDistribution) -> tuple[Tensor, Tensor]:
@@ -111,11 +116,17 @@ def vertex_colors(
 
 
 class _Sight(NamedTuple):
-    """What a view shows at the places of vertices."""
+    """What a view shows at the places of vertices.
 
-    color: Tensor  # [V, 3] in [-1, 1]
-    behind: Tensor  # [V] how far behind the vertex the rendered surface is, scene units
-    facing: Tensor  # [V] cosine of the angle between normal and line of sight; 0 where turned away or outside
+    Attributes:
+        color: [V, 3] in [-1, 1].
+        behind: [V] how far behind the vertex the rendered surface is, scene units.
+        facing: [V] cosine of the angle between normal and line of sight; 0 where turned away or outside.
+    """
+
+    color: Tensor
+    behind: Tensor
+    facing: Tensor
 
 
 def _sight(picture: Tensor, camera: Cameras, vertices: Tensor, normals: Tensor) -> _Sight:

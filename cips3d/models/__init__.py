@@ -1,0 +1,29 @@
+"""Networks of the family: generators, discriminators and what they are made of."""
+
+from cips3d.models.cips import CIPS, CIPSConfig
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.discriminator import Discriminator, DiscriminatorConfig
+from cips3d.models.generator import Generator, Picture, View
+from cips3d.models.pigan import PiGAN, PiGANConfig
+from cips3d.models.pigan_discriminator import PiGANDiscriminator, PiGANDiscriminatorConfig
+from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
+from cips3d.models.volume import VolumeSettings
+
+__all__ = [
+    "CIPS",
+    "CIPS3D",
+    "CIPS3DConfig",
+    "CIPSConfig",
+    "Discriminator",
+    "DiscriminatorConfig",
+    "Generator",
+    "PiGAN",
+    "PiGANConfig",
+    "PiGANDiscriminator",
+    "PiGANDiscriminatorConfig",
+    "Picture",
+    "StyleGAN2",
+    "StyleGAN2Config",
+    "View",
+    "VolumeSettings",
+]

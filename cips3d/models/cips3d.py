@@ -69,21 +69,35 @@ class CIPS3DConfig:
 
 
 class Styles(NamedTuple):
-    """What the mapping networks make of z: all that a picture needs besides a camera."""
+    """What the mapping networks make of z: all that a picture needs besides a camera.
 
-    shape: Tensor  # [B, shape_style_dim] for the NeRF, or [B, 3, shape_style_dim], one a FiLM layer
-    appearance: Tensor  # [B, appearance_style_dim] for the INR, or [B, layers, appearance_style_dim]
+    Attributes:
+        shape: [B, shape_style_dim] for the NeRF, or [B, 3, shape_style_dim], one a FiLM layer.
+        appearance: [B, appearance_style_dim] for the INR, or [B, layers, appearance_style_dim].
+    """
+
+    shape: Tensor
+    appearance: Tensor
 
 
 class Rendering(NamedTuple):
-    """Pictures of a batch of cameras."""
+    """Pictures of a batch of cameras.
 
-    image: Tensor  # [B, 3, H, W] in [-1, 1]
-    aux_image: Tensor | None  # [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for
-    depth: Tensor  # [B, 1, H, W] expected distance along the ray Σ w t, scene units
-    features: Tensor  # [B, features, H, W]
-    weights: Tensor  # [B, H·W, samples] compositing weights, front to back
-    sample_depths: Tensor  # [B, H·W, samples]
+    Attributes:
+        image: [B, 3, H, W] in [-1, 1].
+        aux_image: [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for.
+        depth: [B, 1, H, W] expected distance along the ray Σ w t, scene units.
+        features: [B, features, H, W].
+        weights: [B, H·W, samples] compositing weights, front to back.
+        sample_depths: [B, H·W, samples].
+    """
+
+    image: Tensor
+    aux_image: Tensor | None
+    depth: Tensor
+    features: Tensor
+    weights: Tensor
+    sample_depths: Tensor
 
     def filled_depth(self, t_far: float) -> Tensor:
         """Depth [B, 1, H, W] of a scene with a wall at t_far: Σ w t + (1 - Σ w) t_far; empty rays end far away."""

@@ -79,11 +79,17 @@ class DiscriminatorConfig:
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says of images."""
+    """What a discriminator says of images.
 
-    logits: Tensor  # [B, 1] large where an image looks real
-    pose: Tensor | None  # [B, 2] yaw and pitch, radians from the front; None where it is not predicted
-    latent: Tensor | None = None  # [B, z width] the image's z; None where it is not predicted
+    Attributes:
+        logits: [B, 1] large where an image looks real.
+        pose: [B, 2] yaw and pitch, radians from the front; None where it is not predicted.
+        latent: [B, z width] the image's z; None where it is not predicted.
+    """
+
+    logits: Tensor
+    pose: Tensor | None
+    latent: Tensor | None = None
 
 
 class ActivatedConv(nn.Module):

@@ -59,6 +59,13 @@ def generator_config_at(config: AnyGeneratorConfig, resolution: int) -> AnyGener
 
 def discriminator_config_at(config: AnyDiscriminatorConfig, resolution: int) -> AnyDiscriminatorConfig:
     """The same of a discriminator; a progressive one takes all sizes up to its largest as it is."""
-    if isinstance(config, DiscriminatorConfig) and not config.progressive:
-        return replace(config, main_channels=channels_at(config.main_channels, resolution))
-    return config
+    if not isinstance(config, DiscriminatorConfig):
+        return config
+    if config.progressive and resolution <= config.resolution_max:
+        return config
+    aux = config.aux_channels
+    return replace(
+        config,
+        main_channels=channels_at(config.main_channels, resolution),
+        aux_channels=None if aux is None else channels_at(aux, resolution),
+    )

@@ -85,27 +85,45 @@ class View:
 
 
 class Picture(NamedTuple):
-    """What a view shows."""
+    """What a view shows.
 
-    image: Tensor  # [B, 3, H, W] in [-1, 1]
-    aux_image: Tensor | None  # [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for
-    depth: Tensor | None  # [B, 1, H, W] scene units, empty space at t_far; None of generators without a volume
+    Attributes:
+        image: [B, 3, H, W] in [-1, 1].
+        aux_image: [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for.
+        depth: [B, 1, H, W] scene units, empty space at t_far; None of generators without a volume.
+    """
+
+    image: Tensor
+    aux_image: Tensor | None
+    depth: Tensor | None
 
 
 class ParameterGroups(NamedTuple):
-    """Networks by their part in the method, each with a learning rate of its own."""
+    """Networks by their part in the method, each with a learning rate of its own.
 
-    nerf: tuple[nn.Module, ...]  # what gives the volume
-    mapping: tuple[nn.Module, ...]  # what gives styles
-    inr: tuple[nn.Module, ...]  # what gives pixels
+    Attributes:
+        nerf: what gives the volume.
+        mapping: what gives styles.
+        inr: what gives pixels.
+    """
+
+    nerf: tuple[nn.Module, ...]
+    mapping: tuple[nn.Module, ...]
+    inr: tuple[nn.Module, ...]
 
 
 class WeightParts(NamedTuple):
-    """All weights and buffers, by prefixes of their names in the state dict, for interpolation between two models."""
+    """All weights and buffers, by prefixes of their names in the state dict, for interpolation between two models.
 
-    blocks: tuple[tuple[str, ...], ...]  # what makes the picture, in order of depth, each with the colours it gives
-    mapping: tuple[str, ...]  # what gives the blocks their styles
-    shape: tuple[str, ...] = ()  # the 3-D part with its mapping, where the blocks only paint
+    Attributes:
+        blocks: what makes the picture, in order of depth, each with the colours it gives.
+        mapping: what gives the blocks their styles.
+        shape: the 3-D part with its mapping, where the blocks only paint.
+    """
+
+    blocks: tuple[tuple[str, ...], ...]
+    mapping: tuple[str, ...]
+    shape: tuple[str, ...] = ()
 
 
 class Generator(nn.Module, ABC, Generic[StylesT]):
@@ -167,8 +185,12 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """`render` of one view again and again, without gradients: on a GPU one launch a call (see `CompiledRender`).
 
         Example:
-            >>> render = generator.compiled_render(View(64, cameras, jitter=False))
-            >>> image = render(generator.mapping(*generator.sample_z(len(cameras)))).image
+            >>> from cips3d.models.cips3d import CIPS3D
+            >>> generator, front = CIPS3D(), torch.full((2,), torch.pi / 2)
+            >>> cameras = Cameras.from_angles(front, front + torch.tensor([-0.3, 0.3]))
+            >>> render = generator.compiled_render(View(16, cameras, jitter=False))
+            >>> render(generator.mapping(*generator.sample_z(len(cameras)))).image.shape
+            torch.Size([2, 3, 16, 16])
         """
         return CompiledRender(self, view)
 
@@ -247,6 +269,6 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         for asked in (precision, nerf, inr):
             if checked_precision(asked) == "fast":
                 raise UserError(
-                    f'{type(self).__name__} computes in full precision only; leave out "fast" '
-                    "(--amp.nerf and --amp.inr of training)"
+                    f'{type(self).__name__} computes in full precision only; leave out "fast" (--precision, or in '
+                    "training --amp.nerf and --amp.inr)"
                 )

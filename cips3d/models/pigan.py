@@ -28,12 +28,19 @@ CHUNK_POINTS = 1 << 20  # elsewhere: 1 GB a layer of 256
 
 
 class PiGANRendering(NamedTuple):
-    """Pictures of a batch of cameras."""
+    """Pictures of a batch of cameras.
 
-    image: Tensor  # [B, 3, H, W] in [-1, 1]
-    depth: Tensor  # [B, 1, H, W] expected distance along the ray Σ w t, scene units
-    weights: Tensor  # [B, H·W, samples] compositing weights, front to back
-    sample_depths: Tensor  # [B, H·W, samples]
+    Attributes:
+        image: [B, 3, H, W] in [-1, 1].
+        depth: [B, 1, H, W] expected distance along the ray Σ w t, scene units.
+        weights: [B, H·W, samples] compositing weights, front to back.
+        sample_depths: [B, H·W, samples].
+    """
+
+    image: Tensor
+    depth: Tensor
+    weights: Tensor
+    sample_depths: Tensor
 
     def filled_depth(self, t_far: float) -> Tensor:
         """Depth [B, 1, H, W] of a scene with a wall at t_far: Σ w t + (1 - Σ w) t_far; empty rays end far away."""

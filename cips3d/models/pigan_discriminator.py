@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from cips3d.cameras import FRONT
 from cips3d.errors import UserError
-from cips3d.models.discriminator import SUM_SCALE, Judgement, channel_table
+from cips3d.models.channels import channel_table
+from cips3d.models.discriminator import Judgement
+from cips3d.models.equalized import SUM_SCALE
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 
@@ -107,11 +109,17 @@ class PiGANDiscriminatorConfig:
 
 
 class PiGANJudgement(NamedTuple):
-    """What the discriminator says of images."""
+    """What the discriminator says of images.
 
-    logits: Tensor  # [B, 1] large where an image looks real
-    latent: Tensor | None  # [B, latent_dim] z of the image; None where it is not predicted
-    pose: Tensor | None  # [B, 2] pitch and yaw of the camera in radians, π/2 is the front; None likewise
+    Attributes:
+        logits: [B, 1] large where an image looks real.
+        latent: [B, latent_dim] z of the image; None where it is not predicted.
+        pose: [B, 2] pitch and yaw of the camera in radians, π/2 is the front; None likewise.
+    """
+
+    logits: Tensor
+    latent: Tensor | None
+    pose: Tensor | None
 
 
 def append_coordinates(x: Tensor) -> Tensor:

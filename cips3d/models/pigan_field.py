@@ -78,10 +78,15 @@ class PiGANConfig:
 
 
 class PiGANStyles(NamedTuple):
-    """What the mapping makes of z; the last layer is the colour's."""
+    """What the mapping makes of z; the last layer is the colour's.
 
-    frequencies: Tensor  # [B, layers + 1, width] f of gain = 15·f + 30
-    phases: Tensor  # [B, layers + 1, width] radians
+    Attributes:
+        frequencies: [B, layers + 1, width] f of gain = 15·f + 30.
+        phases: [B, layers + 1, width] radians.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
 
 
 class StyleMapping(nn.Module):

@@ -13,9 +13,13 @@ from cips3d.models.mapping import pixel_norm
 
 
 class Styles(NamedTuple):
-    """What the mapping network makes of z: all that a picture needs."""
+    """What the mapping network makes of z: all that a picture needs.
 
-    w: Tensor  # [B, style_dim] for all layers, or [B, layers, style_dim], one a layer
+    Attributes:
+        w: [B, style_dim] for all layers, or [B, layers, style_dim], one a layer.
+    """
+
+    w: Tensor
 
     def by_layer(self, layers: int, style_dim: int) -> tuple[Tensor, ...]:
         """The style [B, style_dim] of every layer.

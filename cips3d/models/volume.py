@@ -88,13 +88,21 @@ def draw_random(
 
 
 class RayValues(NamedTuple):
-    """What compositing leaves of a ray's samples."""
+    """What compositing leaves of a ray's samples.
 
-    values: Tensor  # [B, R, C] Σ w v
-    opacity: Tensor  # [B, R, 1] Σ w, without what `last_back` gives the last sample
-    depth: Tensor  # [B, R] Σ w t
-    weights: Tensor  # [B, R, S + F], front to back
-    depths: Tensor  # [B, R, S + F], front to back
+    Attributes:
+        values: [B, R, C] Σ w v.
+        opacity: [B, R, 1] Σ w, without what `last_back` gives the last sample.
+        depth: [B, R] Σ w t.
+        weights: [B, R, S + F], front to back.
+        depths: [B, R, S + F], front to back.
+    """
+
+    values: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weights: Tensor
+    depths: Tensor
 
 
 def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:

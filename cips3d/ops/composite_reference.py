@@ -87,12 +87,19 @@ def _plain_weights(density: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _March(NamedTuple):
-    """The way of light along rays, [B, R, S] each."""
+    """The way of light along rays, [B, R, S] each.
 
-    delta: Tensor  # lengths of intervals
-    passed: Tensor  # exp(-δσ)
-    factor: Tensor  # 1 - α + 1e-10
-    before: Tensor  # T in front of a sample
+    Attributes:
+        delta: lengths of intervals.
+        passed: exp(-δσ).
+        factor: 1 - α + 1e-10.
+        before: T in front of a sample.
+    """
+
+    delta: Tensor
+    passed: Tensor
+    factor: Tensor
+    before: Tensor
     weights: Tensor
 
     def transmittance(self) -> Tensor:

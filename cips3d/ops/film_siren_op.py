@@ -16,12 +16,19 @@ POINT_WIDTH = 8  # the widest inputs of the kernels that compute in plain float3
 
 
 class Parameters(NamedTuple):
-    """Of a sine layer: y = sin(gain ⊙ (x Wᵀ + b) + shift), for one image after the other."""
+    """Of a sine layer: y = sin(gain ⊙ (x Wᵀ + b) + shift), for one image after the other.
 
-    weight: Tensor  # [out, in], or [B, out, in]
-    bias: Tensor  # [out], or [B, out]
-    gain: Tensor | None  # [B, out]; None: 1
-    shift: Tensor | None  # [B, out]; None: 0
+    Attributes:
+        weight: [out, in], or [B, out, in].
+        bias: [out], or [B, out].
+        gain: [B, out]; None: 1.
+        shift: [B, out]; None: 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor | None
+    shift: Tensor | None
 
 
 class Gradients(NamedTuple):

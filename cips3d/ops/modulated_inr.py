@@ -25,14 +25,23 @@ GRADIENT_PIXELS = 1 << 14
 
 
 class StackedLayers(NamedTuple):
-    """L modulated layers of width W, the first on F channels, and colours behind the last R pairs of them."""
+    """L modulated layers of width W, the first on F channels, and colours behind the last R pairs of them.
 
-    first_weight: Tensor  # [F, W]
-    hidden_weight: Tensor  # [L - 1, W, W] layers 2 to L
-    first_modulation: Tensor  # [B, F]
-    hidden_modulation: Tensor  # [B, L - 1, W]
-    demodulation: Tensor  # [B, L, W]
-    rgb_weight: Tensor  # [R, 3, W]
+    Attributes:
+        first_weight: [F, W].
+        hidden_weight: [L - 1, W, W] layers 2 to L.
+        first_modulation: [B, F].
+        hidden_modulation: [B, L - 1, W].
+        demodulation: [B, L, W].
+        rgb_weight: [R, 3, W].
+    """
+
+    first_weight: Tensor
+    hidden_weight: Tensor
+    first_modulation: Tensor
+    hidden_modulation: Tensor
+    demodulation: Tensor
+    rgb_weight: Tensor
 
     def unstacked(self) -> list[ModulatedWeight]:
         weights = (self.first_weight, *self.hidden_weight)
@@ -265,11 +274,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _Evaluation(NamedTuple):
-    """What the gradients need of some pixels; every list has an entry a layer."""
+    """What the gradients need of some pixels; every list has an entry a layer.
 
-    inputs: list[Rows]  # [B n, in] of the products, modulated
-    products: list[Tensor]  # [B, n, W]
-    skips: list[Tensor | None]  # [B, n, W] what is added to a layer's output
+    Attributes:
+        inputs: [B n, in] of the products, modulated.
+        products: [B, n, W].
+        skips: [B, n, W] what is added to a layer's output.
+    """
+
+    inputs: list[Rows]
+    products: list[Tensor]
+    skips: list[Tensor | None]
 
 
 def _evaluate(

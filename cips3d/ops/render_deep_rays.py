@@ -137,13 +137,21 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 class _Evaluation(NamedTuple):
-    """What the gradients need of a field at N = R·S points."""
+    """What the gradients need of a field at N = R·S points.
 
-    layers: list[tuple[Tensor, Parameters]]  # inputs [B, N, in] of the trunk's layers and of the colour layer
-    trunk: Tensor  # [B, N, W]
-    density: Tensor  # [B, N] raw
-    activations: Tensor  # [B, N, C] of the colour layer
-    colors: Tensor  # [B, N, 3]
+    Attributes:
+        layers: inputs [B, N, in] of the trunk's layers and of the colour layer.
+        trunk: [B, N, W].
+        density: [B, N] raw.
+        activations: [B, N, C] of the colour layer.
+        colors: [B, N, 3].
+    """
+
+    layers: list[tuple[Tensor, Parameters]]
+    trunk: Tensor
+    density: Tensor
+    activations: Tensor
+    colors: Tensor
 
 
 def _parameters(field: DeepSirenField) -> Iterator[Parameters]:

@@ -117,7 +117,7 @@ def render_rays(
         activation, last_back: see `composite`.
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
             weights are about 1e-6 with "highest"; with "fast" 5e-4 in colours and gradients, more in a deep field;
-            with "high" as with "fast" up to 128 channels, else as with "highest".
+            with "high" as with "fast" in a shallow field of up to 128 channels and 64 colours, else as with "highest".
 
     Returns:
         `RenderedRays`.

@@ -86,10 +86,15 @@ def largest_of(x: Tensor) -> Tensor | None:
 
 
 class Rows(NamedTuple):
-    """A tensor of rows; the kernels compute with it where the largest magnitude in it is given, else PyTorch."""
+    """A tensor of rows; the kernels compute with it where the largest magnitude in it is given, else PyTorch.
 
-    values: Tensor  # [N, C], float32 for the kernels
-    largest: Tensor | None  # []
+    Attributes:
+        values: [N, C], float32 for the kernels.
+        largest: [].
+    """
+
+    values: Tensor
+    largest: Tensor | None
 
     @staticmethod
     def of(values: Tensor, *, split: bool) -> Rows:
@@ -97,11 +102,17 @@ class Rows(NamedTuple):
 
 
 class PackedWeight(NamedTuple):
-    """W [in, out] as the operands of the kernel."""
+    """W [in, out] as the operands of the kernel.
 
-    packed: Tensor  # bytes
-    depth: int  # in
-    columns: int  # out
+    Attributes:
+        packed: bytes.
+        depth: in.
+        columns: out.
+    """
+
+    packed: Tensor
+    depth: int
+    columns: int
 
     @staticmethod
     def of(weight: Tensor) -> PackedWeight:

@@ -20,13 +20,17 @@ Padding = int | tuple[int, int] | tuple[int, int, int, int]
 
 
 class AxisGeometry(NamedTuple):
-    """What happens along one axis, in samples."""
+    """What happens along one axis, in samples.
+
+    Attributes:
+        pad_before: negative: crop.
+    """
 
     size: int
     taps: int
     up: int
     down: int
-    pad_before: int  # negative: crop
+    pad_before: int
     pad_after: int
     output: int
 

@@ -25,7 +25,7 @@ class LoadedGenerator:
     fov_degrees: float
     """the cameras' angle of view"""
     resolution: int
-    """side of the pictures it was trained on last; it renders any other too"""
+    """side of the pictures it was trained on last; but for StyleGAN2 it renders any other too"""
     poses: PoseDistribution
     """where the training cameras stood; their mean is the front"""
     step: int | None

@@ -24,11 +24,17 @@ NEAREST = 0.01  # scene units; rays of cameras within the volume begin here
 
 
 class Views(NamedTuple):
-    """Pictures on the CPU: [S, V, ...] of S styles from V views each, or [N, ...] of N pairs of style and camera."""
+    """Pictures on the CPU: [S, V, ...] of S styles from V views each, or [N, ...] of N pairs of style and camera.
 
-    image: Tensor  # [..., 3, H, W] in [-1, 1]
-    aux_image: Tensor | None  # [..., 3, H, W] in [-1, 1]
-    depth: Tensor | None  # [..., 1, H, W] scene units
+    Attributes:
+        image: [..., 3, H, W] in [-1, 1].
+        aux_image: [..., 3, H, W] in [-1, 1].
+        depth: [..., 1, H, W] scene units.
+    """
+
+    image: Tensor
+    aux_image: Tensor | None
+    depth: Tensor | None
 
 
 def volume_at(settings: VolumeSettings, distance: float) -> VolumeSettings:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cips3d.convert.command import sha256_of
 from cips3d.convert.converted import Converted, RenderingDefaults, Source, write_converted
+from cips3d.files import sha256_of
 from cips3d.plain import to_plain
 from cips3d.training.networks import Networks
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from cips3d import pictures
 from cips3d.animations import save_animation
 from cips3d.cameras import Cameras
+from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
-from cips3d.render import is_out_of_memory
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.film import Look, take_pictures
 from cips3d.rendering.staging import FRAMES, Faces, faces_of, stage
@@ -27,11 +27,15 @@ LONGEST_ROW = 6  # faces; more are arranged in a square
 
 
 class Column(NamedTuple):
-    """All rows at one strength."""
+    """All rows at one strength.
+
+    Attributes:
+        styles: a row each.
+    """
 
     label: str
     loaded: LoadedGenerator
-    styles: tuple[Tensor, ...]  # a row each
+    styles: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cips3d.cameras import PoseDistribution
-from cips3d.data.source import HEADS
-from cips3d.errors import UserError
-from cips3d.evaluation.catalogue import METRICS, MetricName, chosen_metrics, deciding_value
+from cips3d.data.source import HEADS_COUNT
+from cips3d.evaluation.catalogue import MetricName, deciding_value
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.family import (
     AnyDiscriminatorConfig,
     AnyGeneratorConfig,
-    discriminator_config_at,
-    generator_class,
-    generator_config_at,
 )
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops import Precision
@@ -54,7 +50,7 @@ class Stage:
     """weight of the pose loss (needs --discriminator.predict-pose); 0: none"""
     pose_augment: tuple[Augmentation, ...] = ()
     """augmentations of the images that cameras are read off, in a pass of its own: where the colour or the place of
-    something tells the camera, heads need not turn. (): cameras are read off the images as they are, as in pi-GAN"""
+    something tells the camera, heads need not turn. Without a name after it: the images as they are, as in pi-GAN"""
     freeze_nerf: bool = False
     """freeze the NeRF, its mapping and the auxiliary colour layer, from their averages (EMA) so far"""
     fade_steps: int = 0
@@ -77,8 +73,11 @@ class Amp:
     """Mixed precision, network by network. Sine layers amplify rounding: leave the NeRF in float32 if unsure."""
 
     nerf: AmpKind = "none"
+    """the volume: 16-bit products as with --precision fast; bf16 or fp16 only says whether losses are scaled"""
     inr: AmpKind = "none"
+    """the pixels"""
     discriminator: AmpKind = "none"
+    """all discriminators"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Reports:
     """steps between points of the curves"""
     metrics: tuple[MetricName, ...] = ("frechet",)
     """what the averaged generator is measured by (`python -m cips3d.evaluate --help` explains each); the first one
-    that has a better direction decides which checkpoint is the best. (): nothing"""
+    for which larger or smaller is better decides which checkpoint is the best. Without a name after it: nothing"""
     metrics_interval: int = 100_000
     """real pictures shown between measurements, besides one before the first step and one after the last; 0: never"""
     metrics_images: int = 2048
@@ -120,18 +119,6 @@ class Reports:
     def deciding_value(self) -> str | None:
         """The figure that tells which checkpoint is the best; None where none does."""
         return deciding_value(self.metrics)
-
-
-def _present_names(reports: dict[str, Any], stages: Any) -> dict[str, Any]:
-    """`Reports` as earlier versions wrote them, which counted steps between measurements, as they are now."""
-    present = {{"score_images": "metrics_images"}.get(name, name): value for name, value in reports.items()}
-    try:
-        for steps in ("score_every", "metrics_every"):
-            if steps in present:
-                present["metrics_interval"] = present.pop(steps) * stages[-1]["batch_size"]
-    except (TypeError, LookupError) as error:
-        raise ValueError("stages do not tell the batch size") from error
-    return present
 
 
 @dataclass(frozen=True)
@@ -162,7 +149,7 @@ class TrainConfig:
 
     x_flip: bool = False
     """also train on mirrored images"""
-    heads: int = 4096
+    heads: int = HEADS_COUNT
     """synthetic heads made when no data are given"""
     workers: int = 0
     """processes that read images"""
@@ -179,6 +166,7 @@ class TrainConfig:
     loss: LossName = "logistic"
     """adversarial loss"""
     adam_betas: tuple[float, float] = (0.0, 0.999)
+    """Adam's decays of the mean gradient and of its square"""
     lazy_correction: bool = False
     """regularisers take Adam steps of their own, and its rates and decays are corrected for these, with
     c = k/(k + 1) of a regulariser's interval k, as in StyleGAN2"""
@@ -215,7 +203,7 @@ class TrainConfig:
     slow_ema_decay: float = 0.0
     """decay of a second, slower average (pi-GAN: 0.9999), kept in checkpoints; 0: none"""
     density_noise_steps: int = 5000
-    """step at which the density noise has faded to 0"""
+    """step at which the density noise has faded to 0; of each stage, where it restarts"""
     density_noise_restarts: bool = False
     """the density noise fades anew in every stage, as in CIPS-3D, whose stages were runs of their own"""
     cooldown: float = 0.0
@@ -233,10 +221,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         """The inverse of `to_json`; raises ValueError where the text does not describe a configuration."""
-        plain = json.loads(text)
-        if isinstance(plain, dict) and isinstance(plain.get("reports"), dict):
-            plain["reports"] = _present_names(plain["reports"], plain.get("stages"))
-        return from_plain(cls, plain)
+        return from_plain(cls, json.loads(text))
 
     @property
     def discriminator_interval(self) -> int | None:
@@ -251,154 +236,3 @@ class TrainConfig:
     @property
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
-
-
-def settled(config: TrainConfig) -> TrainConfig:
-    """Apply `--steps`, `--batch-size` and `--resolution` to the stages and check what can be checked.
-
-    Raises:
-        UserError: a value makes no sense; the flag is named.
-    """
-    stages = list(config.stages)
-    if config.resolution is not None:
-        stages = stages_up_to(stages, config.resolution)
-    if config.batch_size is not None:
-        stages = [replace(stage, batch_size=config.batch_size) for stage in stages]
-    if config.steps is not None:
-        stages = stages_of_length(stages, config.steps)
-    config = replace(
-        config,
-        data=None if config.data == HEADS else config.data,
-        stages=tuple(stages),
-        generator=generator_config_at(config.generator, stages[-1].resolution),
-        discriminator=discriminator_config_at(config.discriminator, stages[-1].crop or stages[-1].resolution),
-        steps=None,
-        batch_size=None,
-        resolution=None,
-    )
-    for stage in stages:
-        check_stage(stage, config)
-    check_metrics(config)
-    return config
-
-
-def stages_up_to(stages: list[Stage], resolution: int) -> list[Stage]:
-    """The stages below `resolution`, and one at it: the preset's own or the nearest one's settings."""
-    if resolution < 8 or resolution & (resolution - 1):
-        raise UserError(f"--resolution {resolution} cannot be trained; give a power of two from 8 on")
-    lower = [stage for stage in stages if stage.resolution < resolution]
-    same = [stage for stage in stages if stage.resolution == resolution]
-    if not same:
-        nearest = min(stages, key=lambda stage: (abs(stage.resolution - resolution), stage.resolution))
-        same = [replace(nearest, resolution=resolution)]
-        if nearest in lower and len(lower) == len(stages):  # above the preset: its last stage moves up
-            lower.remove(nearest)
-    return lower + same
-
-
-def stages_of_length(stages: list[Stage], steps: int) -> list[Stage]:
-    """The stages cut, or the last one stretched, to `steps` in all."""
-    if steps < 1:
-        raise UserError(f"--steps {steps} trains nothing; give 1 or more")
-    fitted: list[Stage] = []
-    for index, stage in enumerate(stages):
-        left = steps - sum(s.steps for s in fitted)
-        is_last = index + 1 == len(stages)
-        if left > 0:
-            fitted.append(replace(stage, steps=left if is_last else min(stage.steps, left)))
-    return fitted
-
-
-def check_stage(stage: Stage, config: TrainConfig) -> None:
-    """Raise `UserError` where a stage cannot be trained."""
-    if stage.batch_size < 1:
-        raise UserError(f"--batch-size {stage.batch_size} holds no image; give 1 or more")
-    if stage.batch_size % stage.accumulation:
-        raise UserError(
-            f"--batch-size {stage.batch_size} cannot be split into accumulation {stage.accumulation} equal parts; "
-            "give a multiple of it"
-        )
-    if config.reuse_fakes and stage.accumulation > 1:
-        raise UserError("--reuse-fakes keeps a whole batch in memory; leave it out, or accumulation at 1")
-    if config.loss == "relativistic" and config.top_k < 1:
-        raise UserError(f"--top-k {config.top_k:g} leaves images without the one they are compared with; give 1")
-    check_stage_suits_networks(stage, config)
-    if config.volume.fine > 0 and config.volume.samples < 3:
-        raise UserError(
-            f"--volume.samples {config.volume.samples} is too few to resample from; give 3 or more, "
-            "or --volume.fine-samples 0"
-        )
-
-
-def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
-    """Raise `UserError` where a stage asks for what the generator or discriminator does not have."""
-    kind = generator_class(config.generator)
-    discriminator = config.discriminator
-    name = config.generator.system
-    if stage.pose_weight > 0 and not (kind.is_3d and discriminator.predicts_pose):
-        raise UserError(
-            f"pose_weight {stage.pose_weight} needs a 3-D generator and a discriminator that predicts poses; "
-            "pass --discriminator.predict-pose, or set the stage's pose_weight to 0"
-        )
-    if stage.aux_weight > 0 and not (kind.has_aux_image and discriminator.has_aux):
-        raise UserError(
-            f"aux_weight {stage.aux_weight:g} needs an auxiliary image and a discriminator of it; "
-            f"set the stage's aux_weight to 0 ({name})"
-        )
-    if stage.crop is not None and name != "cips":
-        raise UserError(f"crop {stage.crop} is for cips, whose pictures have parts; leave it out for {name}")
-    if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
-        raise UserError(f"freeze_nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
-    if config.latent_weight > 0 and not discriminator.predicts_latent:
-        raise UserError(
-            f"--latent-weight {config.latent_weight:g} needs a discriminator that predicts z, pi-GAN's with its "
-            "latent_dim at the width of z; leave it out"
-        )
-    side, largest = stage.crop or stage.resolution, discriminator.resolution_max
-    if not 8 <= side <= min(largest, stage.resolution):
-        raise UserError(
-            f"resolution {side} does not fit the discriminator's channels, which go from 8 to {largest}; "
-            "give one of these, or set --discriminator channels up to it"
-        )
-    if name == "stylegan2" and stage.resolution != config.stages[-1].resolution:
-        raise UserError(
-            f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share stylegan2, whose pictures "
-            "have one size; give all stages one resolution"
-        )
-
-
-def check_metrics(config: TrainConfig) -> None:
-    """Raise `UserError` for metrics that cannot be measured in this run."""
-    reports = config.reports
-    if reports.metrics_interval < 0:
-        raise UserError(
-            f"--reports.metrics-interval {reports.metrics_interval} is no number of pictures; give 1 or more, "
-            "or 0 for never"
-        )
-    if not reports.measures:
-        return
-    if reports.metrics_images < 1:
-        raise UserError(f"--reports.metrics-images {reports.metrics_images} shows nothing; give 1 or more")
-    for name in chosen_metrics(reports.metrics, "--reports.metrics"):
-        metric = METRICS[name]
-        if metric.needs_3d and not generator_class(config.generator).is_3d:
-            raise UserError(
-                f"--reports.metrics {name} needs a 3-D generator, and {config.generator.system} has no camera; "
-                "choose metrics of images, such as frechet"
-            )
-        if metric.needs_heads and config.data is not None:
-            raise UserError(
-                f"--reports.metrics {name} knows synthetic heads only; leave it out, or --data {config.data}, "
-                "to train on such heads"
-            )
-        if reports.metrics_images < metric.least_images:
-            raise UserError(
-                f"--reports.metrics-images {reports.metrics_images} is too few for {name}; give {metric.least_images} "
-                "or more"
-            )
-        smallest = min(stage.resolution for stage in config.stages)
-        if smallest < metric.least_side:
-            raise UserError(
-                f"--reports.metrics {name} takes pictures of {metric.least_side} pixels or more, and a stage has "
-                f"{smallest}; leave it out"
-            )

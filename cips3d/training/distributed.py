@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cips3d.devices import choose_device
 from cips3d.errors import UserError
 
 PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
@@ -90,30 +91,6 @@ class Processes:
                 # more while it waits for their end.
                 time.sleep(0.1)
             dist.destroy_process_group()
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; "auto" is a GPU where there is one.
-
-    Raises:
-        UserError: the name is not a device, or that device is not here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {name} asks for a GPU and none is usable here; give --device cpu")
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name} does not exist; {torch.cuda.device_count()} GPU(s) are here, counted from cuda:0"
-            )
-    return device
 
 
 def join_processes(device_name: str) -> Processes:

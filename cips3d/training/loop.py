@@ -23,14 +23,15 @@ from cips3d.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from cips3d.training.config import TrainConfig, settled
+from cips3d.training.checks import check_batches
+from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, join_processes
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.networks import load_networks
-from cips3d.training.ranges import check_ranges
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
 from cips3d.training.schedule import Moment, moment
+from cips3d.training.settling import settled
 from cips3d.training.signals import StopRequest, stop_on_signals
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
@@ -56,29 +57,10 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     processes = join_processes(config.device)
     try:
         config = settled(config)
-        check_ranges(config)
         with matmul_precision(config.precision), Training(config, processes) as training:
             return training.folder, training.run()
     finally:
         processes.leave()
-
-
-def check_batches(config: TrainConfig, world_size: int) -> None:
-    """Raise `UserError` where a batch cannot be shared by all processes, or a share not be split into parts."""
-    for stage in config.stages:
-        parts = world_size * stage.accumulation
-        if stage.batch_size % parts:
-            raise UserError(
-                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes in {stage.accumulation} "
-                f"parts; give a multiple of {parts}"
-            )
-        images = stage.batch_size // parts
-        for group in config.discriminator.minibatch_std_groups:
-            if images % min(images, group):
-                raise UserError(
-                    f"--batch-size {stage.batch_size} leaves {images} images to be compared in groups of {group}; "
-                    f"give a multiple of {parts * group}"
-                )
 
 
 class Training:
@@ -136,7 +118,7 @@ class Training:
                 self.state.step += 1
                 skipped_in_a_row = self._count_skipped(report, skipped_in_a_row)
                 self._report(report, now, since)
-            self._finish(stop)
+            self._finish()
             return stop.exit_code
 
     def _enter_stage(self, now: Moment) -> None:
@@ -245,7 +227,7 @@ class Training:
         self.processes.wait()
         return path
 
-    def _finish(self, stop: StopRequest) -> None:
+    def _finish(self) -> None:
         path = self._save()
         if self.reporter is None:
             return

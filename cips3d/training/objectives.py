@@ -61,12 +61,19 @@ def together(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
 
 
 class Verdict(NamedTuple):
-    """What the discriminators say of images."""
+    """What the discriminators say of images.
 
-    main: Tensor  # [B, 1] logits
-    aux: Tensor | None  # [B, 1] logits of the auxiliary images
-    pose: Tensor | None  # [B, 2] the cameras that the main one reads off the images
-    latent: Tensor | None  # [B, width] the z that it reads off them
+    Attributes:
+        main: [B, 1] logits.
+        aux: [B, 1] logits of the auxiliary images.
+        pose: [B, 2] the cameras that the main one reads off the images.
+        latent: [B, width] the z that it reads off them.
+    """
+
+    main: Tensor
+    aux: Tensor | None
+    pose: Tensor | None
+    latent: Tensor | None
 
 
 class Objectives:

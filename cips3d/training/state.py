@@ -133,7 +133,7 @@ class TrainingState:
         self.stage_index = state["stage_index"]
         self.position = state["position"]
         self.skipped = state["skipped"]
-        best = state.get("best")  # earlier versions measured otherwise
+        best = state["best"]
         self.best = None if best is None else Best(**best)
         if self.processes.rank < len(state["random"]):
             self.restore_random_states(state["random"][self.processes.rank])

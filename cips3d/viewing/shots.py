@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cips3d import pictures
+from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
 from cips3d.models.generator import styles_of, truncated
-from cips3d.render import is_out_of_memory
 from cips3d.rendering.film import Kind, Look, take_pictures
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.seeds import styles_of_seeds

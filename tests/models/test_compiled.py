@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
 from models.test_torch_compile import CIPS3D_CONFIG
 
 from cips3d.cameras import Cameras
+from cips3d.models import generator as generator_module
 from cips3d.models.family import AnyGenerator, AnyGeneratorConfig, make_generator
-from cips3d.models.generator import View
+from cips3d.models.generator import Generator, View
 from cips3d.models.volume import VolumeSettings
 
 CONFIGS: dict[str, AnyGeneratorConfig] = {
@@ -22,6 +24,12 @@ CONFIGS: dict[str, AnyGeneratorConfig] = {
     "stylegan2": STYLEGAN2_CONFIG,
 }
 DEVICES = ["cpu", "cuda"]
+
+
+def test_example() -> None:
+    """That of the docstring."""
+    (example,) = doctest.DocTestFinder().find(Generator.compiled_render, "compiled_render", module=generator_module)
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def generator_on(device: str, name: str = "cips3d") -> AnyGenerator:

@@ -196,7 +196,7 @@ class TestRays:
         with pytest.raises(ValueError, match=r"the field's (density|values) must have shape \[1, 12"):
             ops.march_rays(lambda _: (case.of(*density), case.of(*values)), rays, rays, case.draws(fine=0), 0.5, 1.5)
 
-    def test_any_number_of_samples_in_one_graph(self, case: Case) -> None:
+    def test_any_number_of_samples_in_one_compiled_graph(self, case: Case) -> None:
         layers = case.layers()
         compiled = torch.compile(lambda draws: case.rendered(layers, draws).colors, fullgraph=True, backend="aot_eager")
         for samples, fine in ((4, 4), (6, 4), (7, 5)):

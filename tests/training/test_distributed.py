@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from cips3d.devices import choose_device
 from cips3d.errors import UserError
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig
-from cips3d.training.distributed import choose_device
 
 WORKER = """
 import sys, torch
 from pathlib import Path
-from cips3d.training.config import TrainConfig, settled
+from cips3d.training.config import TrainConfig
+from cips3d.training.settling import settled
 from cips3d.training.distributed import join_processes
 from cips3d.training.loop import Training
 

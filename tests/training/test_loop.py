@@ -18,8 +18,9 @@ from cips3d.convert.converted import Converted, RenderingDefaults, write_convert
 from cips3d.errors import UserError
 from cips3d.plain import to_plain
 from cips3d.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
-from cips3d.training.loop import TrainingDiverged, check_batches, train
+from cips3d.training.loop import TrainingDiverged, train
 from cips3d.training.networks import load_networks
 from cips3d.training.objectives import Objectives, StepReport
 from cips3d.training.report import Reporter

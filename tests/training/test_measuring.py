@@ -27,11 +27,12 @@ from cips3d.evaluation.image_sets import SourceImages
 from cips3d.models.cips import CIPSConfig
 from cips3d.rendering import LoadedGenerator
 from cips3d.training import measuring
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from cips3d.training.config import Reports, TrainConfig, settled
+from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
+from cips3d.training.config import Reports, TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.measuring import Best, Measurement, new_best
 from cips3d.training.run_folder import METRICS_FILE, append_measurement, cut_measurements
+from cips3d.training.settling import settled
 
 
 @pytest.fixture(autouse=True)
@@ -271,26 +272,6 @@ class TestResume:
         train(replace(config, out=None, resume=folder))
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
         assert [point.step for point in events.Scalars("metrics/frechet")] == [0, 2, 4, 6]
-
-    def test_of_an_earlier_version(self, config: TrainConfig) -> None:
-        """Its settings had other names, and its score is compared with nothing."""
-        folder, _ = train(replace(config, steps=4))
-        path = find_checkpoint(folder)
-        state = load_checkpoint(path)
-        plain = json.loads(state["config"])
-        reports = plain["reports"]
-        for name in ("metrics", "inception", "vgg"):
-            del reports[name]
-        reports["score_every"] = reports.pop("metrics_interval") // 4  # steps of 4 images
-        reports["score_images"] = reports.pop("metrics_images")
-        del state["best"]
-        state |= {"config": json.dumps(plain), "best_score": 1e-9}
-        path.unlink()
-        save_checkpoint(path, state)
-        (folder / "checkpoints" / "best.pt").unlink()
-        assert command.config_of(folder).reports == config.reports
-        assert command.main(["--resume", str(folder), "--steps", "6"]) == 0
-        assert best_step(folder) == 6
 
     def test_lines_are_cut(self, tmp_path: Path) -> None:
         cut_measurements(tmp_path, 0)  # nothing was measured

@@ -17,12 +17,13 @@ from cips3d.plain import to_plain
 from cips3d.render import main as render_command
 from cips3d.train import main as train_command
 from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
-from cips3d.training.config import TrainConfig, settled
+from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.loop import train
 from cips3d.training.losses import LOSSES
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.schedule import moment
+from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 

@@ -32,11 +32,17 @@ RAYS_AT_ONCE = 2**17  # rays of a batch of images: few calls, and tensors that s
 
 
 class HeadImages(NamedTuple):
-    """Pictures with their ground truth."""
+    """Pictures with their ground truth.
 
-    images: Tensor  # [N, 3, H, W] uint8
-    depth: Tensor  # [N, H, W] float32: distance along the ray, scene units, 0 where background
-    mask: Tensor  # [N, H, W] float32: share of the pixel that the head covers
+    Attributes:
+        images: [N, 3, H, W] uint8.
+        depth: [N, H, W] float32: distance along the ray, scene units, 0 where background.
+        mask: [N, H, W] float32: share of the pixel that the head covers.
+    """
+
+    images: Tensor
+    depth: Tensor
+    mask: Tensor
 
 
 @torch.no_grad()

@@ -20,11 +20,17 @@ SQUARE_FLOOR = 1e-12  # rounding can leave a sum of squares slightly negative at
 
 
 class Points(NamedTuple):
-    """Points in head units: +y is up, +z is where the face looks, +x is the picture's right."""
+    """Points in head units: +y is up, +z is where the face looks, +x is the picture's right.
 
-    x: Tensor  # [N, R]
-    y: Tensor  # [N, R]
-    z: Tensor  # [N, R]
+    Attributes:
+        x: [N, R].
+        y: [N, R].
+        z: [N, R].
+    """
+
+    x: Tensor
+    y: Tensor
+    z: Tensor
 
     def moved(self, x: Scalar = 0.0, y: Scalar = 0.0, z: Scalar = 0.0) -> Points:
         """The points after a step."""

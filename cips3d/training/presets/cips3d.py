@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cips3d.cameras import PoseDistribution
+from cips3d.models.channels import channel_table
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig, channel_table
+from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Augmentation, Reports, Stage, TrainConfig
 

@@ -1,0 +1,36 @@
+"""Devices that commands compute on."""
+
+from __future__ import annotations
+
+import torch
+
+from cips3d.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; "auto" is a GPU where there is one.
+
+    Raises:
+        UserError: the name is not a device, or that device is not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device; give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name} asks for a GPU and none is usable here; give --device cpu")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name} does not exist; {torch.cuda.device_count()} GPU(s) are here, counted from cuda:0"
+            )
+    return device
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True for torch's complaints about memory; those of the CPU have no type of their own."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

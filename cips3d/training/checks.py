@@ -1,0 +1,162 @@
+"""What of a training run's configuration cannot be: numbers out of range, and choices that do not go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from cips3d.errors import UserError
+from cips3d.evaluation.catalogue import METRICS, chosen_metrics
+from cips3d.models.family import generator_class
+from cips3d.training.config import Stage, TrainConfig
+
+RATES = ("lr_nerf", "lr_inr", "lr_mapping", "lr_discriminator")
+
+
+def check_numbers(config: TrainConfig) -> None:
+    """Raise `UserError` for the first number that is outside of its range, or is none."""
+    for flag, value, least, most in _numbers(config):
+        if not least <= value <= most:
+            allowed = f"{least:g} or more" if math.isinf(most) else f"a number from {least:g} to {most:g}"
+            raise UserError(f"--{flag.replace('_', '-')} {value:g} makes no sense; give {allowed}")
+
+
+def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
+    """Flags, values, and the least and the largest that is allowed."""
+    most, below_one = math.inf, 0.99999
+    from_zero = ("workers", "seed", "r1_gamma", "r2_gamma", "gradient_penalty", "path_length_weight", "latent_weight")
+    yield from ((name, getattr(config, name), 0, most) for name in from_zero)
+    yield from ((name, getattr(config, name), 1, most) for name in ("r1_every", "path_length_every", "heads"))
+    counts = ("pictures_every", "checkpoint_every", "keep", "scalars_every", "faces", "enlarge_to", "turntable_frames")
+    yield from ((f"reports.{name}", getattr(config.reports, name), 1, most) for name in counts)
+    if config.clip_gradient is not None:
+        yield "clip_gradient", config.clip_gradient, 1e-9, most
+    if config.ada_target > 0:
+        yield "ada_kimg", config.ada_kimg, 1e-3, most
+    yield from ((name, getattr(config, name), 0, 1) for name in ("ema_decay", "slow_ema_decay", "cooldown"))
+    yield "top_k", config.top_k, 1e-3, 1
+    yield "fov_degrees", config.fov_degrees, 0.1, 170
+    yield from (("adam_betas", beta, 0, below_one) for beta in config.adam_betas)
+    for index, stage in enumerate(config.stages):
+        yield f"stages.{index}.accumulation", stage.accumulation, 1, most
+        yield from ((f"stages.{index}.{name}", getattr(stage, name), 0, 1e3) for name in RATES)
+
+
+def check_stage(stage: Stage, config: TrainConfig) -> None:
+    """Raise `UserError` where a stage cannot be trained."""
+    if stage.batch_size < 1:
+        raise UserError(f"--batch-size {stage.batch_size} holds no image; give 1 or more")
+    if stage.batch_size % stage.accumulation:
+        raise UserError(
+            f"--batch-size {stage.batch_size} cannot be split into {stage.accumulation} equal parts "
+            "(--stages.N.accumulation); give a multiple of it"
+        )
+    if config.reuse_fakes and stage.accumulation > 1:
+        raise UserError(
+            "a batch in parts cannot be reused as a whole; pass --no-reuse-fakes, or leave --stages.N.accumulation at 1"
+        )
+    if config.loss == "relativistic" and config.top_k < 1:
+        raise UserError(f"--top-k {config.top_k:g} leaves images without the one they are compared with; give 1")
+    check_stage_suits_networks(stage, config)
+    if config.volume.fine > 0 and config.volume.samples < 3:
+        raise UserError(
+            f"--volume.samples {config.volume.samples} is too few to resample from; give 3 or more, "
+            "or --volume.fine-samples 0"
+        )
+
+
+def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
+    """Raise `UserError` where a stage asks for what the generator or discriminator does not have."""
+    kind = generator_class(config.generator)
+    discriminator = config.discriminator
+    name = config.generator.system
+    if stage.pose_weight > 0 and not kind.is_3d:
+        raise UserError(
+            f"--stages.N.pose-weight {stage.pose_weight:g} needs cameras, which {name} does not have; give 0"
+        )
+    if stage.pose_weight > 0 and not discriminator.predicts_pose:
+        raise UserError(
+            f"--stages.N.pose-weight {stage.pose_weight:g} needs a discriminator that predicts poses; "
+            "pass --discriminator.predict-pose, or give 0"
+        )
+    if stage.aux_weight > 0 and not (kind.has_aux_image and discriminator.has_aux):
+        raise UserError(
+            f"aux_weight {stage.aux_weight:g} needs an auxiliary image and a discriminator of it; "
+            f"set the stage's aux_weight to 0 ({name})"
+        )
+    if stage.crop is not None and name != "cips":
+        raise UserError(f"crop {stage.crop} is for cips, whose pictures have parts; leave it out for {name}")
+    if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
+        raise UserError(f"freeze_nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
+    if config.latent_weight > 0 and not discriminator.predicts_latent:
+        raise UserError(
+            f"--latent-weight {config.latent_weight:g} needs a discriminator that predicts z, pi-GAN's with its "
+            "latent_dim at the width of z; leave it out"
+        )
+    side, largest = stage.crop or stage.resolution, discriminator.resolution_max
+    if not 8 <= side <= min(largest, stage.resolution):
+        sizes = f"8 to {min(largest, stage.resolution)}"
+        raise UserError(
+            f"pictures of {side} pixels do not fit this discriminator, which takes {sizes}; "
+            "give --resolution or --stages.N.crop one of these"
+        )
+    if name == "stylegan2" and stage.resolution != config.stages[-1].resolution:
+        raise UserError(
+            f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share stylegan2, whose pictures "
+            "have one size; give all stages one resolution"
+        )
+
+
+def check_metrics(config: TrainConfig) -> None:
+    """Raise `UserError` for metrics that cannot be measured in this run."""
+    reports = config.reports
+    if reports.metrics_interval < 0:
+        raise UserError(
+            f"--reports.metrics-interval {reports.metrics_interval} is no number of pictures; give 1 or more, "
+            "or 0 for never"
+        )
+    if not reports.measures:
+        return
+    if reports.metrics_images < 1:
+        raise UserError(f"--reports.metrics-images {reports.metrics_images} shows nothing; give 1 or more")
+    for name in chosen_metrics(reports.metrics, "--reports.metrics"):
+        metric = METRICS[name]
+        if metric.needs_3d and not generator_class(config.generator).is_3d:
+            raise UserError(
+                f"--reports.metrics {name} needs a 3-D generator, and {config.generator.system} has no camera; "
+                "choose metrics of images, such as frechet"
+            )
+        if metric.needs_heads and config.data is not None:
+            raise UserError(
+                f"--reports.metrics {name} knows synthetic heads only; leave it out, or --data {config.data}, "
+                "to train on such heads"
+            )
+        if reports.metrics_images < metric.least_images:
+            raise UserError(
+                f"--reports.metrics-images {reports.metrics_images} is too few for {name}; give {metric.least_images} "
+                "or more"
+            )
+        smallest = min(stage.resolution for stage in config.stages)
+        if smallest < metric.least_side:
+            raise UserError(
+                f"--reports.metrics {name} takes pictures of {metric.least_side} pixels or more, and a stage has "
+                f"{smallest}; leave it out"
+            )
+
+
+def check_batches(config: TrainConfig, world_size: int) -> None:
+    """Raise `UserError` where a batch cannot be shared by all processes, or a share not be split into parts."""
+    for stage in config.stages:
+        parts = world_size * stage.accumulation
+        if stage.batch_size % parts:
+            raise UserError(
+                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes in {stage.accumulation} "
+                f"parts; give a multiple of {parts}"
+            )
+        images = stage.batch_size // parts
+        for group in config.discriminator.minibatch_std_groups:
+            if images % min(images, group):
+                raise UserError(
+                    f"--batch-size {stage.batch_size} leaves {images} images to be compared in groups of {group}; "
+                    f"give a multiple of {parts * group}"
+                )

@@ -1,0 +1,89 @@
+"""Numbers that make no sense are refused before anything is made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cips3d.errors import UserError
+from cips3d.files import is_disk_full
+from cips3d.train import parse
+from cips3d.training.checks import check_numbers
+from cips3d.training.config import TrainConfig
+from cips3d.training.loop import train
+from cips3d.training.presets import PRESETS
+from cips3d.training.settling import settled
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"workers": -1}, "--workers -1 makes no sense; give 0 or more"),
+        ({"seed": -1}, "--seed -1"),
+        ({"r1_every": 0}, "--r1-every 0 makes no sense; give 1 or more"),
+        ({"adam_betas": (1.0, 0.5)}, "--adam-betas 1"),
+        ({"ema_decay": 2.0}, "--ema-decay 2 makes no sense; give a number from 0 to 1"),
+        ({"ema_decay": float("nan")}, "--ema-decay nan"),
+        ({"top_k": 0.0}, "--top-k 0"),
+        ({"cooldown": 2.0}, "--cooldown 2"),
+        ({"fov_degrees": 0.0}, "--fov-degrees 0"),
+        ({"stages.lr_nerf": -1.0}, r"--stages\.0\.lr-nerf -1"),
+        ({"clip_gradient": -1.0}, "--clip-gradient -1"),
+        ({"heads": 0}, "--heads 0"),
+        ({"ada_target": 0.6, "ada_kimg": 0.0}, "--ada-kimg 0"),
+        ({"reports.keep": 0}, r"--reports\.keep 0 makes no sense; give 1 or more"),
+        ({"reports.pictures_every": 0}, r"--reports\.pictures-every 0"),
+        ({"reports.checkpoint_every": 0}, r"--reports\.checkpoint-every 0"),
+        ({"reports.scalars_every": 0}, r"--reports\.scalars-every 0"),
+        ({"reports.faces": 0}, r"--reports\.faces 0"),
+        ({"reports.turntable_frames": 0}, r"--reports\.turntable-frames 0"),
+        ({"stages.lr_inr": float("inf")}, r"--stages\.0\.lr-inr inf"),
+        ({"stages.accumulation": 0}, r"--stages\.0\.accumulation 0"),
+        ({"stages.accumulation": -1}, r"--stages\.0\.accumulation -1"),
+    ],
+)
+def test_what_makes_no_sense(small_config: TrainConfig, change: dict[str, Any], words: str) -> None:
+    of = {name.partition(".")[2]: value for name, value in change.items() if "." in name}
+    if "reports" in next(iter(change)):
+        change = {"reports": replace(small_config.reports, **of)}
+    elif of:
+        change = {"stages": (replace(small_config.stages[0], **of),)}
+    with pytest.raises(UserError, match=words):
+        train(replace(small_config, **change))
+    assert small_config.out is not None and not small_config.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "tiny", "--stages.0.accumulation", "2"], "pass --no-reuse-fakes"),
+        (["--preset", "cips-ffhq", "--stages.0.pose-weight", "1"], "needs cameras, which cips does not have"),
+        (["--preset", "ffhq", "--stages.0.pose-weight", "1"], "pass --discriminator.predict-pose"),
+        (["--preset", "pigan-celeba", "--resolution", "512"], "does not fit|do not fit this discriminator"),
+    ],
+)
+def test_remedies_name_what_there_is(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        settled(parse(arguments))
+
+
+@pytest.mark.parametrize("name", ["tiny", "heads64", "ffhq", "cips-ffhq", "stylegan2-256"])
+def test_larger_pictures_than_the_preset_s(name: str) -> None:
+    """Discriminators grow with them."""
+    config = settled(parse(["--preset", name, "--resolution", "512"]))
+    assert config.stages[-1].resolution == 512
+    assert config.discriminator.resolution_max >= 512
+
+
+def test_presets_make_sense() -> None:
+    for config in PRESETS.values():
+        check_numbers(config)
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written() -> None:
+    """As torch says it, in two ways."""
+    assert is_disk_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2408192 vs 2408084"))
+    assert is_disk_full(RuntimeError("PytorchStreamWriter failed writing file data/0"))
+    assert not is_disk_full(RuntimeError("another"))
