@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
-from cips3d.models.volume import RayValues, VolumeSettings
+from cips3d.models.volume import VolumeSettings
 from cips3d.ops.film_siren import FoldedLayer, fold_film
-from cips3d.ops.march import RayDraws
+from cips3d.ops.march import RayDraws, RenderedRays
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 from cips3d.ops.siren_field import SirenField, evaluate_siren_field
@@ -114,21 +114,22 @@ class NeRF(nn.Module):
         """
         return evaluate_siren_field(self.fold(style), points, precision=self.precision)
 
-    def features(self, ray: RayValues, settings: VolumeSettings) -> Tensor:
+    def features(self, ray: RenderedRays, settings: VolumeSettings) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""
         if settings.last_back:  # weights then add up to 1
-            features = nn.functional.linear(ray.values, self.output.weight, self.output.bias)
+            features = nn.functional.linear(ray.colors, self.output.weight, self.output.bias)
         else:
-            features = nn.functional.linear(ray.values, self.output.weight) + self.output.bias * ray.opacity
-        return features + (1 - ray.opacity) if settings.white_back else features
+            features = nn.functional.linear(ray.colors, self.output.weight) + self.output.bias * ray.opacity[..., None]
+        return features + (1 - ray.opacity[..., None]) if settings.white_back else features
 
-    def forward(self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RayDraws) -> tuple[Tensor, RayValues]:
-        """Features [B, R, features] of rays, and depth, weights and depths as `RayValues`."""
-        seen = render_rays(
+    def forward(
+        self, rays: Rays, style: Tensor, settings: VolumeSettings, draws: RayDraws
+    ) -> tuple[Tensor, RenderedRays]:
+        """Features [B, R, features] of rays, and what they are made of: composited activations, depth, weights."""
+        ray = render_rays(
             *(rays.origins, rays.directions, self.fold(style), draws, settings.t_near, settings.t_far),
             activation=settings.density_activation,
             last_back=settings.last_back,
             precision=self.precision,
         )
-        ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
         return self.features(ray, settings), ray

@@ -14,11 +14,11 @@ from cips3d.models.generator import Generator, ParameterGroups, Picture, View, W
 from cips3d.models.pigan_field import PiGANConfig, PiGANStyles, StyleMapping, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import RayValues, VolumeSettings, draw_random, filled_depth, render_volume
+from cips3d.models.volume import VolumeSettings, draw_random, filled_depth, render_volume
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
-from cips3d.ops.march import RayDraws
+from cips3d.ops.march import RayDraws, RenderedRays
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 
@@ -282,19 +282,18 @@ class PiGAN(Generator[PiGANStyles]):
     ) -> _Pixels:
         ray = self._composed(styles, rays, draws, settings, lock_view)
         if ray is None:
-            seen = render_rays(
+            ray = render_rays(
                 *(rays.origins, rays.directions, self.nerf.fold(styles), draws, settings.t_near, settings.t_far),
                 activation=settings.density_activation,
                 last_back=settings.last_back,
                 precision=self.nerf.precision,
             )
-            ray = RayValues(seen.colors, seen.opacity[..., None], seen.depth, seen.weights, seen.depths)
-        color = ray.values + (1 - ray.opacity) if settings.white_back else ray.values
+        color = ray.colors + (1 - ray.opacity[..., None]) if settings.white_back else ray.colors
         return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
 
     def _composed(
         self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
-    ) -> RayValues | None:
+    ) -> RenderedRays | None:
         """Rays op by op, where the field is not one that `render_rays` knows; None where it is."""
         if self.nerf.grid is None and len(self.nerf.layers) > 1 and not lock_view:
             return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
 from cips3d.ops.composite import DensityActivation
-from cips3d.ops.march import Field, RayDraws, march_rays
+from cips3d.ops.march import Field, RayDraws, RenderedRays, march_rays
 
 
 @dataclass(frozen=True)
@@ -87,24 +86,6 @@ def draw_random(
     return RayDraws(stratified, importance, gaussian(samples), gaussian(samples + fine) if fine > 0 else None)
 
 
-class RayValues(NamedTuple):
-    """What compositing leaves of a ray's samples.
-
-    Attributes:
-        values: [B, R, C] Σ w v.
-        opacity: [B, R, 1] Σ w, without what `last_back` gives the last sample.
-        depth: [B, R] Σ w t.
-        weights: [B, R, S + F], front to back.
-        depths: [B, R, S + F], front to back.
-    """
-
-    values: Tensor
-    opacity: Tensor
-    depth: Tensor
-    weights: Tensor
-    depths: Tensor
-
-
 def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:
     """Depth of a scene with a wall at t_far, Σ w t + (1 - Σ w) t_far: empty rays end far away.
 
@@ -116,12 +97,11 @@ def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:
     return depth + (1 - weights.sum(-1).view_as(depth)) * t_far
 
 
-def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RayDraws) -> RayValues:
+def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RayDraws) -> RenderedRays:
     """`march_rays` through any field, with a volume's settings."""
-    seen, depths = march_rays(
+    return march_rays(
         field,
         *(rays.origins, rays.directions, draws, settings.t_near, settings.t_far),
         activation=settings.density_activation,
         last_back=settings.last_back,
     )
-    return RayValues(seen.features, seen.opacity[..., None], seen.depth, seen.weights, depths)

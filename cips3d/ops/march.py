@@ -91,7 +91,7 @@ def march_rays(
     *,
     activation: DensityActivation = "relu",
     last_back: bool = False,
-) -> tuple[Composited, Tensor]:
+) -> RenderedRays:
     """Sample a field along rays, coarse then fine, and composite the merged samples.
 
     Args:
@@ -102,8 +102,8 @@ def march_rays(
         activation, last_back: see `composite`; `last_back` acts on the final compositing only.
 
     Returns:
-        `Composited`, and the depths [B, R, S + F] of its weights, ascending. Gradients flow through the field's values
-        and densities and its points to the rays; none to the draws.
+        `RenderedRays`. Gradients flow through the field's values and densities and its points to the rays; none to the
+        draws.
 
     Raises:
         ValueError: a shape or device does not fit, the field returns other shapes, or the range is empty.
@@ -114,7 +114,7 @@ def march_rays(
         >>> def ball(points):  # of radius 0.3, coloured by place
         ...     return 1000 * (0.3 - points.norm(dim=-1)), points
         >>> origins, directions = torch.tensor([[[0.0, 0.0, -1.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]])
-        >>> seen, _ = march_rays(ball, origins, directions, RayDraws(torch.full((1, 1, 64), 0.5)), 0.5, 1.5)
+        >>> seen = march_rays(ball, origins, directions, RayDraws(torch.full((1, 1, 64), 0.5)), 0.5, 1.5)
         >>> round(seen.depth.item(), 1), round(seen.opacity.item(), 2)
         (0.7, 1.0)
     """
@@ -123,15 +123,18 @@ def march_rays(
     coarse = _evaluate(field, points)
     if draws.importance is None:
         noise = draws.coarse_noise
-        return composite(*coarse, depths, noise=noise, activation=activation, last_back=last_back), depths
+        return _rendered(composite(*coarse, depths, noise=noise, activation=activation, last_back=last_back), depths)
     with torch.no_grad():
         weights, _ = composite_weights(coarse[0], depths, noise=draws.coarse_noise, activation=activation)
         fine_depths, depths, order = importance_depths(depths, weights, draws.importance)
     fine = _evaluate(field, ray_points(origins, directions, fine_depths))
     noise = draws.merged_noise
-    return composite_merged(
-        coarse, fine, depths, order, noise=noise, activation=activation, last_back=last_back
-    ), depths
+    seen = composite_merged(coarse, fine, depths, order, noise=noise, activation=activation, last_back=last_back)
+    return _rendered(seen, depths)
+
+
+def _rendered(seen: Composited, depths: Tensor) -> RenderedRays:
+    return RenderedRays(seen.features, seen.opacity, seen.depth, seen.weights, depths)
 
 
 def _evaluate(field: Field, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,13 +65,13 @@ def _unpack(tensors: tuple[Any, ...]) -> tuple[Tensor, Tensor, RayDraws, DeepSir
 def _reference(*arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, draws, field = _unpack(arguments[:INPUTS])
     t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
-    seen, depths = march_rays(
+    seen = march_rays(
         partial(evaluate_deep_field, field, directions, precision="highest"),
         *(origins, directions, draws, t_near, t_far),
         activation=activation,
         last_back=last_back,
     )
-    return seen.features, seen.opacity, seen.depth, seen.weights, depths.clone()
+    return *seen[:4], seen.depths.clone()
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:

@@ -165,10 +165,9 @@ def render_rays(
                 return deep.render_deep_rays(origins, directions, field, draws, *settings)
             return RenderedRays(*_OP(*tensors, field.ball_density, field.ball_radius, *settings)[:5])
         warn_composed(reason)
-    seen, depths = march_rays(
+    return march_rays(
         *(evaluate, origins, directions, draws, t_near, t_far), activation=activation, last_back=last_back
     )
-    return RenderedRays(seen.features, seen.opacity, seen.depth, seen.weights, depths)
 
 
 def check_render_rays(origins: Tensor, directions: Tensor, field: SirenField, draws: RayDraws, activation: str) -> int:
@@ -193,16 +192,17 @@ def _unpack(tensors: tuple[Any, ...], ball: tuple[float, float]) -> tuple[Tensor
 def _reference(*arguments: Any) -> tuple[Tensor, ...]:
     ball_density, ball_radius, t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
     origins, directions, draws, field = _unpack(arguments[:INPUTS], (ball_density, ball_radius))
-    seen, depths = march_rays(
+    seen = march_rays(
         partial(evaluate_siren_field, field, precision="highest"),
         *(origins, directions, draws, t_near, t_far),
         activation=activation,
         last_back=last_back,
     )
-    density, _ = evaluate_siren_field(field, ray_points(origins, directions, depths).flatten(1, 2), precision="highest")
+    points = ray_points(origins, directions, seen.depths).flatten(1, 2)
+    density, _ = evaluate_siren_field(field, points, precision="highest")
     noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
-    light = light_in_front(density.view(depths.shape), depths, noise, activation)
-    return seen.features, seen.opacity, seen.depth, seen.weights, depths.clone(), light
+    light = light_in_front(density.view(seen.depths.shape), seen.depths, noise, activation)
+    return *seen[:4], seen.depths.clone(), light
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ def look(settings: VolumeSettings, resolution: int = 15, jitter: bool = False) -
     middle = -(rays.origins * rays.directions).sum(-1)
     half_chord = RADIUS**2 - (1 - middle**2)
     true = torch.where(half_chord > 0, middle - half_chord.clamp_min(0).sqrt(), torch.inf)
-    return ray.depth[0], ray.opacity[0, :, 0], true[0]
+    return ray.depth[0], ray.opacity[0], true[0]
 
 
 def test_depth_of_a_ball() -> None:
