@@ -1,4 +1,4 @@
-"""State dicts of the published systems, read into this package's modules."""
+"""State dicts of the published systems, read into this package's modules and written back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
-from cips3d.convert.cips import cips_from_reference
-from cips3d.convert.cips3d_discriminator import discriminator_from_reference
-from cips3d.convert.cips3d_generator import generator_from_reference
-from cips3d.convert.pigan import pigan_from_reference
-from cips3d.convert.pigan_discriminator import pigan_discriminator_from_reference
+from cips3d.convert.cips import cips_from_reference, cips_to_reference
+from cips3d.convert.cips3d_discriminator import discriminator_from_reference, discriminator_to_reference
+from cips3d.convert.cips3d_generator import generator_from_reference, generator_to_reference
+from cips3d.convert.pigan import pigan_from_reference, pigan_to_reference
+from cips3d.convert.pigan_discriminator import pigan_discriminator_from_reference, pigan_discriminator_to_reference
 from cips3d.convert.state import without_parallel_prefix
-from cips3d.convert.stylegan2 import stylegan2_discriminator_from_reference, stylegan2_from_reference
+from cips3d.convert.stylegan2 import (
+    stylegan2_discriminator_from_reference,
+    stylegan2_discriminator_to_reference,
+    stylegan2_from_reference,
+    stylegan2_to_reference,
+)
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
@@ -77,4 +82,29 @@ def from_reference(state: Mapping[str, Tensor], system: str, **options: Any) -> 
     return SYSTEMS[system](without_parallel_prefix(state), **options)
 
 
-__all__ = ["SYSTEMS", "from_reference"]
+def to_reference(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict that the published code of a module's system loads: the inverse of `from_reference`.
+
+    Args:
+        module: a generator or discriminator of this package. A `Discriminator` that is not progressive counts as
+            StyleGAN2's, others as CIPS-3D's.
+
+    Raises:
+        UserError: the module is none of them, or the published system has none like it.
+    """
+    if isinstance(module, Discriminator):
+        write = discriminator_to_reference if module.main.progressive else stylegan2_discriminator_to_reference
+        return write(module)
+    writers: dict[type, Callable[[Any], dict[str, Tensor]]] = {
+        CIPS3D: generator_to_reference,
+        PiGAN: pigan_to_reference,
+        PiGANDiscriminator: pigan_discriminator_to_reference,
+        CIPS: cips_to_reference,
+        StyleGAN2: stylegan2_to_reference,
+    }
+    if type(module) not in writers:
+        raise UserError(f"{type(module).__name__} is no network of a published system")
+    return writers[type(module)](module)
+
+
+__all__ = ["SYSTEMS", "from_reference", "to_reference"]

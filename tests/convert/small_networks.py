@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from cips3d.convert.cips import cips_to_reference
-from cips3d.convert.cips3d_discriminator import discriminator_to_reference
-from cips3d.convert.cips3d_generator import generator_to_reference
-from cips3d.convert.pigan import pigan_to_reference
-from cips3d.convert.pigan_discriminator import pigan_discriminator_to_reference
-from cips3d.convert.stylegan2 import stylegan2_discriminator_to_reference, stylegan2_to_reference
+from cips3d.convert import to_reference
+from cips3d.models.channels import channel_table
 from cips3d.models.cips import CIPS, CIPSConfig
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
-from cips3d.models.discriminator import Discriminator, DiscriminatorConfig, channel_table
+from cips3d.models.discriminator import Discriminator, DiscriminatorConfig
 from cips3d.models.pigan import PiGAN, PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminator, PiGANDiscriminatorConfig
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
@@ -42,31 +37,18 @@ STYLEGAN2_DISCRIMINATOR_CONFIG = DiscriminatorConfig(
 )
 
 
-class System(NamedTuple):
-    """How a small network of a system is made, and its state dict written."""
-
-    make: Callable[[], nn.Module]
-    to_reference: Callable[..., dict[str, Tensor]]
-
-
-SYSTEMS = {
-    "cips3d": System(lambda: CIPS3D(CIPS3D_CONFIG), generator_to_reference),
-    "cips3d-discriminator": System(
-        lambda: Discriminator.from_config(CIPS3D_DISCRIMINATOR_CONFIG), discriminator_to_reference
-    ),
-    "pigan": System(lambda: PiGAN(PIGAN_CONFIG), pigan_to_reference),
-    "pigan-discriminator": System(
-        lambda: PiGANDiscriminator(PIGAN_DISCRIMINATOR_CONFIG), pigan_discriminator_to_reference
-    ),
-    "cips": System(lambda: CIPS(CIPS_CONFIG), cips_to_reference),
-    "stylegan2": System(lambda: StyleGAN2(STYLEGAN2_CONFIG), stylegan2_to_reference),
-    "stylegan2-discriminator": System(
-        lambda: Discriminator.from_config(STYLEGAN2_DISCRIMINATOR_CONFIG), stylegan2_discriminator_to_reference
-    ),
+SYSTEMS: dict[str, Callable[[], nn.Module]] = {
+    "cips3d": lambda: CIPS3D(CIPS3D_CONFIG),
+    "cips3d-discriminator": lambda: Discriminator.from_config(CIPS3D_DISCRIMINATOR_CONFIG),
+    "pigan": lambda: PiGAN(PIGAN_CONFIG),
+    "pigan-discriminator": lambda: PiGANDiscriminator(PIGAN_DISCRIMINATOR_CONFIG),
+    "cips": lambda: CIPS(CIPS_CONFIG),
+    "stylegan2": lambda: StyleGAN2(STYLEGAN2_CONFIG),
+    "stylegan2-discriminator": lambda: Discriminator.from_config(STYLEGAN2_DISCRIMINATOR_CONFIG),
 }
 
 
 def made(system: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A small network with random weights, and its state dict in the original's names."""
-    module = SYSTEMS[system].make()
-    return module, SYSTEMS[system].to_reference(module)
+    module = SYSTEMS[system]()
+    return module, to_reference(module)

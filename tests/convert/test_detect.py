@@ -20,6 +20,7 @@ from convert.small_networks import (
 from reference_records import record, requires_record, state
 from torch import Tensor
 
+from cips3d.convert import from_reference, to_reference
 from cips3d.convert.detect import (
     SIGNATURES,
     averages_of,
@@ -35,6 +36,7 @@ from cips3d.convert.restricted_pickle import InertClass, InertObject
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.models.pigan import PiGAN
 
 
 def inert(name: str, children: dict[str, InertObject] | None = None, **attributes: Any) -> InertObject:
@@ -189,3 +191,19 @@ def test_descriptions() -> None:
     assert describe(STYLEGAN2_DISCRIMINATOR_CONFIG) == "16 x 16, 6-5-4 channels"
     assert describe(DiscriminatorConfig()) == ("up to 1024 x 1024, 512-256-128-64-32 channels; auxiliary 256-128-64-32")
     assert describe(PIGAN_DISCRIMINATOR_CONFIG) == "up to 8 x 8, pooled, coordinates, 6 outputs"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_state_dicts_there_and_back(system: str) -> None:
+    """`from_reference` and `to_reference`, by the module alone."""
+    module, written = made(system)
+    options = {"box_warp": module.config.box_warp} if isinstance(module, PiGAN) else {}
+    again = from_reference(written, system, **options)  # type: ignore[call-overload]
+    assert type(again) is type(module)
+    assert to_reference(again).keys() == written.keys()
+    assert all(torch.equal(value, written[name]) for name, value in to_reference(again).items())
+
+
+def test_only_published_systems_are_written() -> None:
+    with pytest.raises(UserError, match="Linear is no network of a published system"):
+        to_reference(torch.nn.Linear(2, 2))
