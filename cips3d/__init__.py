@@ -7,6 +7,10 @@ Where the method is found:
 - ``cips3d.models``    mapping networks, NeRF, INR, generator, discriminators
 - ``cips3d.data``      image folders and archives, synthetic heads
 - ``cips3d.training``  losses, schedule, the training step and loop, checkpoints
+- ``cips3d.convert``   published checkpoints
+- ``cips3d.rendering`` trained models: views, style paths, films
+
+``evaluation``, ``meshing``, ``inversion``, ``stylisation``, ``editing`` and ``viewing`` are what trained models are for.
 """
 
 import os

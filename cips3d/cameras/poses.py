@@ -32,9 +32,13 @@ class PoseDistribution:
     """gaussian, uniform (± std), truncated_gaussian (|x| < 2 std), spherical_uniform (uniform on the sphere),
     hybrid (half uniform ± 2 std, half gaussian), fixed (always the mean)."""
     yaw_mean: float = FRONT
+    """radians; π/2 is the front"""
     yaw_std: float = 0.3
+    """radians: a standard deviation, or half the width of a uniform distribution"""
     pitch_mean: float = FRONT
+    """radians; π/2 is the horizon"""
     pitch_std: float = 0.155
+    """as yaw_std"""
 
     def __post_init__(self) -> None:
         if self.kind not in POSE_DISTRIBUTIONS:

@@ -161,6 +161,7 @@ class CIPS(Generator[Styles]):
     """
 
     is_3d: ClassVar[bool] = False
+    has_windows: ClassVar[bool] = True
 
     def __init__(self, config: CIPSConfig | None = None) -> None:
         super().__init__()

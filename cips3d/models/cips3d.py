@@ -40,16 +40,27 @@ class CIPS3DConfig:
 
     system: Literal["cips3d"] = "cips3d"
     z_shape_dim: int = 256
+    """width of the z that gives the shape"""
     shape_style_dim: int = 128
+    """width of its style"""
     shape_mapping_layers: int = 4
+    """layers of the mapping network from one to the other"""
     nerf_width: int = 128
+    """channels of the NeRF's two FiLM-SIREN layers"""
     nerf_color_width: int = 64
+    """channels of its colour layer"""
     features: int = 32
+    """channels of what the NeRF gives the INR for every ray"""
     z_appearance_dim: int = 512
+    """width of the z that gives the appearance"""
     appearance_style_dim: int = 512
+    """width of its style"""
     appearance_mapping_layers: int = 8
+    """layers of the mapping network from one to the other"""
     inr_width: int = 512
+    """channels of the INR"""
     inr_blocks: int = 9
+    """blocks of the INR, two modulated layers each"""
     inr_skip_from: int = 4
     """blocks from this index on add their input to their output"""
     inr_rgb_from: int = 3

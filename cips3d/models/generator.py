@@ -137,6 +137,10 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
     """cameras change the picture, and it has a depth"""
     has_aux_image: ClassVar[bool] = False
     """the volume can be pictured on its own (`View.return_aux`)"""
+    has_windows: ClassVar[bool] = False
+    """parts of a picture can be made without the rest (`View.window`)"""
+    has_one_size: ClassVar[bool] = False
+    """its weights are for pictures of one size (`fixed_resolution`)"""
     style_layers: int = 0
     """layers that can take a style each (`mixed`); 0: the model has one style for all"""
 

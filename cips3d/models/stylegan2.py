@@ -51,6 +51,7 @@ class StyleGAN2(Generator[Styles]):
     """
 
     is_3d: ClassVar[bool] = False
+    has_one_size: ClassVar[bool] = True
 
     def __init__(self, config: StyleGAN2Config | None = None) -> None:
         super().__init__()

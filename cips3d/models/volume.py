@@ -25,6 +25,7 @@ class VolumeSettings:
     t_far: float = 1.12
     """where rays end"""
     density_activation: DensityActivation = "relu"
+    """of raw densities"""
     last_back: bool = False
     """the last sample takes the light that is left"""
     white_back: bool = False

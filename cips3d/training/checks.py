@@ -84,8 +84,10 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
             f"aux_weight {stage.aux_weight:g} needs an auxiliary image and a discriminator of it; "
             f"set the stage's aux_weight to 0 ({name})"
         )
-    if stage.crop is not None and name != "cips":
-        raise UserError(f"crop {stage.crop} is for cips, whose pictures have parts; leave it out for {name}")
+    if stage.crop is not None and not kind.has_windows:
+        raise UserError(
+            f"crop {stage.crop} is for generators of pixel coordinates, such as cips; leave it out for {name}"
+        )
     if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
         raise UserError(f"freeze_nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
     if config.latent_weight > 0 and not discriminator.predicts_latent:
@@ -100,9 +102,9 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
             f"pictures of {side} pixels do not fit this discriminator, which takes {sizes}; "
             "give --resolution or --stages.N.crop one of these"
         )
-    if name == "stylegan2" and stage.resolution != config.stages[-1].resolution:
+    if kind.has_one_size and stage.resolution != config.stages[-1].resolution:
         raise UserError(
-            f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share stylegan2, whose pictures "
+            f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share {name}, whose pictures "
             "have one size; give all stages one resolution"
         )
 
