@@ -10,7 +10,7 @@ Where the method is found:
 - ``cips3d.convert``   published checkpoints
 - ``cips3d.rendering`` trained models: views, style paths, films
 
-``evaluation``, ``meshing``, ``inversion``, ``stylisation``, ``editing`` and ``viewing`` are what trained models are for.
+``evaluation``, ``meshing``, ``inversion``, ``stylisation``, ``editing`` and ``viewing`` make use of trained models.
 """
 
 import os
