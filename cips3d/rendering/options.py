@@ -14,7 +14,7 @@ from cips3d import animations, pictures
 from cips3d.cameras import TRAJECTORIES
 from cips3d.errors import UserError
 from cips3d.ops.precision import Precision
-from cips3d.rendering.seeds import parse_seeds
+from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, parse_seeds
 from cips3d.rendering.style_paths import Part
 from cips3d.rendering.views import BATCH_SIZE
 from cips3d.video import import_ffmpeg
@@ -115,6 +115,11 @@ class Options:
         return self.out.suffix == ""
 
     @property
+    def most_seeds(self) -> int:
+        """How many faces there may be."""
+        return MAX_SEEDS_APART if self.is_folder else MAX_SEEDS
+
+    @property
     def is_one_picture(self) -> bool:
         """All is shown in one picture."""
         return not (self.is_animation or self.is_folder)
@@ -129,7 +134,7 @@ class Options:
 def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before the model is loaded."""
     if options.seeds is not None:
-        parse_seeds(options.seeds)
+        parse_seeds(options.seeds, most=options.most_seeds)
     if options.mix is not None:
         parse_seeds(options.mix, "--mix")
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):

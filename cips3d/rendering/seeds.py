@@ -14,7 +14,8 @@ from cips3d.rendering.loading import LoadedGenerator
 
 SEED = re.compile(r"[0-9]{1,19}")
 SEED_LIMIT = 2**63
-MAX_SEEDS = 4096
+MAX_SEEDS = 4096  # in one picture
+MAX_SEEDS_APART = 100_000  # in a folder of single pictures
 
 
 @torch.no_grad()
@@ -38,12 +39,13 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
     return styles if truncation == 1 else truncated(styles, loaded.mean_styles, truncation)
 
 
-def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
+def parse_seeds(text: str, flag: str = "--seeds", most: int = MAX_SEEDS) -> list[int]:
     """The integers of a list such as "0-7", "3" or "1,5,9-12", in the order given.
 
     Args:
         text: the list.
         flag: what errors call it.
+        most: how many it may name.
 
     Raises:
         UserError: it is not such a list, or names too many.
@@ -59,7 +61,7 @@ def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
             raise UserError(f"{flag} {text!r} counts down in {part.strip()}; write it as {high}-{low}")
         if high >= SEED_LIMIT:
             raise UserError(f"{flag} {text!r} holds {high}; give integers below 2^63")
-        if len(seeds) + high - low + 1 > MAX_SEEDS:
-            raise UserError(f"{flag} {text!r} names more than {MAX_SEEDS} faces; give fewer")
+        if len(seeds) + high - low + 1 > most:
+            raise UserError(f"{flag} {text!r} names more than {most} faces; give fewer")
         seeds.extend(range(low, high + 1))
     return seeds

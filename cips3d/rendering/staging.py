@@ -26,7 +26,7 @@ from cips3d.rendering.film import (
 from cips3d.rendering.latents import face_name, styles_of_latents
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.options import DEFAULT_SEEDS, Options
-from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
+from cips3d.rendering.seeds import MAX_SEEDS, parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
 
 VISIBLE_SIDE = 128  # smaller pictures are enlarged by the whole factor that brings them nearest below it
@@ -60,16 +60,16 @@ class Faces:
         return "--latent" if self.seeds is None else "--seeds"
 
 
-def faces_of_seeds(loaded: LoadedGenerator, text: str, flag: str, truncation: float) -> Faces:
+def faces_of_seeds(loaded: LoadedGenerator, text: str, flag: str, truncation: float, most: int = MAX_SEEDS) -> Faces:
     """The faces of a list of seeds."""
-    seeds = parse_seeds(text, flag)
+    seeds = parse_seeds(text, flag, most)
     return Faces(styles_of_seeds(loaded, seeds, truncation), tuple(f"seed {seed}" for seed in seeds), tuple(seeds))
 
 
 def faces_of(loaded: LoadedGenerator, options: Options) -> Faces:
     """The faces that are asked for: of latents, or of seeds."""
     if options.latent is None:
-        return faces_of_seeds(loaded, options.seeds or DEFAULT_SEEDS, "--seeds", options.truncation)
+        return faces_of_seeds(loaded, options.seeds or DEFAULT_SEEDS, "--seeds", options.truncation, options.most_seeds)
     return Faces(styles_of_latents(loaded, options.latent), tuple(map(face_name, options.latent)), None)
 
 
