@@ -69,6 +69,13 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def psnr_of(squared_error: float) -> float:
+    """Peak signal-to-noise ratio in decibels, -10 log₁₀ of a mean squared error of colours in [0, 1]."""
+    if squared_error == 0:
+        return math.inf
+    return -10 * math.log10(squared_error) if squared_error > 0 else math.nan
+
+
 def depth_image(depth: Tensor, t_near: float | Tensor, t_far: float | Tensor) -> Tensor:
     """Colour a depth map: near is bright, far is dark (the colour map magma).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from pathlib import Path
@@ -230,3 +231,9 @@ class TestAtomicity:
         with pytest.raises(KeyboardInterrupt):
             pictures.save_image(tmp_path / "a.png", moving_square(1)[0])
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "decibels"), [(1.0, 0.0), (0.01, 20.0), (0.0, math.inf)])
+def test_psnr(error: float, decibels: float) -> None:
+    assert pictures.psnr_of(error) == pytest.approx(decibels)
+    assert math.isnan(pictures.psnr_of(math.nan))

@@ -139,7 +139,7 @@ class Cameras:
         """Rays through the pixels of pictures of `resolution` (side, or (height, width)).
 
         Pixels lie on an inclusive grid: the first and last rows are at ±1 of the picture's half height, and columns at
-        ± width/height of it, so that pixels are square.
+        ± width/height of it, so that pixels are square. A single row or column lies in the middle.
 
         Args:
             resolution: side of a square picture, or (height, width).
@@ -149,9 +149,12 @@ class Cameras:
         if height < 1 or width < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}")
         dtype, device = self.position.dtype, self.device
-        aspect = 1.0 if height == width else max(width - 1, 1) / max(height - 1, 1)
-        column = torch.linspace(-aspect, aspect, width, dtype=dtype, device=device)
-        row = torch.linspace(1, -1, height, dtype=dtype, device=device)
+        aspect = 1.0 if height in (1, width) else (width - 1) / (height - 1)
+
+        def places(end: float, count: int) -> Tensor:
+            return torch.linspace(-end if count > 1 else 0, end, count, dtype=dtype, device=device)
+
+        column, row = places(aspect, width), -places(1, height)
         if index is None:
             x, y = column.repeat(height), row.repeat_interleave(width)
         else:

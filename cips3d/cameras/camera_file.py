@@ -31,8 +31,8 @@ def read_cameras(
 
     - angles: "pitch" and "yaw", radians from the front (default 0; a positive yaw looks from the left, a positive pitch
       from below), "radius", scene units from the origin (default 1), "look_at", [x, y, z] in the world (default: the
-      origin), then "roll", radians around the viewing axis (default 0), and "translation", scene units along the
-      camera's own right, up and backward axes ([0, 0, 0]), in this order; or
+      origin), then "roll", radians around the viewing axis (default 0; positive leans the camera to its left), and
+      "translation", scene units along the camera's own right, up and backward axes ([0, 0, 0]), in this order; or
     - "camera_to_world", a 4 x 4 or 3 x 4 matrix by rows whose columns are the camera's right, up and backward axes and
       its position. The camera looks along -z; the world's +y is up and the front camera stands on +z at distance 1.
 
@@ -62,10 +62,10 @@ def _entries(path: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a JSON file of cameras") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give a list of cameras such as [{{'yaw': 0.3}}]") from error
+        raise UserError(f'{path} is not JSON ({error}); give a list of cameras such as [{{"yaw": 0.3}}]') from error
     entries = content.get("cameras") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} holds no list of cameras; give one such as [{{'yaw': -0.3}}, {{'yaw': 0.3}}]")
+        raise UserError(f'{path} holds no list of cameras; give one such as [{{"yaw": -0.3}}, {{"yaw": 0.3}}]')
     if len(entries) > MAX_CAMERAS:
         raise UserError(f"{path} holds {len(entries)} cameras; give {MAX_CAMERAS} at most")
     return entries
@@ -74,7 +74,7 @@ def _entries(path: Path) -> list[Any]:
 def _camera(entry: object, fov_degrees: float, front: tuple[float, float]) -> Cameras:
     """One camera; a ValueError goes on after "camera K of FILE"."""
     if not isinstance(entry, dict):
-        raise ValueError(f"is no object; give one such as {{'yaw': 0.3}}, not {entry!r}")
+        raise ValueError(f'is no object; give one such as {{"yaw": 0.3}}, not {entry!r}')
     if unknown := sorted(set(entry) - set(KEYS)):
         raise ValueError(f"has the unknown key {unknown[0]!r}; there are {', '.join(KEYS)}")
     fov = _number(entry, FOV, fov_degrees)
@@ -86,7 +86,10 @@ def _camera(entry: object, fov_degrees: float, front: tuple[float, float]) -> Ca
         camera = _of_matrix(_numbers(entry, MATRIX), fov)
     else:
         camera = _of_angles(entry, fov, front)
-    return Cameras(camera.rotation.float(), camera.position.float(), camera.fov_degrees.float())
+    camera = Cameras(camera.rotation.float(), camera.position.float(), camera.fov_degrees.float())
+    if not (torch.isfinite(camera.position).all() and camera.fov_degrees < 180):
+        raise ValueError("holds a number that is too large for a picture; give one nearer to the head")
+    return camera
 
 
 def _of_angles(entry: dict[str, Any], fov: float, front: tuple[float, float]) -> Cameras:

@@ -36,6 +36,7 @@ UNREADABLE_ERRORS: tuple[type[Exception], ...] = (
     Image.DecompressionBombError,
 )
 
+PNG_DEPTH_AT = 24  # where the header of a PNG has the bits of a channel
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF 2.3, section 4.6.4: what turns a picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,6 +90,7 @@ def read_rgb(data: bytes, *, smallest: bool = False) -> Image.Image:
         if smallest:
             image.draft("RGB", (1, 1))
         image.load()
+        _scale_transparency(image, data)
         turn = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
         rgb = _flatten(_to_eight_bits(image))
     return rgb if turn is None else rgb.transpose(turn)
@@ -108,6 +110,13 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
         grey.putalpha(Image.fromarray(opaque))
     return grey
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """The transparent colour of a PNG of 16 bits, of whose pixels Pillow keeps the upper 8, as pixels now have it."""
+    colour = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(colour, tuple) and data[PNG_DEPTH_AT] == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -61,7 +61,7 @@ METRICS: dict[str, Metric] = {
         "squared MMD of Inception features to those of --data; less biased for few pictures (torch-fidelity)",
         {
             "kid": Value("kernel inception distance", "smaller"),
-            "kid_std": Value("its standard deviation over subsets", "neither"),
+            "kid_std": Value("its standard deviation over random subsets, not of the sets", "neither"),
         },
         needs_data=True,
         least_images=2,

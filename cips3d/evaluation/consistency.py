@@ -13,6 +13,7 @@ from cips3d.cameras import Cameras
 from cips3d.evaluation.views import FaceSample, equal_angles, seen_from
 from cips3d.evaluation.warping import warp
 from cips3d.models.volume import VolumeSettings
+from cips3d.pictures import psnr_of
 from cips3d.rendering import LoadedGenerator, Views
 
 LARGEST_YAW, VIEWS = 0.4, 5  # neighbouring views are 0.2 radians (11°) apart
@@ -56,8 +57,7 @@ class _Sums:
         if not self.compared:
             return Consistency(math.nan, overlap, math.nan if with_perceptual else None)
         error = self.squared_error / self.compared / 4  # colours in [-1, 1] differ twice as much as in [0, 1]
-        psnr = -10 * math.log10(error) if error > 0 else math.inf
-        return Consistency(psnr, overlap, self.perceptual / self.compared if with_perceptual else None)
+        return Consistency(psnr_of(error), overlap, self.perceptual / self.compared if with_perceptual else None)
 
 
 @torch.no_grad()

@@ -22,6 +22,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Args:
         a, b: [N, D] and [M, D] features.
 
+    Returns:
+        the distance; NaN where a feature is not finite.
+
     Raises:
         ValueError: the widths differ, or a set has fewer than two vectors.
 
@@ -32,7 +35,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if len(a) < 2 or len(b) < 2:
         raise ValueError(f"a and b must each hold two vectors or more, got {len(a)} and {len(b)}")
     a, b = a.double(), b.double()
-    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return math.nan
+    width = a.shape[1]
+    covariance_a, covariance_b = (torch.cov(x.T).reshape(width, width) for x in (a, b))
     # The product's eigenvalues are real and not negative, nor is the distance; rounding may say otherwise.
     eigenvalues = torch.linalg.eigvals(covariance_a @ covariance_b).real.clamp_min(0)
     means = (a.mean(0) - b.mean(0)).square().sum()

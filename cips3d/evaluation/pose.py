@@ -152,9 +152,11 @@ def pose_accuracy(
         raise ValueError(f"views must be at least 2, got {views}")
     yaws, pitches, still = equal_angles(largest_yaw, views), equal_angles(largest_pitch, views), torch.zeros(views)
     requested = torch.stack([torch.cat([yaws, still]), torch.cat([still, pitches])], dim=1)  # [2 V, 2]
+    # The regressor sees angles from the front of the heads, and cameras are asked for from that of the model.
+    front = torch.tensor([loaded.poses.yaw_mean - FRONT, loaded.poses.pitch_mean - FRONT])
     seen = torch.cat(
         [
-            regressor(resized(chunk.image.flatten(0, 1), resolution)).view(-1, 2 * views, 2)
+            regressor(resized(chunk.image.flatten(0, 1), resolution)).view(-1, 2 * views, 2) - front
             for chunk in seen_from(loaded, faces, requested[:, 1], requested[:, 0], title="pose")
         ]
     )  # [S, 2 V, 2]

@@ -22,10 +22,17 @@ def patch_sliced_wasserstein(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
         a, b: [N, 3, H, W] and [M, 3, H, W] in [-1, 1]; the first min(N, M) of each are compared.
         seed: of places and directions.
 
-    Source: sliced Wasserstein distance of ProGAN (arXiv 1710.10196), section 5, without Laplacian bands.
+    Raises:
+        ValueError: the sizes differ, are below 4 pixels, or a set is empty.
+
+    Source: sliced Wasserstein distance of ProGAN (arXiv 1710.10196), section 5, without its Laplacian bands and its
+    normalisation of patches.
     """
-    if a.shape[1:] != b.shape[1:]:
+    if a.dim() != 4 or a.shape[1:] != b.shape[1:]:
         raise ValueError(f"a and b must be images of one size, got {list(a.shape)} and {list(b.shape)}")
+    if min(len(a), len(b)) < 1 or min(a.shape[2:]) < max(SCALES):
+        sizes = f"{list(a.shape)} and {list(b.shape)}"
+        raise ValueError(f"a and b must hold images of {max(SCALES)} pixels or more, got {sizes}")
     generator = torch.Generator().manual_seed(seed)
     count = min(len(a), len(b))
     distances = []

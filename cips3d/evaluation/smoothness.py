@@ -59,7 +59,12 @@ def roughness_of(depth: Tensor, t_near: float, t_far: float) -> DepthSmoothness:
     Args:
         depth: [N, 1, H, W] distances in scene units, t_far where nothing is.
         t_near, t_far: ends of the rays.
+
+    Raises:
+        ValueError: depth maps have a side of one pixel.
     """
+    if min(depth.shape[-2:]) < 2:
+        raise ValueError(f"depth must have sides of 2 pixels or more, got {list(depth.shape)}")
     length = t_far - t_near
     scaled = depth.double() / length
     solid = depth < t_far - EMPTY * length

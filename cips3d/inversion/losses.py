@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.evaluation.perceptual import SMALLEST, lpips_map
+from cips3d.pictures import psnr_of
 
 Perceptual = Literal["pyramid", "lpips", "none"]
 PERCEPTUAL: tuple[str, ...] = get_args(Perceptual)
@@ -123,4 +124,4 @@ def picture_loss(pictures: Tensor, photo: Tensor, perceptual: Distance | None, w
 def psnr(picture: Tensor, photo: Tensor) -> float:
     """Decibels, -10 log₁₀ of the mean squared difference of colours in [0, 1], pictures in [-1, 1]."""
     error = float((picture.clamp(-1, 1) - photo).double().square().mean()) / 4
-    return -10 * math.log10(error) if error > 0 else math.inf
+    return psnr_of(error)

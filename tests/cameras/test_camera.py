@@ -68,6 +68,15 @@ def test_corner_rays_span_the_angle_of_view(fov: float) -> None:
     assert directions.norm(dim=-1).tolist() == pytest.approx([1.0] * 25)
 
 
+def test_single_rows_and_columns_lie_in_the_middle() -> None:
+    camera = Cameras.from_angles(torch.tensor([FRONT]), torch.tensor([FRONT]))
+    torch.testing.assert_close(camera.rays(1).directions[0], torch.tensor([[0.0, 0.0, -1.0]]))
+    row, column = camera.rays((1, 5)).directions[0], camera.rays((5, 1)).directions[0]
+    torch.testing.assert_close(row, camera.rays(5).directions[0].view(5, 5, 3)[2])
+    torch.testing.assert_close(column[:, 0], torch.zeros(5))
+    assert column[0, 1] > 0 > column[-1, 1]
+
+
 def test_subset_of_rays() -> None:
     cameras = cameras_at((1.2, 2.0), (1.6, 1.4))
     index = torch.tensor([7, 0, 23, 7])

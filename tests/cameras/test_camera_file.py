@@ -120,6 +120,9 @@ class TestMistakes:
             ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]}, "last row"),
             ({"camera_to_world": [[1, 0, 0, math.inf], [0, 1, 0, 0], [0, 0, 1, 0]]}, "numbers"),
             ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], "yaw": 0.1}, "one or the other"),
+            ({"translation": [1e300, 0, 0]}, "too large"),
+            ({"fov_degrees": 179.9999999}, "too large"),
+            ({"camera_to_world": [[1, 0, 0, 1e300], [0, 1, 0, 0], [0, 0, 1, 0]]}, "too large"),
             (0.3, "no object"),
         ],
     )

@@ -80,6 +80,24 @@ def test_a_declared_transparent_value_of_sixteen_bits_becomes_white() -> None:
     assert decoded[0].tolist() == [[0, 255], [255, 0]]
 
 
+def test_a_declared_transparent_colour_of_sixteen_bits_becomes_white() -> None:
+    """Pillow keeps the upper 8 bits of the pixels, and all 16 of the declared colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pixels = struct.pack(">B6H", 0, 65535, 0, 256, 10, 20, 300)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    parts = (
+        chunk(b"IHDR", header),
+        chunk(b"tRNS", struct.pack(">3H", 65535, 0, 256)),
+        chunk(b"IDAT", zlib.compress(pixels)),
+    )
+    picture = read_rgb(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert picture.getpixel((1, 0)) == (0, 0, 1)
+
+
 def test_a_transparent_palette_entry_becomes_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([200, 0, 0, 0, 200, 0])

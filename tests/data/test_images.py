@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -156,6 +158,20 @@ def test_damaged_and_oversized_zip_entries_are_skipped(tmp_path: Path, monkeypat
     assert values(source) == [1]
     assert source.reasons["b.png"].startswith("BadZipFile")
     assert "5," in source.reasons["large.png"]
+
+
+def test_entries_that_claim_to_be_small_are_not_inflated(tmp_path: Path) -> None:
+    """The central directory says 1000 bytes of what would fill 64 MiB."""
+    path = write_zip(tmp_path / "a.zip", {"a.png": bytes(64 << 20), "b.png": grey(2)}, zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 24, 1000)
+    path.write_bytes(data)
+    tracemalloc.start()
+    source = open_images(path, 4, decoded_limit=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "a.png" in source.reasons
+    assert peak < 16 << 20
 
 
 def _mean_in_child(source: ImageFiles, answers: multiprocessing.Queue) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -26,6 +28,17 @@ def test_closed_form_of_gaussians() -> None:
 def test_same_set_is_at_distance_zero() -> None:
     a = normals(200, 8, 2)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_one_feature() -> None:
+    """(0 - 2)² + (√2 - √8)²"""
+    a, b = (math.sqrt(s / 2) * torch.tensor([[-1.0], [1.0]]) + m for s, m in ((2, 0), (8, 2)))
+    assert frechet_distance(a, b) == pytest.approx(6, rel=1e-6)
+
+
+def test_features_that_are_no_numbers() -> None:
+    a = torch.randn(5, 3)
+    assert math.isnan(frechet_distance(a, torch.full((5, 3), torch.nan)))
 
 
 def test_wrong_shapes() -> None:

@@ -33,6 +33,12 @@ def test_order_of_images_hardly_matters() -> None:
     assert same < 0.2 * other
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 3, 8), (2, 3, 1, 1)])
+def test_nothing_to_compare(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must hold images of 4 pixels or more"):
+        patch_sliced_wasserstein(torch.zeros(shape), torch.zeros(shape))
+
+
 def test_sizes_must_agree() -> None:
     with pytest.raises(ValueError, match="one size"):
         patch_sliced_wasserstein(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 9, 9))

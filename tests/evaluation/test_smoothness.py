@@ -66,6 +66,11 @@ def test_noisy_sphere_is_rougher_than_a_sphere() -> None:
     assert rough > 1000 * math.sqrt(12 / math.pi) * 0.002 / LENGTH  # noise comes on top of the curvature
 
 
+def test_a_single_pixel() -> None:
+    with pytest.raises(ValueError, match="depth must have sides of 2 pixels or more"):
+        roughness_of(torch.ones(1, 1, 1, 1), 0.5, 1.5)
+
+
 def test_nothing_and_2d() -> None:
     assert math.isnan(depth_smoothness(loaded_of(Analytic(nothing)), FaceSample(2)).roughness)
     with pytest.raises(UserError, match="smoothness needs a 3-D model"):
