@@ -46,11 +46,16 @@ class Cameras:
     """A batch of pinhole cameras that look along their own -z axis.
 
     World up is +y. Columns of `rotation` are the camera's right, up and backward axes in world coordinates.
+
+    Attributes:
+        rotation: [B, 3, 3] camera to world.
+        position: [B, 3] in scene units.
+        fov_degrees: [B] full angle of view over the picture's height.
     """
 
-    rotation: Tensor  # [B, 3, 3] camera to world
-    position: Tensor  # [B, 3] in scene units
-    fov_degrees: Tensor  # [B] full angle of view over the picture's height
+    rotation: Tensor
+    position: Tensor
+    fov_degrees: Tensor
 
     @classmethod
     def from_angles(

@@ -21,12 +21,19 @@ CAP_DEPTH = 1e-3  # how far below the level the rim of a grid is set, as a share
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Triangles, counter-clockwise as seen from outside."""
+    """Triangles, counter-clockwise as seen from outside.
 
-    vertices: FloatArray  # [V, 3] scene units
-    faces: IntArray  # [F, 3]
-    normals: FloatArray | None = None  # [V, 3] unit length, outward
-    colors: npt.NDArray[np.uint8] | None = None  # [V, 3] sRGB
+    Attributes:
+        vertices: [V, 3] scene units.
+        faces: [F, 3].
+        normals: [V, 3] unit length, outward.
+        colors: [V, 3] sRGB.
+    """
+
+    vertices: FloatArray
+    faces: IntArray
+    normals: FloatArray | None = None
+    colors: npt.NDArray[np.uint8] | None = None
 
     @property
     def extent(self) -> FloatArray:

@@ -27,6 +27,8 @@ def accumulate(weights: Tensor, values: Tensor) -> Tensor:
     Raises:
         ValueError: a shape or device does not fit; the argument is named.
 
+    Source: the sum in NeRF (arXiv 2003.08934), eq. 3.
+
     Example:
         >>> accumulate(torch.tensor([[[0.25, 0.5]]]), torch.tensor([[[[1.0], [4.0]]]]))
         tensor([[[2.2500]]])

@@ -145,6 +145,8 @@ def modulated_layer(
 
     Raises:
         ValueError: an argument does not fit; it is named.
+
+    Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
     shared = layer.modulation is not None

@@ -39,6 +39,9 @@ def split_matmul(x: Tensor, weight: Tensor) -> Tensor:
     Raises:
         ValueError: a shape, dtype or device does not fit; the argument is named.
 
+    Source: products of split operands on tensor cores as in Markidis et al. (arXiv 1803.04014), with three products;
+    Ootomo and Yokota (arXiv 2203.03341) find float32's accuracy with them.
+
     Example:
         >>> x, weight = torch.rand(5, 7, 8), torch.rand(8, 3)
         >>> torch.allclose(split_matmul(x, weight), x @ weight)

@@ -39,12 +39,19 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Images:
-    """Generated images; `aux` is the NeRF's own picture where the auxiliary discriminator is on."""
+    """Generated images; `aux` is the NeRF's own picture where the auxiliary discriminator is on.
 
-    main: Tensor  # [B, 3, H, W] in [-1, 1]
-    aux: Tensor | None  # [B, 3, H, W]
-    pose: Tensor  # [B, 2] yaw and pitch of the cameras, radians from the front
-    z: Tensor  # [B, width] what they were generated from
+    Attributes:
+        main: [B, 3, H, W] in [-1, 1].
+        aux: [B, 3, H, W].
+        pose: [B, 2] yaw and pitch of the cameras, radians from the front.
+        z: [B, width] what they were generated from.
+    """
+
+    main: Tensor
+    aux: Tensor | None
+    pose: Tensor
+    z: Tensor
 
     def detach(self) -> Images:
         return replace(self, main=self.main.detach(), aux=None if self.aux is None else self.aux.detach())
