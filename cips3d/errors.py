@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -23,6 +24,17 @@ class UserError(Exception):
     The message is one sentence that names the argument, the value and the remedy. Commands print it without a
     traceback and exit with code 2; library callers may catch it like any other exception.
     """
+
+
+def require_range(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raise `UserError`, naming the setting, unless it is a finite number in a range."""
+    if least <= value <= most and math.isfinite(value):
+        return
+    if math.isinf(most):
+        allowed = "a finite number" if math.isinf(least) else f"{least:g} or more"
+    else:
+        allowed = f"a number from {least:g} to {most:g}"
+    raise UserError(f"{name} {value:g} makes no sense; give {allowed}")
 
 
 def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupted") -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import Cameras, Rays
+from cips3d.errors import require_range
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
 from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
@@ -77,6 +78,21 @@ class CIPS3DConfig:
     """weights of the INR's colour layers start in U(±√(6/in)) times this"""
     aux_init: float = 0.04
     """the same for the auxiliary image's colour layer"""
+
+    def __post_init__(self) -> None:
+        for name in ("point_scale", "density_scale"):
+            require_range(name, getattr(self, name))
+        for name in ("rgb_init", "aux_init"):
+            require_range(name, getattr(self, name), 0)
+        if self.initial_radius is not None:
+            require_range("initial_radius", self.initial_radius, 0)
+        require_range("inr_blocks", self.inr_blocks, 1)
+        require_range("inr_rgb_from", self.inr_rgb_from, 0, self.inr_blocks - 1)
+        require_range("inr_skip_from", self.inr_skip_from, int(self.features != self.inr_width))
+        from_zero = ("inr_rgb_from", "inr_skip_from")
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), int) and field.name not in from_zero:
+                require_range(field.name, getattr(self, field.name), 1)
 
 
 class Styles(NamedTuple):

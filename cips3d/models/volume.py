@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
+from cips3d.errors import UserError, require_range
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.march import Field, RayDraws, RenderedRays, march_rays
 
@@ -30,6 +31,14 @@ class VolumeSettings:
     """the last sample takes the light that is left"""
     white_back: bool = False
     """a background of ones behind the last sample"""
+
+    def __post_init__(self) -> None:
+        require_range("samples", self.samples, 1)
+        require_range("fine_samples", self.fine, 0)
+        require_range("t_near", self.t_near)
+        require_range("t_far", self.t_far)
+        if not self.t_near < self.t_far:
+            raise UserError(f"t_far {self.t_far:g} leaves no ray behind t_near {self.t_near:g}; give a larger one")
 
     @property
     def fine(self) -> int:

@@ -144,7 +144,7 @@ def render_rays(
     draws = draws.detach() if isinstance(draws, RayDraws) else draws
     if isinstance(field, DeepSirenField):
         deep.check_deep_rays(origins, directions, field, draws, activation)
-        named = field._asdict()
+        named = dict(zip(DeepSirenField._fields, field, strict=True))
         tensors: tuple[Tensor | None, ...] = (origins, directions, *draws, *field)
         evaluate: Field = partial(evaluate_deep_field, field, directions, precision=precision)
     else:
@@ -155,7 +155,7 @@ def render_rays(
         tensors = (origins, directions, *draws, *tensors_of(field))
         evaluate = partial(evaluate_siren_field, field, precision=precision)
     check_alike("origins", origins, {"directions": directions})
-    check_alike("origins", origins, {f"draws.{name}": draw for name, draw in draws._asdict().items()})
+    check_alike("origins", origins, {f"draws.{name}": draw for name, draw in zip(RayDraws._fields, draws, strict=True)})
     check_alike("origins", origins, {f"field.{name}": tensor for name, tensor in named.items()})
     if kernels_take(origins, *tensors[1:]):
         reason = why_not_fused(field, draws, precision=precision)

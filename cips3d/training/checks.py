@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_range
 from cips3d.evaluation.catalogue import METRICS, chosen_metrics
 from cips3d.models.family import generator_class
 from cips3d.training.config import Stage, TrainConfig
@@ -16,9 +16,7 @@ RATES = ("lr_nerf", "lr_inr", "lr_mapping", "lr_discriminator")
 def check_numbers(config: TrainConfig) -> None:
     """Raise `UserError` for the first number that is outside of its range, or is none."""
     for flag, value, least, most in _numbers(config):
-        if not least <= value <= most:
-            allowed = f"{least:g} or more" if math.isinf(most) else f"a number from {least:g} to {most:g}"
-            raise UserError(f"--{flag.replace('_', '-')} {value:g} makes no sense; give {allowed}")
+        require_range(f"--{flag.replace('_', '-')}", value, least, most)
 
 
 def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
@@ -39,6 +37,11 @@ def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
     yield from (("adam_betas", beta, 0, below_one) for beta in config.adam_betas)
     for index, stage in enumerate(config.stages):
         yield f"stages.{index}.accumulation", stage.accumulation, 1, most
+        for name in ("grad_points", "crop"):
+            if getattr(stage, name) is not None:
+                yield f"stages.{index}.{name}", getattr(stage, name), 1, most
+        weights = ("aux_weight", "pose_weight", "fade_steps", "density_noise")
+        yield from ((f"stages.{index}.{name}", getattr(stage, name), 0, most) for name in weights)
         yield from ((f"stages.{index}.{name}", getattr(stage, name), 0, 1e3) for name in RATES)
 
 
