@@ -53,6 +53,13 @@ def check_number(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
+def check_device(name: str, tensor: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError, naming the argument, unless the others are on the device of the first one."""
+    for other_name, other in others.items():
+        if other is not None and other.device != tensor.device:
+            raise ValueError(f"{other_name} must be on {tensor.device} like {name}, got {other.device}")
+
+
 def check_alike(name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) -> None:
     """Raise ValueError, naming the argument, unless the others have the dtype and the device of the first one."""
     for other_name, other in others.items():

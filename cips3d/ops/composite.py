@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.composite_reference import (
     composite_backward_reference,
     composite_reference,
@@ -16,7 +16,7 @@ from cips3d.ops.composite_reference import (
     weights_reference,
 )
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import check_device, kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take, require_float32
 from cips3d.ops.second_order import differentiate_outputs
 
 DensityActivation = Literal["relu", "softplus"]

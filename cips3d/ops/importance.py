@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import check_device, kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take, require_float32
 
 WEIGHT_FLOOR = 1e-5  # added twice, as in pi-GAN: to the weights, and to those inside that make the density
 CDF_FLOOR = 1e-5  # a step of the distribution flatter than this is not divided by
@@ -45,7 +45,7 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> MergedDepth
 
     Returns:
         `MergedDepths`, in the dtype of the depths. Kernels compute float32, and put coarse samples first among equal
-            depths; other dtypes are computed in plain PyTorch, where equal depths come in any order.
+        depths; other dtypes are computed in plain PyTorch, where equal depths come in any order.
 
     Raises:
         ValueError: a shape or device does not fit, S < 3, or a ray has more samples than the kernel takes,

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_alike, check_shape
+from cips3d.ops.checks import check_alike, check_device, check_shape
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
-from cips3d.ops.ray_tensors import check_device
 from cips3d.ops.split_matmul import pays_for, split_matmul
 
 DEMODULATION_EPS = 1e-8  # keeps the norm of an all-zero column finite, as in StyleGAN2

@@ -8,13 +8,6 @@ from torch import Tensor
 from cips3d.ops import kernels
 
 
-def check_device(name: str, tensor: Tensor, **others: Tensor | None) -> None:
-    """Raise ValueError, naming the argument, unless the others are on the device of the first one."""
-    for other_name, other in others.items():
-        if other is not None and other.device != tensor.device:
-            raise ValueError(f"{other_name} must be on {tensor.device} like {name}, got {other.device}")
-
-
 def kernels_take(first: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels compute on these depths, directions, densities and draws; else plain PyTorch does."""
     return kernels.take(first) and all(x is None or x.dtype == torch.float32 for x in (first, *others))

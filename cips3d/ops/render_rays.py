@@ -141,29 +141,29 @@ def render_rays(
     if not isinstance(field, (SirenField, DeepSirenField)):
         raise TypeError(f"field must be SirenField or DeepSirenField, got {type(field).__name__}; see march_rays")
     check_range(t_near, t_far)
-    draws = draws.detach() if isinstance(draws, RayDraws) else draws
+    layers: dict[str, Tensor]
     if isinstance(field, DeepSirenField):
         deep.check_deep_rays(origins, directions, field, draws, activation)
-        named = dict(zip(DeepSirenField._fields, field, strict=True))
-        tensors: tuple[Tensor | None, ...] = (origins, directions, *draws, *field)
+        layers = dict(zip(DeepSirenField._fields, field, strict=True))
         evaluate: Field = partial(evaluate_deep_field, field, directions, precision=precision)
     else:
         check_render_rays(origins, directions, field, draws, activation)
         check_number("field.ball_density", field.ball_density)
         check_number("field.ball_radius", field.ball_radius)
-        named = dict(zip(LAYER_NAMES, tensors_of(field), strict=True))
-        tensors = (origins, directions, *draws, *tensors_of(field))
+        layers = dict(zip(LAYER_NAMES, tensors_of(field), strict=True))
         evaluate = partial(evaluate_siren_field, field, precision=precision)
-    check_alike("origins", origins, {"directions": directions})
-    check_alike("origins", origins, {f"draws.{name}": draw for name, draw in zip(RayDraws._fields, draws, strict=True)})
-    check_alike("origins", origins, {f"field.{name}": tensor for name, tensor in named.items()})
-    if kernels_take(origins, *tensors[1:]):
+    draws = draws.detach()
+    others: dict[str, Tensor | None] = {"directions": directions}  # in the order of the ops' schemas
+    others.update({f"draws.{name}": draw for name, draw in zip(RayDraws._fields, draws, strict=True)})
+    others.update({f"field.{name}": layer for name, layer in layers.items()})
+    check_alike("origins", origins, others)
+    if kernels_take(origins, *others.values()):
         reason = why_not_fused(field, draws, precision=precision)
         if reason is None:
             settings = (t_near, t_far, activation, last_back, _rounds(field, precision))
             if isinstance(field, DeepSirenField):
                 return deep.render_deep_rays(origins, directions, field, draws, *settings)
-            return RenderedRays(*_OP(*tensors, field.ball_density, field.ball_radius, *settings)[:5])
+            return RenderedRays(*_OP(origins, *others.values(), field.ball_density, field.ball_radius, *settings)[:5])
         warn_composed(reason)
     return march_rays(
         *(evaluate, origins, directions, draws, t_near, t_far), activation=activation, last_back=last_back

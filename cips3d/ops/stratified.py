@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_number, check_shape
+from cips3d.ops.checks import check_device, check_number, check_shape
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import check_device, kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take, require_float32
 
 MAX_GRID_Y = 65535  # images of one launch
 

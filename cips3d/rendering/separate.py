@@ -24,11 +24,11 @@ def save_separately(folder: Path, staging: Staging) -> int:
     `seed0003_yaw-0.4_depth.png`, `frame0007.png`. Files of these names are replaced, others left alone.
     """
     film, count = staging.film, 0
-    names = _face_names(staging), _view_names(staging), film.look.kinds
+    faces, views, kinds = _face_names(staging), _view_names(staging), film.look.kinds
     with tqdm(total=film.faces.numel(), desc="rendering", unit="picture", leave=False) as bar:
         for frame, face, shown in _one_by_one(film):
-            for kind, picture in zip(film.look.kinds, shown, strict=True):
-                parts = (names[0][face], names[1][frame], "" if names[2] == ("image",) else kind)
+            for kind, picture in zip(kinds, shown, strict=True):
+                parts = (faces[face], views[frame], "" if kinds == ("image",) else kind)
                 path = folder / ("_".join(filter(None, parts)) + ENDING)
                 pictures.save_image(path, pictures.image_grid(picture[None], 1))
                 count += 1
