@@ -99,7 +99,9 @@ def test_forward_mode_is_right_or_refused(case: Case, backend: Backend, name: st
         with forward_ad.dual_level():
             found = forward_ad.unpack_dual(run(forward_ad.make_dual(x, tangent))).tangent
     except (NotImplementedError, RuntimeError) as error:
-        assert "forward" in str(error) or "jvp" in str(error)
+        # Of the op itself where kernels compute; of an autograd.Function of the plain formulation elsewhere.
+        words = ("has no forward-mode derivative",) if backend.uses_kernels else ("forward", "jvp")
+        assert any(word in str(error) for word in words)
         return
     assert not backend.uses_kernels
     ends = []
