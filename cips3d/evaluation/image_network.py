@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cips3d.augmentation.diff_augment import diff_augment
 from cips3d.data.images import ImageSource
-from cips3d.training.diff_augment import diff_augment
 
 CHANNELS = (3, 24, 32, 48, 64)
 FEATURES = 64

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cips3d.training.ada import adaptive_augment
+from cips3d.augmentation.ada import adaptive_augment
+from cips3d.augmentation.diff_augment import diff_augment
 from cips3d.training.config import TrainConfig
-from cips3d.training.diff_augment import diff_augment
 from cips3d.training.losses import (
     adversarial_loss,
     gradient_penalty,

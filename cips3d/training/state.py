@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cips3d.augmentation.ada import AdaptiveProbability
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator, make_discriminator, make_generator
 from cips3d.ops.precision import Precision
-from cips3d.training.ada import AdaptiveProbability
 from cips3d.training.config import Amp, AmpKind, Stage, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import PathLength

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from cips3d.training import ada_transforms as transforms
+from cips3d.augmentation import ada_transforms as transforms
 
 AdaGroup = Literal["blit", "geometric", "color"]
 BGC: tuple[AdaGroup, ...] = get_args(AdaGroup)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.training.ada_transforms import (
+from cips3d.augmentation.ada_transforms import (
     SYM6,
     _GridSample,
     blit,

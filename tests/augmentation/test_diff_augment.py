@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cips3d.augmentation.diff_augment import color, cutout, diff_augment, shift, translation
 from cips3d.errors import UserError
-from cips3d.training.diff_augment import color, cutout, diff_augment, shift, translation
 
 POLICY = ("color", "translation", "cutout")
 

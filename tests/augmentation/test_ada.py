@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips3d.training.ada import (
+from cips3d.augmentation.ada import (
     BGC,
     AdaptiveProbability,
     Draws,
@@ -17,7 +17,7 @@ from cips3d.training.ada import (
     random_colors,
     random_geometry,
 )
-from cips3d.training.ada_transforms import (
+from cips3d.augmentation.ada_transforms import (
     blit,
     brightness,
     contrast,

@@ -1,0 +1,1 @@
+"""Augmentation: differentiable random changes of images before a discriminator, or another network, sees them."""
