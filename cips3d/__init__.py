@@ -7,9 +7,10 @@ Where the method is found:
 - ``cips3d.models``        mapping networks, NeRF, INR, generator, discriminators
 - ``cips3d.data``          image folders and archives, synthetic heads
 - ``cips3d.augmentation``  random changes of what discriminators see
-- ``cips3d.training``      losses, schedule, the training step and loop, checkpoints
-- ``cips3d.convert``       published checkpoints
+- ``cips3d.checkpoints``   files of trained and converted models
 - ``cips3d.rendering``     trained models: views, style paths, films
+- ``cips3d.training``      losses, schedule, the training step and loop
+- ``cips3d.convert``       published checkpoints
 
 ``evaluation``, ``meshing``, ``inversion``, ``stylisation``, ``editing`` and ``viewing`` make use of trained models.
 """

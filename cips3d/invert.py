@@ -12,7 +12,8 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from cips3d.convert.converted import Source, write_converted
+from cips3d.checkpoints.converted import Source, write_converted
+from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
 from cips3d.devices import choose_device, is_out_of_memory
 from cips3d.errors import UserError, exit_on_user_error
@@ -26,7 +27,6 @@ from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import SEED_LIMIT
-from cips3d.training.checkpoint import find_checkpoint
 from cips3d.training.signals import stop_on_signals
 
 PROGRAM = "python -m cips3d.invert"

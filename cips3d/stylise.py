@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import tyro
 
-from cips3d.convert.converted import ENDING
+from cips3d.checkpoints.converted import ENDING
+from cips3d.checkpoints.networks import load_networks
 from cips3d.devices import choose_device
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator
@@ -18,7 +19,6 @@ from cips3d.rendering import LoadedGenerator, load_generator, styles_of_seeds
 from cips3d.stylisation import Shares, check_same_networks, interpolated_state, stylised, swapped, write_stylised
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
 from cips3d.sweeps.options import check_strengths
-from cips3d.training.networks import load_networks
 
 PROGRAM = "python -m cips3d.stylise"
 DESCRIPTION = f"""Blend two models, block by block: faces keep their shape and take the look of the style.

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 import tyro
 
+from cips3d.checkpoints.networks import load_networks
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.source import HEADS
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
-from cips3d.training.networks import load_networks
 from cips3d.training.presets import preset
 
 PROGRAM = "python -m cips3d.train"
@@ -86,14 +86,15 @@ def defaults(preset_name: str | None, resume: Path | None, init_from: Path | Non
     config = preset(name)
     if init_from is not None:
         trained = load_networks(init_from)
+        rendering = trained.rendering
         return replace(
             config,
-            resolution=trained.resolution if name == "finetune" else None,  # its one stage, at the model's own size
+            resolution=rendering.resolution if name == "finetune" else None,  # its one stage, at the model's own size
             generator=trained.generator_config,
             discriminator=trained.discriminator_config or config.discriminator,
-            volume=trained.volume,
-            poses=trained.poses,
-            fov_degrees=trained.fov_degrees,
+            volume=rendering.volume,
+            poses=rendering.poses,
+            fov_degrees=rendering.fov_degrees,
         )
     if name == "finetune":
         raise UserError("--preset finetune starts from a trained model; name one with --init-from RUN_OR_CHECKPOINT")

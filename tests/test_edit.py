@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import STEP, write_run
 from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
-from rendering.checkpoints import STEP, write_run
 from rendering.command import frames_of
 from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
 

@@ -17,12 +17,12 @@ from evaluation.analytic import Analytic, Flat, loaded_of, nothing
 from evaluation.fidelity_library import open_torch_fidelity
 
 from cips3d import evaluate
+from cips3d.checkpoints.trained import save_checkpoint
 from cips3d.evaluate import main
 from cips3d.evaluation.catalogue import METRICS, VALUES
 from cips3d.evaluation.evaluate import Curve, Evaluation, EvaluationSettings, evaluate_generator
 from cips3d.models.family import make_generator
 from cips3d.rendering import load_generator
-from cips3d.training.checkpoint import save_checkpoint
 from cips3d.training.config import TrainConfig
 
 STEP = 1200

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import write_run
 from convert.small_networks import CIPS_CONFIG, STYLEGAN2_CONFIG
 from inversion.small_models import loaded_of
 from PIL import Image
-from rendering.checkpoints import write_run
 
 from cips3d import render
 from cips3d.cameras import PoseDistribution

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from cips3d.checkpoints.trained import save_checkpoint
 from cips3d.mesh import main
 from cips3d.meshing import extraction
 from cips3d.models.cips3d import CIPS3D
 from cips3d.rendering import latent_of, load_generator, styles_of_seeds, write_latent
-from cips3d.training.checkpoint import save_checkpoint
 from cips3d.training.config import TrainConfig
 
 trimesh = pytest.importorskip("trimesh")

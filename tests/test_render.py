@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import STEP, write_run
 from PIL import Image
-from rendering.checkpoints import STEP, write_run
 from rendering.command import RenderCommand
 
 from cips3d import pictures

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import write_checkpoint, write_run
 from convert.small_networks import CIPS_CONFIG, STYLEGAN2_CONFIG
-from rendering.checkpoints import write_checkpoint, write_run
 from rendering.command import frames_of
 from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
 
 from cips3d import mesh, render
+from cips3d.checkpoints.networks import load_networks
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
 from cips3d.models.discriminator import Discriminator
@@ -26,7 +27,6 @@ from cips3d.stylise import main
 from cips3d.train import defaults
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
-from cips3d.training.networks import load_networks
 from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 

@@ -13,8 +13,8 @@ from PIL import Image
 from skimage import data
 
 from cips3d import train as command
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint, save_checkpoint
 from cips3d.errors import UserError
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.small_runs import write_run
 from convert.small_networks import STYLEGAN2_CONFIG
-from rendering.checkpoints import write_run
 
 from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError

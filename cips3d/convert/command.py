@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
+from cips3d.checkpoints.converted import ENDING, Converted, Source, write_converted
+from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.checkpoints.trained import FORMAT as TRAINING_FORMAT
 from cips3d.convert import SYSTEMS
-from cips3d.convert.converted import ENDING, Converted, RenderingDefaults, Source, write_converted
 from cips3d.convert.detect import (
     DISCRIMINATOR,
     Contents,
@@ -34,7 +36,6 @@ from cips3d.files import sha256_of
 from cips3d.models.family import AnyGeneratorConfig
 from cips3d.models.pigan import PiGANConfig
 from cips3d.plain import to_plain
-from cips3d.training.checkpoint import FORMAT as TRAINING_FORMAT
 from cips3d.training.presets import PRESETS, preset
 
 PROGRAM = "python -m cips3d.convert"
@@ -299,7 +300,7 @@ def assembled(options: Options, parts: dict[str, Part], results: dict[str, Resul
     )
 
 
-def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset_name: str | None) -> RenderingDefaults:
+def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset_name: str | None) -> RenderingSettings:
     """How pictures of a system are taken: as its preset says, at the generator's own resolution if it has one.
 
     Raises:
@@ -316,7 +317,7 @@ def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset
         )
     # The published pictures and evaluations of pi-GAN give the light that is left to the last sample, but on white.
     is_closed = system == "pigan" and not config.volume.white_back
-    return RenderingDefaults(
+    return RenderingSettings(
         volume=replace(config.volume, last_back=config.volume.last_back or is_closed),
         fov_degrees=config.fov_degrees,
         resolution=getattr(generator, "resolution", config.stages[-1].resolution),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cips3d.convert.converted import Converted, RenderingDefaults, Source
+from cips3d.checkpoints.converted import Converted, Source
+from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.errors import UserError
 from cips3d.inversion.losses import picture_loss
 from cips3d.inversion.objective import Objective, Record, seen_by
@@ -115,7 +116,7 @@ def as_converted(loaded: LoadedGenerator, sources: tuple[Source, ...] = ()) -> C
         raise UserError(f"{type(loaded.generator).__name__} is no model of the family that could be saved")
     return Converted(
         system=config.system,
-        rendering=RenderingDefaults(loaded.settings, loaded.fov_degrees, loaded.resolution, loaded.poses),
+        rendering=RenderingSettings(loaded.settings, loaded.fov_degrees, loaded.resolution, loaded.poses),
         sources=sources,
         generator_config=to_plain(config),
         discriminator_config=None,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import PoseDistribution
+from cips3d.checkpoints.networks import load_networks
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.precision import Precision
-from cips3d.training.networks import load_networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +60,15 @@ def load_generator(
         UserError: nothing is there, it is not a checkpoint that this package can use, or the model does not compute so.
     """
     networks = load_networks(Path(path))
+    rendering = networks.rendering
     generator = networks.generator().to(device)
     if precision is not None:
         generator.set_precision(precision)
     return LoadedGenerator(
         generator,
-        networks.volume,
-        networks.fov_degrees,
-        networks.resolution,
-        networks.poses,
+        rendering.volume,
+        rendering.fov_degrees,
+        rendering.resolution,
+        rendering.poses,
         networks.step,
     )

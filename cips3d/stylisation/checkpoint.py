@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cips3d.convert.converted import Converted, RenderingDefaults, Source, write_converted
+from cips3d.checkpoints.converted import Converted, Source, write_converted
+from cips3d.checkpoints.networks import Networks
 from cips3d.files import sha256_of
 from cips3d.plain import to_plain
-from cips3d.training.networks import Networks
 
 
 def write_stylised(path: Path, generator: dict[str, Tensor], base: Networks, style: Networks) -> None:
@@ -32,7 +32,7 @@ def write_stylised(path: Path, generator: dict[str, Tensor], base: Networks, sty
         states["discriminator"] = judge.discriminator
     converted = Converted(
         system=base.generator_config.system,
-        rendering=RenderingDefaults(base.volume, base.fov_degrees, base.resolution, base.poses),
+        rendering=base.rendering,
         sources=tuple(Source(networks.file.name, sha256_of(networks.file)) for networks in (base, style)),
         generator_config=to_plain(base.generator_config),
         discriminator_config=None if judge.discriminator is None else to_plain(judge.discriminator_config),

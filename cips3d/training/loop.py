@@ -9,13 +9,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from cips3d.data.heads import SyntheticHeads
-from cips3d.data.images import ImageFiles
-from cips3d.data.loader import TrainingImages
-from cips3d.data.source import open_training_source
-from cips3d.errors import UserError
-from cips3d.ops.precision import matmul_precision
-from cips3d.training.checkpoint import (
+from cips3d.checkpoints.networks import load_networks
+from cips3d.checkpoints.trained import (
     BEST,
     CHECKPOINT_FOLDER,
     find_checkpoint,
@@ -23,11 +18,16 @@ from cips3d.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from cips3d.data.heads import SyntheticHeads
+from cips3d.data.images import ImageFiles
+from cips3d.data.loader import TrainingImages
+from cips3d.data.source import open_training_source
+from cips3d.errors import UserError
+from cips3d.ops.precision import matmul_precision
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, join_processes
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
-from cips3d.training.networks import load_networks
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
 from cips3d.training.schedule import Moment, moment

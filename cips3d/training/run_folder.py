@@ -13,10 +13,10 @@ import numpy
 import torch
 
 import cips3d
+from cips3d.checkpoints.trained import CHECKPOINT_FOLDER
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.plain import finite
-from cips3d.training.checkpoint import CHECKPOINT_FOLDER
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.augmentation.ada import AdaptiveProbability
+from cips3d.checkpoints.networks import Networks
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator, make_discriminator, make_generator
 from cips3d.ops.precision import Precision
@@ -19,7 +20,6 @@ from cips3d.training.config import Amp, AmpKind, Stage, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import PathLength
 from cips3d.training.measuring import Best
-from cips3d.training.networks import Networks
 
 ADAM_EPS = 1e-8
 RANK_STRIDE = 1_000_003  # seeds of different processes and of different runs must not meet

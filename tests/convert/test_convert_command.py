@@ -20,9 +20,10 @@ from convert.small_networks import CIPS3D_DISCRIMINATOR_CONFIG, PIGAN_CONFIG, SY
 from convert.torch_files import module_of, stand_in_classes
 from torch import Tensor, nn
 
+from cips3d.checkpoints.converted import PARTS, Converted, read_converted
+from cips3d.checkpoints.trained import save_checkpoint
 from cips3d.convert.cips3d_discriminator import discriminator_to_reference
 from cips3d.convert.command import main
-from cips3d.convert.converted import PARTS, Converted, read_converted
 from cips3d.convert.pigan import pigan_to_reference
 from cips3d.errors import UserError
 from cips3d.models.discriminator import Discriminator
@@ -30,7 +31,6 @@ from cips3d.models.family import AnyDiscriminatorConfig, AnyGeneratorConfig, mak
 from cips3d.models.pigan import PiGAN
 from cips3d.models.volume import VolumeSettings
 from cips3d.plain import from_plain
-from cips3d.training.checkpoint import save_checkpoint
 
 FAMILY = {"cips3d": "cips3d", "pigan": "pigan", "cips": "stylegan2", "stylegan2": "stylegan2"}  # whose discriminator
 IGNORED = re.compile(r"\.mod[12]\.norm\.|to_rgbs\.(4|8|16)\.linear")  # what CIPS-3D carries and never applies

@@ -11,7 +11,7 @@ import pytest
 import torch
 from inversion.small_models import own_picture, painted_ball, small
 
-from cips3d.convert.converted import write_converted
+from cips3d.checkpoints.converted import write_converted
 from cips3d.errors import UserError
 from cips3d.inversion import InversionSettings, invert, psnr
 from cips3d.inversion.objective import seen_by

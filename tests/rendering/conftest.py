@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rendering.checkpoints import write_run
+from checkpoints.small_runs import write_run
 from rendering.command import RenderCommand
 
 from cips3d.cameras import PoseDistribution

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from checkpoints.small_runs import write_run
 from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG
-from rendering.checkpoints import write_run
 from rendering.command import RenderCommand, shown_in
 
 from cips3d import pictures

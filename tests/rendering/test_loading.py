@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rendering.checkpoints import STEP, write_checkpoint
+from checkpoints.small_runs import STEP, write_checkpoint
 
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import write_run
 from PIL import Image
-from rendering.checkpoints import write_run
 from rendering.command import RenderCommand
 
 from cips3d.pictures import to_uint8

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import STEP
 from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
 from PIL import Image
-from rendering.checkpoints import STEP
 from rendering.command import RenderCommand, frames_of, shown_in
 
 from cips3d import pictures

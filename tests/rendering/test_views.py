@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from rendering.checkpoints import STEP
+from checkpoints.small_runs import STEP
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError

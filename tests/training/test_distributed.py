@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.devices import choose_device
 from cips3d.errors import UserError
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig
 
 WORKER = """

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cips3d.convert.converted import Converted, RenderingDefaults, write_converted
+from cips3d.checkpoints.converted import Converted, write_converted
+from cips3d.checkpoints.networks import load_networks
+from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.errors import UserError
 from cips3d.plain import to_plain
-from cips3d.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, train
-from cips3d.training.networks import load_networks
 from cips3d.training.objectives import Objectives, StepReport
 from cips3d.training.report import Reporter
 from cips3d.training.run_folder import METRICS_FILE
@@ -266,7 +266,7 @@ def test_training_starts_from_a_converted_checkpoint(small_config: TrainConfig, 
     networks = load_networks(trained)
     assert networks.discriminator is not None
     file = tmp_path / "published.safetensors"
-    rendering = RenderingDefaults(networks.volume, networks.fov_degrees, 8, networks.poses)
+    rendering = replace(networks.rendering, resolution=8)
     states = {"generator_ema": networks.averaged, "discriminator": networks.discriminator}
     configs = (to_plain(networks.generator_config), to_plain(networks.discriminator_config))
     write_converted(file, Converted("cips3d", rendering, (), *configs, states=states))

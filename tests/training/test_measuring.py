@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training.test_loop import after_steps, assert_equal_states
 
 from cips3d import train as command
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.errors import UserError
 from cips3d.evaluation import evaluate
 from cips3d.evaluation.evaluate import Evaluation
@@ -27,7 +28,6 @@ from cips3d.evaluation.image_sets import SourceImages
 from cips3d.models.cips import CIPSConfig
 from cips3d.rendering import LoadedGenerator
 from cips3d.training import measuring
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import Reports, TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.measuring import Best, Measurement, new_best

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.models.channels import channel_table
 from cips3d.models.family import generator_class
 from cips3d.models.pigan_discriminator import pigan_channel_table
 from cips3d.plain import to_plain
 from cips3d.render import main as render_command
 from cips3d.train import main as train_command
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.loop import train

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rendering.checkpoints import write_run
+from checkpoints.small_runs import write_run
 
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.training.config import TrainConfig

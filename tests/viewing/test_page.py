@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from checkpoints.small_runs import write_run
 from PIL import Image
-from rendering.checkpoints import write_run
 from viewing.browser import Browser
 
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config

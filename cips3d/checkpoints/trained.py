@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without executing anything."""
+"""Training's checkpoints: written whole or not at all, read without executing anything."""
 
 from __future__ import annotations
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from torch import Tensor
-
-from cips3d.cameras import PoseDistribution
-from cips3d.convert.converted import ENDING, read_converted
+from cips3d.checkpoints.converted import ENDING, State, read_converted
+from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.errors import UserError
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator
-from cips3d.models.volume import VolumeSettings
 from cips3d.plain import from_plain
-from cips3d.training.checkpoint import find_checkpoint, load_checkpoint
-from cips3d.training.config import TrainConfig
 
-State = dict[str, Tensor]
+# Unions are types for `from_plain`, but not for type checkers.
+GENERATOR_CONFIG = cast("type[AnyGeneratorConfig]", AnyGeneratorConfig)
+DISCRIMINATOR_CONFIG = cast("type[AnyDiscriminatorConfig | None]", AnyDiscriminatorConfig | None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +27,7 @@ class Networks:
     generator_config: AnyGeneratorConfig
     discriminator_config: AnyDiscriminatorConfig | None
     """None: the file has no discriminator"""
-    volume: VolumeSettings
-    fov_degrees: float
-    poses: PoseDistribution
-    resolution: int
-    """side of the pictures it was trained on last"""
+    rendering: RenderingSettings
     step: int | None
     """training steps taken, where the file tells"""
     averaged: State
@@ -68,15 +63,13 @@ def load_networks(path: Path) -> Networks:
 def _of_checkpoint(file: Path) -> Networks:
     state = load_checkpoint(file)
     try:
-        config = TrainConfig.from_json(state["config"])
+        config = json.loads(state["config"])  # of the run; how it was trained may be of any version
+        rendering = {name: config[name] for name in ("volume", "fov_degrees", "poses")}
         return Networks(
             file,
-            config.generator,
-            config.discriminator,
-            config.volume,
-            config.fov_degrees,
-            config.poses,
-            config.stages[-1].resolution,
+            from_plain(GENERATOR_CONFIG, config["generator"]),
+            from_plain(DISCRIMINATOR_CONFIG, config["discriminator"]),
+            from_plain(RenderingSettings, {**rendering, "resolution": config["stages"][-1]["resolution"]}),
             int(state["step"]),
             state["generator_ema"],
             state.get("discriminator"),
@@ -90,26 +83,19 @@ def _of_checkpoint(file: Path) -> Networks:
 
 def _of_converted(file: Path) -> Networks:
     converted = read_converted(file)
-    averaged, rendering = converted.generator_state, converted.rendering
+    averaged = converted.generator_state
     if averaged is None or converted.generator_config is None:
         raise UserError(f"{file} holds no generator; convert the generator's file")
     try:
-        generator_config = from_plain(cast("type[AnyGeneratorConfig]", AnyGeneratorConfig), converted.generator_config)
-        discriminator_config = None
-        if converted.discriminator_config is not None:
-            discriminator_config = from_plain(
-                cast("type[AnyDiscriminatorConfig]", AnyDiscriminatorConfig), converted.discriminator_config
-            )
+        generator_config = from_plain(GENERATOR_CONFIG, converted.generator_config)
+        discriminator_config = from_plain(DISCRIMINATOR_CONFIG, converted.discriminator_config)
     except ValueError as error:
         raise UserError(f"{file} does not describe a model of this version ({error}); convert it once more") from error
     return Networks(
         file,
         generator_config,
         discriminator_config,
-        rendering.volume,
-        rendering.fov_degrees,
-        rendering.poses,
-        rendering.resolution,
+        converted.rendering,
         converted.step,
         averaged,
         converted.states.get("discriminator"),

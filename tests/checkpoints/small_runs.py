@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from cips3d.checkpoints.trained import save_checkpoint
 from cips3d.models.cips3d import CIPS3D
-from cips3d.training.checkpoint import save_checkpoint
 from cips3d.training.config import TrainConfig
 
 STEP = 1200

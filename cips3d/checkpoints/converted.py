@@ -12,10 +12,9 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cips3d.cameras import PoseDistribution
+from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
-from cips3d.models.volume import VolumeSettings
 from cips3d.plain import from_plain, to_plain
 
 ENDING = ".safetensors"
@@ -35,27 +34,13 @@ class Source:
     sha256: str
 
 
-@dataclass(frozen=True)
-class RenderingDefaults:
-    """How the published pictures of a system were taken."""
-
-    volume: VolumeSettings
-    """sampling and compositing, of 3-D generators"""
-    fov_degrees: float
-    """the cameras' angle of view"""
-    resolution: int
-    """side of the pictures"""
-    poses: PoseDistribution
-    """where the training cameras stood"""
-
-
 @dataclass(frozen=True, eq=False)
 class Converted:
     """What a converted checkpoint holds; state dicts are by the names of this package's modules."""
 
     system: str
     """cips3d, pigan, cips or stylegan2"""
-    rendering: RenderingDefaults
+    rendering: RenderingSettings
     sources: tuple[Source, ...]
     generator_config: dict[str, Any] | None
     """plain values of the generators' configuration (`cips3d.plain.from_plain` reads them)"""
@@ -137,7 +122,7 @@ def _converted_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     step = json.loads(metadata["step"])
     return Converted(
         system=metadata["system"],
-        rendering=from_plain(RenderingDefaults, json.loads(metadata["rendering"])),
+        rendering=from_plain(RenderingSettings, json.loads(metadata["rendering"])),
         sources=from_plain(tuple[Source, ...], json.loads(metadata["sources"])),
         generator_config=_config_of(metadata, "generator", "generator" in states or "generator_ema" in states),
         discriminator_config=_config_of(metadata, "discriminator", "discriminator" in states),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cips3d.checkpoints.trained import find_checkpoint, keep_checkpoints, load_checkpoint, save_checkpoint
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
-from cips3d.training.checkpoint import find_checkpoint, keep_checkpoints, load_checkpoint, save_checkpoint
 
 
 def test_round_trip(tmp_path: Path) -> None:

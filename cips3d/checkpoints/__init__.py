@@ -1,0 +1,1 @@
+"""Files with networks: training's checkpoints, converted ones, and what every command reads of either."""
