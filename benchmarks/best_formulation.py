@@ -16,7 +16,7 @@ from op_baselines import compositing_weights, importance_draws
 from torch import Tensor, nn
 
 from cips3d.cameras import Rays
-from cips3d.models.cips3d import CIPS3D, Styles
+from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
 from cips3d.models.inr import INR, ModulatedFC
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import NeRF
@@ -94,7 +94,7 @@ def colors_of_pixels(inr: INR, features: Tensor, style: Tensor, dtype: torch.dty
 
 def render(
     generator: CIPS3D,
-    styles: Styles,
+    styles: CIPS3DStyles,
     rays: Rays,
     settings: VolumeSettings,
     draws: RayDraws,

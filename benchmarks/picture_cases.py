@@ -11,7 +11,7 @@ from compiling import compiled_by_torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Styles
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 from cips3d.ops.march import RayDraws
@@ -98,12 +98,12 @@ class Pictures:
                 parts.append(render(self.generator, styles, rays, self.settings, draws, dtype=dtype).float())
         return torch.cat(parts)
 
-    def groups(self) -> Iterator[tuple[Styles, Rays, RayDraws]]:
+    def groups(self) -> Iterator[tuple[CIPS3DStyles, Rays, RayDraws]]:
         """Styles, rays and draws of `GROUP` images after another."""
         self.generator.set_precision("highest")
         rays = self.cameras.rays(self.side)
         for start in range(0, len(self.cameras), GROUP):
             images = slice(start, start + GROUP)
             some = Rays(rays.origins[images], rays.directions[images])
-            styles = Styles(*(style[images] for style in self.styles))
+            styles = CIPS3DStyles(*(style[images] for style in self.styles))
             yield styles, some, self.draws.part(images, slice(None))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.cameras import Rays
-from cips3d.models.cips3d import CIPS3D, Styles
+from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
 from cips3d.models.generator import truncated
 from cips3d.models.inr import INR, ModulatedFC
 from cips3d.models.mapping import LEAKY_SLOPE
@@ -138,7 +138,7 @@ def colors(inr: INR, features: Tensor, style: Tensor) -> Tensor:
 
 def render(
     generator: CIPS3D,
-    styles: Styles,
+    styles: CIPS3DStyles,
     rays: Rays,
     settings: VolumeSettings,
     draws: RayDraws,

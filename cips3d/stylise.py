@@ -79,8 +79,8 @@ class Options(SweepOptions):
         return self.out.suffix.lower() == ENDING
 
 
-class Blend(NamedTuple):
-    """A column: what it is called, and how much of the style is in it."""
+class LabelledShares(NamedTuple):
+    """How much of the style is in a column, and what the column is called."""
 
     label: str
     shares: Shares
@@ -161,7 +161,7 @@ def swaps_of(options: Options) -> list[int]:
     return [] if options.swap_from is None else parse_numbers(options.swap_from, "--swap-from", "blocks")
 
 
-def blends_of(generator: AnyGenerator, options: Options) -> tuple[Shares, list[Blend]]:
+def blends_of(generator: AnyGenerator, options: Options) -> tuple[Shares, list[LabelledShares]]:
     """What is the style's at strength 1, and the columns.
 
     Raises:
@@ -188,13 +188,13 @@ def blends_of(generator: AnyGenerator, options: Options) -> tuple[Shares, list[B
         raise UserError(
             f"--swap-from {options.swap_from} is beyond the {blocks} blocks of this {name}; give 0 to {blocks - 1}"
         )
-    columns = [Blend(f"from {first}", replace(full, blocks=swapped(blocks, first))) for first in swaps]
+    columns = [LabelledShares(f"from {first}", replace(full, blocks=swapped(blocks, first))) for first in swaps]
     return full, [blend_at(full, 0.0), *columns]
 
 
-def blend_at(full: Shares, strength: float) -> Blend:
+def blend_at(full: Shares, strength: float) -> LabelledShares:
     """The blend of a strength."""
-    return Blend("base" if strength == 0 else f"{strength:g}", full.times(strength))
+    return LabelledShares("base" if strength == 0 else f"{strength:g}", full.times(strength))
 
 
 def way_of(options: Options) -> tuple[float, float]:
@@ -203,7 +203,7 @@ def way_of(options: Options) -> tuple[float, float]:
     return strengths[0], strengths[-1]
 
 
-def column_of(options: Options, scene: Scene, style: LoadedGenerator, blend: Blend) -> Column:
+def column_of(options: Options, scene: Scene, style: LoadedGenerator, blend: LabelledShares) -> Column:
     """The faces of a scene as a blend shows them."""
     loaded = stylised(scene.loaded, style, blend.shares)
     styles, seeds = scene.faces.styles, scene.faces.seeds
@@ -212,7 +212,7 @@ def column_of(options: Options, scene: Scene, style: LoadedGenerator, blend: Ble
     return Column(blend.label, loaded, styles)
 
 
-def write_checkpoint(options: Options, blend: Blend) -> None:
+def write_checkpoint(options: Options, blend: LabelledShares) -> None:
     """The blend as a file of its own."""
     base, style = load_networks(options.base), load_networks(options.style)
     for networks in (base, style):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, printable, read_rgb
 from cips3d.errors import UserError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_FILE_BYTES = 2**30  # of one file unpacked from a zip: guards against archives made to fill memory
 DECODED_LIMIT = 512 * 2**20  # bytes; sets that fit are kept decoded in memory
 BAR_DELAY = 2.0  # seconds; a check that takes longer shows a progress bar
@@ -129,7 +129,7 @@ def _is_image_name(name: str) -> bool:
     """Ending of an image, and neither hidden nor a shadow copy of macOS (`__MACOSX/`, `._name`)."""
     parts = name.split("/")
     hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
-    return name.lower().endswith(IMAGE_ENDINGS) and not hidden and "__MACOSX" not in parts
+    return name.lower().endswith(PHOTO_ENDINGS) and not hidden and "__MACOSX" not in parts
 
 
 def _parsed(data: bytes) -> object:
@@ -180,7 +180,7 @@ def find_images(path: str | Path, argument: str = "--data") -> tuple[ImageFolder
             f"{argument} {path} is an unfinished prepared set; run the `cips3d.dataset` command that began it once more"
         )
     if not names:
-        endings = ", ".join(IMAGE_ENDINGS)
+        endings = ", ".join(PHOTO_ENDINGS)
         raise UserError(f"{argument} {path} holds no images; give a folder or zip with {endings} files")
     return files, names
 
@@ -280,7 +280,7 @@ def open_images(
     if not readable:
         first, why = next(iter(reasons.items()))
         raise UserError(
-            f"--data {path}: none of its {len(names):,} files (endings {', '.join(IMAGE_ENDINGS)}) could be "
+            f"--data {path}: none of its {len(names):,} files (endings {', '.join(PHOTO_ENDINGS)}) could be "
             f"read, the first, {printable(first)}, because of {why}; give a folder or zip of sound images"
         )
     if decoded is not None and reasons:

@@ -12,14 +12,22 @@ from torch import Tensor
 
 from cips3d.errors import UserError
 from cips3d.models.cips3d import default_chunk_rays
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
+from cips3d.models.generator import (
+    Generator,
+    ParameterGroups,
+    Picture,
+    View,
+    WeightParts,
+    Window,
+    at_layers,
+    mixed_layers,
+)
 from cips3d.models.pixel_network import PixelNetwork
-from cips3d.models.style_mapping import StyleMapping, Styles, check_style_dimensions
+from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import draw_noise
 
 Variant = Literal["skip", "residual"]
 Noise = Literal["random", "none"]
-Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 # Widths of the blocks of models for 1024²; those for smaller pictures have the first of them.
 PUBLISHED_WIDTHS: dict[Variant, tuple[int, ...]] = {
@@ -151,7 +159,7 @@ def cylinder_coordinates(
     return torch.cat([circle, y[None, :, None].expand(-1, -1, columns)])[None]
 
 
-class CIPS(Generator[Styles]):
+class CIPS(Generator[WStyles]):
     """CIPS's generator (arXiv 2011.13775): pixels that know their coordinates, and nothing of each other.
 
     Sines of a pixel's coordinates beside a learned embedding at its place go through layers of modulated 1x1
@@ -198,20 +206,20 @@ class CIPS(Generator[Styles]):
         """A of the modulations by each of the styles w: of a layer, of the ToRGB before it, or of both."""
         return {"w": self.network.style_weights()}
 
-    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> Styles:
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> WStyles:
         if branch not in self.style_weights():
             return super().style_offsets(branch, vectors, layers)
-        return Styles(at_layers(vectors, layers, self.style_layers))
+        return WStyles(at_layers(vectors, layers, self.style_layers))
 
-    def mapping(self, z: Tensor) -> Styles:  # type: ignore[override]  # by its name
+    def mapping(self, z: Tensor) -> WStyles:  # type: ignore[override]  # by its name
         """Styles of z [B, z_dim]."""
-        return Styles(self.style_mapping(z))
+        return WStyles(self.style_mapping(z))
 
-    def mixed(self, first: Styles, second: Styles, layer: int) -> Styles:
+    def mixed(self, first: WStyles, second: WStyles, layer: int) -> WStyles:
         """Styles whose layers from `layer` on follow `second`; layer 0 is the first ModFC, the last the last ToRGB."""
-        return Styles(mixed_layers(first.w, second.w, layer, self.style_layers))
+        return WStyles(mixed_layers(first.w, second.w, layer, self.style_layers))
 
-    def render(self, styles: Styles, view: View) -> Picture:
+    def render(self, styles: WStyles, view: View) -> Picture:
         """Pictures of styles, or a window of them; without noise where the view has no jitter.
 
         Raises:
@@ -268,7 +276,7 @@ class CIPS(Generator[Styles]):
 
     def synthesis(
         self,
-        styles: Styles,
+        styles: WStyles,
         *,
         coords: Tensor | None = None,
         resolution: int | tuple[int, int] | None = None,

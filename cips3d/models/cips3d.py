@@ -95,7 +95,7 @@ class CIPS3DConfig:
                 require_range(field.name, getattr(self, field.name), 1)
 
 
-class Styles(NamedTuple):
+class CIPS3DStyles(NamedTuple):
     """What the mapping networks make of z: all that a picture needs besides a camera.
 
     Attributes:
@@ -140,7 +140,7 @@ class _Pixels(NamedTuple):
     sample_depths: Tensor  # [B, N, samples]
 
 
-class CIPS3D(Generator[Styles]):
+class CIPS3D(Generator[CIPS3DStyles]):
     """CIPS-3D's generator (arXiv 2110.09788).
 
     z_shape goes through a mapping network to the FiLM layers of a shallow NeRF, which gives a feature per ray;
@@ -231,26 +231,26 @@ class CIPS3D(Generator[Styles]):
         """Of the shape, [A_g, A_b] of the three FiLM layers; of the appearance, A of the INR's modulated layers."""
         return {"shape": self.nerf.style_weights(), "appearance": self.inr.style_weights()}
 
-    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> Styles:
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> CIPS3DStyles:
         weights = self.style_weights()
         if branch not in weights:
             return super().style_offsets(branch, vectors, layers)
         still = {name: vectors.new_zeros(len(vectors), len(a), a[0].shape[1]) for name, a in weights.items()}
-        return Styles(**{**still, branch: at_layers(vectors, layers, len(weights[branch]))})
+        return CIPS3DStyles(**{**still, branch: at_layers(vectors, layers, len(weights[branch]))})
 
-    def mapping(self, z_shape: Tensor, z_appearance: Tensor) -> Styles:  # type: ignore[override]  # by their names
+    def mapping(self, z_shape: Tensor, z_appearance: Tensor) -> CIPS3DStyles:  # type: ignore[override]  # by their names
         """Styles of z_shape [B, z_shape_dim] and z_appearance [B, z_appearance_dim]."""
-        return Styles(self.shape_mapping(z_shape), self.appearance_mapping(z_appearance))
+        return CIPS3DStyles(self.shape_mapping(z_shape), self.appearance_mapping(z_appearance))
 
-    def mixed(self, first: Styles, second: Styles, layer: int) -> Styles:
+    def mixed(self, first: CIPS3DStyles, second: CIPS3DStyles, layer: int) -> CIPS3DStyles:
         """The shape of `first`; of the INR, layers from `layer` on follow the appearance of `second`."""
-        return Styles(first.shape, mixed_layers(first.appearance, second.appearance, layer, self.style_layers))
+        return CIPS3DStyles(first.shape, mixed_layers(first.appearance, second.appearance, layer, self.style_layers))
 
-    def density(self, styles: Styles, points: Tensor) -> Tensor:
+    def density(self, styles: CIPS3DStyles, points: Tensor) -> Tensor:
         """Raw density [B, N] at points [B, N, 3]."""
         return self.nerf.evaluate(points, styles.shape)[0]
 
-    def render(self, styles: Styles, view: View) -> Picture:
+    def render(self, styles: CIPS3DStyles, view: View) -> Picture:
         """Pictures of styles; depth of empty space is t_far. A `window` of the picture is not offered."""
         if view.window is not None:
             raise ValueError("window is for generators of pixel coordinates; CIPS-3D renders whole pictures")
@@ -327,7 +327,7 @@ class CIPS3D(Generator[Styles]):
 
     def synthesis(
         self,
-        styles: Styles,
+        styles: CIPS3DStyles,
         cameras: Cameras,
         settings: VolumeSettings,
         *,

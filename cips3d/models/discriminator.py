@@ -79,7 +79,7 @@ class DiscriminatorConfig:
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says of images.
+    """What one network says of images.
 
     Attributes:
         logits: [B, 1] large where an image looks real.
@@ -90,6 +90,27 @@ class Judgement(NamedTuple):
     logits: Tensor
     pose: Tensor | None
     latent: Tensor | None = None
+
+    def float(self) -> Judgement:
+        """The same in float32."""
+        pose, latent = (None if x is None else x.float() for x in (self.pose, self.latent))
+        return Judgement(self.logits.float(), pose, latent)
+
+
+class Verdict(NamedTuple):
+    """What a discriminator says of images, with all its networks.
+
+    Attributes:
+        main: of the images.
+        aux: of the auxiliary images; None where none are judged.
+    """
+
+    main: Judgement
+    aux: Judgement | None
+
+    def float(self) -> Verdict:
+        """The same in float32."""
+        return Verdict(self.main.float(), None if self.aux is None else self.aux.float())
 
 
 class ActivatedConv(nn.Module):
@@ -326,13 +347,11 @@ class Discriminator(nn.Module):
         main, aux = self.judge(image, aux_image, fade)
         return main.logits if aux is None else (main.logits, aux.logits)
 
-    def judge(
-        self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0
-    ) -> tuple[Judgement, Judgement | None]:
+    def judge(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> Verdict:
         """Both parts' judgements; None from the auxiliary one without an `aux_image`. See `forward`."""
         main = self.main.judge(image, fade)
         if aux_image is None:
-            return main, None
+            return Verdict(main, None)
         if self.aux is None:
             raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
-        return main, self.aux.judge(aux_image, fade)
+        return Verdict(main, self.aux.judge(aux_image, fade))

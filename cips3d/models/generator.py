@@ -19,6 +19,8 @@ from cips3d.ops.precision import Precision
 
 MEAN_STYLE_SAMPLES = 10_000
 
+Window = tuple[int, int, int, int]  # top, left, height, width in pixels
+
 # What the mapping of a generator makes of z: a NamedTuple of tensors, images first.
 StylesT = TypeVar("StylesT", bound="tuple[Tensor, ...]")
 
@@ -76,7 +78,7 @@ class View:
     """also give the auxiliary image"""
     grad_points: int | None = None
     """only so many randomly chosen rays an image carry gradients"""
-    window: tuple[int, int, int, int] | None = None
+    window: Window | None = None
     """(top, left, height, width) in pixels of the part of the picture that is wanted; None: all of it"""
     jitter: bool = True
     """random depths and noise, as in training; False: the same picture every time"""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cips3d.cameras import Cameras, Rays
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, mixed_layers
-from cips3d.models.pigan_field import PiGANConfig, PiGANStyles, StyleMapping, ViewDependentNeRF
+from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
 from cips3d.models.volume import VolumeSettings, draw_random, filled_depth, render_volume
@@ -74,7 +74,7 @@ class PiGAN(Generator[PiGANStyles]):
         self.config = config = config or PiGANConfig()
         self.style_layers = config.layers + 1
         self.nerf = ViewDependentNeRF(config)
-        self.style_mapping = StyleMapping(config)
+        self.style_mapping = PiGANMapping(config)
 
     @property
     def z_dims(self) -> tuple[int]:

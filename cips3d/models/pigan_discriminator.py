@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cips3d.cameras import FRONT
 from cips3d.errors import UserError
 from cips3d.models.channels import channel_table
-from cips3d.models.discriminator import Judgement
+from cips3d.models.discriminator import Judgement, Verdict
 from cips3d.models.equalized import SUM_SCALE
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
@@ -108,8 +108,8 @@ class PiGANDiscriminatorConfig:
         return 1 + self.latent_dim + (2 if self.predict_pose else 0)
 
 
-class PiGANJudgement(NamedTuple):
-    """What the discriminator says of images.
+class PiGANOutputs(NamedTuple):
+    """What the last layer gives for images, in the published order and angles.
 
     Attributes:
         logits: [B, 1] large where an image looks real.
@@ -219,7 +219,7 @@ class PiGANDiscriminator(nn.Module):
         )
         self.output = nn.Conv2d(channels[RESOLUTION_MIN], config.outputs, RESOLUTION_MIN)
 
-    def forward(self, image: Tensor, fade: float = 1.0) -> PiGANJudgement:
+    def forward(self, image: Tensor, fade: float = 1.0) -> PiGANOutputs:
         """Logits, z and camera of images, as the network gives them.
 
         Args:
@@ -228,7 +228,7 @@ class PiGANDiscriminator(nn.Module):
                 α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(image at every other pixel).
 
         Returns:
-            `PiGANJudgement`.
+            `PiGANOutputs`.
 
         Raises:
             ValueError: `image` has another shape, or `fade` is outside of its range.
@@ -247,16 +247,14 @@ class PiGANDiscriminator(nn.Module):
                 fade = 1.0
         output = self.output(x).flatten(1)
         if not self.config.predict_pose:
-            return PiGANJudgement(output, None, None)
+            return PiGANOutputs(output, None, None)
         logits, latent, pose = output.split((1, self.config.latent_dim, 2), dim=1)
-        return PiGANJudgement(logits, latent if self.config.latent_dim > 0 else None, pose)
+        return PiGANOutputs(logits, latent if self.config.latent_dim > 0 else None, pose)
 
-    def judge(
-        self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0
-    ) -> tuple[Judgement, Judgement | None]:
+    def judge(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> Verdict:
         """Logits of images and, where they are predicted, their z and pose: yaw and pitch, radians from the front.
 
-        The second judgement is None: there is no auxiliary part.
+        There is no auxiliary part.
 
         Raises:
             ValueError: there is an `aux_image`, or an argument of `forward` does not fit.
@@ -264,7 +262,7 @@ class PiGANDiscriminator(nn.Module):
         if aux_image is not None:
             raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
         logits, latent, pose = self(image, fade)
-        return Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent), None
+        return Verdict(Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent), None)
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
         resolution = image.shape[-1] if image.dim() == 4 else 0

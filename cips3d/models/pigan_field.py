@@ -89,7 +89,7 @@ class PiGANStyles(NamedTuple):
     phases: Tensor
 
 
-class StyleMapping(nn.Module):
+class PiGANMapping(nn.Module):
     """z to frequencies and phases: linear layers with leaky ReLU 0.2 between; z is taken as it is.
 
     Source: pi-GAN (arXiv 2012.00926), section 3.1.

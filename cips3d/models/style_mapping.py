@@ -12,7 +12,7 @@ from cips3d.models.generator import styles_by_layer
 from cips3d.models.mapping import pixel_norm
 
 
-class Styles(NamedTuple):
+class WStyles(NamedTuple):
     """What the mapping network makes of z: all that a picture needs.
 
     Attributes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
-from cips3d.models.style_mapping import StyleMapping, Styles, check_style_dimensions
+from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, draw_noise
 
 Noise = Literal["const", "random", "none"]
@@ -43,7 +43,7 @@ class StyleGAN2Config:
         return max(self.channels)
 
 
-class StyleGAN2(Generator[Styles]):
+class StyleGAN2(Generator[WStyles]):
     """StyleGAN2's generator with skip connections (arXiv 1912.04958).
 
     z goes through a mapping network to a style w for 3x3 modulated convolutions, which start at a learned constant of
@@ -97,20 +97,20 @@ class StyleGAN2(Generator[Styles]):
         """A of the modulations by each of the styles w: of a layer, of the ToRGB before it, or of both."""
         return {"w": self.network.style_weights()}
 
-    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> Styles:
+    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> WStyles:
         if branch not in self.style_weights():
             return super().style_offsets(branch, vectors, layers)
-        return Styles(at_layers(vectors, layers, self.style_layers))
+        return WStyles(at_layers(vectors, layers, self.style_layers))
 
-    def mapping(self, z: Tensor) -> Styles:  # type: ignore[override]  # by its name
+    def mapping(self, z: Tensor) -> WStyles:  # type: ignore[override]  # by its name
         """Styles of z [B, z_dim]."""
-        return Styles(self.style_mapping(z))
+        return WStyles(self.style_mapping(z))
 
-    def mixed(self, first: Styles, second: Styles, layer: int) -> Styles:
+    def mixed(self, first: WStyles, second: WStyles, layer: int) -> WStyles:
         """Styles whose layers from `layer` on follow `second`; layer 0 is the one at 4², the last the last ToRGB."""
-        return Styles(mixed_layers(first.w, second.w, layer, self.style_layers))
+        return WStyles(mixed_layers(first.w, second.w, layer, self.style_layers))
 
-    def render(self, styles: Styles, view: View) -> Picture:
+    def render(self, styles: WStyles, view: View) -> Picture:
         """Pictures of styles, with fixed noise where the view has no jitter.
 
         Raises:
@@ -137,7 +137,7 @@ class StyleGAN2(Generator[Styles]):
         return self.synthesis(self.mapping(z), noise=noise, generator=generator)
 
     def synthesis(
-        self, styles: Styles, *, noise: Noise = "random", generator: torch.Generator | None = None
+        self, styles: WStyles, *, noise: Noise = "random", generator: torch.Generator | None = None
     ) -> Picture:
         """Pictures of given styles; arguments as in `forward`.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cips3d.augmentation.ada import adaptive_augment
 from cips3d.augmentation.diff_augment import diff_augment
+from cips3d.models.discriminator import Judgement, Verdict
 from cips3d.training.config import TrainConfig
 from cips3d.training.losses import (
     adversarial_loss,
@@ -67,22 +67,6 @@ def together(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
     return 0.5 * (main + now.stage.aux_weight * aux)
 
 
-class Verdict(NamedTuple):
-    """What the discriminators say of images.
-
-    Attributes:
-        main: [B, 1] logits.
-        aux: [B, 1] logits of the auxiliary images.
-        pose: [B, 2] the cameras that the main one reads off the images.
-        latent: [B, width] the z that it reads off them.
-    """
-
-    main: Tensor
-    aux: Tensor | None
-    pose: Tensor | None
-    latent: Tensor | None
-
-
 class Objectives:
     """Losses of both networks at a moment of the training; scalars are noted in the step's report."""
 
@@ -104,14 +88,14 @@ class Objectives:
         r2_now = now.r1_now and config.r2_gamma > 0
         fake = fake.with_gradients() if r2_now else fake
         of_fake = self.discriminate(fake, now, r2_now)
-        loss = self.loss.discriminator(of_real.main, of_fake.main)
+        loss = self.loss.discriminator(of_real.main.logits, of_fake.main.logits)
         scalars["d/loss"] = loss.detach()
-        scalars["d/real"] = of_real.main.detach().mean()
-        scalars["d/fake"] = of_fake.main.detach().mean()
-        sign = of_real.main.detach().sign().mean() / now.stage.accumulation
+        scalars["d/real"] = of_real.main.logits.detach().mean()
+        scalars["d/fake"] = of_fake.main.logits.detach().mean()
+        sign = of_real.main.logits.detach().sign().mean() / now.stage.accumulation
         scalars["d/real_sign"] = scalars.get("d/real_sign", 0.0) + sign  # over all parts of the batch
         if of_real.aux is not None and of_fake.aux is not None:
-            aux_loss = self.loss.discriminator(of_real.aux, of_fake.aux)
+            aux_loss = self.loss.discriminator(of_real.aux.logits, of_fake.aux.logits)
             scalars["d/aux_loss"] = aux_loss.detach()
             loss = together(loss, aux_loss, now)
         if now.r1_now:
@@ -132,16 +116,16 @@ class Objectives:
         """½·γ·k·‖∇D‖² with k, the steps between them, of verdicts on images that have gradients."""
         config, scalars, total = self.config, report.scalars, real.new_zeros(())
         if config.r1_gamma > 0:
-            penalty = r1_penalty(of_real.main, real)
+            penalty = r1_penalty(of_real.main.logits, real)
             scalars["d/r1"] = penalty.detach()
             if of_real.aux is not None:
-                penalty = together(penalty, r1_penalty(of_real.aux, real), now)
+                penalty = together(penalty, r1_penalty(of_real.aux.logits, real), now)
             total = total + 0.5 * config.r1_gamma * config.r1_every * penalty
         if config.r2_gamma > 0 and of_fake is not None:
-            penalty = r2_penalty(of_fake.main, fake.main)
+            penalty = r2_penalty(of_fake.main.logits, fake.main)
             scalars["d/r2"] = penalty.detach()
             if of_fake.aux is not None and fake.aux is not None:
-                penalty = together(penalty, r2_penalty(of_fake.aux, fake.aux), now)
+                penalty = together(penalty, r2_penalty(of_fake.aux.logits, fake.aux), now)
             total = total + 0.5 * config.r2_gamma * config.r1_every * penalty
         return total
 
@@ -157,13 +141,17 @@ class Objectives:
         if self.loss.needs_real:
             with torch.no_grad():
                 of_real = self.discriminate(replace(fake, main=real, aux=None if fake.aux is None else real), now)
-        loss = self.loss.generator(self.best(of_fake.main, now), None if of_real is None else of_real.main)
+        loss = self.adversarial(of_fake.main, None if of_real is None else of_real.main, now)
         report.scalars["g/loss"] = loss.detach()
         if of_fake.aux is not None:
-            aux_loss = self.loss.generator(self.best(of_fake.aux, now), None if of_real is None else of_real.aux)
+            aux_loss = self.adversarial(of_fake.aux, None if of_real is None else of_real.aux, now)
             report.scalars["g/aux_loss"] = aux_loss.detach()
             loss = together(loss, aux_loss, now)
         return loss + self.read_off("g", of_fake, fake, now, report)
+
+    def adversarial(self, of_fake: Judgement, of_real: Judgement | None, now: Moment) -> Tensor:
+        """The generator's loss of what one network says."""
+        return self.loss.generator(self.best(of_fake.logits, now), None if of_real is None else of_real.logits)
 
     def best(self, logits: Tensor, now: Moment) -> Tensor:
         """The logits that the generator learns from: all, or the best-judged share of them (top-k training)."""
@@ -173,18 +161,18 @@ class Objectives:
     def read_off(self, network: str, verdict: Verdict, fake: Images, now: Moment, report: StepReport) -> Tensor | float:
         """How well the main discriminator reads cameras and z off generated images, weighted; 0 where it need not."""
         total: Tensor | float = 0.0
-        if now.stage.pose_weight > 0 and verdict.pose is not None:
-            pose = verdict.pose
+        if now.stage.pose_weight > 0 and verdict.main.pose is not None:
+            pose = verdict.main.pose
             if now.stage.pose_augment:
                 changed = diff_augment(fake.main, now.stage.pose_augment, generator=self.state.random)
-                again = self.judge(changed, None, now).pose
+                again = self.judge(changed, None, now).main.pose
                 assert again is not None
                 pose = again
             loss = pose_loss(pose, fake.pose)
             report.scalars[f"{network}/pose_loss"] = loss.detach()
             total = total + now.stage.pose_weight * loss
-        if self.config.latent_weight > 0 and verdict.latent is not None:
-            loss = latent_loss(verdict.latent, fake.z)
+        if self.config.latent_weight > 0 and verdict.main.latent is not None:
+            loss = latent_loss(verdict.main.latent, fake.z)
             report.scalars[f"{network}/latent_loss"] = loss.detach()
             total = total + self.config.latent_weight * loss
         return total
@@ -193,15 +181,15 @@ class Objectives:
         """WGAN-GP's gradient penalty of both discriminators."""
         judge, random = self.state.discriminator.judge, self.state.random
         real = real.detach()
-        penalty = gradient_penalty(lambda x: judge(x, None, now.fade)[0].logits, real, fake.main, generator=random)
+        penalty = gradient_penalty(lambda x: judge(x, None, now.fade).main.logits, real, fake.main, generator=random)
         report.scalars["d/gradient_penalty"] = penalty.detach()
         if fake.aux is None:
             return penalty
 
         def aux_logits(x: Tensor) -> Tensor:
-            verdict = judge(x, x, now.fade)[1]
-            assert verdict is not None
-            return verdict.logits
+            of_aux = judge(x, x, now.fade).aux
+            assert of_aux is not None
+            return of_aux.logits
 
         return together(penalty, gradient_penalty(aux_logits, real, fake.aux, generator=random), now)
 
@@ -219,9 +207,7 @@ class Objectives:
         """Logits, and what is read off the images. `exact` keeps float32, as penalties' second derivatives need."""
         dtype = None if exact else amp_dtype(self.config.amp.discriminator)
         with torch.autocast(main.device.type, dtype=dtype, enabled=dtype is not None):
-            of_main, of_aux = self.state.discriminator.judge(main, aux, now.fade)
-        pose, latent = (None if x is None else x.float() for x in (of_main.pose, of_main.latent))
-        return Verdict(of_main.logits.float(), None if of_aux is None else of_aux.logits.float(), pose, latent)
+            return self.state.discriminator.judge(main, aux, now.fade).float()
 
     def augment(self, images: Tensor, now: Moment) -> Tensor:
         """What the discriminators see of images."""

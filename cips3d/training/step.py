@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import FRONT, Cameras
-from cips3d.models.generator import View, styles_by_layer, styles_of
+from cips3d.models.generator import View, Window, styles_by_layer, styles_of
 from cips3d.training.config import TrainConfig
 from cips3d.training.ema import update_ema
 from cips3d.training.objectives import Images, Objectives, StepReport
@@ -18,8 +18,6 @@ from cips3d.training.state import TrainingState
 
 SMALLEST_SCALE = 1.0  # a float16 loss scale that has fallen to this does not explain an overflow any more
 PATH_LENGTH_SHARE = 2  # path lengths are measured on a batch smaller by this, as in StyleGAN2
-
-Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 class TrainingStep:

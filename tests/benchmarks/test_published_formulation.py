@@ -11,7 +11,7 @@ import torch
 from reference_records import relative_l2
 
 from cips3d.cameras import Cameras
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Styles
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
 from cips3d.models.generator import truncated
 from cips3d.models.ray_parts import as_picture
 from cips3d.models.volume import VolumeSettings, draw_random
@@ -32,7 +32,7 @@ CONFIG = CIPS3DConfig(
 )
 
 
-def setting(config: CIPS3DConfig = CONFIG) -> tuple[CIPS3D, Styles, Cameras]:
+def setting(config: CIPS3DConfig = CONFIG) -> tuple[CIPS3D, CIPS3DStyles, Cameras]:
     torch.manual_seed(0)
     generator = CIPS3D(config).double()
     torch.nn.init.uniform_(generator.nerf.output.bias)

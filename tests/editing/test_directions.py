@@ -9,7 +9,7 @@ from convert.small_networks import CIPS3D_CONFIG, CIPS_CONFIG, PIGAN_CONFIG, STY
 from torch import Tensor
 
 from cips3d.editing import edited, principal_directions, semantic_directions
-from cips3d.models.cips3d import CIPS3D, Styles
+from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
 from cips3d.models.family import AnyGenerator, make_generator
 from cips3d.models.generator import Generator, styles_by_layer
 from cips3d.models.pigan import PiGAN
@@ -151,7 +151,7 @@ def test_styles_by_layer_are_moved_as_well() -> None:
     generator = made("cips3d")
     directions = semantic_directions(generator, "appearance", [0])
     styles = styles_from(generator, 2)
-    assert isinstance(styles, Styles)
+    assert isinstance(styles, CIPS3DStyles)
     by_layer = styles._replace(appearance=styles_by_layer(styles.appearance, generator.style_layers).clone())
     for one, other in zip(edited(styles, directions, 0, 1.0), edited(by_layer, directions, 0, 1.0), strict=True):
         assert torch.equal(one, other)

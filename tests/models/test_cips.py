@@ -24,7 +24,7 @@ from cips3d.models.cips import (
     window_coordinates,
 )
 from cips3d.models.generator import View, truncated
-from cips3d.models.style_mapping import Styles
+from cips3d.models.style_mapping import WStyles
 
 SIDE = 6
 SKIP = CIPSConfig(resolution=SIDE, hidden=5, widths=(7, 7, 4), z_dim=6, style_dim=8, mapping_layers=2)
@@ -70,7 +70,7 @@ def test_pixels_are_the_formula(generator: CIPS) -> None:
     """Any places, within the square and outside of it; every gradient."""
     coords = 1.3 * torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     w = generator.mapping(sample_z()).w.detach()
-    found = generator.synthesis(Styles(w), coords=coords, noise="none").image
+    found = generator.synthesis(WStyles(w), coords=coords, noise="none").image
     expected = picture(generator, w, coords)
     assert relative_l2(found, expected) < EXACT
     check_gradients(generator, found, expected)
@@ -82,23 +82,23 @@ def test_the_full_square_of_training_takes_the_embedding_as_it_is_stored(config:
     w = model.mapping(sample_z(1)).w.detach()
     square = square_coordinates(SIDE, dtype=torch.float64)
     expected = picture(model, w, square, stored=True)
-    found = model.synthesis(Styles(w), coords=square, noise="none").image
+    found = model.synthesis(WStyles(w), coords=square, noise="none").image
     assert relative_l2(found, expected) < EXACT
     check_gradients(model, found, expected)
-    assert torch.equal(found, model.synthesis(Styles(w), noise="none").image)  # the default: its own resolution
-    assert torch.equal(found, model.synthesis(Styles(w), resolution=SIDE, noise="none").image)
-    rounded = model.synthesis(Styles(w), coords=square.float(), noise="none").image
+    assert torch.equal(found, model.synthesis(WStyles(w), noise="none").image)  # the default: its own resolution
+    assert torch.equal(found, model.synthesis(WStyles(w), resolution=SIDE, noise="none").image)
+    rounded = model.synthesis(WStyles(w), coords=square.float(), noise="none").image
     assert relative_l2(rounded, expected) < 1e-6  # float32 coordinates
 
     # Everything else samples it: evaluation, other places in as many pixels, parts, other resolutions.
     sampled = picture(model, w, square)
-    assert relative_l2(model.eval().synthesis(Styles(w), coords=square, noise="none").image, sampled) < EXACT
+    assert relative_l2(model.eval().synthesis(WStyles(w), coords=square, noise="none").image, sampled) < EXACT
     model.train()
     assert not torch.allclose(sampled, expected)
     moved = square * 0.98
-    found = model.synthesis(Styles(w), coords=moved, noise="none").image
+    found = model.synthesis(WStyles(w), coords=moved, noise="none").image
     assert relative_l2(found, picture(model, w, moved)) < EXACT
-    part = model.synthesis(Styles(w), resolution=SIDE, window=(0, 0, 2, 2), noise="none").image
+    part = model.synthesis(WStyles(w), resolution=SIDE, window=(0, 0, 2, 2), noise="none").image
     assert relative_l2(part, sampled[:, :, :2, :2]) < EXACT
 
 
@@ -210,7 +210,7 @@ def test_panoramas_are_the_formula(variant: Any) -> None:
     model = generator_of(replace(PANORAMA, variant=variant))
     w = model.mapping(sample_z(1)).w.detach()
     coords = cylinder_coordinates(2, 7, dtype=torch.float64)  # some of these are between the edges of the embedding
-    found = model.synthesis(Styles(w), coords=coords, noise="none").image
+    found = model.synthesis(WStyles(w), coords=coords, noise="none").image
     expected = picture(model, w, coords)
     assert relative_l2(found, expected) < EXACT
     check_gradients(model, found, expected)
@@ -246,18 +246,18 @@ def test_panoramas_by_windows() -> None:
 def test_noise(generator: CIPS) -> None:
     w = generator.mapping(sample_z(1)).w.detach()
     coords = square_coordinates((2, 3), dtype=torch.float64)
-    found = generator.synthesis(Styles(w), coords=coords, generator=torch.Generator().manual_seed(3)).image
+    found = generator.synthesis(WStyles(w), coords=coords, generator=torch.Generator().manual_seed(3)).image
     source = torch.Generator().manual_seed(3)
     maps = [torch.randn(1, 1, 2, 3, generator=source, dtype=torch.float64) for _ in range(generator.network.layers)]
     for i in range(2):
         for j in range(3):
             expected = pixel(generator, w[0], coords[0, :, i, j], [n[0, 0, i, j] for n in maps])
             assert relative_l2(found[0, :, i, j], expected) < EXACT
-    silent = generator.synthesis(Styles(w), coords=coords, noise="none").image
+    silent = generator.synthesis(WStyles(w), coords=coords, noise="none").image
     assert not torch.allclose(found, silent)
-    assert not torch.equal(found, generator.synthesis(Styles(w), coords=coords).image)
+    assert not torch.equal(found, generator.synthesis(WStyles(w), coords=coords).image)
     with pytest.raises(ValueError, match="noise must be one of random, none, got 'const'"):
-        generator.synthesis(Styles(w), coords=coords, noise="const")  # type: ignore[arg-type]
+        generator.synthesis(WStyles(w), coords=coords, noise="const")  # type: ignore[arg-type]
 
 
 def test_render_is_random_with_jitter_alone(generator: CIPS) -> None:
@@ -277,15 +277,15 @@ def test_styles(generator: CIPS) -> None:
     layers = generator.style_layers
     assert layers == 1 + 2 * 3 + 1
 
-    def image(styles: Styles) -> Tensor:
+    def image(styles: WStyles) -> Tensor:
         return generator.synthesis(styles, resolution=3, noise="none").image
 
-    assert torch.equal(image(Styles(a.w[:, None].expand(-1, layers, -1))), image(a))
+    assert torch.equal(image(WStyles(a.w[:, None].expand(-1, layers, -1))), image(a))
     mixed = [image(generator.mixed(a, b, k)) for k in range(layers + 1)]
     assert torch.equal(mixed[0], image(b)) and torch.equal(mixed[-1], image(a))
     for one, next_one in zip(mixed, mixed[1:], strict=False):
         assert not torch.allclose(one, next_one)  # every layer counts
-    mean = Styles(a.w[:1])
+    mean = WStyles(a.w[:1])
     typical = image(truncated(a, mean, 0.0))
     assert torch.allclose(typical[0], typical[1])
 
@@ -294,9 +294,9 @@ def test_path_lengths_have_gradients(generator: CIPS) -> None:
     w = generator.mapping(sample_z(1)).w.detach().requires_grad_()
     coords = square_coordinates((1, 2), dtype=torch.float64) * 0.5
     assert torch.autograd.gradgradcheck(
-        lambda style: generator.synthesis(Styles(style), coords=coords, noise="none").image, (w,), atol=1e-6
+        lambda style: generator.synthesis(WStyles(style), coords=coords, noise="none").image, (w,), atol=1e-6
     )
-    image = generator.synthesis(Styles(w), noise="random").image
+    image = generator.synthesis(WStyles(w), noise="random").image
     (slope,) = torch.autograd.grad(image.square().sum(), w, create_graph=True)
     slope.square().sum().backward()
     for name, parameter in generator.network.named_parameters():
@@ -393,7 +393,7 @@ def test_other_wrong_inputs_are_named(generator: CIPS) -> None:
     with pytest.raises(ValueError, match=r"z must have shape \[B, 6\]"):
         generator(torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"w must have shape \[B, 8\] or \[B, 8, 8\]"):
-        generator.synthesis(Styles(torch.zeros(2, 7)))
+        generator.synthesis(WStyles(torch.zeros(2, 7)))
     with pytest.raises(ValueError, match="grad_points"):
         generator.render(generator.mapping(sample_z()), View(4, CAMERAS, grad_points=3))
 

@@ -14,7 +14,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Rendering, Styles, default_chunk_rays
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles, Rendering, default_chunk_rays
 from cips3d.models.generator import truncated
 
 CONFIG = CIPS3DConfig(
@@ -150,7 +150,7 @@ def test_styles(generator: CIPS3D) -> None:
     z_shape, z_appearance, _ = inputs()
     styles = generator.mapping(z_shape, z_appearance)
     assert styles.shape.shape == (BATCH, 8) and styles.appearance.shape == (BATCH, 9)
-    mean = Styles(styles.shape.mean(0, keepdim=True), styles.appearance.mean(0, keepdim=True))
+    mean = CIPS3DStyles(styles.shape.mean(0, keepdim=True), styles.appearance.mean(0, keepdim=True))
     for psi, expected in ((1.0, styles), (0.0, mean)):
         nearer = truncated(styles, mean, psi)
         assert torch.allclose(nearer.shape, expected.shape.expand_as(styles.shape))
@@ -171,13 +171,15 @@ def test_a_style_for_every_layer(generator: CIPS3D) -> None:
 
     z_shape, z_appearance, cameras = inputs()
     styles = generator.mapping(z_shape, z_appearance)
-    repeated = Styles(styles.shape[:, None].expand(-1, 3, -1), styles.appearance[:, None].expand(-1, 6, -1))
+    repeated = CIPS3DStyles(styles.shape[:, None].expand(-1, 3, -1), styles.appearance[:, None].expand(-1, 6, -1))
     settings = VolumeSettings(samples=4)
     a, b = (generator.synthesis(s, cameras, settings, resolution=4, jitter=False).image for s in (styles, repeated))
     assert torch.allclose(a, b, atol=1e-12)
     other = repeated.appearance.clone()
     other[:, 3:] = other[:, 3:].flip(0)  # mixing: the later layers take the other image's style
-    mixed = generator.synthesis(Styles(repeated.shape, other), cameras, settings, resolution=4, jitter=False).image
+    mixed = generator.synthesis(
+        CIPS3DStyles(repeated.shape, other), cameras, settings, resolution=4, jitter=False
+    ).image
     assert not torch.allclose(a, mixed)
 
 

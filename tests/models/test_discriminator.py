@@ -253,7 +253,7 @@ def test_poses_are_predicted_beside_the_logits() -> None:
     assert aux.pose is None  # the NeRF's own image shows the same pose: one opinion is enough
     assert torch.equal(discriminator(images), main.logits)
     plain = Discriminator.from_config(DiscriminatorConfig(channels, channels))
-    assert plain.judge(images)[0].pose is None
+    assert plain.judge(images).main.pose is None
 
 
 def test_aux_image_needs_an_aux_part() -> None:

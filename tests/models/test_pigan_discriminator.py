@@ -180,7 +180,7 @@ def test_judge_gives_yaw_and_pitch_from_the_front() -> None:
     assert torch.equal(judged.logits, raw.logits)
     pitch, yaw = raw.pose.unbind(1)
     torch.testing.assert_close(judged.pose, torch.stack([yaw - math.pi / 2, pitch - math.pi / 2], dim=1))
-    assert small("strided").judge(image)[0].pose is None
+    assert small("strided").judge(image).main.pose is None
     with pytest.raises(ValueError, match="aux_image is given"):
         model.judge(image, image)
 

@@ -17,7 +17,7 @@ from cips3d.errors import UserError
 from cips3d.models.channels import channel_table
 from cips3d.models.discriminator import Discriminator, DiscriminatorConfig
 from cips3d.models.generator import View, truncated
-from cips3d.models.style_mapping import StyleMapping, Styles
+from cips3d.models.style_mapping import StyleMapping, WStyles
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 CONFIG = StyleGAN2Config(channels={4: 6, 8: 5, 16: 4}, z_dim=7, style_dim=8, mapping_layers=2)
@@ -93,7 +93,7 @@ def test_noise_has_no_effect_at_the_start() -> None:
 
 def test_a_style_for_every_layer(generator: StyleGAN2) -> None:
     styles = generator.mapping(sample_z())
-    repeated = Styles(styles.w[:, None].expand(-1, generator.style_layers, -1))
+    repeated = WStyles(styles.w[:, None].expand(-1, generator.style_layers, -1))
     one, many = (generator.synthesis(s, noise="none").image for s in (styles, repeated))
     assert torch.equal(one, many)
     assert torch.equal(one, generator(sample_z(), noise="none").image)
@@ -103,7 +103,7 @@ def test_mixing(generator: StyleGAN2) -> None:
     a, b = generator.mapping(sample_z()), generator.mapping(sample_z(seed=2))
     layers = generator.style_layers
 
-    def image(styles: Styles) -> Tensor:
+    def image(styles: WStyles) -> Tensor:
         return generator.synthesis(styles, noise="none").image
 
     assert torch.equal(image(generator.mixed(a, b, 0)), image(b))
@@ -128,7 +128,7 @@ def test_styles_of_colours_are_those_of_the_next_convolution(generator: StyleGAN
             used[key] = (inputs[1] - w[:, 0]).mean().item()
 
         module.register_forward_pre_hook(note)
-    generator.synthesis(Styles(w), noise="none")
+    generator.synthesis(WStyles(w), noise="none")
     expected = {
         "layer 0": 0,
         "rgb 0": 1,
@@ -183,7 +183,7 @@ def test_views_it_cannot_take_are_named(generator: StyleGAN2, change: dict[str, 
 @pytest.mark.parametrize("shape", [(2, 7), (8,), (2, 5, 8), (2, 6, 7), (2, 6, 8, 1)])
 def test_wrong_styles_are_named(generator: StyleGAN2, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"w must have shape \[B, 8\] or \[B, 6, 8\]"):
-        generator.synthesis(Styles(torch.zeros(shape, dtype=torch.float64)))
+        generator.synthesis(WStyles(torch.zeros(shape, dtype=torch.float64)))
 
 
 def test_wrong_z_is_named(generator: StyleGAN2) -> None:
@@ -231,7 +231,7 @@ def test_path_lengths_have_gradients(generator: StyleGAN2) -> None:
 
     def length() -> Tensor:
         styles = w.clone().requires_grad_()
-        image = generator.synthesis(Styles(styles), noise="const").image
+        image = generator.synthesis(WStyles(styles), noise="const").image
         (slope,) = torch.autograd.grad((image * weight).sum(), styles, create_graph=True)
         return slope.square().sum()
 

@@ -20,7 +20,7 @@ from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPS
-from cips3d.models.cips3d import Styles
+from cips3d.models.cips3d import CIPS3DStyles
 from cips3d.models.generator import Generator, styles_of
 from cips3d.models.pigan import PiGAN
 from cips3d.rendering import (
@@ -56,7 +56,7 @@ def test_there_and_back(loaded: LoadedGenerator, tmp_path: Path) -> None:
     assert latent.model == "cips3d"
     assert latent.camera == SeenBy(1.5, 1.7, 12.0)
     styles = styles_of_latents(loaded, paths)
-    assert isinstance(styles, Styles)
+    assert isinstance(styles, CIPS3DStyles)
     for found, expected in zip(styles, styles_of_seeds(loaded, [4, 2]), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)  # mapped alone or together
 

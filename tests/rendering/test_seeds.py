@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cips3d.errors import UserError
-from cips3d.models.cips3d import CIPS3D, Styles
+from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
 from cips3d.rendering import LoadedGenerator, parse_seeds, styles_of_seeds
 
 # Batches of other sizes take other paths through the matrix products: float32 rounding, and no more.
@@ -41,7 +41,7 @@ class TestStylesOfSeeds:
         calls: list[int] = []
         original = CIPS3D.mean_styles
 
-        def counted(self: CIPS3D) -> Styles:
+        def counted(self: CIPS3D) -> CIPS3DStyles:
             calls.append(1)
             return original(self, 64)
 

@@ -7,7 +7,7 @@ import torch
 from convert.small_networks import PIGAN_CONFIG, STYLEGAN2_CONFIG
 
 from cips3d.cameras import PoseDistribution
-from cips3d.models.cips3d import Styles
+from cips3d.models.cips3d import CIPS3DStyles
 from cips3d.models.generator import Generator, chosen
 from cips3d.models.pigan import PiGAN
 from cips3d.models.stylegan2 import StyleGAN2
@@ -64,9 +64,9 @@ class TestInterpolation:
         both = interpolated_styles(styles, 9)
         shape = interpolated_styles(styles, 9, "shape")
         appearance = interpolated_styles(styles, 9, "appearance")
-        assert isinstance(both, Styles)
-        assert isinstance(shape, Styles)
-        assert isinstance(appearance, Styles)
+        assert isinstance(both, CIPS3DStyles)
+        assert isinstance(shape, CIPS3DStyles)
+        assert isinstance(appearance, CIPS3DStyles)
         for moving in (both.shape, shape.shape):
             torch.testing.assert_close(moving[::3], styles.shape, **ROUNDING)
         for moving in (both.appearance, appearance.appearance):
@@ -93,7 +93,7 @@ class TestMixing:
         first, second = styles_of_seeds(loaded, [0, 1]), styles_of_seeds(loaded, [2, 3, 4])
         layers = loaded.generator.style_layers
         mixed = mixed_styles(loaded, first, second, 1)
-        assert isinstance(mixed, Styles)
+        assert isinstance(mixed, CIPS3DStyles)
         assert mixed.appearance.shape == (6, layers, 8)
         for pair in range(6):
             row, column = divmod(pair, 3)

@@ -10,7 +10,7 @@ from checkpoints.small_runs import STEP
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
-from cips3d.models.cips3d import Styles
+from cips3d.models.cips3d import CIPS3DStyles
 from cips3d.models.generator import chosen
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator, render_pairs, render_views, styles_of_seeds, volume_at
@@ -34,7 +34,7 @@ class TestRenderViews:
         for s in range(2):
             for v in range(3):
                 single = loaded.generator.synthesis(
-                    Styles(styles.shape[s : s + 1], styles.appearance[s : s + 1]),
+                    CIPS3DStyles(styles.shape[s : s + 1], styles.appearance[s : s + 1]),
                     Cameras.from_angles(pitch[v : v + 1], yaw[v : v + 1], loaded.fov_degrees),
                     loaded.settings,
                     resolution=(6, 9),
@@ -138,7 +138,7 @@ class TestRenderPairs:
         batches: list[int] = []
         original = type(loaded.generator).render
 
-        def counted(self: object, styles: Styles, view: object) -> object:
+        def counted(self: object, styles: CIPS3DStyles, view: object) -> object:
             batches.append(len(styles.shape))
             return original(self, styles, view)  # type: ignore[arg-type]
 

@@ -131,7 +131,7 @@ def test_discriminator_learns_the_cameras(small_config: TrainConfig) -> None:
         step.objectives.discriminator(real_images(), fake, now, reports[-1]).backward()
         optimizer.step()
     assert reports[-1].scalars["d/pose_loss"] < 0.3 * reports[0].scalars["d/pose_loss"]
-    predicted = step.objectives.discriminate(fake, now).pose
+    predicted = step.objectives.discriminate(fake, now).main.pose
     assert predicted is not None
     assert predicted.shape == (4, 2)
 
