@@ -49,7 +49,7 @@ def test_first(device: torch.device, results: Results, seconds: float) -> None:
     Where it fails or hangs, everything after is done without it.
     """
     if has_warpgroups(device):
-        selection, where = "cuda and warpgroups", "tests/ops/test_modulated_inr.py"
+        selection, where = "cuda and warpgroups", "tests/ops/test_modulated_inr_kernels.py"
         wrong = run_tests(selection, min(seconds, WARPGROUP_TEST_SECONDS), where)
         if wrong is not None:
             results.fail("warpgroup tests", wrong)

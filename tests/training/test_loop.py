@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from training.runs import after_steps, assert_equal_states
 
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
@@ -22,41 +22,9 @@ from cips3d.plain import to_plain
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, train
-from cips3d.training.objectives import Objectives, StepReport
+from cips3d.training.objectives import Objectives
 from cips3d.training.report import Reporter
 from cips3d.training.run_folder import METRICS_FILE
-from cips3d.training.step import TrainingStep
-
-
-def assert_equal_states(a: Any, b: Any, where: str = "") -> None:
-    """Bit for bit, through nested dictionaries and lists."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key != "config":  # names the folder
-                assert_equal_states(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal_states(x, y, f"{where}[{k}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def after_steps(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Do something when a number of steps has been made."""
-    original = TrainingStep.__call__
-
-    def counted(self: TrainingStep, *arguments: Any) -> StepReport:
-        report = original(self, *arguments)
-        if self.state.step + 1 == step:
-            action()
-        return report
-
-    monkeypatch.setattr(TrainingStep, "__call__", counted)
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:

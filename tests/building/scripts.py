@@ -1,0 +1,27 @@
+"""The scripts that compile the kernels and check how they were compiled, as modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look up annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load(ROOT / "build_kernels.py")
+resources = load(ROOT / ".ci" / "check_resources.py")
+
+
+def architectures(*names: str) -> tuple[object, ...]:
+    return tuple(build.Architecture(int(name.removesuffix("+PTX")), name.endswith("+PTX")) for name in names)

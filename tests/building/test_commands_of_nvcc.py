@@ -1,0 +1,45 @@
+"""How the build compiles: the commands, and how many at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from building.scripts import architectures, build
+
+
+def ninja_lines(jobs: int, sources: tuple[str, ...] = ("csrc/a.cu", "csrc/b.cu", "csrc/bindings.cpp")) -> list[str]:
+    flags, variables = ("-ccbin", "clang++"), ("NVCC_APPEND_FLAGS=-G -g",)
+    toolchain = build.Toolchain("/opt/my cuda/bin/nvcc", architectures("80", "90+PTX"), flags, variables)
+    folder, module = Path("/build/my $folder"), Path("/build/_cuda.so")
+    return build.ninja_file(toolchain, sources, folder, module, ["/py include"], jobs).splitlines()
+
+
+def test_commands_have_the_flags_that_the_kernels_need() -> None:
+    kernel, bindings, link = (line for line in ninja_lines(jobs=2) if line.startswith("  command = "))
+    for command in (kernel, bindings):
+        assert "env 'NVCC_APPEND_FLAGS=-G -g' '/opt/my cuda/bin/nvcc' -ccbin clang++ " in command
+        for flag in ("-std=c++17", "-Werror all-warnings", "-Xcompiler -Wall,-fPIC,-fvisibility=hidden"):
+            assert flag in command
+    for flag in ("-O3", "-lineinfo", "-Xptxas -v", "-Xfatbin -compress-all", "code=[sm_90,compute_90]"):
+        assert flag in kernel
+    assert "fast_math" not in kernel and "--threads" not in kernel
+    assert """'-DCIPS3D_ARCHITECTURES="80;90+PTX"'""" in bindings
+    assert "-isystem '/py include'" in bindings
+    assert "-shared -cudart static" in link
+    assert "build /build/my$ $$folder/a.cu.o | /build/my$ $$folder/a.cu.o.log: kernel csrc/a.cu" in ninja_lines(jobs=2)
+
+
+def test_spare_cores_go_to_the_architectures_of_a_file() -> None:
+    assert any("--threads 2" in line for line in ninja_lines(jobs=4))
+    assert any("--threads 2" in line for line in ninja_lines(jobs=64))  # there are no more architectures
+
+
+def test_max_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 2, 5}, raising=False)
+    assert build.parallel_jobs({}) == 3
+    assert build.parallel_jobs({"MAX_JOBS": "7"}) == 7
+    for wrong in ("0", "-1", "many"):
+        with pytest.raises(build.BuildError, match=f"MAX_JOBS is a number of at least 1, not '{wrong}'"):
+            build.parallel_jobs({"MAX_JOBS": wrong})

@@ -1,0 +1,102 @@
+"""The kernels of the fused per-pixel network: which one computes what, in every schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from ops.backends import Backend, shared_limit
+from ops.inr_networks import TOLERANCE, Setting, both, run, sample_inputs
+from reference_records import relative_l2
+
+from cips3d.ops import Precision, kernels
+
+# Shared memory in KB, pixels of an image, and how many a block then takes at a time: other devices have less memory,
+# and a picture that would leave multiprocessors idle (the emulation has two of them) is cut finer.
+PASSES = [
+    ("fast", 227, 150, 128),
+    ("fast", 163, 150, 128),
+    ("fast", 99, 150, 64),
+    ("fast", 227, 65, 64),
+    ("highest", 227, 90, 64),
+    ("highest", 163, 70, 32),
+]
+
+
+@pytest.mark.parametrize("width", [512, 200])
+@pytest.mark.parametrize(("precision", "limit", "pixels", "rows"), PASSES)
+def test_every_kernel(
+    kernel_backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    limit: int,
+    pixels: int,
+    rows: int,
+    width: int,
+) -> None:
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")  # those of every architecture
+    s = Setting(32, width, 2, 1, 0, pixels=pixels, images=1)
+    ours, exact = both(sample_inputs(s), kernel_backend)
+    expected = run(exact, s)
+    if kernel_backend.module is None:  # a device's limit is what it is
+        assert relative_l2(run(ours, s, precision), expected) < TOLERANCE[precision]
+        return
+    with shared_limit(kernel_backend, limit):
+        assert kernel_backend.module.modulated_inr_rows(0, s.images, s.pixels, width, precision != "fast") == rows
+        found = run(ours, s, precision)
+    assert relative_l2(found, expected) < TOLERANCE[precision]
+
+
+@pytest.fixture
+def warpgroups(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Callable[[Setting], None]:
+    """A check that a setting gets the kernel that only compute capability 9.0 has."""
+    monkeypatch.delenv("CIPS3D_WGMMA", raising=False)
+
+    def check(s: Setting) -> None:
+        sizes = (s.images, s.pixels, s.width)
+        if not kernels.module_for(kernel_backend.device).modulated_inr_warpgroups(0, *sizes, False):
+            assert kernel_backend.module is None
+            pytest.skip("for compute capability 9.0")
+
+    return check
+
+
+WARPGROUPS = {
+    "two chunks, skips": Setting(32, 512, 3, 1, 1, pixels=300, images=1),
+    "no skips, odd widths": Setting(37, 460, 1, 1, 0, pixels=130, images=2),
+    "one chunk, skips of features": Setting(256, 256, 2, 0, 0, pixels=90, images=6),
+    "one chunk, late colours": Setting(5, 200, 3, 2, 2, pixels=260, images=2),
+}
+
+
+@pytest.mark.parametrize("name", WARPGROUPS)
+def test_warpgroups(kernel_backend: Backend, warpgroups: Callable[[Setting], None], name: str) -> None:
+    s = WARPGROUPS[name]
+    warpgroups(s)
+    ours, exact = both(sample_inputs(s), kernel_backend)
+    found = run(ours, s, "fast")
+    assert relative_l2(found, run(exact, s)) < TOLERANCE["fast"]
+    for _ in kernel_backend.schedules():
+        assert torch.equal(run(ours, s, "fast"), found)
+
+
+def test_warpgroups_can_be_refused(
+    kernel_backend: Backend, warpgroups: Callable[[Setting], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are only for float16 operands and widths that fill whole chunks."""
+    s = WARPGROUPS["two chunks, skips"]
+    warpgroups(s)
+    chosen = kernels.module_for(kernel_backend.device).modulated_inr_warpgroups
+    assert not chosen(0, s.images, s.pixels, s.width, True)
+    assert not chosen(0, s.images, s.pixels, 300, False)
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")
+    assert not chosen(0, s.images, s.pixels, s.width, False)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_every_schedule_gives_the_same(kernel_backend: Backend, precision: Precision) -> None:
+    s = Setting(20, 272, 2, 1, 0, pixels=40)
+    ours, _ = both(sample_inputs(s), kernel_backend)
+    found = [run(ours, s, precision) for _ in kernel_backend.schedules()]
+    assert all(torch.equal(found[0], again) for again in found[1:])

@@ -1,0 +1,124 @@
+"""Training does not notice that it is measured, and what is measured goes on with a resumed run."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training.measuring.measured_runs import best_step, lines_of, reporting
+from training.runs import after_steps, assert_equal_states
+
+from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
+from cips3d.errors import UserError
+from cips3d.evaluation import evaluate
+from cips3d.evaluation.evaluate import Evaluation
+from cips3d.rendering import LoadedGenerator
+from cips3d.training import measuring
+from cips3d.training.config import TrainConfig
+from cips3d.training.loop import train
+from cips3d.training.measuring import Measurement
+from cips3d.training.run_folder import METRICS_FILE, append_measurement, cut_measurements
+
+
+class TestTrainingDoesNotNotice:
+    def test_same_weights_with_and_without(self, config: TrainConfig, tmp_path: Path) -> None:
+        """Every random number included."""
+        changes: dict[str, Any] = {"metrics": ("frechet", "consistency"), "metrics_interval": 12}
+        measured, _ = train(reporting(replace(config, out=tmp_path / "measured"), **changes))
+        plain, _ = train(reporting(replace(config, out=tmp_path / "plain"), metrics_interval=0))
+        a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (measured, plain))
+        assert a.pop("best") is not None and b.pop("best") is None
+        assert_equal_states(a, b)
+
+    def test_random_numbers_of_libraries(self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """LPIPS makes its network with random weights before it loads them."""
+
+        def drawing(*_: object) -> Callable[..., torch.Tensor]:
+            torch.rand(7)
+            return lambda a, b: (a - b)[:, :1].abs()
+
+        monkeypatch.setattr(measuring, "lpips_map", drawing)
+        monkeypatch.setattr(evaluate, "lpips_map", drawing)
+        stage = replace(config.stages[0], resolution=32, steps=1, grad_points=20, aux_weight=0.0)
+        channels = dict.fromkeys((4, 8, 16, 32), 4)
+        larger = replace(config, stages=(stage,), discriminator=replace(config.discriminator, main_channels=channels))
+        measured, _ = train(reporting(larger, metrics=("lpips",)))
+        assert "consistency_lpips" in lines_of(measured)[0]["values"]
+        plain, _ = train(reporting(replace(larger, out=measured.parent / "plain"), metrics_interval=0))
+        a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (measured, plain))
+        del a["best"], b["best"]
+        assert_equal_states(a, b)
+
+    def test_networks_keep_their_modes(self, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[bool] = []
+        original = measuring.evaluate_generator
+
+        def watched(loaded: LoadedGenerator, *arguments: Any, **options: Any) -> Evaluation:
+            before = [loaded.generator.training, *(p.requires_grad for p in loaded.generator.parameters())]
+            found = original(loaded, *arguments, **options)
+            assert [loaded.generator.training, *(p.requires_grad for p in loaded.generator.parameters())] == before
+            assert all(p.grad is None for p in loaded.generator.parameters())
+            assert torch.is_grad_enabled()
+            seen.extend(before)
+            return found
+
+        monkeypatch.setattr(measuring, "evaluate_generator", watched)
+        train(reporting(config, metrics=("frechet", "symmetry"), metrics_interval=400))
+        assert seen and not any(seen)
+
+
+class TestResume:
+    def test_after_a_signal(self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole, _ = train(replace(config, out=tmp_path / "whole"))
+        with monkeypatch.context() as patch:
+            after_steps(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            part, _ = train(replace(config, out=tmp_path / "part"))
+        resumed, _ = train(replace(config, out=None, resume=part))
+        assert_equal_states(load_checkpoint(find_checkpoint(whole)), load_checkpoint(find_checkpoint(resumed)))
+        assert (whole / METRICS_FILE).read_bytes() == (resumed / METRICS_FILE).read_bytes()
+        assert best_step(whole) == best_step(resumed)
+
+    def test_from_an_earlier_checkpoint(self, config: TrainConfig) -> None:
+        """Lines of steps that are made once more are written once more, not twice."""
+        folder, _ = train(config)
+        told, last = (folder / METRICS_FILE).read_bytes(), find_checkpoint(folder)
+        state = load_checkpoint(last)
+        last.unlink()
+        train(replace(config, out=None, resume=folder))
+        assert (folder / METRICS_FILE).read_bytes() == told
+        assert_equal_states(load_checkpoint(last), state)
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert [point.step for point in events.Scalars("metrics/frechet")] == [0, 2, 4, 6]
+
+    def test_curves_keep_the_checkpoint_s_own_step(self, config: TrainConfig) -> None:
+        folder, _ = train(replace(config, steps=4))
+        train(replace(config, out=None, resume=folder))
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert [point.step for point in events.Scalars("metrics/frechet")] == [0, 2, 4, 6]
+
+    def test_lines_are_cut(self, tmp_path: Path) -> None:
+        cut_measurements(tmp_path, 0)  # nothing was measured
+        for step in (0, 2, 4):
+            append_measurement(tmp_path, Measurement(step, 4 * step, 8, {"frechet": 1.0, "fid": math.inf}))
+        before = (tmp_path / METRICS_FILE).read_bytes()
+        cut_measurements(tmp_path, 4)
+        assert (tmp_path / METRICS_FILE).read_bytes() == before
+        cut_measurements(tmp_path, 3)
+        assert lines_of(tmp_path) == [
+            {"step": 0, "images": 0, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
+            {"step": 2, "images": 8, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
+        ]
+
+    def test_other_lines_are_kept(self, tmp_path: Path) -> None:
+        (tmp_path / METRICS_FILE).write_text('{"step": 1}\nthe best one!\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl has something else in line 2"):
+            cut_measurements(tmp_path, 0)
+        assert "the best one!" in (tmp_path / METRICS_FILE).read_text()
