@@ -1,69 +1,29 @@
-"""The CIPS generator: pixels against the formula in float64, parts against wholes, panoramas, and wrong arguments."""
+"""The CIPS generator: pixels against the formula in float64, parts against wholes, and wrong arguments."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from models.cips_formula import picture, pixel
+from models.small_cips import CAMERAS, EXACT, RESIDUAL, SIDE, SKIP, check_gradients, generator_of, sample_z
 from ops.backends import Backend
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.cameras import Cameras
 from cips3d.errors import UserError
-from cips3d.models.cips import (
-    CIPS,
-    CIPSConfig,
-    cylinder_coordinates,
-    square_coordinates,
-    window_coordinates,
-)
+from cips3d.models.cips import CIPS, CIPSConfig, square_coordinates, window_coordinates
 from cips3d.models.generator import View, truncated
 from cips3d.models.style_mapping import WStyles
-
-SIDE = 6
-SKIP = CIPSConfig(resolution=SIDE, hidden=5, widths=(7, 7, 4), z_dim=6, style_dim=8, mapping_layers=2)
-RESIDUAL = replace(SKIP, variant="residual")
-PANORAMA = replace(SKIP, coordinates=3)
-CAMERAS = Cameras.from_angles(torch.ones(2), torch.ones(2))
-EXACT = 1e-11  # float64 in another order of summation, through eight layers
-
-
-def generator_of(config: CIPSConfig, *, train: bool = False) -> CIPS:
-    """In float64, its strengths and biases not zero."""
-    torch.manual_seed(0)
-    model = CIPS(config).double().train(train)
-    source = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1 and "modulation" not in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=source, dtype=torch.float64) * 0.3)
-    return model
 
 
 @pytest.fixture(params=[SKIP, RESIDUAL], ids=["skip", "residual"])
 def generator(request: pytest.FixtureRequest) -> CIPS:
     """In evaluation mode."""
     return generator_of(request.param)
-
-
-def sample_z(batch: int = 2, seed: int = 1) -> Tensor:
-    return torch.randn(batch, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def check_gradients(model: CIPS, found: Tensor, expected: Tensor) -> None:
-    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    parameters = {name: p for name, p in model.network.named_parameters() if not name.endswith("noise_strength")}
-    ours, theirs = (
-        torch.autograd.grad((image * upstream).sum(), list(parameters.values())) for image in (found, expected)
-    )
-    for name, a, b in zip(parameters, ours, theirs, strict=True):
-        assert relative_l2(a, b) < EXACT, name
 
 
 def test_pixels_are_the_formula(generator: CIPS) -> None:
@@ -160,84 +120,6 @@ def test_crops_of_training_each_have_their_place(generator: CIPS) -> None:
         (gradient,) = torch.autograd.grad(part.sum(), generator.network.embedding, retain_graph=True)
         touched = gradient[0].abs().sum(0)
         assert touched[corner].sum() > 0 and touched.sum() == pytest.approx(touched[corner].sum().item())
-
-
-# Coordinates.
-
-
-def test_coordinates_of_the_square() -> None:
-    coords = square_coordinates((3, 5))
-    assert coords.shape == (1, 2, 3, 5)
-    assert torch.equal(coords[0, 0, 1], torch.tensor([-1, -0.5, 0, 0.5, 1]))
-    assert torch.equal(coords[0, 1, :, 1], torch.tensor([-1.0, 0, 1]))
-    assert torch.equal(square_coordinates(4), square_coordinates((4, 4)))
-    assert torch.equal(window_coordinates((7, 9), (2, 3, 4, 5)), square_coordinates((7, 9))[:, :, 2:6, 3:8])
-
-
-def test_coordinates_of_the_cylinder() -> None:
-    coords = cylinder_coordinates(3, 8, dtype=torch.float64)
-    assert coords.shape == (1, 3, 3, 8)
-    assert torch.allclose(coords[:, :2].square().sum(1), torch.ones(1, 3, 8, dtype=torch.float64))
-    assert torch.equal(coords[0, 2, :, 0], torch.tensor([-1.0, 0, 1], dtype=torch.float64))
-    angle = torch.atan2(coords[0, 1, 0], coords[0, 0, 0])
-    assert torch.allclose(angle, torch.arange(-7, 8, 2, dtype=torch.float64) * math.pi / 8)
-    # The step over the seam is a step like any other.
-    steps = (coords - coords.roll(1, dims=-1)).square().sum(1).sqrt()
-    assert torch.allclose(steps, steps[:, :1, :1].expand_as(steps))
-    across = cylinder_coordinates(3, 8, window=(1, -3, 2, 5), dtype=torch.float64)
-    assert torch.equal(across, coords.roll(3, dims=-1)[:, :, 1:, :5])
-
-
-@pytest.mark.parametrize(
-    "window", [(-1, 0, 2, 2), (0, 0, 5, 2), (3, 0, 2, 2), (0, 3, 2, 2), (0, 0, 0, 2), (0, -1, 1, 1)]
-)
-def test_windows_outside_of_the_picture_are_named(window: Any) -> None:
-    with pytest.raises(ValueError, match="window must lie within the 4 x 4 pixels"):
-        window_coordinates(4, window)
-
-
-@pytest.mark.parametrize("window", [(-1, 0, 2, 2), (0, 0, 5, 2), (0, 0, 1, 0)])
-def test_windows_above_or_below_the_panorama_are_named(window: Any) -> None:
-    with pytest.raises(ValueError, match="window must have rows within the 4 of the panorama"):
-        cylinder_coordinates(4, 9, window=window)
-
-
-# Panoramas.
-
-
-@pytest.mark.parametrize("variant", ["skip", "residual"])
-def test_panoramas_are_the_formula(variant: Any) -> None:
-    model = generator_of(replace(PANORAMA, variant=variant))
-    w = model.mapping(sample_z(1)).w.detach()
-    coords = cylinder_coordinates(2, 7, dtype=torch.float64)  # some of these are between the edges of the embedding
-    found = model.synthesis(WStyles(w), coords=coords, noise="none").image
-    expected = picture(model, w, coords)
-    assert relative_l2(found, expected) < EXACT
-    check_gradients(model, found, expected)
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_edges_of_a_panorama_join(train: bool) -> None:
-    """Where pixels are small, the step of colours over the seam is a small one among others; on a plane it is not."""
-
-    def seam(config: CIPSConfig) -> tuple[float, float]:
-        image = generator_of(config, train=train)(sample_z(), resolution=(4, 1000), noise="none").image
-        steps = (image - image.roll(1, dims=-1)).abs().amax((0, 1, 2)) / image.std()
-        return steps[0].item(), steps[1:].max().item()
-
-    over_seam, largest = seam(PANORAMA)
-    assert over_seam <= largest < 0.1
-    over_seam, largest = seam(SKIP)
-    assert over_seam > 10 * largest
-
-
-def test_panoramas_by_windows() -> None:
-    model = generator_of(PANORAMA)
-    styles = model.mapping(sample_z())
-    whole = model.render(styles, View((5, 9), CAMERAS, jitter=False)).image
-    assert whole.shape == (2, 3, 5, 9)
-    across = model.render(styles, View((5, 9), CAMERAS, window=(1, 7, 3, 4), jitter=False)).image
-    assert relative_l2(across, whole.roll(2, dims=-1)[:, :, 1:4, :4]) < EXACT
 
 
 # Noise and styles.

@@ -16,7 +16,6 @@ from cips3d.ops.modulated_inr import StackedLayers, modulated_inr
 # plain float32 shows the same 4e-7 after 18 layers. Fast ones round weights, activations and skips to 11 bits, three
 # errors of 2e-4 a layer: 1.3e-3 after 18 layers.
 TOLERANCE: dict[Precision, float] = {"highest": 2e-6, "fast": 3e-3}
-
 # Gradients are plain float32 products, and bfloat16 ones: a share of about eps = 2^-7 of the activations ends up beyond
 # the kink, where the slope is off by 0.8, layer after layer: twice √eps, as of `composed_inr` under autocast.
 GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "fast": 2 * 2**-3.5}

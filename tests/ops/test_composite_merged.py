@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ops.backends import Backend
-from ops.test_composite import SETTINGS, formula, on, upstream
+from ops.compositing import SETTINGS, formula, on, upstream
 from reference_records import relative_l2
 from torch import Tensor
 
