@@ -1,5 +1,8 @@
 // The Python module: one line a launcher. It knows nothing of torch; cips3d/ops/kernels.py hands it addresses.
 #include <pybind11/pybind11.h>
+#if defined(CIPS3D_PTX)
+#include <pybind11/stl.h>
+#endif
 
 #include "ops.h"
 
@@ -116,5 +119,10 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   module.def("set_schedule", emulation::set_schedule);
   module.def("set_shared_limit", emulation::set_shared_limit);
   module.def("shared_limit", emulation::shared_limit);
+#endif
+#if defined(CIPS3D_PTX)
+  module.def("load_ptx", ptx::load);
+  module.def("count_ptx", ptx::count);
+  module.def("counted_ptx", ptx::counted);
 #endif
 }

@@ -42,7 +42,12 @@ DeviceLimits device_limits() {
   return known[device];
 #else
   const size_t limit = emulation::shared_limit();
-  return {2, limit, limit + kSharedOverhead, limit == shared_of_architecture(90)};
+#if defined(CIPS3D_PTX)
+  const bool warpgroups = ptx::has_warpgroups();
+#else
+  constexpr bool warpgroups = true;
+#endif
+  return {2, limit, limit + kSharedOverhead, warpgroups && limit == shared_of_architecture(90)};
 #endif
 }
 

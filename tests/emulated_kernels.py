@@ -24,9 +24,11 @@ from typing import Literal
 import pytest
 
 Sanitizer = Literal["address", "thread"]
+Variant = Literal["plain", "address", "thread", "ptx"]  # ptx: launches run what nvcc has made (tests/ptx)
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+PTX = ROOT / "tests" / "ptx"
 MODULE = "emulated_kernels"
 
 # Not what nvcc is silent about (#pragma unroll, threadIdx.x < n), and not what depends on the optimiser.
@@ -34,10 +36,11 @@ SILENT = ("-Wno-unknown-pragmas", "-Wno-sign-compare", "-Wno-maybe-uninitialized
 WARNINGS = ("-Wall", "-Wextra", "-Werror", *SILENT)
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", f"-I{CSRC}", "-DCIPS3D_EMULATED")
 # Reports do not end the program: a run finds everything there is to find.
-SANITIZE: dict[Sanitizer, tuple[str, ...]] = {
+SANITIZE: dict[Variant, tuple[str, ...]] = {
     "address": ("-fsanitize=address,alignment", "-fsanitize-recover=address,alignment"),
     "thread": ("-fsanitize=thread",),
 }
+PTX_FLAGS = ("-DCIPS3D_PTX", f"-I{ROOT / 'tests'}")
 
 
 def compiler() -> str | None:
@@ -53,11 +56,11 @@ def initialises_locals(command: str) -> bool:
     return int(asked.stdout.split(".")[0]) >= 12
 
 
-def build(sanitizer: Sanitizer | None = None, sources: Sequence[Path] | None = None) -> Path:
+def build(variant: Variant = "plain", sources: Sequence[Path] | None = None) -> Path:
     """Compile what has changed and return the path of the shared library.
 
     Args:
-        sanitizer: what to instrument the kernels with.
+        variant: what to instrument the kernels with, or that their PTX is run.
         sources: what to compile beside the emulation. By default all of csrc/*.cu and csrc/bindings.cpp, which make a
             Python module.
 
@@ -70,13 +73,15 @@ def build(sanitizer: Sanitizer | None = None, sources: Sequence[Path] | None = N
     name = MODULE if sources is None else sources[0].stem
     sources = [*sorted(CSRC.glob("*.cu")), CSRC / "bindings.cpp"] if sources is None else sources
     sources = [*sources, *sorted((CSRC / "emulation").glob("*.cpp"))]
-    library = f"{sanitizer or 'plain'}/{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    folder = _folder()
-    manifest = folder / f"{sanitizer or 'plain'}-{name}.ninja"
-    with _locked(folder):
-        manifest.write_text(_manifest(command, library, sources, sanitizer))
-        ninja = [_ninja(), "-C", str(folder), "-f", manifest.name]
-        result = subprocess.run(ninja, capture_output=True, text=True)
+    if variant == "ptx":
+        sources += sorted(PTX.glob("*.cpp"))
+    library = f"{variant}/{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    folder = cache_folder()
+    manifest = folder / f"{variant}-{name}.ninja"
+    with locked(folder):
+        manifest.write_text(_manifest(command, library, sources, variant))
+        command_line = [ninja(), "-C", str(folder), "-f", manifest.name]
+        result = subprocess.run(command_line, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"the kernels do not compile for a CPU:\n{result.stdout[-8000:]}{result.stderr[-2000:]}")
     return folder / library
@@ -86,9 +91,9 @@ def build_ahead() -> None:
     """Start to build, beside the first tests, what later ones ask `build` for. Those that ask are told of errors."""
 
     def work() -> None:
-        for sanitizer in (None, *SANITIZE):
+        for variant in ("plain", *SANITIZE):
             with suppress(RuntimeError):
-                build(sanitizer)
+                build(variant)
             time.sleep(1)  # whoever waits for a library that is there comes first
 
     if compiler() is not None:
@@ -96,11 +101,23 @@ def build_ahead() -> None:
 
 
 @functools.cache
-def load(sanitizer: Sanitizer | None = None) -> ModuleType:
-    """Build the kernels and import them; skips the test where there is no C++ compiler."""
+def load() -> ModuleType:
+    """Build the kernels and import them; skips the test where there is no C++ compiler.
+
+    With CIPS3D_PTX=ARCHITECTURE in the environment, launches run what nvcc makes of them for it (tests/ptx).
+    """
     if compiler() is None:
         pytest.skip("no C++ compiler")
-    return import_module(build(sanitizer))
+    architecture = os.environ.get("CIPS3D_PTX")
+    if architecture is None:
+        return import_module(build())
+    import ptx_kernels
+
+    module = import_module(build("ptx"))
+    for path in ptx_kernels.compile_for(architecture):
+        module.load_ptx(str(path))
+    module.set_shared_limit(ptx_kernels.SHARED[architecture] << 10)
+    return module
 
 
 def import_module(path: Path) -> ModuleType:
@@ -112,38 +129,42 @@ def import_module(path: Path) -> ModuleType:
     return module
 
 
-def _manifest(command: str, library: str, sources: Sequence[Path], sanitizer: Sanitizer | None) -> str:
+def _manifest(command: str, library: str, sources: Sequence[Path], variant: Variant) -> str:
     """What ninja reads. Objects that are the same in several libraries are compiled once."""
-    variant = sanitizer or "plain"
-    link_flags = SANITIZE[sanitizer] if sanitizer else ()
+    sanitize = SANITIZE.get(variant, ())
     common = [*FLAGS, *WARNINGS, *_processor_flags()]
     lines = [
         "rule compile",
-        f"  command = {command} {_shell(common)} $flags -MD -MF $out.d -x c++ -c $in -o $out",
+        f"  command = {command} {to_shell(common)} $flags -MD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
-        f"  command = {command} -shared {_shell(link_flags)} $in -o $out",
+        f"  command = {command} -shared {to_shell(sanitize)} $in -o $out",
     ]
     objects = []
     for source in sources:
-        folder, flags = variant, ["-O2"]
+        folder: str = variant
         if source.suffix == ".cu":
-            flags = ["-O1", *SANITIZE[sanitizer]] if sanitizer else ["-O2"]
-            if not sanitizer and initialises_locals(command):
+            flags = ["-O1", *sanitize] if sanitize else ["-O2"]
+            if not sanitize and initialises_locals(command):
                 flags.append("-ftrivial-auto-var-init=pattern")
+            if variant == "ptx":
+                flags = ["-O0", *PTX_FLAGS]  # the kernels' C++ is not run
+        elif source.parent == PTX:
+            flags = ["-O2", "-std=c++20", "-ffp-contract=off", *PTX_FLAGS]
         elif source.parent == CSRC / "emulation":
             # Not instrumented: what it does between the kernels' accesses is not theirs.
-            flags += [f"-DCIPS3D_{sanitizer.upper()}_SANITIZER"] if sanitizer else []
+            flags = ["-O2", *([f"-DCIPS3D_{variant.upper()}_SANITIZER"] if sanitize else [])]
+            folder = variant if sanitize else "plain"
         else:
-            folder = "plain"
-            flags += [f"-DCIPS3D_MODULE={MODULE}", *_python_flags()]
+            folder = variant if variant == "ptx" else "plain"
+            flags = ["-O2", f"-DCIPS3D_MODULE={MODULE}", *_python_flags(), *(PTX_FLAGS if variant == "ptx" else [])]
         objects.append(f"{folder}/{_relative(source)}.o")
-        lines += [f"build {_escaped(objects[-1])}: compile {_escaped(str(source))}", f"  flags = {_shell(flags)}"]
-    lines.append(f"build {_escaped(library)}: link {' '.join(map(_escaped, objects))}")
+        lines += [f"build {to_ninja(objects[-1])}: compile {to_ninja(str(source))}", f"  flags = {to_shell(flags)}"]
+    lines.append(f"build {to_ninja(library)}: link {' '.join(map(to_ninja, objects))}")
     return "\n".join(lines) + "\n"
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """Where the sources of this tree are compiled to: below CIPS3D_CACHE, or the user's cache folder."""
     name = f"emulated-kernels-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
     if os.environ.get("CIPS3D_CACHE"):
@@ -159,7 +180,7 @@ def _folder() -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keeps two test processes from compiling into one folder at once."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
@@ -178,7 +199,8 @@ def _python_flags() -> list[str]:
     return [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
 
 
-def _ninja() -> str:
+def ninja() -> str:
+    """The program."""
     beside_python = Path(sys.executable).parent / "ninja"
     program = str(beside_python) if beside_python.exists() else shutil.which("ninja")
     if program is None:
@@ -190,9 +212,11 @@ def _relative(source: Path) -> str:
     return str(source.relative_to(ROOT)) if source.is_relative_to(ROOT) else source.name
 
 
-def _shell(words: Sequence[str]) -> str:
+def to_shell(words: Sequence[str]) -> str:
+    """A command of a manifest."""
     return shlex.join(words).replace("$", "$$")
 
 
-def _escaped(path: str) -> str:
+def to_ninja(path: str) -> str:
+    """A path of a manifest."""
     return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

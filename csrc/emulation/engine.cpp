@@ -17,7 +17,7 @@ namespace {
 
 size_t most_shared = 227 << 10;  // a block of compute capability 9.0
 
-uint64_t schedule = 0;
+uint64_t schedule_seed = 0;
 const auto one_grid_at_a_time = std::make_unique<std::mutex>();  // on the heap: see forget_static_variables
 
 void check_configuration(dim3 grid, dim3 block, size_t shared) {
@@ -39,7 +39,8 @@ void check_configuration(dim3 grid, dim3 block, size_t shared) {
 
 std::string describe(Site site) { return std::string(site.file) + ":" + std::to_string(site.line); }
 
-void set_schedule(uint64_t seed) { schedule = seed; }
+void set_schedule(uint64_t seed) { schedule_seed = seed; }
+uint64_t schedule() { return schedule_seed; }
 
 void set_shared_limit(size_t bytes) { most_shared = bytes; }
 size_t shared_limit() { return most_shared; }
@@ -52,15 +53,15 @@ void run_grid(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* c
   // Blocks in the order a * i + b mod blocks, where a has no divisor in common with their number.
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   uint64_t a = 1, b = 0;
-  if (schedule != 0) {
-    Random random(schedule);
+  if (schedule_seed != 0) {
+    Random random(schedule_seed);
     do a = random.below(blocks);
     while (std::gcd(a, blocks) != 1);
     b = random.below(blocks);
   }
   std::string error;
   for (uint64_t i = 0; i < blocks && error.empty(); i++)
-    error = the_block.run(static_cast<uint64_t>((static_cast<unsigned __int128>(a) * i + b) % blocks), schedule);
+    error = the_block.run(static_cast<uint64_t>((static_cast<unsigned __int128>(a) * i + b) % blocks), schedule_seed);
   the_block.end_grid();
   if (!error.empty()) throw std::runtime_error("CUDA emulation: " + error);
 }

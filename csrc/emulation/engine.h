@@ -30,6 +30,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared, Body body) {
 
 // The order in which blocks, warps and lanes run where nothing orders them is drawn from `seed`; 0 is index order.
 void set_schedule(uint64_t seed);
+uint64_t schedule();
 
 // The most dynamic shared memory of a block, in bytes; without a call, that of compute capability 9.0.
 void set_shared_limit(size_t bytes);

@@ -280,6 +280,16 @@ __global__ void sum_by_the_last_block(const float* in, float* out, bool bug) {
   out[kThreads] = sum;
 }
 
+#if defined(__CUDACC__) || defined(CIPS3D_PTX)
+// __ldg may go through a cache that does not see the kernel's own writes.
+__global__ void written_and_read_only(const float* in, float* out, bool bug) {
+  const int i = threadIdx.x;
+  out[i] = 2.0f * in[i];
+  __syncthreads();
+  out[kThreads + i] = __ldg((bug ? out : in) + (i + 128) % kThreads);  // written_and_read_only
+}
+#endif
+
 struct Case {
   const char* name;
   void (*kernel)(const float*, float*, bool);
@@ -333,6 +343,9 @@ const Case kCases[] = {
     CASE(bulk_copy_out_of_bounds, 1, 128, kBulkCopy),
     CASE(more_bytes_expected_than_copied, 1, 128, kBulkCopy),
     CASE(bulk_copy_nobody_waits_for, 1, 128, kBulkCopy),
+#if defined(__CUDACC__) || defined(CIPS3D_PTX)
+    CASE(written_and_read_only, 1, kThreads, 0),
+#endif
 };
 
 }  // namespace
@@ -344,12 +357,18 @@ EXPORTED const char* case_name(int index) {
   return index < static_cast<int>(std::size(cips3d::kCases)) ? cips3d::kCases[index].name : nullptr;
 }
 
+#if defined(CIPS3D_PTX)
+EXPORTED void load_ptx(const char* path) { ptx::load(path); }
+#endif
+
 // Runs a case on in [256] and out [512], or writes what went wrong into `error` [512].
 EXPORTED void run_case(int index, int bug, uint64_t seed, const float* in, float* out, char* error) {
   using namespace cips3d;
   const Case& c = kCases[index];
   error[0] = '\0';
+#if !defined(__CUDACC__)
   emulation::set_schedule(seed);
+#endif
   try {
     launch(c.kernel, c.blocks, c.threads, c.shared, nullptr, in, out, bug != 0);
   } catch (const std::runtime_error& e) {

@@ -40,6 +40,10 @@ class PlantedBugs:
             raise RuntimeError(error.value.decode())
         return out
 
+    def load_ptx(self, path: Path) -> None:
+        """What nvcc has made of SOURCE, where the library runs that."""
+        self._library.load_ptx(str(path).encode())
+
     def launch_nothing(self, grid: Sequence[int], block: Sequence[int], shared: int) -> None:
         """A launch of an empty kernel. Raises RuntimeError where it is refused."""
         error = ctypes.create_string_buffer(512)
