@@ -16,13 +16,9 @@
 //   void begin(image)                before the samples of another image; a barrier follows
 //   void evaluate(SamplePass)        by all threads of the block, between barriers
 #pragma once
-#include "ray_samples.h"
-#include "rays.h"
+#include "ray_lanes.h"
 
 namespace cips3d {
-
-constexpr int kWarpSamples = 96;  // most samples of a ray, coarse and fine: three a lane
-constexpr int kSlots = kWarpSamples / 32;
 
 // Rows of channels end 16 bytes later: the 8 rows of a warp's store lie in different banks.
 template <class Color>
@@ -43,11 +39,23 @@ struct RayTensors {
   float* transmittance;       // [B, R, S + F] in front of each sample, for the backward; or null
 };
 
+// n / value for n up to 2^24 / value, without the twenty instructions of a division.
+struct Divisor {
+  int value;
+  unsigned inverse;  // 2^31 / value, rounded up
+
+  static Divisor of(int value) {
+    return {value, (1u << 31) / std::max(value, 1) + ((1u << 31) % std::max(value, 1) > 0)};
+  }
+  __device__ __forceinline__ int divide(int n) const { return static_cast<int>(__umulhi(2u * n, inverse)); }
+};
+
 struct RaySettings {
   int64_t images, rays;
   int coarse, fine, block_rays;
   float near, far;
   bool softplus, last_back;
+  Divisor coarse_divisor = {}, fine_divisor = {};  // launch_rays gives them
 };
 
 // Samples of the rays that a block works on; sample s of ray r is at r * samples + s, coarse ones first.
@@ -56,26 +64,24 @@ struct RayScratch {
   float* ray;      // [block_rays, 6] origin, direction
   float* depths;   // [block_rays, samples] fine ones ascending
   float* density;  // [block_rays, samples] raw
-  float* weights;  // [block_rays, samples] of the final compositing
   int* order;      // [block_rays, samples] order[i]: which sample is the ith from the front
-  float* cdf;      // [warps, kWarpSamples]
-  unsigned* keys;  // [warps, kWarpSamples] depths to be put in order, as sortable numbers
+  float* cdf;      // [warps, kWarpSamples] or a ray's weights
+  unsigned* keys;  // [warps, kWarpKeys] depths to be put in order, as sortable numbers
   Color* colors;   // [block_rays * samples, color row]
 
   static size_t bytes(int rays, int samples, int warps, int color_row) {
     const size_t all = static_cast<size_t>(rays) * samples;
-    return shared_bytes<float>(rays * 6) + 3 * shared_bytes<float>(all) + shared_bytes<int>(all) +
-           shared_bytes<float>(warps * kWarpSamples) + shared_bytes<unsigned>(warps * kWarpSamples) +
+    return shared_bytes<float>(rays * 6) + 2 * shared_bytes<float>(all) + shared_bytes<int>(all) +
+           shared_bytes<float>(warps * kWarpSamples) + shared_bytes<unsigned>(warps * kWarpKeys) +
            shared_bytes<Color>(all * color_row);
   }
   __device__ __forceinline__ RayScratch(SharedArrays& shared, int rays, int samples, int warps, int color_row)
       : ray(shared.take<float>(rays * 6)),
         depths(shared.take<float>(rays * samples)),
         density(shared.take<float>(rays * samples)),
-        weights(shared.take<float>(rays * samples)),
         order(shared.take<int>(rays * samples)),
         cdf(shared.take<float>(warps * kWarpSamples)),
-        keys(shared.take<unsigned>(warps * kWarpSamples)),
+        keys(shared.take<unsigned>(warps * kWarpKeys)),
         colors(shared.take<Color>(static_cast<size_t>(rays) * samples * color_row)) {}
 };
 
@@ -89,12 +95,15 @@ struct PassSample {
 template <class Color>
 struct SamplePass {
   const RayScratch<Color>& scratch;
-  int rays, first, count, samples;
+  int rays, first;
+  Divisor count;
+  int samples;
 
-  __device__ __forceinline__ int size() const { return rays * count; }
+  __device__ __forceinline__ int size() const { return rays * count.value; }
   // Of `row`; rows past the end repeat the last one, and nothing may be stored of them.
   __device__ __forceinline__ PassSample operator[](int row) const {
-    const int there = min(row, size() - 1), ray = there / count, at = ray * samples + first + there % count;
+    const int there = min(row, size() - 1), ray = count.divide(there);
+    const int at = ray * samples + first + there - ray * count.value;
     const float* o = scratch.ray + 6 * ray;
     const float t = scratch.depths[at];
     return {at, ray, make_float3(fmaf(t, o[3], o[0]), fmaf(t, o[4], o[1]), fmaf(t, o[5], o[2]))};
@@ -113,118 +122,48 @@ __device__ __forceinline__ float stratified_depth(const RaySettings& s, int i, f
   return linspace(s.near, s.far, s.coarse, i) + (u - 0.5f) * spacing;
 }
 
-// Weights of samples in order of depth, a few slots a lane: sample slot * 32 + lane has density[slot] and depth[slot].
-struct Compositing {
-  float alpha[kSlots], transmittance[kSlots];  // in front of the sample
-  float behind;                                // of the whole ray
-  __device__ __forceinline__ float weight(int slot) const { return alpha[slot] * transmittance[slot]; }
-};
-
-__device__ __forceinline__ Compositing composite_lanes(const float (&density)[kSlots], const float (&depth)[kSlots],
-                                                       const float (&next)[kSlots], int count, bool softplus,
-                                                       int lane) {
-  Compositing c;
-  float light = 1.0f;
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int i = 32 * slot + lane;
-    c.alpha[slot] = c.transmittance[slot] = 0.0f;
-    if (32 * slot >= count) continue;
-    const float delta = i + 1 < count ? next[slot] - depth[slot] : kLastDelta;
-    c.alpha[slot] = i < count ? 1.0f - expf(-delta * activated(density[slot], softplus)) : 0.0f;
-    const float factor = i < count ? 1.0f - c.alpha[slot] + kTransmittanceFloor : 1.0f;
-    const float up_to = product_up_to(factor, lane, 32);
-    const float before = __shfl_up_sync(~0u, up_to, 1);
-    c.transmittance[slot] = light * (lane == 0 ? 1.0f : before);
-    light *= __shfl_sync(~0u, up_to, 31);
-  }
-  c.behind = light;
-  return c;
-}
-
-__device__ __forceinline__ float sum_warp(float x) { return sum_lanes(x, 1, 32); }
-
-// Fine depths of one ray: draws from the density that the coarse weights define, sorted.
-__device__ inline void resample(const float* depths,  // [coarse + fine], the coarse ones are there
-                                float* fine_depths,   // [fine]
-                                const float (&weight)[kSlots], const float* u, const RaySettings& s, float* cdf,
-                                unsigned* drawn, int lane) {
-  const int bins = s.coarse - 1;  // edges of the distribution: midpoints of the coarse depths
-  float inner[kSlots], total = 0.0f;
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int i = 32 * slot + lane;
-    inner[slot] = i >= 1 && i < bins ? (weight[slot] + kWeightFloor) + kWeightFloor : 0.0f;
-    total += inner[slot];
-  }
-  total = sum_warp(total);
-  float carried = 0.0f;
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    if (32 * slot >= bins) break;
-    const float up_to = carried + sum_up_to(inner[slot] / total, lane, 32);
-    carried = __shfl_sync(~0u, up_to, 31);
-    if (32 * slot + lane < bins) cdf[32 * slot + lane] = up_to;  // cdf[0] = 0
-  }
-  __syncwarp();
-  for (int j = lane; j < s.fine; j += 32) {
-    int upper = lower_bound(cdf, bins, u[j]);  // the position that torch.searchsorted gives
-    const int lower = max(upper - 1, 0);
-    upper = min(upper, bins - 1);
-    const float step = cdf[upper] - cdf[lower];
-    const float share = (u[j] - cdf[lower]) / (step < kCdfFloor ? 1.0f : step);
-    const float a = 0.5f * (depths[lower] + depths[lower + 1]), b = 0.5f * (depths[upper] + depths[upper + 1]);
-    drawn[j] = sortable(between(a, b, share));
-  }
-  __syncwarp();
-  for (int j = lane; j < s.fine; j += 32)
-    fine_depths[count_before(drawn, s.fine, drawn[j], j)] = from_sortable(drawn[j]);
-  __syncwarp();
-}
-
-// order[i]: which sample is the ith from the front; of equal depths the coarse one.
-__device__ inline void merge(const float* depths, int* order, unsigned* keys, int coarse, int fine, int lane) {
-  for (int i = lane; i < coarse + fine; i += 32) keys[i] = sortable(depths[i]);
-  __syncwarp();
-  for (int i = lane; i < coarse + fine; i += 32) order[count_before(keys, coarse + fine, keys[i], i)] = i;
-  __syncwarp();
-}
-
-// Coarse weights of a ray, and from them its fine depths.
-template <class Color>
-__device__ void place_fine_samples(const RayTensors& tensors, const RaySettings& s, const RayScratch<Color>& scratch,
-                                   int ray, int64_t global, int lane) {
-  const int samples = s.coarse + s.fine, warp = threadIdx.x / 32;
+// Coarse weights of rays, and from them their fine depths: a warp's `first` ray and, where a group of lanes is smaller
+// than a warp, those behind it.
+template <int kLanes, class Color>
+__device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, const RaySettings& s,
+                                                   const RayScratch<Color>& scratch, int first, int rays,
+                                                   int64_t global) {
+  constexpr int kSlots = kLanes == 32 ? kWarpSamples / 32 : 1, kGroups = 32 / kLanes;
+  const int samples = s.coarse + s.fine, lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;  // of the block
+  const int mine = first + group % kGroups, ray = min(mine, rays - 1);
   float* depths = scratch.depths + ray * samples;
   float density[kSlots], depth[kSlots], next[kSlots], weight[kSlots];
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
-    const int i = 32 * slot + lane, there = min(i, s.coarse - 1);
+    if (kLanes * slot >= s.coarse) continue;
+    const int i = kLanes * slot + lane, there = min(i, s.coarse - 1);
     depth[slot] = depths[there];
     next[slot] = depths[min(i + 1, s.coarse - 1)];
     density[slot] = scratch.density[ray * samples + there];
-    if (tensors.coarse_noise != nullptr) density[slot] += tensors.coarse_noise[global * s.coarse + there];
+    if (tensors.coarse_noise != nullptr) density[slot] += tensors.coarse_noise[(global + ray) * s.coarse + there];
   }
-  const Compositing c = composite_lanes(density, depth, next, s.coarse, s.softplus, lane);
+  const auto c = composite_lanes<kLanes>(density, depth, next, s.coarse, s.softplus, lane);
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) weight[slot] = c.weight(slot);
-  resample(depths, depths + s.coarse, weight, tensors.importance + global * s.fine, s,
-           scratch.cdf + warp * kWarpSamples, scratch.keys + warp * kWarpSamples, lane);
+  resample<kLanes>(depths, depths + s.coarse, weight, tensors.importance + (global + ray) * s.fine,
+                   scratch.cdf + group * (kWarpSamples / kGroups), scratch.keys + group * (kWarpKeys / kGroups),
+                   s.coarse, s.fine, lane, mine < rays);
 }
 
 // The final weights of a ray, and everything that is written of it.
 template <class Color>
 __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, const RayScratch<Color>& scratch,
                               int ray, int64_t global, int channels, int color_row, int lane) {
+  constexpr int kSlots = kWarpSamples / 32;
   const int samples = s.coarse + s.fine;
   const float *depths = scratch.depths + ray * samples, *raw = scratch.density + ray * samples;
   int* order = scratch.order + ray * samples;
-  float* weights = scratch.weights + ray * samples;
-  merge(depths, order, scratch.keys + threadIdx.x / 32 * kWarpSamples, s.coarse, s.fine, lane);
+  merge(depths, order, scratch.keys + threadIdx.x / 32 * kWarpKeys, s.coarse, s.fine, lane);
   float density[kSlots], depth[kSlots], next[kSlots];
   int sample[kSlots];
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
+    if (32 * slot >= samples) continue;
     const int i = 32 * slot + lane, there = min(i, samples - 1);
     sample[slot] = order[there];
     depth[slot] = depths[sample[slot]];
@@ -233,42 +172,33 @@ __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, c
     const float* noise = s.fine > 0 ? tensors.merged_noise : tensors.coarse_noise;
     if (noise != nullptr) density[slot] += noise[global * samples + there];
   }
-  const Compositing c = composite_lanes(density, depth, next, samples, s.softplus, lane);
+  const auto c = composite_lanes<32>(density, depth, next, samples, s.softplus, lane);
   float weight[kSlots], sum = 0.0f, depth_sum = 0.0f;
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
     weight[slot] = c.weight(slot);
     sum += weight[slot];
   }
-  sum = sum_warp(sum);
+  sum = sum_lanes(sum, 1, 32);
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
     const int i = 32 * slot + lane;
+    if (32 * slot >= samples) continue;
     if (s.last_back && i == samples - 1) weight[slot] += 1.0f - sum;
     depth_sum += weight[slot] * depth[slot];
     if (i >= samples) continue;
-    weights[sample[slot]] = weight[slot];
     tensors.weights[global * samples + i] = weight[slot];
     tensors.depths[global * samples + i] = depth[slot];
     if (tensors.transmittance != nullptr) tensors.transmittance[global * samples + i] = c.transmittance[slot];
   }
-  depth_sum = sum_warp(depth_sum);
+  depth_sum = sum_lanes(depth_sum, 1, 32);
   if (lane == 0) {
     tensors.depth[global] = depth_sum;
     tensors.weight_sum[global] = sum;
   }
-  __syncwarp();
-  for (int channel = 2 * lane; channel < channels; channel += 64) {
-    const Color* color = scratch.colors + ray * samples * color_row + channel;
-    float x = 0.0f, y = 0.0f;
-    for (int k = 0; k < samples; k++) {
-      const Vector<Color, 2> pair = *reinterpret_cast<const Vector<Color, 2>*>(color + k * color_row);
-      x = fmaf(weights[k], to_float(pair.value[0]), x);
-      y = fmaf(weights[k], to_float(pair.value[1]), y);
-    }
-    tensors.colors[global * channels + channel] = x;
-    if (channel + 1 < channels) tensors.colors[global * channels + channel + 1] = y;
-  }
+  composite_colors(scratch.colors + ray * samples * color_row, scratch.colors + color_row - kPadColors<Color>, weight,
+                   sample, scratch.cdf + threadIdx.x / 32 * kWarpSamples, samples, channels, color_row,
+                   tensors.colors + global * channels, lane);
 }
 
 // Has `count` floats from `first` on brought near, by all threads of the block; of null there is nothing to bring.
@@ -290,14 +220,17 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
   Field field(shared, layers);
   const RayScratch<Color> scratch(shared, s.block_rays, samples, warps, Field::color_row(layers));
 
+  for (int i = threadIdx.x; i < kPadColors<Color>; i += blockDim.x)  // what stands for samples that are not there
+    scratch.colors[Field::color_row(layers) - 1 - i] = from_float<Color>(0.0f);
+
   // Consecutive parts of the work, so that a block changes its image as rarely as possible.
   const int64_t tiles_an_image = ceil_div<int64_t>(s.rays, s.block_rays), tiles = s.images * tiles_an_image;
   const int64_t end = tiles * (blockIdx.x + 1) / gridDim.x;
   int64_t loaded = -1;
   for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
-    const int64_t image = tile / tiles_an_image, first = (tile - image * tiles_an_image) * s.block_rays;
-    const int rays = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.rays - first));
-    const int64_t global = image * s.rays + first;
+    const int64_t image = tile / tiles_an_image, begin = (tile - image * tiles_an_image) * s.block_rays;
+    const int rays = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.rays - begin));
+    const int64_t global = image * s.rays + begin;
     __syncthreads();  // the tile before has been read
     if (image != loaded) field.begin(image);
     loaded = image;
@@ -309,16 +242,20 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
     prefetch_floats(tensors.importance, global * s.fine, rays * s.fine);
     prefetch_floats(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
     prefetch_floats(tensors.merged_noise, global * samples, rays * samples);
-    for (int i = threadIdx.x; i < rays * s.coarse; i += blockDim.x)
-      scratch.depths[i / s.coarse * samples + i % s.coarse] =
-          stratified_depth(s, i % s.coarse, tensors.stratified[global * s.coarse + i]);
+    for (int i = threadIdx.x; i < rays * s.coarse; i += blockDim.x) {
+      const int ray = s.coarse_divisor.divide(i), sample = i - ray * s.coarse;
+      scratch.depths[ray * samples + sample] = stratified_depth(s, sample, tensors.stratified[global * s.coarse + i]);
+    }
     __syncthreads();
-    field.evaluate(SamplePass<Color>{scratch, rays, 0, s.coarse, samples});
+    field.evaluate(SamplePass<Color>{scratch, rays, 0, s.coarse_divisor, samples});
     __syncthreads();
     if (s.fine > 0) {
-      for (int ray = warp; ray < rays; ray += warps) place_fine_samples(tensors, s, scratch, ray, global + ray, lane);
+      const bool two_a_warp = s.coarse <= 16 && s.fine <= 16;
+      for (int first = (two_a_warp ? 2 : 1) * warp; first < rays; first += (two_a_warp ? 2 : 1) * warps)
+        two_a_warp ? place_fine_samples<16>(tensors, s, scratch, first, rays, global)
+                   : place_fine_samples<32>(tensors, s, scratch, first, rays, global);
       __syncthreads();
-      field.evaluate(SamplePass<Color>{scratch, rays, s.coarse, s.fine, samples});
+      field.evaluate(SamplePass<Color>{scratch, rays, s.coarse, s.fine_divisor, samples});
       __syncthreads();
     }
     for (int ray = warp; ray < rays; ray += warps)
@@ -383,6 +320,7 @@ void launch_rays(const RayTensors& tensors, const typename Field::Layers& layers
                  cudaStream_t stream) {
   if (plan.rays == 0) throw std::invalid_argument("one ray's samples do not fit into shared memory");
   s.block_rays = plan.rays;
+  s.coarse_divisor = Divisor::of(s.coarse), s.fine_divisor = Divisor::of(s.fine);
   const int64_t tiles = s.images * ceil_div<int64_t>(s.rays, plan.rays);
   const int64_t resident = static_cast<int64_t>(device_limits().multiprocessors) * plan.blocks;
   launch(render_rays_kernel<Field>, dim3(blocks_for(std::min(tiles, resident), 1)), dim3(plan.warps * 32), plan.shared,

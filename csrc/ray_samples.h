@@ -28,9 +28,10 @@ __device__ __forceinline__ float between(float a, float b, float share) {
 }
 
 // Depths as unsigned numbers of the same order, NaN included: ranks among them are always a permutation.
+constexpr unsigned kLastKey = 0xffffffffu;  // of no depth: behind all that are
 __device__ __forceinline__ unsigned sortable(float x) {
   const unsigned bits = __float_as_uint(x + 0.0f);  // -0 becomes 0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return min(bits & 0x80000000u ? ~bits : bits | 0x80000000u, kLastKey - 1);
 }
 __device__ __forceinline__ float from_sortable(unsigned key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
@@ -41,6 +42,38 @@ __device__ __forceinline__ int count_before(const unsigned* keys, int count, uns
   int before = 0;
   for (int m = 0; m < count; m++) before += keys[m] < key || (keys[m] == key && m < ties);
   return before;
+}
+
+// How many of `count` keys are smaller. They are read by fours: the array is aligned to 16 bytes, and behind the last
+// of them are kLastKey up to the next multiple of four.
+__device__ __forceinline__ int count_smaller(const unsigned* keys, int count, unsigned key) {
+  int smaller = 0;
+#pragma unroll 1
+  for (int m = 0; m < count; m += 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(keys + m);
+    smaller += (four.x < key) + (four.y < key) + (four.z < key) + (four.w < key);
+  }
+  return smaller;
+}
+
+// The ranks of keys, slot * kLanes + lane for each lane of a group; of equal ones the first comes first. All groups of
+// a warp have as many keys.
+template <int kLanes, int kSlots>
+__device__ __forceinline__ void rank_keys(const unsigned* keys, int count, int lane, int (&rank)[kSlots]) {
+  int sum = 0;
+#pragma unroll
+  for (int slot = 0; slot < kSlots; slot++) {
+    const int i = kLanes * slot + lane;
+    rank[slot] = i < count ? count_smaller(keys, count, keys[i]) : 0;
+    sum += rank[slot];
+  }
+  // Every pair has counted once, unless its keys are equal.
+  if (__reduce_add_sync(~0u, sum) == 32 / kLanes * (count * (count - 1) / 2)) return;
+#pragma unroll
+  for (int slot = 0; slot < kSlots; slot++) {
+    const int i = kLanes * slot + lane;
+    if (i < count) rank[slot] = count_before(keys, count, keys[i], i);
+  }
 }
 
 // The number of elements of an ascending array that are smaller than x.

@@ -308,14 +308,41 @@ def test_every_schedule_gives_the_same(kernel_backend: Backend, precision: Preci
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
-def test_not_a_number_stays_in_its_ray(kernel_backend: Backend) -> None:
+UNUSUAL_DRAWS = {
+    "equal fine ones": lambda draws: draws._replace(importance=torch.full_like(draws.importance, 0.5)),
+    "pairs of equal fine ones": lambda draws: draws._replace(
+        importance=draws.importance[..., : draws.importance.shape[-1] // 2].repeat(1, 1, 2)
+    ),
+    # A bin's last depth is the next one's first.
+    "equal coarse ones": lambda draws: draws._replace(
+        stratified=1.0 - torch.arange(draws.stratified.shape[-1]) % 2 + torch.zeros_like(draws.stratified)
+    ),
+    "coarse ones out of order": lambda draws: draws._replace(stratified=5 * draws.stratified - 2),
+}
+
+
+@pytest.mark.parametrize("samples", [(12, 12), (20, 7)], ids=["two rays a warp", "one ray a warp"])
+@pytest.mark.parametrize("name", UNUSUAL_DRAWS)
+def test_unusual_draws(kernel_backend: Backend, name: str, samples: tuple[int, int]) -> None:
+    """Of equal depths the coarse ones come first, and depths out of order are put in order."""
+    s = Setting(width=32, color=16, rays=5, coarse=samples[0], fine=samples[1] // 2 * 2)
+    inputs = sample_inputs(s)
+    inputs = replace(inputs, draws=UNUSUAL_DRAWS[name](inputs.draws))
+    ours, exact = both_kinds(kernel_backend, inputs)
+    found, expected = run(ours, s, "highest"), run(exact, s, "highest")
+    torch.testing.assert_close(found.depths.cpu().double(), expected.depths, rtol=0, atol=2e-6)
+    assert relative_l2(found.colors, expected.colors) < TOLERANCE["highest"]
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_not_a_number_stays_in_its_ray(kernel_backend: Backend, precision: Precision) -> None:
     """A network that has diverged gives NaN, and samples still have places of their own."""
     s = Setting(width=16, color=8, rays=4, coarse=5, fine=6)
     inputs = sample_inputs(s)
     inputs.draws.stratified[0, 1] = math.nan
     ours = inputs.to(kernel_backend.device, torch.float32)
     clean = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    found, expected = run(ours, s, "highest"), run(clean, s, "highest")
+    found, expected = run(ours, s, precision), run(clean, s, precision)
     hit = torch.zeros(2, 4, dtype=torch.bool)
     hit[0, 1] = True
     assert torch.isnan(found.depth.cpu()[hit]).all()

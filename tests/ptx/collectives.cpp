@@ -43,6 +43,20 @@ void shuffle(Warp& warp, const Instruction& i, uint32_t lanes) {
   });
 }
 
+// redux.sync.add.s32 d, a, mask
+void add_lanes(Warp& warp, const Instruction& i, uint32_t lanes) {
+  uint32_t sum = 0;
+  for_lanes(lanes, [&](int l) { sum += warp.get<uint32_t>(i.operands[1], l); });
+  for_lanes(lanes, [&](int l) { warp.set<uint32_t>(i.operands[0], l, sum); });
+}
+
+// vote.sync.all.pred p, q, mask
+void all_hold(Warp& warp, const Instruction& i, uint32_t lanes) {
+  bool all = true;
+  for_lanes(lanes, [&](int l) { all &= ((warp.get<uint8_t>(i.operands[1], l) & 1) != 0) != i.negates; });
+  for_lanes(lanes, [&](int l) { warp.set<uint8_t>(i.operands[0], l, all); });
+}
+
 void warp_barrier(Warp& warp, const Instruction& i, uint32_t lanes) {
   for_lanes(lanes, [&](int l) {
     if ((warp.get<uint32_t>(i.operands[0], l) & ~lanes & warp.alive) != 0)
@@ -195,6 +209,9 @@ Handler collective_handler(const std::string& opcode) {
       {"shfl.sync.bfly.b32", shuffle<Shuffle::kButterfly>},
       {"shfl.sync.idx.b32", shuffle<Shuffle::kIndex>},
       {"bar.warp.sync", warp_barrier},
+      {"redux.sync.add.s32", add_lanes},
+      {"redux.sync.add.u32", add_lanes},
+      {"vote.sync.all.pred", all_hold},
       {"ldmatrix.sync.aligned.m8n8.x2.shared.b16", load_matrices<2, false>},
       {"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16", load_matrices<2, true>},
       {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", load_matrices<4, false>},

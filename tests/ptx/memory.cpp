@@ -156,6 +156,11 @@ void same_address(Warp& warp, const Instruction& i, uint32_t lanes) {
   for_lanes(lanes, [&](int l) { warp.set<uint64_t>(i.operands[0], l, warp.get<uint64_t>(i.operands[1], l)); });
 }
 
+void generic_address(Warp& warp, const Instruction& i, uint32_t lanes) {
+  const uint64_t base = reinterpret_cast<uint64_t>(warp.block.shared.data()) - kSharedBase;
+  for_lanes(lanes, [&](int l) { warp.set<uint64_t>(i.operands[0], l, base + warp.get<uint64_t>(i.operands[1], l)); });
+}
+
 // cp.async: what it reads reaches shared memory when the thread waits, no sooner.
 void start_copy(Warp& warp, const Instruction& i, uint32_t lanes) {
   if (counting) count_global(warp, i, lanes, i.operands[1], 16);
@@ -251,6 +256,7 @@ Handler memory_handler(const std::string& opcode) {
       {"cvta.to.global.u64", same_address},
       {"cvta.param.u64", same_address},
       {"cvta.local.u64", same_address},
+      {"cvta.shared.u64", generic_address},
       {"cp.async.cg.shared.global", start_copy},
       {"cp.async.commit_group", commit_copies},
       {"cp.async.wait_group", wait_for_copies},

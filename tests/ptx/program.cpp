@@ -297,6 +297,7 @@ class Parser {
       const bool unpacks = peek() == "{";
       for (std::string word = next(); word != ";"; word = next()) {
         if (std::strchr(",{}|", word[0])) continue;
+        if (word[0] == '!') instruction.negates = true, word.erase(0, 1);  // of a predicate
         if (word != "[") {
           instruction.operands.push_back(operand_of(word, opcode));
           continue;
@@ -317,7 +318,8 @@ class Parser {
         opcode = "mov.b64";
       }
       if (opcode.rfind("mov.", 0) == 0 && instruction.operands.size() > 2) opcode += unpacks ? ".unpack" : ".pack";
-      if (opcode.rfind("shfl.sync", 0) == 0 || opcode == "bar.warp.sync") {
+      if (opcode.rfind("shfl.", 0) == 0 || opcode.rfind("redux.", 0) == 0 || opcode.rfind("vote.", 0) == 0 ||
+          opcode == "bar.warp.sync") {
         instruction.together = static_cast<int>(instruction.operands.size()) - 1;
       } else if (opcode.find(".sync.aligned") != std::string::npos) {
         instruction.together = static_cast<int>(instruction.operands.size());
