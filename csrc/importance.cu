@@ -24,8 +24,10 @@ __global__ void __launch_bounds__(kThreads)
   const bool has_ray = ray < rays;  // lanes without a ray go on, for the shuffles
 
   SharedArrays arrays;
-  float* cdf = arrays.take<float>(rays_a_block * S) + slot * S;                     // [S - 1]
-  unsigned* keys = arrays.take<unsigned>(rays_a_block * (S + F)) + slot * (S + F);  // coarse, then fine as drawn
+  float* cdf = arrays.take<float>(rays_a_block * S) + slot * S;  // [S - 1]
+  const int keys_a_ray = padded_keys(S) + padded_keys(F);
+  unsigned* keys = arrays.take<unsigned>(rays_a_block * keys_a_ray) + slot * keys_a_ray;  // coarse
+  unsigned* drawn = keys + padded_keys(S);                                                // fine, as drawn
   unsigned* sorted = arrays.take<unsigned>(rays_a_block * (S + F)) + slot * (S + F);
   int* position = arrays.take<int>(rays_a_block * (S + F)) + slot * (S + F);
 
@@ -36,6 +38,8 @@ __global__ void __launch_bounds__(kThreads)
     keys[i] = has_ray ? sortable(depths[ray * S + i]) : 0u;
     if (has_ray && i < S - 2) total += (inner[i] + kWeightFloor) + kWeightFloor;
   }
+  pad_keys(keys, S, index);
+  pad_keys(drawn, F, index);
   total = sum_lanes(total, 1, group);
   float reached = 0.0f;
   for (int base = 0; base < S - 2; base += group) {
@@ -57,20 +61,26 @@ __global__ void __launch_bounds__(kThreads)
     const float share = (draw - cdf[lower]) / (step < kCdfFloor ? 1.0f : step);
     const float a = 0.5f * (from_sortable(keys[lower]) + from_sortable(keys[lower + 1]));
     const float b = 0.5f * (from_sortable(keys[upper]) + from_sortable(keys[upper + 1]));
-    keys[S + k] = sortable(between(a, b, share));
+    drawn[k] = sortable(between(a, b, share));
   }
   __syncwarp();
 
   // Places in the merged order: of equal depths coarse ones come first, in the order of their rows.
+  bool ascending = true;
+  for (int i = index; i + 1 < S; i += group) ascending &= keys[i] <= keys[i + 1];
+  ascending = __all_sync(~0u, ascending);
+  int sum = 0;
+  for (int k = index; k < F; k += group) sum += count_smaller(drawn, F, drawn[k]);
+  const bool distinct = all_distinct(sum, F, 32 / group);
   for (int i = index; i < S; i += group) {
-    const int place = count_before(keys, S, keys[i], i) + count_before(keys + S, F, keys[i], 0);
+    const int place = (ascending ? i : count_before(keys, S, keys[i], i)) + count_smaller(drawn, F, keys[i]);
     sorted[place] = keys[i];
     position[place] = i;
   }
   for (int k = index; k < F; k += group) {
-    const int among_fine = count_before(keys + S, F, keys[S + k], k);
-    const int place = count_before(keys, S, keys[S + k], S) + among_fine;
-    sorted[place] = keys[S + k];
+    const int among_fine = distinct ? count_smaller(drawn, F, drawn[k]) : count_before(drawn, F, drawn[k], k);
+    const int place = count_smaller(keys, S, drawn[k] + 1) + among_fine;
+    sorted[place] = drawn[k];
     position[place] = S + among_fine;
   }
   __syncwarp();
@@ -89,10 +99,12 @@ __global__ void __launch_bounds__(kThreads)
 void importance(cudaStream_t stream, Pointer depths, Pointer weights, Pointer u, Pointer fine, Pointer merged,
                 Pointer order, int64_t rays, int64_t coarse_count, int64_t fine_count) {
   const int64_t all = coarse_count + fine_count;
+  const int64_t keys = padded_keys(static_cast<int>(coarse_count)) + padded_keys(static_cast<int>(fine_count));
   if (coarse_count + 3 * all > kLargestRay) throw std::invalid_argument("4 S + 3 F must not exceed 12000");
   const int group = power_of_two_from(std::max(coarse_count, fine_count), 32);
   const auto shared = [&](int64_t rays_a_block) {
-    return shared_bytes<float>(rays_a_block * coarse_count) + 3 * shared_bytes<unsigned>(rays_a_block * all);
+    return shared_bytes<float>(rays_a_block * coarse_count) + shared_bytes<unsigned>(rays_a_block * keys) +
+           2 * shared_bytes<unsigned>(rays_a_block * all);
   };
   int threads = kThreads;
   while (threads > 32 && shared(threads / group) > 48 * 1024) threads /= 2;

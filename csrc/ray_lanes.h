@@ -82,14 +82,21 @@ __device__ __forceinline__ void resample(const float* depths,            // [coa
     const float a = 0.5f * (depths[lower] + depths[lower + 1]), b = 0.5f * (depths[upper] + depths[upper + 1]);
     drawn[j] = sortable(between(a, b, share));
   }
-  if (lane < 3) drawn[fine + lane] = kLastKey;
+  pad_keys(drawn, fine, lane);
   __syncwarp();
-  int rank[kSlots];
-  rank_keys<kLanes>(drawn, fine, lane, rank);
+  int rank[kSlots], sum = 0;
 #pragma unroll
   for (int slot = 0; slot < kSlots; slot++) {
     const int j = kLanes * slot + lane;
-    if (j < fine && has_ray) fine_depths[rank[slot]] = from_sortable(drawn[j]);
+    rank[slot] = j < fine ? count_smaller(drawn, fine, drawn[j]) : 0;
+    sum += rank[slot];
+  }
+  const bool distinct = all_distinct(sum, fine, 32 / kLanes);
+#pragma unroll
+  for (int slot = 0; slot < kSlots; slot++) {
+    const int j = kLanes * slot + lane;
+    if (j >= fine || !has_ray) continue;
+    fine_depths[distinct ? rank[slot] : count_before(drawn, fine, drawn[j], j)] = from_sortable(drawn[j]);
   }
   __syncwarp();
 }
@@ -100,11 +107,11 @@ __device__ __forceinline__ void merge(const float* depths,  // [coarse + fine]
                                       int* order,           // [coarse + fine]
                                       unsigned* keys,       // [kWarpKeys] of the warp
                                       int coarse, int fine, int lane) {
-  unsigned* fine_keys = keys + (coarse + 3) / 4 * 4;
+  unsigned* fine_keys = keys + padded_keys(coarse);
   for (int i = lane; i < coarse; i += 32) keys[i] = sortable(depths[i]);
   for (int i = lane; i < fine; i += 32) fine_keys[i] = sortable(depths[coarse + i]);
-  if (lane < (4 - coarse % 4) % 4) keys[coarse + lane] = kLastKey;
-  if (lane < (4 - fine % 4) % 4) fine_keys[fine + lane] = kLastKey;
+  pad_keys(keys, coarse, lane);
+  pad_keys(fine_keys, fine, lane);
   __syncwarp();
   bool ascending = true;
   for (int i = lane; i + 1 < coarse; i += 32) ascending &= keys[i] <= keys[i + 1];

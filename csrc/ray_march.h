@@ -127,9 +127,9 @@ __device__ __forceinline__ float stratified_depth(const RaySettings& s, int i, f
 template <int kLanes, class Color>
 __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, const RaySettings& s,
                                                    const RayScratch<Color>& scratch, int first, int rays,
-                                                   int64_t global) {
+                                                   int64_t global, int thread) {
   constexpr int kSlots = kLanes == 32 ? kWarpSamples / 32 : 1, kGroups = 32 / kLanes;
-  const int samples = s.coarse + s.fine, lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;  // of the block
+  const int samples = s.coarse + s.fine, lane = thread % kLanes, group = thread / kLanes;  // of the block
   const int mine = first + group % kGroups, ray = min(mine, rays - 1);
   float* depths = scratch.depths + ray * samples;
   float density[kSlots], depth[kSlots], next[kSlots], weight[kSlots];
@@ -153,12 +153,13 @@ __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, co
 // The final weights of a ray, and everything that is written of it.
 template <class Color>
 __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, const RayScratch<Color>& scratch,
-                              int ray, int64_t global, int channels, int color_row, int lane) {
+                              int ray, int64_t global, int channels, int color_row, int thread) {
+  const int lane = thread % 32, warp = thread / 32;
   constexpr int kSlots = kWarpSamples / 32;
   const int samples = s.coarse + s.fine;
   const float *depths = scratch.depths + ray * samples, *raw = scratch.density + ray * samples;
   int* order = scratch.order + ray * samples;
-  merge(depths, order, scratch.keys + threadIdx.x / 32 * kWarpKeys, s.coarse, s.fine, lane);
+  merge(depths, order, scratch.keys + warp * kWarpKeys, s.coarse, s.fine, lane);
   float density[kSlots], depth[kSlots], next[kSlots];
   int sample[kSlots];
 #pragma unroll
@@ -197,7 +198,7 @@ __device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, c
     tensors.weight_sum[global] = sum;
   }
   composite_colors(scratch.colors + ray * samples * color_row, scratch.colors + color_row - kPadColors<Color>, weight,
-                   sample, scratch.cdf + threadIdx.x / 32 * kWarpSamples, samples, channels, color_row,
+                   sample, scratch.cdf + warp * kWarpSamples, samples, channels, color_row,
                    tensors.colors + global * channels, lane);
 }
 
@@ -209,13 +210,21 @@ __device__ __forceinline__ void prefetch_floats(const float* from, int64_t first
     prefetch_line(from + first + min(i, count - 1));
 }
 
+// The thread's index, with nothing computed from it ahead: what the work on rays needs of it would otherwise take
+// registers while the field is evaluated.
+__device__ __forceinline__ int thread_here() {
+  int thread = threadIdx.x;
+  compute_here(thread);
+  return thread;
+}
+
 // The work of a block.
 template <class Field>
 __device__ __forceinline__ void march(const RayTensors& tensors, const typename Field::Layers& layers,
                                       const RaySettings& s) {
   using Color = typename Field::Color;
   const int samples = s.coarse + s.fine;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int warps = blockDim.x / 32;
   SharedArrays shared;
   Field field(shared, layers);
   const RayScratch<Color> scratch(shared, s.block_rays, samples, warps, Field::color_row(layers));
@@ -251,15 +260,17 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
     __syncthreads();
     if (s.fine > 0) {
       const bool two_a_warp = s.coarse <= 16 && s.fine <= 16;
-      for (int first = (two_a_warp ? 2 : 1) * warp; first < rays; first += (two_a_warp ? 2 : 1) * warps)
-        two_a_warp ? place_fine_samples<16>(tensors, s, scratch, first, rays, global)
-                   : place_fine_samples<32>(tensors, s, scratch, first, rays, global);
+      const int thread = thread_here();
+      for (int first = (two_a_warp ? 2 : 1) * (thread / 32); first < rays; first += (two_a_warp ? 2 : 1) * warps)
+        two_a_warp ? place_fine_samples<16>(tensors, s, scratch, first, rays, global, thread)
+                   : place_fine_samples<32>(tensors, s, scratch, first, rays, global, thread);
       __syncthreads();
       field.evaluate(SamplePass<Color>{scratch, rays, s.coarse, s.fine_divisor, samples});
       __syncthreads();
     }
-    for (int ray = warp; ray < rays; ray += warps)
-      composite_ray(tensors, s, scratch, ray, global + ray, Field::channels(layers), Field::color_row(layers), lane);
+    const int thread = thread_here();
+    for (int ray = thread / 32; ray < rays; ray += warps)
+      composite_ray(tensors, s, scratch, ray, global + ray, Field::channels(layers), Field::color_row(layers), thread);
   }
 }
 

@@ -44,8 +44,13 @@ __device__ __forceinline__ int count_before(const unsigned* keys, int count, uns
   return before;
 }
 
-// How many of `count` keys are smaller. They are read by fours: the array is aligned to 16 bytes, and behind the last
-// of them are kLastKey up to the next multiple of four.
+// Arrays of keys that are read by fours: aligned to 16 bytes, with kLastKey up to the next multiple of four.
+__host__ __device__ constexpr int padded_keys(int count) { return (count + 3) / 4 * 4; }
+__device__ __forceinline__ void pad_keys(unsigned* keys, int count, int lane) {
+  if (lane < padded_keys(count) - count) keys[count + lane] = kLastKey;
+}
+
+// How many keys of such an array are smaller.
 __device__ __forceinline__ int count_smaller(const unsigned* keys, int count, unsigned key) {
   int smaller = 0;
 #pragma unroll 1
@@ -56,24 +61,10 @@ __device__ __forceinline__ int count_smaller(const unsigned* keys, int count, un
   return smaller;
 }
 
-// The ranks of keys, slot * kLanes + lane for each lane of a group; of equal ones the first comes first. All groups of
-// a warp have as many keys.
-template <int kLanes, int kSlots>
-__device__ __forceinline__ void rank_keys(const unsigned* keys, int count, int lane, int (&rank)[kSlots]) {
-  int sum = 0;
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int i = kLanes * slot + lane;
-    rank[slot] = i < count ? count_smaller(keys, count, keys[i]) : 0;
-    sum += rank[slot];
-  }
-  // Every pair has counted once, unless its keys are equal.
-  if (__reduce_add_sync(~0u, sum) == 32 / kLanes * (count * (count - 1) / 2)) return;
-#pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int i = kLanes * slot + lane;
-    if (i < count) rank[slot] = count_before(keys, count, keys[i], i);
-  }
+// Whether `arrays` times `count` keys have no equal ones in any array, from each lane's sum of their ranks by
+// count_smaller; by a warp. Every pair counts once, unless its keys are equal.
+__device__ __forceinline__ bool all_distinct(int sum, int count, int arrays) {
+  return __reduce_add_sync(~0u, sum) == arrays * (count * (count - 1) / 2);
 }
 
 // The number of elements of an ascending array that are smaller than x.
