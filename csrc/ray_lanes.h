@@ -134,7 +134,7 @@ __device__ __forceinline__ void merge(const float* depths,  // [coarse + fine]
 // out[c] = Σ weight colors[sample, c] of a ray, by a warp, whose lanes have weights of samples in any order.
 template <int kSlots>
 __device__ __forceinline__ void composite_colors(const float* colors,  // [samples, color_row]
-                                                 const float*, const float (&weight)[kSlots],
+                                                 const float* /* none */, const float (&weight)[kSlots],
                                                  const int (&sample)[kSlots],
                                                  float* weights,  // [kWarpSamples] of the warp
                                                  int samples, int channels, int color_row,

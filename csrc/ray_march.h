@@ -39,7 +39,7 @@ struct RayTensors {
   float* transmittance;       // [B, R, S + F] in front of each sample, for the backward; or null
 };
 
-// n / value for n up to 2^24 / value, without the twenty instructions of a division.
+// n / value where n * value is below 2^31, without the twenty instructions of a division.
 struct Divisor {
   int value;
   unsigned inverse;  // 2^31 / value, rounded up
