@@ -53,4 +53,6 @@ DeviceLimits device_limits() {
 
 int multiprocessors() { return device_limits().multiprocessors; }
 
+int64_t shared_memory() { return static_cast<int64_t>(device_limits().shared_block); }
+
 }  // namespace cips3d

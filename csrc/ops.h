@@ -29,6 +29,7 @@ inline unsigned blocks_for(int64_t work, int64_t items_a_block) {
 
 // device_limits.cu: of the device; throws where no code of this module starts on it.
 int multiprocessors();
+int64_t shared_memory();  // bytes that a block may have
 
 // bias_leaky_relu.cu: x, sign, y [batch, channels, inner]; bias [channels].
 void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Pointer sign, Pointer y, int64_t batch,

@@ -120,6 +120,11 @@ def load() -> ModuleType:
     return module
 
 
+def capability() -> tuple[int, int]:
+    """The compute capability of the device that the loaded kernels stand for."""
+    return divmod(int(os.environ.get("CIPS3D_PTX", "90")), 10)
+
+
 def import_module(path: Path) -> ModuleType:
     """Import the Python module that `build` has made."""
     spec = importlib.util.spec_from_file_location(MODULE, path)

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import emulated_kernels
 import pytest
 import torch
 import torch._dynamo
@@ -347,7 +348,7 @@ def install() -> None:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "get_device_capability": lambda _=None: (9, 0),
+        "get_device_capability": lambda _=None: emulated_kernels.capability(),
         "get_device_name": lambda _=None: properties.name,
         "get_device_properties": lambda _=None: properties,
         "mem_get_info": lambda _=None: (1 << 33, 1 << 34),
@@ -368,12 +369,10 @@ def install() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    import emulated_kernels
-
     from cips3d.ops import kernels
 
     kernels._compiled, kernels._why_not_compiled = emulated_kernels.load(), None
-    kernels._compiled.architectures = "90"
+    kernels._compiled.architectures = "{}{}".format(*emulated_kernels.capability())
     DEVICE.__enter__()
 
 

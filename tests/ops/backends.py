@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,6 +14,7 @@ import torch
 
 from cips3d.ops import kernels
 
+MOST_SHARED = 227  # KB of shared memory that a block may have where that is most: compute capability 9.0 and 10.0
 SCHEDULES = range(6)  # seeds of the order in which the emulation runs threads; 0: index order
 
 
@@ -28,6 +29,11 @@ class Backend:
     @property
     def uses_kernels(self) -> bool:
         return self.name != "reference"
+
+    @property
+    def shared(self) -> int:
+        """KB of shared memory that a block of a kernel may have: of the device, and of the code that it runs."""
+        return int(kernels.module_for(self.device).shared_memory(self.device.index or 0)) >> 10
 
     def schedules(self) -> Iterator[int]:
         """Sets one schedule after the other, where there is something to choose."""
@@ -56,11 +62,37 @@ def open_backend(name: str, test: str) -> Iterator[Backend]:
 
 @contextmanager
 def shared_limit(backend: Backend, kilobytes: int) -> Iterator[None]:
-    """Inside, an emulated device has less shared memory."""
-    assert backend.module is not None
-    before = backend.module.shared_limit()
+    """Inside, a block may have that much shared memory. Skips the test where it cannot: a GPU has what it has."""
+    before = backend.shared
+    if before < kilobytes:
+        pytest.skip(f"the device has less shared memory: {before} KB")
+    if backend.module is None:
+        if before > kilobytes:
+            pytest.skip(f"the device has more shared memory: {before} KB")
+        yield
+        return
     backend.module.set_shared_limit(kilobytes << 10)
     try:
         yield
     finally:
-        backend.module.set_shared_limit(before)
+        backend.module.set_shared_limit(before << 10)
+
+
+def has_room(backend: Backend, why_not: Callable[[], str | None]) -> bool:
+    """Whether shared memory has room for an op's kernel; where it has none, `why_not` gives the op's own reason.
+
+    Another reason is a failure, and so is any on a device that has the most.
+    """
+    reason = why_not() if backend.uses_kernels else None
+    assert reason is None or ("shared memory" in reason and backend.shared < MOST_SHARED), reason
+    return reason is None
+
+
+def require_room(backend: Backend, why_not: Callable[[], str | None], call: Callable[[], object] | None = None) -> None:
+    """Skips the test where shared memory has no room, once a direct `call` of the op has been refused for that."""
+    if has_room(backend, why_not):
+        return
+    if call is not None:
+        with pytest.raises(RuntimeError, match="do not fit into shared memory"):
+            call()
+    pytest.skip(f"the device has less shared memory: {backend.shared} KB")

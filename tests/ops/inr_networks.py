@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from ops.backends import Backend
+from ops.backends import Backend, require_room
 from torch import Tensor
 
 from cips3d.ops import ModulatedWeight, Precision, demodulation
-from cips3d.ops.modulated_inr import StackedLayers, modulated_inr
+from cips3d.ops.modulated_inr import StackedLayers, modulated_inr, why_not_fused
 
 # Accurate products keep about 22 bits of both operands; what is left is float32's own rounding in sums of 512 terms,
 # plain float32 shows the same 4e-7 after 18 layers. Fast ones round weights, activations and skips to 11 bits, three
@@ -62,6 +63,9 @@ class Inputs:
 
         return Inputs(copy([self.features])[0], copy(self.weights), copy(self.modulations), copy(self.rgb_weights))
 
+    def layers(self) -> list[ModulatedWeight]:
+        return [ModulatedWeight.of(*of) for of in zip(self.weights, self.modulations, strict=True)]
+
     def stacked(self) -> StackedLayers:
         """What the registered op takes."""
         scales = [demodulation(w, m) for w, m in zip(self.weights, self.modulations, strict=True)]
@@ -89,8 +93,17 @@ def sample_inputs(s: Setting) -> Inputs:
 
 
 def run(inputs: Inputs, s: Setting, precision: Precision | None = "highest") -> Tensor:
-    layers = [ModulatedWeight.of(*of) for of in zip(inputs.weights, inputs.modulations, strict=True)]
-    return modulated_inr(inputs.features, layers, inputs.rgb_weights, skip_from=s.skip_from, precision=precision)
+    return modulated_inr(
+        *(inputs.features, inputs.layers(), inputs.rgb_weights), skip_from=s.skip_from, precision=precision
+    )
+
+
+def require_kernel(
+    backend: Backend, inputs: Inputs, precision: Precision = "highest", call: Callable[[], object] | None = None
+) -> None:
+    """`require_room` for the kernel that computes a network."""
+    fast = precision != "highest"
+    require_room(backend, lambda: why_not_fused(inputs.features, inputs.layers(), 0.2, fast=fast), call)
 
 
 def both(inputs: Inputs, backend: Backend) -> tuple[Inputs, Inputs]:

@@ -9,7 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 from ops.backends import Backend
-from ops.inr_networks import GRADIENT_TOLERANCE, SETTINGS, TOLERANCE, Setting, both, loss, run, sample_inputs
+from ops.inr_networks import (
+    GRADIENT_TOLERANCE,
+    SETTINGS,
+    TOLERANCE,
+    Setting,
+    both,
+    loss,
+    require_kernel,
+    run,
+    sample_inputs,
+)
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -32,13 +42,15 @@ def test_colours_and_gradients(backend: Backend, name: str, precision: Precision
         assert error < GRADIENT_TOLERANCE[precision], f"{k}: {error:.1e}"
 
 
-def test_the_kernel_computes(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_the_kernel_computes(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     """Or the test above compares something else."""
     module = importlib.import_module("cips3d.ops.modulated_inr")
     monkeypatch.setattr(module, "composed_inr", None)
     for name in ("two chunks, no skips", "odd widths"):
         ours, _ = both(sample_inputs(SETTINGS[name]), kernel_backend)
-        assert run(ours, SETTINGS[name]).grad_fn is not None
+        require_kernel(kernel_backend, ours, precision)
+        assert run(ours, SETTINGS[name], precision).grad_fn is not None
 
 
 def test_high_rounds_products_and_not_gradients(kernel_backend: Backend) -> None:
@@ -66,6 +78,7 @@ def test_a_pixels_scale_is_its_colours_scale(kernel_backend: Backend, precision:
     """To the last bit, for powers of two far beyond float16's range; modulations have no scale at all."""
     s = Setting(16, 64, 3, 1, 0, pixels=12)
     ours, _ = both(sample_inputs(s), kernel_backend)
+    require_kernel(kernel_backend, ours, precision)
     expected = run(ours, s, precision)
     scale = torch.linspace(-60, 50, s.pixels).round().exp2().to(kernel_backend.device)[:, None]
     scaled = replace(ours, features=ours.features * scale)
@@ -92,14 +105,16 @@ def test_steepest_growth(kernel_backend: Backend, precision: Precision) -> None:
     assert relative_l2(run(ours, s, precision), expected) < TOLERANCE[precision]
 
 
+@pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_not_a_number_stays_in_its_pixel(kernel_backend: Backend, value: float) -> None:
+def test_not_a_number_stays_in_its_pixel(kernel_backend: Backend, value: float, precision: Precision) -> None:
     s = Setting(pixels=5)
     ours, _ = both(sample_inputs(s), kernel_backend)
-    expected = run(ours, s)
+    require_kernel(kernel_backend, ours, precision)  # layer by layer, `split_matmul` gives it to all
+    expected = run(ours, s, precision)
     with torch.no_grad():
         ours.features[1, 2, 3] = value
-    found = run(ours, s)
+    found = run(ours, s, precision)
     hit = torch.zeros(2, 5, dtype=torch.bool, device=found.device)
     hit[1, 2] = True
     assert not found[hit].isfinite().any()
@@ -134,6 +149,7 @@ def test_gradients_of_a_few_pixels_at_a_time(backend: Backend, monkeypatch: pyte
         rgb = OPS["modulated_inr"](ours.features, *ours.stacked(), s.skip_from, 0.2, False, False)
         return torch.autograd.grad(loss(rgb), ours.leaves())
 
+    require_kernel(backend, ours, call=gradients)
     together = gradients()
     monkeypatch.setattr(importlib.import_module("cips3d.ops.modulated_inr"), "GRADIENT_PIXELS", 8)
     for a, b in zip(gradients(), together, strict=True):

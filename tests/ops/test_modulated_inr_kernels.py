@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import emulated_kernels
 import pytest
 import torch
 from ops.backends import Backend, shared_limit
@@ -38,14 +39,13 @@ def test_every_kernel(
     monkeypatch.setenv("CIPS3D_WGMMA", "0")  # those of every architecture
     s = Setting(32, width, 2, 1, 0, pixels=pixels, images=1)
     ours, exact = both(sample_inputs(s), kernel_backend)
-    expected = run(exact, s)
-    if kernel_backend.module is None:  # a device's limit is what it is
-        assert relative_l2(run(ours, s, precision), expected) < TOLERANCE[precision]
+    if kernel_backend.module is None:  # a device's limit and its multiprocessors are what they are
+        assert relative_l2(run(ours, s, precision), run(exact, s)) < TOLERANCE[precision]
         return
     with shared_limit(kernel_backend, limit):
         assert kernel_backend.module.modulated_inr_rows(0, s.images, s.pixels, width, precision != "fast") == rows
         found = run(ours, s, precision)
-    assert relative_l2(found, expected) < TOLERANCE[precision]
+    assert relative_l2(found, run(exact, s)) < TOLERANCE[precision]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def warpgroups(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Call
     def check(s: Setting) -> None:
         sizes = (s.images, s.pixels, s.width)
         if not kernels.module_for(kernel_backend.device).modulated_inr_warpgroups(0, *sizes, False):
-            assert kernel_backend.module is None
+            assert kernel_backend.module is None or emulated_kernels.capability() != (9, 0)
             pytest.skip("for compute capability 9.0")
 
     return check

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from ops.backends import Backend, shared_limit
+from ops.fused_rays import check_not_a_number_stays, require_kernel
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from cips3d.ops import render_deep_rays as module
 from cips3d.ops.library import OPS
 from cips3d.ops.march import _warned
 from cips3d.ops.precision import Precision
-from cips3d.ops.render_rays import why_not_fused
 
 # Accurate products keep about 22 bits of both operands: what is left is float32's own rounding, which plain float32
 # shows as well (1e-6 in colours, ten times that in single weights), and on a GPU its fast sine's 5e-7 a layer. Fast
@@ -156,12 +156,11 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
         assert error < GRADIENT_TOLERANCE[precision] * size, f"gradient {k}: {error / size:.1e}"
 
 
-def test_no_warning_at_full_width(kernel_backend: Backend) -> None:
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_no_warning_at_full_width(kernel_backend: Backend, precision: Precision) -> None:
     """The kernel takes pi-GAN's field, or the test above compares something else."""
-    s = SETTINGS["pi-GAN"]
-    ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
-    for precision in get_args(Precision):
-        assert why_not_fused(ours.field, ours.draws, precision=precision) is None
+    ours = sample_inputs(SETTINGS["pi-GAN"]).to(kernel_backend.device, torch.float32)
+    require_kernel(kernel_backend, ours, precision)
 
 
 @pytest.mark.parametrize("precision", ["highest", "fast"])
@@ -178,10 +177,14 @@ def test_gradients_ray_by_ray(backend: Backend, monkeypatch: pytest.MonkeyPatch)
     s = Setting(rays=7, noise=True, last_back=True)
     ours = sample_inputs(s).to(backend.device, torch.float32)
     tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, False)
-    together = torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
+
+    require_kernel(backend, ours, call=gradients)
+    together = gradients()
     monkeypatch.setattr(module, "GRADIENT_SAMPLES", 48)
-    in_parts = torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
-    for a, b in zip(together, in_parts, strict=True):
+    for a, b in zip(together, gradients(), strict=True):
         assert relative_l2(b, a) < 1e-5
 
 
@@ -199,12 +202,9 @@ def test_not_a_number_stays_in_its_ray(kernel_backend: Backend) -> None:
     s = Setting(rays=4, noise=True)
     inputs = sample_inputs(s)
     inputs.draws.stratified[0, 1] = math.nan
-    found = run(inputs.to(kernel_backend.device, torch.float32), s, "highest")
+    ours = inputs.to(kernel_backend.device, torch.float32)
     expected = run(sample_inputs(s).to(kernel_backend.device, torch.float32), s, "highest")
-    hit = torch.zeros(2, 4, dtype=torch.bool)
-    hit[0, 1] = True
-    assert torch.isnan(found.depth.cpu()[hit]).all()
-    assert torch.equal(found.colors.cpu()[~hit], expected.colors.cpu()[~hit])
+    check_not_a_number_stays(kernel_backend, ours, run(ours, s, "highest"), expected)
 
 
 def test_second_derivative(kernel_backend: Backend) -> None:
@@ -223,6 +223,7 @@ def test_registration(backend: Backend) -> None:
     s = Setting(layers=2, width=16, color=8, rays=3, coarse=4, fine=3)
     at = sample_inputs(s).to(backend.device, torch.float32)
     arguments: tuple[Any, ...] = (at.origins, at.directions, *at.draws, *at.field, 0.88, 1.12, "relu", False, False)
+    require_kernel(backend, at, call=lambda: OPS["render_deep_rays"](*arguments))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["render_deep_rays"].overload, arguments, test_utils=tests)
 
@@ -266,13 +267,11 @@ def test_shared_memory_of_smaller_devices(
     kernel_backend: Backend, precision: Precision, limit: int, fused: bool
 ) -> None:
     """KB of other devices: two stages of weights (8.0), fewer samples at a time (8.6), and the composed ops."""
-    if kernel_backend.module is None:
-        return  # a device's limit is what it is
     s = Setting(layers=4, width=96, color=64, rays=11, coarse=12, fine=12)
     inputs = sample_inputs(s)
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
     _warned.clear()
-    refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="shared memory of cpu")
+    refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="the shared memory of (cpu|cuda)")
     with shared_limit(kernel_backend, limit), refused:
         found = run(ours, s, precision)
     assert bool(_warned) != fused
