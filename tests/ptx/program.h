@@ -35,10 +35,10 @@ struct Counts {
 struct Instruction {
   Kind kind = Kind::kPlain;
   Handler run = nullptr;
-  std::vector<Operand> operands;  // as they are written, those in braces one after the other
-  int guard = -1;                 // slot of the predicate, -1: none
+  std::vector<Operand> operands;          // as they are written, those in braces one after the other
+  int guard = -1;                         // slot of the predicate, -1: none
   bool negated = false, negates = false;  // the guard; a predicate among the operands
-  int target = 0;                      // of a branch
+  int target = 0;                         // of a branch
   int together = -1;                   // operand with the mask of lanes that execute it together, -1: each for itself
   const Function* function = nullptr;  // of a call
   int line = 0;
