@@ -29,8 +29,9 @@ def address(array: NDArray[np.generic]) -> int:
     return array.ctypes.data
 
 
-def multiprocessors(module: ModuleType) -> None:
+def limits_of_the_device(module: ModuleType) -> None:
     assert module.multiprocessors(DEVICE) > 0
+    assert module.shared_memory(DEVICE) == module.shared_limit()
 
 
 def bias_leaky_relu(module: ModuleType) -> None:
@@ -335,7 +336,7 @@ def render_deep_rays(module: ModuleType) -> None:
 
 
 CASES: dict[str, Callable[[ModuleType], None]] = {
-    "multiprocessors": multiprocessors,
+    "limits_of_the_device": limits_of_the_device,
     "bias_leaky_relu": bias_leaky_relu,
     "upfirdn2d": upfirdn2d,
     "stratified_points": stratified_points,
