@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,12 @@ class PlantedBugs:
         if error.value:
             raise RuntimeError(error.value.decode())
         return out
+
+    def schedules_that_show(self, name: str, seeds: Iterable[int]) -> set[int]:
+        """Those of `seeds` with which the wrong kernel computes something else than the right one."""
+        right = self.run(name, bug=False)
+        assert np.isfinite(right).all()
+        return {seed for seed in seeds if not np.array_equal(self.run(name, bug=True, seed=seed), right)}
 
     def load_ptx(self, path: Path) -> None:
         """What nvcc has made of SOURCE, where the library runs that."""
