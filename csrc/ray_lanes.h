@@ -1,4 +1,5 @@
-// The work on one ray by the lanes of a warp: its samples' weights, fine depths drawn from them, and their order.
+// The work on one ray by the lanes of a warp: its samples' weights, fine depths drawn from them, their order, and the
+// composited colours.
 //
 // A group of kLanes neighbouring lanes has a ray, a lane up to kSlots of its samples: sample slot * kLanes + lane.
 #pragma once
@@ -15,7 +16,6 @@ constexpr int kWarpKeys = kWarpSamples + 8;  // two arrays of keys, each up to a
 template <int kSlots>
 struct Compositing {
   float alpha[kSlots], transmittance[kSlots];  // in front of the sample
-  float behind;                                // of the whole ray
   __device__ __forceinline__ float weight(int slot) const { return alpha[slot] * transmittance[slot]; }
 };
 
@@ -39,7 +39,6 @@ __device__ __forceinline__ Compositing<kSlots> composite_lanes(const float (&den
     c.transmittance[slot] = light * (lane == 0 ? 1.0f : before);
     light *= __shfl_sync(~0u, up_to, kLanes - 1, kLanes);
   }
-  c.behind = light;
   return c;
 }
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from augmentation.images import random_images, seeded
 from torch import Tensor
 
 from cips3d.augmentation.ada import (
@@ -30,14 +31,6 @@ from cips3d.augmentation.ada_transforms import (
     scaling,
     translation,
 )
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def random_images(batch: int, size: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(batch, 3, size, size, generator=seeded(7), dtype=dtype) * 2 - 1
 
 
 def draws(p: float, batch: int = 4000, seed: int = 0) -> Draws:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from augmentation.images import random_images, seeded
 from torch import Tensor
 
 from cips3d.augmentation.ada_transforms import (
@@ -27,14 +28,6 @@ from cips3d.augmentation.ada_transforms import (
     scaling,
     translation,
 )
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def random_images(batch: int, size: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(batch, 3, size, size, generator=seeded(7), dtype=dtype) * 2 - 1
 
 
 def doubles(*values: float) -> Tensor:

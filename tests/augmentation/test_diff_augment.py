@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from augmentation.images import random_images, seeded
 
 from cips3d.augmentation.diff_augment import color, cutout, diff_augment, shift, translation
 from cips3d.errors import UserError
 
 POLICY = ("color", "translation", "cutout")
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def random_images(batch: int, size: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(batch, 3, size, size, generator=seeded(7), dtype=dtype) * 2 - 1
 
 
 @pytest.mark.parametrize("policy", [(), "", []])
