@@ -68,19 +68,20 @@ void film_siren(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer we
                 Pointer shift, Pointer workspace, Pointer y, int64_t batch, int64_t rows, int in, int out, bool shared);
 
 // film_siren_backward.cu: dy, slope [batch, rows, out], dx [batch, rows, in]; of dtype, but slope bfloat16 where dtype
-// is float32 and fast. The workspace is one for both.
+// is float32 and fast. x of x_dtype: of the same, or float16 where dtype is bfloat16. The workspace is one for both.
 int64_t film_siren_backward_workspace(int64_t batch, int in, int out, bool shared);
-void film_siren_slope(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer dy, Pointer weight, Pointer bias,
-                      Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch, int64_t rows,
-                      int in, int out, bool shared);
+void film_siren_slope(cudaStream_t stream, int dtype, int x_dtype, bool fast, Pointer x, Pointer dy, Pointer weight,
+                      Pointer bias, Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch,
+                      int64_t rows, int in, int out, bool shared);
 void film_siren_input_gradient(cudaStream_t stream, int dtype, bool fast, Pointer slope, Pointer weight, Pointer gain,
                                Pointer workspace, Pointer dx, int64_t batch, int64_t rows, int in, int out,
                                bool shared);
 
 // film_siren_weight_gradient.cu: partial [parts, batch, out, in] and partial_sum [parts, batch, out] float32.
 int64_t film_siren_weight_gradient_parts(int64_t batch, int64_t rows, int in, int out);
-void film_siren_weight_gradient(cudaStream_t stream, int dtype, bool fast, Pointer slope, Pointer x, Pointer partial,
-                                Pointer partial_sum, int64_t batch, int64_t rows, int in, int out, int64_t parts);
+void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, bool fast, Pointer slope, Pointer x,
+                                Pointer partial, Pointer partial_sum, int64_t batch, int64_t rows, int in, int out,
+                                int64_t parts);
 
 // split_matmul.cu: all float32. packed: as many bytes as split_matmul_packed_bytes says, W whose element (k, n) is at
 // k depth_stride + n column_stride. x [rows, depth], y [rows, columns]; largest: magnitude in x, on the device.

@@ -55,9 +55,11 @@ struct ColumnFragment {
         if constexpr (std::is_same<T, float>::value) {
           split<E, kLow>(a.value[c], b.value[c], high[c][pair], low[c][pair], scale);
         } else {
-          static_assert(std::is_same<E, T>::value && !kLow, "16-bit tensors are operands as they are");
+          static_assert(!kLow, "16-bit tensors are one operand");
           const T both[2] = {a.value[c], b.value[c]};
-          memcpy(&high[c][pair], both, sizeof both);
+          uint32_t as_they_are;
+          memcpy(&as_they_are, both, sizeof both);
+          high[c][pair] = converted<E, T>(as_they_are);
         }
       }
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops.checks import check_shape
@@ -91,14 +92,35 @@ def evaluate_deep_field(
         for weight, bias, gain, shift in zip(weights, field.trunk_bias, gains, shifts, strict=True):
             h = film_siren(h, weight, bias, gain, shift, precision=precision)
         density = h @ field.density_weight + field.density_bias
-        seen = torch.cat([along_rays(directions, points), h], dim=-1)
-        color = (field.color_weight, field.color_bias, field.color_gain, field.color_shift)
-        raw = film_siren(seen, *color, precision=precision) @ field.head_weight.mT + field.head_bias
-    return density, torch.sigmoid(raw)
+        color = (with_room(field.color_weight), field.color_bias, field.color_gain, field.color_shift)
+        raw = film_siren(behind_directions(directions, h), *color, precision=precision) @ field.head_weight.mT
+    return density, torch.sigmoid(raw + field.head_bias)
 
 
-def along_rays(directions: Tensor, points: Tensor) -> Tensor:
-    """Directions [B, R, 3] of rays for each of their points [B, R·S, 3], as [B, R·S, 3]."""
-    batch, rays, _ = directions.shape
-    samples = points.shape[1] // max(rays, 1)
-    return directions[:, :, None].expand(batch, rays, samples, 3).reshape(points.shape)
+# The colour layer's inputs start with the direction. Kernels want rows aligned to 16 bytes: those of 3 + W numbers are
+# not, those of 8 + W are.
+DIRECTION_COLUMNS = 8
+
+
+def behind_directions(directions: Tensor, h: Tensor) -> Tensor:
+    """Inputs [B, R·S, 8 + W] of the colour layer, of h's dtype: directions [B, R, 3] of rays, zeros, h [B, R·S, W]."""
+    padded = F.pad(directions, (0, DIRECTION_COLUMNS - 3)).to(h.dtype)
+    return torch.cat([along_rays(padded, h), h], dim=-1)
+
+
+def with_room(color_weight: Tensor) -> Tensor:
+    """The colour layer's weight [C, 3 + W] for such inputs, [C, 8 + W]."""
+    room = color_weight.new_zeros(color_weight.shape[0], DIRECTION_COLUMNS - 3)
+    return torch.cat([color_weight[:, :3], room, color_weight[:, 3:]], dim=1)
+
+
+def without_room(color_weight: Tensor) -> Tensor:
+    """[C, 3 + W] of [C, 8 + W]."""
+    return torch.cat([color_weight[:, :3], color_weight[:, DIRECTION_COLUMNS:]], dim=1)
+
+
+def along_rays(directions: Tensor, samples: Tensor) -> Tensor:
+    """Directions [B, R, D] of rays for each of their samples [B, R·S, any], as [B, R·S, D]."""
+    batch, rays, width = directions.shape
+    count = samples.shape[1] // max(rays, 1)
+    return directions[:, :, None].expand(batch, rays, count, width).reshape(batch, samples.shape[1], width)

@@ -32,7 +32,11 @@ class Parameters(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of x and of the parameters; empty where not wanted."""
+    """Of x and of the parameters, each of the dtype of what it belongs to; empty where not wanted.
+
+    Where x is float16 and the gradient that comes in is bfloat16, that of x is bfloat16 too: phases need the bits of
+    the one, and the magnitude of a gradient may be anything.
+    """
 
     x: Tensor
     weight: Tensor
@@ -176,6 +180,14 @@ def _of_parameters(product: Tensor, total: Tensor, parameters: Parameters, like:
     )
 
 
+def _mixed(x: Tensor, grad: Tensor) -> bool:
+    return x.dtype == torch.float16 and grad.dtype == torch.bfloat16
+
+
+def _dtype_of_dx(x: Tensor, grad: Tensor) -> torch.dtype:
+    return grad.dtype if _mixed(x, grad) else x.dtype
+
+
 def _backward_reference(
     grad: Tensor,
     x: Tensor,
@@ -188,15 +200,14 @@ def _backward_reference(
     with_parameters: bool,
 ) -> Gradients:
     parameters = Parameters(weight, bias, gain, shift)
-    nothing = x.new_empty(0)
-    found = Gradients(*[nothing.clone() for _ in range(5)])
+    found = _backward_fake(grad, x, weight, bias, gain, shift, fast, False, False)
     with torch.autocast(x.device.type, enabled=False):
         compute = _accumulated(grad.dtype)
         folded, offset = _folded(parameters, x.shape[0], compute)
         wide = x.to(compute)
         slope = torch.cos(torch.baddbmm(offset[:, None], wide, folded.transpose(1, 2))) * grad.to(compute)
         if with_x:
-            found = found._replace(x=torch.bmm(slope, folded).to(x.dtype))
+            found = found._replace(x=torch.bmm(slope, folded).to(_dtype_of_dx(x, grad)))
         if with_parameters:
             found = _of_parameters(torch.bmm(slope.transpose(1, 2), wide), slope.sum(1), parameters, found)
     return found
@@ -223,22 +234,23 @@ def _backward_kernel(
     batch, rows, width_in, width_out = sizes
     module, layer = kernels.module_for(x.device), _launched(parameters)
     workspace = _workspace(x, module.film_siren_backward_workspace(batch, width_in, width_out, shared))
-    wide = x.to(dtype).contiguous()
+    inputs = x.to(x.dtype if _mixed(x, grad) else dtype).contiguous()
     slope = torch.empty_like(
         grad,
         dtype=torch.bfloat16 if fast and dtype == torch.float32 else dtype,
         memory_format=torch.contiguous_format,
     )
-    kernels.launch("film_siren_slope", dtype, fast, wide, grad.contiguous(), *layer, workspace, slope, *sizes, shared)
+    types = (dtype, inputs.dtype, fast)
+    kernels.launch("film_siren_slope", *types, inputs, grad.contiguous(), *layer, workspace, slope, *sizes, shared)
     if with_x:
-        dx = torch.empty_like(wide)
-        inputs = (slope, layer[0], layer[2], workspace, dx)
-        kernels.launch("film_siren_input_gradient", dtype, fast, *inputs, *sizes, shared)
-        found = found._replace(x=dx.to(x.dtype))
+        dx = torch.empty_like(inputs, dtype=dtype)
+        tensors = (slope, layer[0], layer[2], workspace, dx)
+        kernels.launch("film_siren_input_gradient", dtype, fast, *tensors, *sizes, shared)
+        found = found._replace(x=dx.to(_dtype_of_dx(x, grad)))
     if with_parameters:
         parts = module.film_siren_weight_gradient_parts(x.device.index or 0, batch, rows, width_in, width_out)
         product, total = _partial(x, parts, width_out)
-        kernels.launch("film_siren_weight_gradient", dtype, fast, slope, wide, product, total, *sizes, parts)
+        kernels.launch("film_siren_weight_gradient", *types, slope, inputs, product, total, *sizes, parts)
         found = _of_parameters(product.sum(0), total.sum(0), parameters, found)
     return found
 
@@ -255,7 +267,7 @@ def _points_backward(
     tensors = (points, grad, *_launched(parameters), dx, product, total)
     kernels.launch("film_siren_points_backward", grad.dtype, *tensors, *sizes, parts, parameters.weight.dim() == 2)
     if dx is not None:
-        found = found._replace(x=(dx[0] if dx.shape[0] == 1 else dx.sum(0)).to(x.dtype))
+        found = found._replace(x=(dx[0] if dx.shape[0] == 1 else dx.sum(0)).to(_dtype_of_dx(x, grad)))
     if product is not None and total is not None:
         found = _of_parameters(product.sum(0), total.sum(0), parameters, found)
     return found
@@ -278,11 +290,11 @@ def _backward_fake(
     with_x: bool,
     with_parameters: bool,
 ) -> Gradients:
-    wanted = (with_x, *[with_parameters] * 4)
-    tensors = (x, weight, bias, gain, shift)
-    return Gradients(
-        *(t.new_empty(t.shape) if w and t is not None else x.new_empty(0) for t, w in zip(tensors, wanted, strict=True))
-    )
+    def like(tensor: Tensor | None, wanted: bool) -> Tensor:
+        return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty(0)
+
+    of_x = x.new_empty(x.shape if with_x else 0, dtype=_dtype_of_dx(x, grad))
+    return Gradients(of_x, *(like(tensor, with_parameters) for tensor in (weight, bias, gain, shift)))
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:

@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.deep_field import DeepSirenField, along_rays, check_deep_field, evaluate_deep_field
+from cips3d.ops.deep_field import (
+    DIRECTION_COLUMNS,
+    DeepSirenField,
+    behind_directions,
+    check_deep_field,
+    evaluate_deep_field,
+    with_room,
+    without_room,
+)
 from cips3d.ops.film_siren_op import Parameters, sine
+from cips3d.ops.layer_by_layer import rays_at_a_time, types_between_layers
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import RayDraws, RenderedRays, check_draws, march_rays
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.stratified import ray_points
-
-GRADIENT_SAMPLES = 1 << 15  # whose activations the backward keeps at a time: 0.3 GB for eight layers of 256
 
 
 @torch.compiler.assume_constant_result
@@ -141,9 +148,9 @@ class _Evaluation(NamedTuple):
 
     Attributes:
         layers: inputs [B, N, in] of the trunk's layers and of the colour layer.
-        trunk: [B, N, W].
+        trunk: [B, N, W] float32.
         density: [B, N] raw.
-        activations: [B, N, C] of the colour layer.
+        activations: [B, N, C] of the colour layer, float32.
         colors: [B, N, 3].
     """
 
@@ -161,17 +168,18 @@ def _parameters(field: DeepSirenField) -> Iterator[Parameters]:
         (field.first_weight, *field.hidden_weight), field.trunk_bias, gains, shifts, strict=True
     ):
         yield Parameters(weight, *others)
-    yield Parameters(field.color_weight, field.color_bias, field.color_gain, field.color_shift)
+    yield Parameters(with_room(field.color_weight), field.color_bias, field.color_gain, field.color_shift)
 
 
 def _evaluate(field: DeepSirenField, directions: Tensor, points: Tensor, fast: bool) -> _Evaluation:
     *trunk, color = _parameters(field)
+    dtype, _ = types_between_layers(points, fast=fast)
     layers, h = [], points
     for parameters in trunk:
         layers.append((h, parameters))
-        h = sine(h, parameters, h.dtype, fast=fast)
-    layers.append((torch.cat([along_rays(directions, points), h], dim=-1), color))
-    activations = sine(*layers[-1], h.dtype, fast=fast)
+        h = sine(h, parameters, dtype, fast=fast)
+    layers.append((behind_directions(directions, h), color))
+    h, activations = h.to(points.dtype), sine(*layers[-1], dtype, fast=fast).to(points.dtype)
     colors = torch.sigmoid(activations @ field.head_weight.mT + field.head_bias)
     return _Evaluation(layers, h, h @ field.density_weight + field.density_bias, activations, colors)
 
@@ -181,14 +189,16 @@ def _differentiate(
 ) -> tuple[DeepSirenField, Tensor, Tensor]:
     """Gradients of the field, of the points [B, N, 3] and of their directions [B, N, 3] from those at its outputs."""
     of_raw = of_colors * seen.colors * (1 - seen.colors)
+    _, dtype = types_between_layers(of_raw, fast=fast)
 
     def through(layer: tuple[Tensor, Parameters], grad: Tensor, with_input: bool) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, layer[0], *layer[1], fast, with_input, True)
         return found
 
-    of_input, *of_color = through(seen.layers[-1], of_raw @ field.head_weight, True)
-    of_directions = of_input[..., :3]
-    grad = torch.addcmul(of_input[..., 3:], of_density[..., None], field.density_weight)
+    of_input, *of_color = through(seen.layers[-1], of_raw.to(dtype) @ field.head_weight.to(dtype), True)
+    of_directions = of_input[..., :3].to(of_raw.dtype)
+    of_trunk_output = of_input[..., DIRECTION_COLUMNS:]
+    grad = torch.addcmul(of_trunk_output, of_density[..., None].to(dtype), field.density_weight.to(dtype))
     of_trunk: list[tuple[Tensor, ...]] = []
     for k in reversed(range(len(seen.layers) - 1)):
         grad, *of_layer = through(seen.layers[k], grad, with_rays or k > 0)
@@ -202,9 +212,9 @@ def _differentiate(
             trunk_bias=torch.stack(biases),
             trunk_gain=torch.stack(gains, 1),
             trunk_shift=torch.stack(shifts, 1),
-            density_weight=(of_density.flatten()[:, None] * seen.trunk.flatten(0, 1)).sum(0),
+            density_weight=seen.trunk.flatten(0, 1).mT.mv(of_density.flatten()),
             density_bias=of_density.sum().view(1),
-            color_weight=of_color_weight,
+            color_weight=without_room(of_color_weight),
             color_bias=of_color_bias,
             color_gain=of_color_gain,
             color_shift=of_color_shift,
@@ -220,10 +230,10 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, depths, noise, *grads = arguments[:8]
     field = DeepSirenField(*arguments[8 : 8 + FIELD])
     activation, last_back, fast, with_rays = arguments[8 + FIELD :]
-    images, rays, samples = depths.shape
+    images, rays, _ = depths.shape
     total = [x.new_zeros(x.shape) for x in field]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
-    step = max(1, GRADIENT_SAMPLES // max(1, images * samples))
+    step = rays_at_a_time(depths, fast=fast)
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         o, d, t = origins[:, some], directions[:, some], depths[:, some].contiguous()

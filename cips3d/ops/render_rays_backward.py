@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cips3d.ops import kernels
 from cips3d.ops.film_siren_op import Parameters, sine
+from cips3d.ops.layer_by_layer import rays_at_a_time, types_between_layers
 from cips3d.ops.library import OPS, define
 from cips3d.ops.siren_field import LAYER_SCHEMA, LAYERS, field_of, is_wide
 from cips3d.ops.stratified import ray_points
@@ -18,7 +19,6 @@ from cips3d.ops.stratified import ray_points
 RAYS_A_BLOCK = 64  # of the kernel, at a time
 MOST_ROUNDS, WELL_FILLED = 4, 0.96  # of blocks
 SCALE_EXPONENT = 4  # the largest gradient becomes 8 to 16: 12 bits below float16's largest, 20 above its least
-GRADIENT_SAMPLES = 1 << 16  # whose activations are kept at a time op by op: 0.4 GB for three layers of 256
 TENSORS = 10 + LAYERS  # of the op
 
 
@@ -113,10 +113,10 @@ def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
     grads = arguments[6:10]
     ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
     field = field_of(arguments[10:TENSORS], ball_density, ball_radius)
-    images, rays, samples = depths.shape
+    images, rays, _ = depths.shape
     total = [x.new_zeros(x.shape) for x in arguments[10:TENSORS]]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
-    step = max(1, GRADIENT_SAMPLES // max(1, images * samples))
+    step = rays_at_a_time(depths, fast=fast)
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         tensors = (origins, directions, depths, noise, *grads)
@@ -140,8 +140,9 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     first, second, color = (
         Parameters(layer.weight, layer.bias, None, None) for layer in (field.first, field.second, field.color)
     )
-    h1 = sine(points, first, points.dtype, fast=fast)
-    h2 = sine(h1, second, h1.dtype, fast=fast)
+    inner, of_inner = types_between_layers(points, fast=fast)
+    h1 = sine(points, first, inner, fast=fast)
+    h2 = sine(h1, second, inner, fast=fast).to(points.dtype)
     colors = sine(h2, color, h2.dtype, fast=fast)
     density = (h2 @ field.density_weight + field.density_bias).view(depths.shape)
     norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # at the origin it has no slope
@@ -159,9 +160,11 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
         return found[:3]
 
     of_h2, *of_color = through(of_colors.flatten(1, 2), h2, color, True)
-    of_h1, *of_second = through(torch.addcmul(of_h2, of_density, field.density_weight), h1, second, True)
+    of_h2 = torch.addcmul(of_h2, of_density, field.density_weight).to(of_inner)
+    of_h1, *of_second = through(of_h2, h1, second, True)
     of_points, *of_first = through(of_h1, points, first, with_rays)
-    of_layers = (*of_first, *of_second, (of_density * h2).sum((0, 1)), of_density.sum().view(1), *of_color)
+    of_weight = h2.flatten(0, 1).mT.mv(of_density.flatten())
+    of_layers = (*of_first, *of_second, of_weight, of_density.sum().view(1), *of_color)
     if not with_rays:
         return of_layers, of_points
     if field.ball_radius:

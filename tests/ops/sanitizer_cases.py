@@ -13,7 +13,8 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-FLOAT32, FLOAT16 = 0, 1  # DType in csrc/numeric.h
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # DType in csrc/numeric.h
+STORED = {FLOAT32: np.float32, FLOAT16: np.float16, BFLOAT16: np.float16}  # as many bytes
 DEVICE, STREAM = 0, 0
 
 Floats = NDArray[np.float32]
@@ -183,15 +184,17 @@ def modulated_inr(module: ModuleType) -> None:
 
 def film_siren(module: ModuleType) -> None:
     # Several tiles of rows and columns with parts that end within; odd widths; a matrix that streams.
-    for fast, number, dtype, sizes in (
-        (False, FLOAT32, np.float32, (2, 270, 33, 70)),
-        (True, FLOAT32, np.float32, (1, 130, 40, 20)),
-        (False, FLOAT16, np.float16, (1, 140, 36, 132)),
-        (False, FLOAT32, np.float32, (1, 9, 600, 66)),
+    for fast, of_x, of_dy, sizes in (
+        (False, FLOAT32, FLOAT32, (2, 270, 33, 70)),
+        (True, FLOAT32, FLOAT32, (1, 130, 40, 20)),
+        (False, FLOAT16, FLOAT16, (1, 140, 36, 132)),
+        (True, FLOAT16, BFLOAT16, (1, 130, 40, 20)),
+        (False, FLOAT32, FLOAT32, (1, 9, 600, 66)),
     ):
         batch, rows, width_in, width_out = sizes
-        x, dy = normal(batch, rows, width_in).astype(dtype), normal(batch, rows, width_out).astype(dtype)
-        y, dx, slope = np.empty_like(dy), np.empty_like(x), np.empty_like(dy, np.float16 if fast else dtype)
+        x, dy = normal(batch, rows, width_in).astype(STORED[of_x]), normal(batch, rows, width_out).astype(STORED[of_dy])
+        y, dx = np.empty_like(dy, STORED[of_x]), np.empty_like(x, STORED[of_dy])
+        slope = np.empty_like(dy, np.float16 if fast else STORED[of_dy])
         for shared, images in ((True, ()), (False, (batch,))):
             layer = [normal(*images, width_out, width_in), normal(*images, width_out)]
             layer += [normal(batch, width_out), normal(batch, width_out)]
@@ -199,19 +202,19 @@ def film_siren(module: ModuleType) -> None:
             widths = (batch, width_in, width_out, shared)
             workspace = np.empty(module.film_siren_workspace(*widths), np.uint8)
             given = (address(x), *parameters, address(workspace), address(y))
-            module.film_siren(DEVICE, STREAM, number, fast, *given, *sizes, shared)
+            module.film_siren(DEVICE, STREAM, of_x, fast, *given, *sizes, shared)
             workspace = np.empty(module.film_siren_backward_workspace(*widths), np.uint8)
             given = (address(x), address(dy), *parameters, address(workspace), address(slope))
-            module.film_siren_slope(DEVICE, STREAM, number, fast, *given, *sizes, shared)
+            module.film_siren_slope(DEVICE, STREAM, of_dy, of_x, fast, *given, *sizes, shared)
             given = (address(slope), parameters[0], parameters[2], address(workspace), address(dx))
-            module.film_siren_input_gradient(DEVICE, STREAM, number, fast, *given, *sizes, shared)
+            module.film_siren_input_gradient(DEVICE, STREAM, of_dy, fast, *given, *sizes, shared)
         parts = module.film_siren_weight_gradient_parts(DEVICE, *sizes)
         partial = (
             np.empty((parts, batch, width_out, width_in), np.float32),
             np.empty((parts, batch, width_out), np.float32),
         )
         given = (address(slope), address(x), *map(address, partial))
-        module.film_siren_weight_gradient(DEVICE, STREAM, number, fast, *given, *sizes, parts)
+        module.film_siren_weight_gradient(DEVICE, STREAM, of_dy, of_x, fast, *given, *sizes, parts)
 
 
 def split_matmul(module: ModuleType) -> None:
