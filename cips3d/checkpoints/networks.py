@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from cips3d.checkpoints.converted import ENDING, State, read_converted
-from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.checkpoints.rendering_settings import RenderingSettings, volume_of_pictures
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.errors import UserError
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator
@@ -64,12 +64,14 @@ def _of_checkpoint(file: Path) -> Networks:
     state = load_checkpoint(file)
     try:
         config = json.loads(state["config"])  # of the run; how it was trained may be of any version
-        rendering = {name: config[name] for name in ("volume", "fov_degrees", "poses")}
+        settings = {name: config[name] for name in ("volume", "fov_degrees", "poses")}
+        rendering = from_plain(RenderingSettings, {**settings, "resolution": config["stages"][-1]["resolution"]})
+        generator_config = from_plain(GENERATOR_CONFIG, config["generator"])
         return Networks(
             file,
-            from_plain(GENERATOR_CONFIG, config["generator"]),
+            generator_config,
             from_plain(DISCRIMINATOR_CONFIG, config["discriminator"]),
-            from_plain(RenderingSettings, {**rendering, "resolution": config["stages"][-1]["resolution"]}),
+            replace(rendering, volume=volume_of_pictures(generator_config, rendering.volume)),
             int(state["step"]),
             state["generator_ema"],
             state.get("discriminator"),

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cips3d.cameras import PoseDistribution
+from cips3d.models.family import AnyGeneratorConfig
+from cips3d.models.pigan import PiGANConfig
 from cips3d.models.volume import VolumeSettings
 
 
 @dataclass(frozen=True)
 class RenderingSettings:
-    """What a model's pictures depend on besides its networks, as it was trained."""
+    """What a model's pictures depend on besides its networks."""
 
     volume: VolumeSettings
-    """sampling and compositing, of 3-D generators"""
+    """sampling and compositing, of 3-D generators; see `volume_of_pictures`"""
     fov_degrees: float
     """the cameras' angle of view"""
     resolution: int
     """side of the pictures that it was trained on last"""
     poses: PoseDistribution
     """where the training cameras stood"""
+
+
+def volume_of_pictures(generator: AnyGeneratorConfig, trained: VolumeSettings) -> VolumeSettings:
+    """How pictures of a model are composited that was trained in this volume.
+
+    As in training, but pi-GAN's published pictures and evaluations give the light that is left over to the last sample
+    (`last_back`) where the background is not white, which its training does not.
+    """
+    closed = isinstance(generator, PiGANConfig) and not trained.white_back
+    return replace(trained, last_back=trained.last_back or closed)

@@ -20,8 +20,9 @@ def discriminator_from_reference(state: Mapping[str, Tensor]) -> Discriminator:
     """A `Discriminator` with the weights of a published state dict; dimensions are read off the shapes.
 
     Keys with the prefixes main_disc. and aux_disc. give both parts; without them, there is only a main part.
-    The constant blur kernels may be missing. Where they are there, they tell in which convolution blocks
-    downsample; otherwise it is the second in a main part and the first in an auxiliary one.
+    Published discriminators of less than the largest resolution of their channel table have entries from RGB that lead
+    nowhere, which are left out. The constant blur kernels may be missing. Where they are there, they tell in which
+    convolution blocks downsample; otherwise it is the second in a main part and the first in an auxiliary one.
 
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit.
@@ -95,9 +96,12 @@ def _part_names(part: ImageDiscriminator) -> dict[str, str]:
 
 def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: str = "") -> ImageDiscriminator:
     what = f"a CIPS-3D discriminator (keys {prefix}*)" if prefix else "a CIPS-3D discriminator"
-    found = (re.fullmatch(r"conv_in\.(\d+)\.equal_conv\.weight", key) for key in state)
-    resolution_max = max([RESOLUTION_MIN, *(int(match[1]) for match in found if match)])
+    blocks = (re.match(r"convs\.(\d+)\.", key) for key in state)
+    resolution_max = max([RESOLUTION_MIN, *(int(match[1]) for match in blocks if match)])
     resolutions = [RESOLUTION_MIN << k for k in range((resolution_max // RESOLUTION_MIN).bit_length())]
+    entries = ((re.match(r"conv_in\.(\d+)\.", key), key) for key in state)
+    unused = {key for match, key in entries if match and int(match[1]) > resolution_max}
+    state = {key: value for key, value in state.items() if key not in unused}
     from_rgb = {r: f"conv_in.{r}.equal_conv.weight" for r in resolutions}
     require_keys(state, [*from_rgb.values(), "final_conv.equal_conv.weight"], what)
     channels = {r: state[key].shape[0] for r, key in from_rgb.items()}

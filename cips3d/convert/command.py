@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from cips3d.checkpoints.converted import ENDING, Converted, Source, write_converted
-from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.checkpoints.rendering_settings import RenderingSettings, volume_of_pictures
 from cips3d.checkpoints.trained import FORMAT as TRAINING_FORMAT
 from cips3d.convert import SYSTEMS
 from cips3d.convert.detect import (
@@ -315,10 +315,8 @@ def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset
         raise UserError(
             f"--preset {preset_name} is not one of {system_name(system)}; choose one of {', '.join(fitting)}"
         )
-    # The published pictures and evaluations of pi-GAN give the light that is left to the last sample, but on white.
-    is_closed = system == "pigan" and not config.volume.white_back
     return RenderingSettings(
-        volume=replace(config.volume, last_back=config.volume.last_back or is_closed),
+        volume=volume_of_pictures(config.generator, config.volume),
         fov_degrees=config.fov_degrees,
         resolution=getattr(generator, "resolution", config.stages[-1].resolution),
         poses=config.poses,

@@ -165,7 +165,7 @@ class CIPS(Generator[WStyles]):
     Sines of a pixel's coordinates beside a learned embedding at its place go through layers of modulated 1x1
     convolutions, whose style w a mapping network makes of z. Any set of pixels at any resolution can be rendered.
     In evaluation mode, parts of a picture are those of the whole one; in training mode, the whole square at the model's
-    resolution takes the embedding as it is stored, and all else samples it, as in the published code.
+    resolution takes the embedding as it is stored, and all else samples it.
     """
 
     is_3d: ClassVar[bool] = False

@@ -224,8 +224,9 @@ class PiGANDiscriminator(nn.Module):
 
         Args:
             image: [B, 3, R, R] in [-1, 1], R a power of two between 2 and the largest.
-            fade: α in [0, 1]; below 1, the first block's output is mixed with the half-size image's entry:
-                α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(image at every other pixel).
+            fade: α in [0, 1]; below 1, what enters the second block is mixed with the half-size image's entry:
+                α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(image at every other pixel). Pictures of 4² have
+                no second block: nothing fades.
 
         Returns:
             `PiGANOutputs`.
@@ -241,7 +242,7 @@ class PiGANDiscriminator(nn.Module):
         while resolution > RESOLUTION_MIN:
             x = self.blocks[str(resolution)](x)
             resolution //= 2
-            if fade < 1:
+            if fade < 1 and resolution > RESOLUTION_MIN:
                 half = self.from_rgb[str(resolution)](image[..., ::2, ::2])
                 x = fade * x + (1 - fade) * half
                 fade = 1.0

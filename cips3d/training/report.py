@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cips3d.animations import save_animation
+from cips3d.checkpoints.rendering_settings import volume_of_pictures
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.models.family import AnyGenerator
@@ -153,7 +154,8 @@ class Reporter:
 
 def as_loaded(generator: AnyGenerator, config: TrainConfig, resolution: int, step: int) -> LoadedGenerator:
     """The generator in training, as the rendering functions take it."""
-    return LoadedGenerator(generator, config.volume, config.fov_degrees, resolution, config.poses, step)
+    volume = volume_of_pictures(config.generator, config.volume)
+    return LoadedGenerator(generator, volume, config.fov_degrees, resolution, config.poses, step)
 
 
 def turntable(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor, ...]:

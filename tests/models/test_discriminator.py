@@ -303,6 +303,19 @@ def test_conversion_there_and_back(with_aux: bool, with_blurs: bool) -> None:
         assert torch.equal(discriminator(x), back(x))
 
 
+def test_entries_that_lead_nowhere_are_left_out() -> None:
+    """The published code makes one for every resolution of its table, also beyond the largest picture."""
+    published = discriminator_to_reference(pair())
+    entries = {
+        f"main_disc.conv_in.{r}.{name}": torch.zeros(shape)
+        for r in (64, 128)
+        for name, shape in (("equal_conv.weight", (2, 3, 1, 1)), ("flrelu.bias", (2,)))
+    }
+    back = discriminator_to_reference(discriminator_from_reference(published | entries))
+    assert back.keys() == published.keys()
+    assert all(torch.equal(back[key], value) for key, value in published.items())
+
+
 def test_names_cover_all_parameters_once() -> None:
     discriminator = pair()
     names = discriminator_reference_names(discriminator)

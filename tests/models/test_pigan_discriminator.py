@@ -86,7 +86,7 @@ def published(model: PiGANDiscriminator, image: Tensor, fade: float) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("size", "fade"), [(16, 1.0), (16, 0.3), (8, 0.0), (4, 1.0), (2, 1.0)])
+@pytest.mark.parametrize(("size", "fade"), [(16, 1.0), (16, 0.3), (8, 0.0), (4, 0.3), (2, 1.0)])
 def test_outputs_are_the_published_ones(kind: str, size: int, fade: float) -> None:
     model, image = small(kind), images(3, size)
     outputs = published(model, image, fade)
@@ -157,7 +157,7 @@ def test_smaller_images_enter_at_later_blocks(size: int) -> None:
     assert used == {str(r) for r in CHANNELS if r <= size and (r > 2 or size == 2)}
 
 
-@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("size", [8, 16])
 def test_fade_goes_from_the_half_image_to_the_image(size: int) -> None:
     model, image = small(), images(2, size)
     half = model(image[..., ::2, ::2]).logits
