@@ -59,7 +59,7 @@ def render(options: Options) -> int:
     """Load, render, save, and say where."""
     check_options(options)
     device = choose_device(options.device)
-    loaded = load_generator(options.run, device, precision=options.precision)
+    loaded = replace(load_generator(options.run, device, precision=options.precision), lock_view=options.lock_view)
     if options.fov is not None and loaded.generator.is_3d:
         loaded = replace(loaded, fov_degrees=options.fov)
     try:

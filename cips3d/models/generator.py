@@ -76,6 +76,8 @@ class View:
     """standard deviation of the noise added to raw densities (training)"""
     return_aux: bool = False
     """also give the auxiliary image"""
+    lock_view: bool = False
+    """colours as seen along -z from wherever the camera looks, of generators whose colours depend on that"""
     grad_points: int | None = None
     """only so many randomly chosen rays an image carry gradients"""
     window: Window | None = None
@@ -139,6 +141,8 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
     """cameras change the picture, and it has a depth"""
     has_aux_image: ClassVar[bool] = False
     """the volume can be pictured on its own (`View.return_aux`)"""
+    has_view_dependence: ClassVar[bool] = False
+    """colours depend on where they are seen from (`View.lock_view`)"""
     has_windows: ClassVar[bool] = False
     """parts of a picture can be made without the rest (`View.window`)"""
     has_one_size: ClassVar[bool] = False

@@ -68,6 +68,7 @@ class PiGAN(Generator[PiGANStyles]):
     """
 
     is_3d: ClassVar[bool] = True
+    has_view_dependence: ClassVar[bool] = True
 
     def __init__(self, config: PiGANConfig | None = None) -> None:
         super().__init__()
@@ -142,6 +143,7 @@ class PiGAN(Generator[PiGANStyles]):
             view.volume,
             resolution=view.resolution,
             density_noise=view.density_noise,
+            lock_view=view.lock_view,
             jitter=view.jitter,
             grad_points=view.grad_points,
             generator=view.generator,

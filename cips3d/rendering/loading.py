@@ -30,6 +30,8 @@ class LoadedGenerator:
     """where the training cameras stood; their mean is the front"""
     step: int | None
     """training steps taken, where the file tells"""
+    lock_view: bool = False
+    """colours do not change with the camera, of generators that have `has_view_dependence`"""
 
     @property
     def device(self) -> torch.device:

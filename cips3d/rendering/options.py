@@ -91,6 +91,8 @@ class Options:
     kind: Literal["image", "aux", "depth", "normals", "all"] = "image"
     """the picture, the NeRF's own picture (auxiliary), the depth (near is bright), the surface normals (red faces
     right, green up, blue the camera), or all of these that the model has"""
+    lock_view: bool = False
+    """colours as seen from one side wherever the camera is, which keeps them still while it moves; of pi-GAN"""
     jitter: bool = False
     """sample rays at random depths as in training, which shows as noise"""
     device: str = "auto"

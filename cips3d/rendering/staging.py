@@ -165,6 +165,8 @@ def _check_model(loaded: LoadedGenerator, options: Options, resolution: int) -> 
         for flag, given in camera.items():
             if given is not None:
                 raise UserError(f"{name} is a 2-D model and has no camera; leave out {flag}")
+    if options.lock_view and not generator.has_view_dependence:
+        raise UserError(f"--lock-view is for pi-GAN; the colours of {name} are the same from all sides, leave it out")
     if generator.fixed_resolution not in (None, resolution):
         raise UserError(
             f"--resolution {resolution} is not that of this {name}; leave it out or give {generator.fixed_resolution}"

@@ -111,7 +111,13 @@ def render_pairs(
     with tqdm(total=count, desc="rendering", unit="picture", disable=not progress, leave=False) as bar:
         for volume, members in groups.items():
             for pairs in torch.tensor(members, device=loaded.device).split(_at_once(batch_size, resolution)):
-                seen = View(resolution, cameras[pairs], volume, return_aux=aux, jitter=jitter, generator=generator)
+                seen = View(
+                    *(resolution, cameras[pairs], volume),
+                    return_aux=aux,
+                    lock_view=loaded.lock_view,
+                    jitter=jitter,
+                    generator=generator,
+                )
                 parts.append(_kept(loaded.generator.render(chosen(styles, pairs), seen), depth))
                 bar.update(len(pairs))
     order = torch.tensor([index for members in groups.values() for index in members]).argsort()

@@ -256,6 +256,24 @@ class TestOtherModels:
         assert "give both" in command("--interpolate", "appearance", out="b.png", fails=True)
         assert "--kind aux" in command("--kind", "aux", out="b.png", fails=True)
 
+    def test_locked_view(
+        self, command: RenderCommand, other_model: Callable[[Generator], LoadedGenerator], tmp_path: Path
+    ) -> None:
+        """Nothing but colours changes, and only of models whose colours depend on the direction."""
+        assert "leave it out" in command("--seeds", 0, "--lock-view", fails=True)
+        generator = PiGAN(PIGAN_CONFIG)
+        torch.nn.init.normal_(generator.nerf.output.weight)  # colours that differ visibly
+        other_model(generator)
+        differences = {}
+        for kind in ("image", "depth"):
+            shown = []
+            for flags in ((), ("--lock-view",)):
+                command("--seeds", 0, "--kind", kind, *flags)
+                shown.append(np.asarray(Image.open(tmp_path / "out.png")).astype(int))
+            differences[kind] = np.abs(shown[0] - shown[1]).max()
+        assert differences["image"] > 10  # of 255
+        assert differences["depth"] <= 1  # the same in another order
+
     def test_step_is_told_where_it_is_known(
         self, command: RenderCommand, other_model: Callable[[Generator], LoadedGenerator]
     ) -> None:
