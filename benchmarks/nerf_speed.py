@@ -1,7 +1,8 @@
-"""The NeRF branch of four 256² pictures, 12 + 12 samples, forward and backward; milliseconds an image."""
+"""Volumes alone, CIPS-3D's and pi-GAN's, 12 + 12 samples, forward and backward; milliseconds an image."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANStyles
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 
@@ -29,8 +31,38 @@ class Timings(NamedTuple):
     backward: Timing
 
 
-class Volumes:
-    """Rays of pictures through a volume of random weights, and gradients of all of its parameters."""
+class Volumes(ABC):
+    """Rays through a volume of random weights, and gradients of all that it is made of."""
+
+    images: int
+    flops: float
+    """of the forward's products"""
+    upstream: Tensor
+    """gradient of what is rendered"""
+
+    @abstractmethod
+    def trained(self) -> list[Tensor]:
+        """What gradients are asked for."""
+
+    @abstractmethod
+    def ours(self) -> Tensor:
+        """What a ray sees."""
+
+    @abstractmethod
+    def set_precision(self, precision: Precision) -> None: ...
+
+    def timed(self, render: Callable[[], Tensor], stopwatch: Stopwatch) -> Timings:
+        trained = self.trained()
+        with torch.no_grad():
+            forward = stopwatch(render)
+        step = stopwatch(lambda: torch.autograd.grad(render(), trained, self.upstream))
+        seen = render()
+        backward = stopwatch(lambda: torch.autograd.grad(seen, trained, self.upstream, retain_graph=True))
+        return Timings(forward, step, backward)
+
+
+class CIPS3DVolumes(Volumes):
+    """Four 256² pictures of CIPS-3D's NeRF branch."""
 
     def __init__(self, device: torch.device, width: int = 128) -> None:
         self.images, self.side = (4, 256) if device.type == "cuda" else (1, 8)
@@ -48,8 +80,14 @@ class Volumes:
         samples = 2.0 * self.settings.samples
         self.flops = 2.0 * self.images * count * samples * (width * width + width * config.nerf_color_width)
 
+    def trained(self) -> list[Tensor]:
+        return list(self.nerf.parameters())
+
     def ours(self) -> Tensor:
         return self.nerf(self.rays, self.style, self.settings, self.draws)[0]
+
+    def set_precision(self, precision: Precision) -> None:
+        self.nerf.precision = precision
 
     def compiled(self) -> Tensor:
         """The formulation that suits a compiler best, products and activations in bfloat16."""
@@ -57,42 +95,80 @@ class Volumes:
         with kernels.disabled():
             return render(self.nerf, self.rays, self.style, self.settings, self.draws, torch.bfloat16)
 
-    def timed(self, render: Callable[[], Tensor], stopwatch: Stopwatch) -> Timings:
-        trained = list(self.nerf.parameters())
+
+class PiGANVolumes(Volumes):
+    """Eight 64² pictures of pi-GAN, which are nothing but its volume; styles have gradients too."""
+
+    def __init__(self, device: torch.device, config: PiGANConfig | None = None) -> None:
+        self.images, self.side = (8, 64) if device.type == "cuda" else (1, 4)
+        torch.manual_seed(0)
+        self.generator = PiGAN(config).to(device)
+        draws = torch.Generator(device).manual_seed(0)
         with torch.no_grad():
-            forward = stopwatch(render)
-        step = stopwatch(lambda: torch.autograd.grad(render(), trained, self.upstream))
-        seen = render()
-        backward = stopwatch(lambda: torch.autograd.grad(seen, trained, self.upstream, retain_graph=True))
-        return Timings(forward, step, backward)
+            styles = self.generator.mapping(*self.generator.sample_z(self.images, generator=draws))
+        self.styles = PiGANStyles(*(style.requires_grad_() for style in styles))
+        self.cameras = Cameras.from_angles(*PoseDistribution().sample(self.images, generator=draws, device=device))
+        self.settings = VolumeSettings()
+        self.uniform = torch.rand(self.images, self.side**2, self.settings.samples, generator=draws, device=device)
+        self.upstream = torch.randn(self.images, 3, self.side, self.side, generator=draws, device=device)
+        layers, width = self.generator.config.layers, self.generator.config.width
+        products = (layers - 1) * width * width + (3 + width) * width
+        self.flops = 2.0 * self.images * self.side**2 * 2.0 * self.settings.samples * products
+
+    def trained(self) -> list[Tensor]:
+        return [*self.generator.nerf.parameters(), *self.styles]
+
+    def ours(self) -> Tensor:
+        return self.generator.synthesis(
+            *(self.styles, self.cameras, self.settings),
+            resolution=self.side,
+            stratified_u=self.uniform,
+            importance_u=self.uniform,
+        ).image
+
+    def set_precision(self, precision: Precision) -> None:
+        self.generator.set_precision(precision)
 
 
-def nerf_256(
-    stopwatch: Stopwatch, ceilings: Ceilings, name: str = "nerf", width: int = 128
+def nerf_lines(
+    volumes: Volumes, stopwatch: Stopwatch, ceilings: Ceilings, name: str, resolution: int
 ) -> Iterator[tuple[str, Result]]:
     """With operands rounded to float16 and with products as accurate as float32's.
 
     Eager is plain PyTorch in float32, op by op.
     """
-    volumes = Volumes(stopwatch.device, width)
     with kernels.disabled():
         eager = volumes.timed(volumes.ours, stopwatch)
     precisions: tuple[tuple[str, Precision, int], ...] = (("", "fast", 1), ("_accurate", "highest", 3))
     for end, precision, passes in precisions:
-        volumes.nerf.precision = precision
+        volumes.set_precision(precision)
         ours = volumes.timed(volumes.ours, stopwatch)
         for direction, products in PRODUCTS.items():
             work = Work(flops=products * volumes.flops, dtype="float16", passes=passes)
             found, plain = getattr(ours, direction), getattr(eager, direction)
             line = result_of(found, eager=plain, work=work, ceilings=ceilings, images=volumes.images)
-            yield f"{name}_{direction}_256{end}", line
+            yield f"{name}_{direction}_{resolution}{end}", line
+
+
+def nerf_256(
+    stopwatch: Stopwatch, ceilings: Ceilings, name: str = "nerf", width: int = 128
+) -> Iterator[tuple[str, Result]]:
+    """CIPS-3D's NeRF branch."""
+    yield from nerf_lines(CIPS3DVolumes(stopwatch.device, width), stopwatch, ceilings, name, 256)
+
+
+def pigan_64(
+    stopwatch: Stopwatch, ceilings: Ceilings, config: PiGANConfig | None = None
+) -> Iterator[tuple[str, Result]]:
+    """pi-GAN's pictures."""
+    yield from nerf_lines(PiGANVolumes(stopwatch.device, config), stopwatch, ceilings, "pigan", 64)
 
 
 def compiled_nerf_256(stopwatch: Stopwatch) -> Iterator[tuple[str, Result]]:
     """With operands rounded to 16 bits, against torch.compile in bfloat16; ours is timed once more beside it."""
-    volumes = Volumes(stopwatch.device)
+    volumes = CIPS3DVolumes(stopwatch.device)
     compiled = volumes.timed(volumes.compiled, stopwatch)
-    volumes.nerf.precision = "fast"
+    volumes.set_precision("fast")
     ours = volumes.timed(volumes.ours, stopwatch)
     for direction in PRODUCTS:
         found = getattr(ours, direction)

@@ -25,7 +25,7 @@ from apart import Budget, Part, measure_parts, measured_apart
 from conditions import about, described, keeping, prepared_device
 from correctness import run_tests
 from figures import HEAD, Result, Results
-from nerf_speed import nerf_256
+from nerf_speed import nerf_256, pigan_64
 from op_cases import GROUPS
 from ops_speed import run_group
 from picture_speed import picture_lines, pictures_256, render_64
@@ -103,6 +103,7 @@ def parts(
     made += [
         part("generator_step_256", 15, partial(memory.training, stopwatch)),
         part("picture", 10, partial(memory.rendering, stopwatch)),
+        part("pigan_64", 8, partial(pigan_64, stopwatch, ceilings)),
         part("nerf_wide_256", 10, partial(nerf_256, stopwatch, ceilings, "nerf_wide", 256)),
     ]
     if not arguments.no_compile:

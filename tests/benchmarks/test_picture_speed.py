@@ -15,13 +15,14 @@ import render_speed
 import torch
 import warpgroup_speed
 from figures import Results
-from nerf_speed import Volumes
+from nerf_speed import CIPS3DVolumes, PiGANVolumes
 from op_cases import GROUPS
 from picture_cases import multiply_adds
 from picture_speed import work_of
 from timing import Ceilings, Stopwatch, Timing
 
 from cips3d.models.cips3d import CIPS3DConfig
+from cips3d.models.pigan import PiGANConfig
 
 CPU = torch.device("cpu")
 NARROW = CIPS3DConfig(
@@ -88,10 +89,18 @@ def test_nerf_lines() -> None:
     assert list(dict(nerf_speed.compiled_nerf_256(stopwatch))) == names
 
 
+def test_pigan_lines() -> None:
+    stopwatch = Stopwatch(CPU, repeats=1, warm_up=0)
+    names = [f"pigan_{direction}_64" for direction in ("forward", "step", "backward")]
+    lines = dict(nerf_speed.pigan_64(stopwatch, Ceilings(1e9, {"float16": 1e9}), PiGANConfig(layers=2, width=8)))
+    assert list(lines) == [*names, *(f"{name}_accurate" for name in names)]
+
+
 def test_products_of_the_nerf() -> None:
     """A product of the forward is one of the gradient of its input and one of that of its weight."""
     assert nerf_speed.PRODUCTS == {"forward": 1, "step": 3, "backward": 2}
-    assert Volumes(CPU).flops == 2 * 8 * 8 * 24 * 128 * (128 + 64)
+    assert CIPS3DVolumes(CPU).flops == 2 * 8 * 8 * 24 * 128 * (128 + 64)
+    assert PiGANVolumes(CPU).flops == 2 * 4 * 4 * 24 * (7 * 256 * 256 + 259 * 256)
 
 
 def test_every_op_has_its_turn_with_the_compiler() -> None:
