@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from cips3d.checkpoints.converted import ENDING, State, read_converted
-from cips3d.checkpoints.rendering_settings import RenderingSettings, volume_of_pictures
+from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.errors import UserError
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator
@@ -64,14 +64,12 @@ def _of_checkpoint(file: Path) -> Networks:
     state = load_checkpoint(file)
     try:
         config = json.loads(state["config"])  # of the run; how it was trained may be of any version
-        settings = {name: config[name] for name in ("volume", "fov_degrees", "poses")}
-        rendering = from_plain(RenderingSettings, {**settings, "resolution": config["stages"][-1]["resolution"]})
-        generator_config = from_plain(GENERATOR_CONFIG, config["generator"])
+        rendering = {name: config[name] for name in ("volume", "fov_degrees", "poses")}
         return Networks(
             file,
-            generator_config,
+            from_plain(GENERATOR_CONFIG, config["generator"]),
             from_plain(DISCRIMINATOR_CONFIG, config["discriminator"]),
-            replace(rendering, volume=volume_of_pictures(generator_config, rendering.volume)),
+            from_plain(RenderingSettings, {**rendering, "resolution": config["stages"][-1]["resolution"]}),
             int(state["step"]),
             state["generator_ema"],
             state.get("discriminator"),

@@ -12,10 +12,10 @@ from cips3d.models.volume import VolumeSettings
 
 @dataclass(frozen=True)
 class RenderingSettings:
-    """What a model's pictures depend on besides its networks."""
+    """What a model's pictures depend on besides its networks, as it was trained."""
 
     volume: VolumeSettings
-    """sampling and compositing, of 3-D generators; see `volume_of_pictures`"""
+    """sampling and compositing, of 3-D generators; pictures of some close its back, see `volume_of_pictures`"""
     fov_degrees: float
     """the cameras' angle of view"""
     resolution: int

@@ -64,6 +64,11 @@ def find_checkpoint(path: Path) -> Path:
     return newest[-1]
 
 
+def checkpoint_name(step: int) -> str:
+    """Of the file of a step."""
+    return f"step-{step:08d}.pt"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := STEP_NAME.fullmatch(path.name))]

@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from cips3d.checkpoints.converted import ENDING, Converted, Source, write_converted
-from cips3d.checkpoints.rendering_settings import RenderingSettings, volume_of_pictures
+from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.trained import FORMAT as TRAINING_FORMAT
 from cips3d.convert import SYSTEMS
 from cips3d.convert.detect import (
@@ -316,7 +316,7 @@ def rendering_defaults(system: str, generator: AnyGeneratorConfig | None, preset
             f"--preset {preset_name} is not one of {system_name(system)}; choose one of {', '.join(fitting)}"
         )
     return RenderingSettings(
-        volume=volume_of_pictures(config.generator, config.volume),
+        volume=config.volume,
         fov_degrees=config.fov_degrees,
         resolution=getattr(generator, "resolution", config.stages[-1].resolution),
         poses=config.poses,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.images import ImageFiles, open_images
@@ -27,3 +29,9 @@ def open_training_source(
     if data is None:
         return load_heads(resolution, heads, poses=poses)
     return open_images(data, resolution)
+
+
+def contents_of(source: ImageFiles | SyntheticHeads) -> tuple[int, str]:
+    """How many pictures, and a digest of their names: with a seed, all that their order depends on."""
+    names = source.names if isinstance(source, ImageFiles) else []
+    return len(source), hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]

@@ -16,6 +16,7 @@ from cips3d.cameras import Cameras
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles, ImageSource
 from cips3d.data.loader import random_words
+from cips3d.errors import UserError
 from cips3d.evaluation.views import seeds_of
 from cips3d.models.generator import View
 from cips3d.pictures import to_uint8
@@ -156,6 +157,9 @@ def identity(source: ImageFiles | SyntheticHeads) -> str:
 
     Files count by name, size and time of their last change, entries of a zip by name, size and checksum, synthetic
     heads by what they were made of. It can be part of a file's name.
+
+    Raises:
+        UserError: a file is there no more.
     """
     if isinstance(source, SyntheticHeads):
         return source.folder.name
@@ -169,7 +173,10 @@ def _facts(source: ImageFiles) -> list[tuple[str, int, int]]:
     """(name, size, checksum or time) of every picture's file."""
     path = Path(source.path)
     if path.is_dir():
-        stats = [(path / name).stat() for name in source.names]
+        try:
+            stats = [(path / name).stat() for name in source.names]
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be found any more ({error.strerror}); put it back") from None
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(source.names, stats, strict=True)]
     with zipfile.ZipFile(path) as archive:
         entries = [archive.getinfo(name) for name in source.names]

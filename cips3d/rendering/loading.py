@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.networks import load_networks
+from cips3d.checkpoints.rendering_settings import volume_of_pictures
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.precision import Precision
@@ -68,7 +69,7 @@ def load_generator(
         generator.set_precision(precision)
     return LoadedGenerator(
         generator,
-        rendering.volume,
+        volume_of_pictures(networks.generator_config, rendering.volume),
         rendering.fov_degrees,
         rendering.resolution,
         rendering.poses,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import (
     BEST,
     CHECKPOINT_FOLDER,
+    checkpoint_name,
     find_checkpoint,
     keep_checkpoints,
     load_checkpoint,
@@ -21,15 +23,24 @@ from cips3d.checkpoints.trained import (
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
-from cips3d.data.source import open_training_source
+from cips3d.data.source import contents_of, open_training_source
+from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
+from cips3d.files import is_disk_full
 from cips3d.ops.precision import matmul_precision
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, join_processes
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
-from cips3d.training.run_folder import make_run_folder, run_folder_of, versions, write_configuration
+from cips3d.training.run_folder import (
+    check_newest,
+    lock_run_folder,
+    make_run_folder,
+    run_folder_of,
+    versions,
+    write_configuration,
+)
 from cips3d.training.schedule import Moment, moment
 from cips3d.training.settling import settled
 from cips3d.training.signals import StopRequest, stop_on_signals
@@ -52,7 +63,8 @@ def train(config: TrainConfig) -> tuple[Path, int]:
         the run's folder, and the exit code: 0, or 128 + the signal that ended the run early.
 
     Raises:
-        UserError: something outside the program is wrong; what had been trained is saved.
+        UserError: something outside the program is wrong; what had been trained is saved, by one process after any
+            error, by several where all of them meet it at the same place.
     """
     processes = join_processes(config.device)
     try:
@@ -61,6 +73,16 @@ def train(config: TrainConfig) -> tuple[Path, int]:
             return training.folder, training.run()
     finally:
         processes.leave()
+
+
+def in_words(error: Exception, device: torch.device) -> str | None:
+    """What a full disk or memory means to who trains; None for all other errors."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    if cause is not None and is_disk_full(cause):
+        return "the disk is full; free some space"
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return f"{device} has too little memory; give a smaller --batch-size or more passes (--stages.N.accumulation)"
+    return None
 
 
 class Training:
@@ -83,43 +105,85 @@ class Training:
         self.step = TrainingStep(self.state, config)
         self.source: ImageFiles | SyntheticHeads | None = None
         self.images: TrainingImages | None = None
-        self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
-        self.folder = self._by_first(self._make_folder)
-        if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
-            self.state.best = None
-        self.reporter = Reporter(self.folder, config, self.state.step) if processes.is_first else None
+        self.lock: BinaryIO | None = None
+        self.reporter: Reporter | None = None
+        try:
+            self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
+            self.folder = self._by_first(self._make_folder)
+            if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
+                self.state.best = None
+            if processes.is_first:
+                self.reporter = Reporter(self.folder, config, self.state.step)
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
+        # The step of which the folder has a checkpoint.
+        self.saved_step = self.state.step if checkpoint is not None and config.out is None else None
 
     def __enter__(self) -> Training:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.images is not None:
             self.images.close()
         if self.reporter is not None:
-            self.reporter.close()
+            try:
+                self.reporter.close()
+            except OSError:  # of curves that could not be written; what ended the run has already said why
+                if error is None:
+                    raise
+        if self.lock is not None:
+            self.lock.close()
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
         if self.reporter is not None:
             assert self.source is not None
             self.reporter.begin(self.state, self.source)
-        skipped_in_a_row = 0
+            self._compare_data()
         with stop_on_signals() as stop:
-            if self.state.step == 0:
-                self._save()  # from here on, whatever ends the run, it can be resumed
-                self._look(moment(self.config, 0), since=-1)  # what there was before anything was learned
-            while self.state.step < self.config.total_steps and not self._stop_agreed(stop):
-                now = moment(self.config, self.state.step)
-                self._enter_stage(now)
-                assert self.images is not None
-                real = next(self.images).to(self.processes.device, non_blocking=True)
-                report = self.step(real, now)
-                since, self.state.position = self.state.position, self.images.position
-                self.state.step += 1
-                skipped_in_a_row = self._count_skipped(report, skipped_in_a_row)
-                self._report(report, now, since)
-            self._finish()
+            try:
+                self._train(stop)
+                self._finish()
+            except Exception as error:
+                self._rescue()
+                sentence = in_words(error, self.processes.device)
+                if sentence is None:
+                    raise
+                raise UserError(f"{sentence}, and go on with --resume") from error
             return stop.exit_code
+
+    def _train(self, stop: StopRequest) -> None:
+        """Step by step, to the end or to a signal."""
+        if self.state.step == 0:
+            self._save()  # from here on, whatever ends the run, it can be resumed
+            self._look(moment(self.config, 0), since=-1)  # what there was before anything was learned
+        skipped_in_a_row = 0
+        while self.state.step < self.config.total_steps:
+            now = moment(self.config, self.state.step)
+            self._enter_stage(now)
+            assert self.images is not None
+            real, mistake = self._next_images()
+            stopped, failed = self._agreed(bool(stop), mistake is not None)
+            if failed:
+                self._save()
+                raise mistake or UserError("another process could not read its pictures; its message says which")
+            if stopped:
+                return
+            assert real is not None
+            report = self.step(real, now)
+            since, self.state.position = self.state.position, self.images.position
+            self.state.step += 1
+            skipped_in_a_row = self._count_skipped(report, skipped_in_a_row)
+            self._report(report, now, since)
+
+    def _next_images(self) -> tuple[Tensor | None, UserError | None]:
+        """Real pictures, or why there are none."""
+        assert self.images is not None
+        try:
+            return next(self.images).to(self.processes.device, non_blocking=True), None
+        except UserError as error:
+            return None, error
 
     def _enter_stage(self, now: Moment) -> None:
         if self.state.stage_index != now.stage_index:
@@ -130,13 +194,16 @@ class Training:
         """Images at the stage's resolution, from the position where the run stands."""
         resolution = now.stage.resolution
         if self.source is None or self.source.resolution != resolution:
+
+            def open_source() -> None:
+                self.source = open_training_source(
+                    self.config.data, resolution, heads=self.config.heads, poses=self.config.poses
+                )
+
+            self._by_first(open_source)  # it prepares what is then read by all
             if not self.processes.is_first:
-                self.processes.wait()  # the first process prepares what is then read by all
-            self.source = open_training_source(
-                self.config.data, resolution, heads=self.config.heads, poses=self.config.poses
-            )
-            if self.processes.is_first:
-                self.processes.wait()
+                open_source()
+            assert self.source is not None
             if self.config.reports.measures:
                 check_real_images(self.config.reports, self.source)
         batch = now.stage.batch_size // self.processes.world_size
@@ -153,12 +220,24 @@ class Training:
             position=self.state.position,
         )
 
-    def _stop_agreed(self, stop: StopRequest) -> bool:
-        """True in all processes or in none: each may hear a signal at another step."""
+    def _compare_data(self) -> None:
+        """Say so where a run goes on with other pictures than before."""
+        assert self.reporter is not None
+        assert self.source is not None
+        before, now = self.state.contents, contents_of(self.source)
+        if before is not None and before != now:
+            self.reporter.say(
+                f"these are not the pictures of the first {self.state.step} steps ({before[0]:,} then, {now[0]:,} "
+                "now): from here on they come in an order of their own"
+            )
+        self.state.contents = now
+
+    def _agreed(self, *votes: bool) -> list[bool]:
+        """What any process votes for, the same in all of them: each may hear a signal at another step."""
         if self.processes.world_size == 1:
-            return bool(stop)
-        votes = torch.tensor([float(bool(stop))], device=self.processes.device)
-        return bool(self.processes.sum_(votes) > 0)
+            return list(votes)
+        counts = torch.tensor([float(vote) for vote in votes], device=self.processes.device)
+        return [count > 0 for count in self.processes.sum_(counts).tolist()]
 
     def _count_skipped(self, report: StepReport, in_a_row: int) -> int:
         if report.finite:
@@ -219,23 +298,39 @@ class Training:
 
     def _save(self, name: str | None = None) -> Path:
         """Write a checkpoint; every process takes part, the first one writes."""
-        path = self.folder / CHECKPOINT_FOLDER / (name or f"step-{self.state.step:08d}.pt")
+        path = self.folder / CHECKPOINT_FOLDER / (name or checkpoint_name(self.state.step))
         state = self.state.state_dict()
         if self.processes.is_first:
             save_checkpoint(path, {"config": self.config.to_json(), "versions": versions(), **state})
             keep_checkpoints(path.parent, self.config.reports.keep)
         self.processes.wait()
+        if name is None:
+            self.saved_step = self.state.step
         return path
+
+    def _rescue(self) -> None:
+        """Save what was trained since the last checkpoint, whatever ends the run; a step that broke off is left out.
+
+        Several processes save together or not at all, and here they do not know of each other.
+        """
+        if self.processes.world_size > 1 or self.reporter is None or self.saved_step == self.state.step:
+            return
+        try:
+            path = self._save()
+        except (OSError, RuntimeError, UserError) as error:
+            self.reporter.say(f"what was trained since the last checkpoint could not be saved: {error}")
+        else:
+            self.reporter.say(f"{path} holds what was trained; go on with: {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        return f"python -m cips3d.train --resume {shlex.quote(str(self.folder))}"
 
     def _finish(self) -> None:
         path = self._save()
         if self.reporter is None:
             return
         if self.state.step < self.config.total_steps:
-            folder = shlex.quote(str(self.folder))
-            self.reporter.say(
-                f"stopped after step {self.state.step}; go on with: python -m cips3d.train --resume {folder}"
-            )
+            self.reporter.say(f"stopped after step {self.state.step}; go on with: {self._how_to_go_on()}")
         else:
             animation = self.reporter.animation(self.state.generator_ema, self.config.stages[-1].resolution)
             self.reporter.say(
@@ -261,8 +356,10 @@ class Training:
         """The run's folder; a run that goes on keeps its own."""
         if self.config.resume is not None and self.config.out is None:
             folder = run_folder_of(find_checkpoint(self.config.resume))
+            check_newest(folder / CHECKPOINT_FOLDER, self.config.resume, self.state.step)
         else:
             folder = make_run_folder(self.config)
+        self.lock = lock_run_folder(folder)
         write_configuration(folder, self.config)
         return folder
 

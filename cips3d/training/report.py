@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds, yaw
 from cips3d.rendering.style_paths import spline_weights
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
-from cips3d.training.run_folder import append_measurement, cut_measurements
+from cips3d.training.run_folder import append_measurement, append_scalars, append_to_log, cut_records
 from cips3d.training.schedule import Moment
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport
@@ -48,7 +48,7 @@ class Reporter:
         # Figures of this step and those before it were written before the checkpoint was, and are true; only that of
         # step 0 is written before the first look, which is taken again.
         reported = step if step > 0 else -1
-        cut_measurements(folder, reported)
+        cut_records(folder, reported)
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=reported + 1)
         self.bar = tqdm(
             total=config.total_steps,
@@ -65,8 +65,10 @@ class Reporter:
         self.writer.close()
 
     def say(self, line: str) -> None:
-        """A line above the progress bar."""
+        """A line above the progress bar, and in log.txt."""
         self.bar.write(line, file=sys.stderr)
+        with suppress(OSError):  # on a full disk, which ends the run by itself, the line has still been said
+            append_to_log(self.folder, line)
 
     def begin(self, state: TrainingState, source: ImageFiles | SyntheticHeads) -> None:
         """What is trained, on what, where."""
@@ -115,6 +117,7 @@ class Reporter:
         figures["skipped_steps"] = state.skipped
         for name, value in figures.items():
             self.writer.add_scalar(name, value, state.step)
+        append_scalars(self.folder, state.step, figures)
         shown = {"img/s": f"{speed:.1f}", "D": f"{figures.get('d/loss', math.nan):.2f}"}
         if "g/loss" in figures:
             shown["G"] = f"{figures['g/loss']:.2f}"

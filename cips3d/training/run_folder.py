@@ -7,13 +7,18 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import numpy
 import torch
 
 import cips3d
-from cips3d.checkpoints.trained import CHECKPOINT_FOLDER
+from cips3d.checkpoints.trained import CHECKPOINT_FOLDER, list_checkpoints
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.plain import finite
@@ -22,6 +27,9 @@ from cips3d.training.measuring import Measurement
 
 RUNS = Path("runs")
 METRICS_FILE = "metrics.jsonl"
+SCALARS_FILE = "scalars.jsonl"
+LOG_FILE = "log.txt"
+LOCK_FILE = ".lock"
 
 
 def versions() -> dict[str, str]:
@@ -75,6 +83,38 @@ def run_folder_of(checkpoint: Path) -> Path:
     return folder.parent if folder.name == CHECKPOINT_FOLDER else folder
 
 
+def check_newest(checkpoints: Path, resume: Path, step: int) -> None:
+    """Raise `UserError` where a run would go on from a step that lies behind others: they would be in its way."""
+    numbered = list_checkpoints(checkpoints)
+    if numbered and int(numbered[-1].stem.removeprefix("step-")) > step:
+        raise UserError(
+            f"--resume {resume} is of step {step}, and {checkpoints} goes on to {numbered[-1].name}; give "
+            "--out NEW_FOLDER to train on from there in a folder of its own, or move the later ones away"
+        )
+
+
+def lock_run_folder(folder: Path) -> BinaryIO:
+    """Keep other processes from training in a folder until the file that this returns is closed.
+
+    Raises:
+        UserError: one does already, or the folder cannot be written.
+    """
+    try:
+        file = (folder / LOCK_FILE).open("ab")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); mend its rights, or give --out") from None
+    if fcntl is None:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"another process is training in {folder}; wait for its end, or give --out") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
 def write_configuration(folder: Path, config: TrainConfig) -> None:
     """config.json: the configuration, the versions and the command of a run."""
     content: dict[str, Any] = {
@@ -104,24 +144,38 @@ def append_measurement(folder: Path, measurement: Measurement) -> None:
         file.write(earlier + json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
-def cut_measurements(folder: Path, step: int) -> None:
-    """Take the lines of steps after `step` out of metrics.jsonl: a run that goes on from there has its own.
+def append_scalars(folder: Path, step: int, figures: dict[str, float]) -> None:
+    """Add a line to scalars.jsonl, where it ends: there are too many to write all of them anew."""
+    line = {"step": step, **{name: finite(value) for name, value in figures.items()}}
+    with (folder / SCALARS_FILE).open("ab") as file:
+        file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+
+def append_to_log(folder: Path, line: str) -> None:
+    """Add a line to log.txt."""
+    with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+def cut_records(folder: Path, step: int) -> None:
+    """Take the lines of steps after `step` out of metrics.jsonl and scalars.jsonl: who goes on there has their own.
 
     Raises:
-        UserError: a line is not a measurement.
+        UserError: a line is not one of theirs.
     """
-    path = folder / METRICS_FILE
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for number, line in enumerate(lines, start=1) if _step_of(line, path, number) <= step]
-    if len(kept) < len(lines):
-        with atomic_file(path) as file:
-            file.write(b"".join(kept))
+    for path in (folder / METRICS_FILE, folder / SCALARS_FILE):
+        if not path.exists():
+            continue
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been broken off
+        kept = [line for number, line in enumerate(whole, start=1) if _step_of(line, path, number) <= step]
+        if len(kept) < len(lines):
+            with atomic_file(path) as file:
+                file.write(b"".join(kept))
 
 
 def _step_of(line: bytes, path: Path, number: int) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} has something else in line {number} than a measurement; remove that line") from None
+        raise UserError(f"{path} has something else in line {number} than figures; remove that line") from None

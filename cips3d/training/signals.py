@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal end a run between two steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Collect SIGINT and SIGTERM in a `StopRequest`; outside the main thread nothing is collected."""
+    """Collect SIGINT, SIGTERM and SIGHUP in a `StopRequest`; outside the main thread nothing is collected.
+
+    A SIGHUP that is ignored, as `nohup` has it, stays so.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -36,7 +39,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:

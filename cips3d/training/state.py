@@ -46,8 +46,9 @@ class TrainingState:
         self.discriminator = make_discriminator(config.discriminator).to(device)
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.generator_slow_ema = copy.deepcopy(self.generator_ema) if config.slow_ema_decay > 0 else None
-        if (config.amp.nerf, config.amp.inr) != ("none", "none"):
+        if config.precision is not None or (config.amp.nerf, config.amp.inr) != ("none", "none"):
             self.generator.set_precision(
+                config.precision,
                 nerf=amp_precision(config.amp.nerf),
                 inr=amp_precision(config.amp.inr),
                 fast_dtype=amp_dtype(config.amp.inr) or torch.bfloat16,
@@ -61,23 +62,18 @@ class TrainingState:
                 for modules in trained_parts(self.generator).values()
             ],
             lr=0.0,
-            betas=lazy_betas(config.adam_betas, config.generator_interval),
             eps=ADAM_EPS,
             fused=True,
         )
-        self.optimizer_d = torch.optim.Adam(
-            self.discriminator.parameters(),
-            lr=0.0,
-            betas=lazy_betas(config.adam_betas, config.discriminator_interval),
-            eps=ADAM_EPS,
-            fused=True,
-        )
+        self.optimizer_d = torch.optim.Adam(self.discriminator.parameters(), lr=0.0, eps=ADAM_EPS, fused=True)
+        self.set_betas()
         self.scaler_g, self.scaler_d = gradient_scalers(config.amp, device)
         self.random = torch.Generator(device)
         self.random.manual_seed(config.seed + RANK_STRIDE * (processes.rank + 1))
 
         self.step = 0
         self.stage_index = -1  # of the stage that has been entered; -1: none yet
+        self.contents: tuple[int, str] | None = None  # of the data, see `contents_of`
         self.position = 0  # images handed out by the data so far, over all processes
         self.skipped = 0  # steps left out because a loss or gradient was not finite
         self.best: Best | None = None
@@ -92,6 +88,15 @@ class TrainingState:
             module.requires_grad_(not stage.freeze_nerf)
         self.stage_index = index
 
+    def set_betas(self) -> None:
+        """Those of the configuration; optimizers that are loaded bring others."""
+        for optimizer, interval in (
+            (self.optimizer_g, self.config.generator_interval),
+            (self.optimizer_d, self.config.discriminator_interval),
+        ):
+            for group in optimizer.param_groups:
+                group["betas"] = lazy_betas(self.config.adam_betas, interval)
+
     def set_learning_rates(self, stage: Stage, rate: float) -> None:
         rates = {"nerf": stage.lr_nerf, "mapping": stage.lr_mapping, "inr": stage.lr_inr}
         for group, part in zip(self.optimizer_g.param_groups, trained_parts(self.generator), strict=True):
@@ -105,6 +110,7 @@ class TrainingState:
             "step": self.step,
             "stage_index": self.stage_index,
             "position": self.position,
+            "contents": self.contents,
             "skipped": self.skipped,
             "best": None if self.best is None else asdict(self.best),
             "generator": self.generator.state_dict(),
@@ -125,13 +131,16 @@ class TrainingState:
         self.load_weights(state)
         self.optimizer_g.load_state_dict(state["optimizer_g"])
         self.optimizer_d.load_state_dict(state["optimizer_d"])
+        self.set_betas()
         self.path_length.load_state_dict(state["path_length"])
         self.ada.load_state_dict(state["ada"])
-        self.scaler_g.load_state_dict(state["scaler_g"])
-        self.scaler_d.load_state_dict(state["scaler_d"])
+        for scaler, of_run in ((self.scaler_g, state["scaler_g"]), (self.scaler_d, state["scaler_d"])):
+            if of_run:  # nothing where the run has not used float16 so far
+                scaler.load_state_dict(of_run)
         self.step = state["step"]
         self.stage_index = state["stage_index"]
         self.position = state["position"]
+        self.contents = state.get("contents")
         self.skipped = state["skipped"]
         best = state["best"]
         self.best = None if best is None else Best(**best)
@@ -146,8 +155,8 @@ class TrainingState:
             self.generator.load_state_dict(state["generator"])
             self.generator_ema.load_state_dict(state["generator_ema"])
             self.discriminator.load_state_dict(state["discriminator"])
-            if self.generator_slow_ema is not None:
-                self.generator_slow_ema.load_state_dict(state["generator_slow_ema"])
+            if self.generator_slow_ema is not None:  # where the run has had none so far, it begins at the other one
+                self.generator_slow_ema.load_state_dict(state["generator_slow_ema"] or state["generator_ema"])
 
     def start_from(self, networks: Networks) -> None:
         """Begin with the averaged generator and the discriminator of another run or system (fine-tuning).

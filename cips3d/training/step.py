@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,6 +20,16 @@ from cips3d.training.state import TrainingState
 
 SMALLEST_SCALE = 1.0  # a float16 loss scale that has fallen to this does not explain an overflow any more
 PATH_LENGTH_SHARE = 2  # path lengths are measured on a batch smaller by this, as in StyleGAN2
+
+
+@contextmanager
+def without_gradients(network: nn.Module) -> Iterator[None]:
+    """Inside, none are computed of its parameters, only through them."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
 
 
 class TrainingStep:
@@ -61,23 +73,24 @@ class TrainingStep:
             if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d/penalty", report):
                 return report
 
-        state.discriminator.requires_grad_(False)
         state.optimizer_g.zero_grad(set_to_none=True)
-        for part in parts:
-            made = self.generate(len(part), now, window) if fakes is None else fakes
-            loss = self.objectives.generator(made, part, now, report) / len(parts)
-            state.scaler_g.scale(loss).backward()
+        with without_gradients(state.discriminator):
+            for part in parts:
+                made = self.generate(len(part), now, window) if fakes is None else fakes
+                loss = self.objectives.generator(made, part, now, report) / len(parts)
+                state.scaler_g.scale(loss).backward()
         if now.path_length_now and alone:
             if not self.update(state.generator, state.optimizer_g, state.scaler_g, "g", report):
                 return report
             state.optimizer_g.zero_grad(set_to_none=True)
+        mean_length = state.path_length.mean.clone()
         if now.path_length_now:
             for part in parts:
                 loss = self.path_length_loss(len(part), now, window, report) / len(parts)
                 state.scaler_g.scale(loss).backward()
-        state.discriminator.requires_grad_(True)
         name = "g/path_length" if now.path_length_now and alone else "g"
         if not self.update(state.generator, state.optimizer_g, state.scaler_g, name, report):
+            state.path_length.mean.copy_(mean_length)  # one length that is no number would stay in it for good
             return report
 
         self.average(now)

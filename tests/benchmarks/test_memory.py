@@ -87,7 +87,7 @@ def test_large_pictures_need_no_more_than_themselves(model: str) -> None:
     )
     small, large = beyond_the_picture(made, 512), beyond_the_picture(made, 1024)
     assert large < small + 100_000, f"{small} bytes at 512², {large} at 1024²"
-    assert 0 < small < 4 * 150 * CHUNK  # numbers a ray, for 6 samples of 4 + 2 channels at a time and their depths
+    assert 0 < small < 4 * 160 * CHUNK  # numbers a ray, for 6 samples of 4 channels and their directions at a time
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def test_pigan_s_whole_modules(box: float | None, grid: int | None, is_zip: bool
     assert described == (config if box is None else replace(config, box_side=2 / (2 / box)))
     assert converted.step == 1000
     carla = VolumeSettings(samples=48, t_near=0.7, t_far=1.3, white_back=True)
-    assert converted.rendering.volume == (carla if box is None else VolumeSettings(last_back=True))
+    assert converted.rendering.volume == (carla if box is None else VolumeSettings())
     assert converted.rendering.fov_degrees == (30 if box is None else 12)
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from cips3d.cameras import Cameras
 from cips3d.models.generator import View
 from cips3d.ops import kernels
+from cips3d.training import losses
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
-from cips3d.training.objectives import StepReport
+from cips3d.training.objectives import Objectives, StepReport
 from cips3d.training.schedule import moment
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
@@ -235,3 +236,28 @@ def test_gradients_are_clipped(small_config: TrainConfig) -> None:
     TrainingStep(state, config)(real_images(), moment(config, 0))
     norm = torch.stack([p.grad.norm() for p in state.generator.parameters() if p.grad is not None]).norm()
     assert norm.item() <= 1e-3 * 1.001
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_step_that_is_left_out_leaves_nothing_behind(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """Neither a discriminator that cannot learn nor a mean length that is no number."""
+    config = replace(small_config, path_length_weight=2.0, path_length_every=1, lazy_correction=alone)
+    state = TrainingState(config, Processes())
+    state.enter_stage(0, config.stages[0])
+    step = TrainingStep(state, config)
+    lengths = losses.path_lengths
+    for k in range(4):
+        with monkeypatch.context() as patch:
+            if k == 1:
+                patch.setattr(Objectives, "generator", lambda *_: state.generator.mean_styles()[0].sum() * math.nan)
+                patch.setattr(state.generator, "mean_styles", lambda: [next(state.generator.parameters())])
+            if k == 2:
+                patch.setattr(losses, "path_lengths", lambda *arguments: lengths(*arguments) * math.inf)
+            before = state.path_length.mean.clone()
+            report = step(real_images(), moment(config, k))
+        assert report.finite is (k in (0, 3))
+        assert torch.equal(before, state.path_length.mean) is not report.finite
+        assert all(p.requires_grad for p in state.discriminator.parameters())
+        assert math.isfinite(state.path_length.mean)

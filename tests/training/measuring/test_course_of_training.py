@@ -25,7 +25,7 @@ from cips3d.training import measuring
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.measuring import Measurement
-from cips3d.training.run_folder import METRICS_FILE, append_measurement, cut_measurements
+from cips3d.training.run_folder import METRICS_FILE, append_measurement, cut_records
 
 
 class TestTrainingDoesNotNotice:
@@ -105,13 +105,13 @@ class TestResume:
         assert [point.step for point in events.Scalars("metrics/frechet")] == [0, 2, 4, 6]
 
     def test_lines_are_cut(self, tmp_path: Path) -> None:
-        cut_measurements(tmp_path, 0)  # nothing was measured
+        cut_records(tmp_path, 0)  # nothing was measured
         for step in (0, 2, 4):
             append_measurement(tmp_path, Measurement(step, 4 * step, 8, {"frechet": 1.0, "fid": math.inf}))
         before = (tmp_path / METRICS_FILE).read_bytes()
-        cut_measurements(tmp_path, 4)
+        cut_records(tmp_path, 4)
         assert (tmp_path / METRICS_FILE).read_bytes() == before
-        cut_measurements(tmp_path, 3)
+        cut_records(tmp_path, 3)
         assert lines_of(tmp_path) == [
             {"step": 0, "images": 0, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
             {"step": 2, "images": 8, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
@@ -120,5 +120,5 @@ class TestResume:
     def test_other_lines_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / METRICS_FILE).write_text('{"step": 1}\nthe best one!\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl has something else in line 2"):
-            cut_measurements(tmp_path, 0)
+            cut_records(tmp_path, 0)
         assert "the best one!" in (tmp_path / METRICS_FILE).read_text()
