@@ -28,13 +28,18 @@ class UserError(Exception):
 
 def require_range(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
     """Raise `UserError`, naming the setting, unless it is a finite number in a range."""
-    if least <= value <= most and math.isfinite(value):
+    # An integer is finite, however large: as a float it might not be one any more.
+    if least <= value <= most and (isinstance(value, int) or math.isfinite(value)):
         return
     if math.isinf(most):
-        allowed = "a finite number" if math.isinf(least) else f"{least:g} or more"
+        allowed = "a finite number" if math.isinf(least) else f"{_shown(least)} or more"
     else:
-        allowed = f"a number from {least:g} to {most:g}"
-    raise UserError(f"{name} {value:g} makes no sense; give {allowed}")
+        allowed = f"a number from {_shown(least)} to {_shown(most)}"
+    raise UserError(f"{name} {_shown(value)} makes no sense; give {allowed}")
+
+
+def _shown(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupted") -> int:

@@ -95,6 +95,9 @@ def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:
         (["--preset", "finetune"], "--init-from"),
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--batch-size", "0"], "--batch-size 0"),
+        (["--seed", "99999999999999999999999"], "--seed 99999999999999999999999"),
+        (["--stages.0.steps", "0"], "--stages.0.steps 0"),
+        (["--poses.yaw-std", "nan"], "yaw_std nan"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_range
 
 PoseKind = Literal["gaussian", "uniform", "truncated_gaussian", "spherical_uniform", "hybrid", "fixed"]
 POSE_DISTRIBUTIONS: tuple[str, ...] = get_args(PoseKind)
@@ -43,6 +43,9 @@ class PoseDistribution:
     def __post_init__(self) -> None:
         if self.kind not in POSE_DISTRIBUTIONS:
             raise UserError(f"pose kind {self.kind!r} is unknown; choose one of {', '.join(POSE_DISTRIBUTIONS)}")
+        for axis in ("yaw", "pitch"):
+            require_range(f"{axis}_mean", getattr(self, f"{axis}_mean"))
+            require_range(f"{axis}_std", getattr(self, f"{axis}_std"), 0)
 
     def sample(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,9 @@ class PiGANDiscriminatorConfig:
     """it also predicts the camera that an image was rendered from, which the pose loss needs"""
     latent_dim: int = 256
     """width of z, where it is predicted together with the pose; 0: it is not"""
+
+    progressive: ClassVar[bool] = True
+    """images of every resolution can enter, and new blocks fade in"""
 
     def __post_init__(self) -> None:
         resolutions = [RESOLUTION_MIN << k for k in range(len(self.channels))]

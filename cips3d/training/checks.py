@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from cips3d.errors import UserError, require_range
 from cips3d.evaluation.catalogue import METRICS, chosen_metrics
-from cips3d.models.family import generator_class
+from cips3d.models.family import AnyDiscriminatorConfig, generator_class
+from cips3d.rendering.seeds import SEED_LIMIT
 from cips3d.training.config import Stage, TrainConfig
 
 RATES = ("lr_nerf", "lr_inr", "lr_mapping", "lr_discriminator")
@@ -22,21 +23,24 @@ def check_numbers(config: TrainConfig) -> None:
 def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
     """Flags, values, and the least and the largest that is allowed."""
     most, below_one = math.inf, 0.99999
-    from_zero = ("workers", "seed", "r1_gamma", "r2_gamma", "gradient_penalty", "path_length_weight", "latent_weight")
+    yield "seed", config.seed, 0, SEED_LIMIT - 1
+    penalties = ("r1_gamma", "r2_gamma", "gradient_penalty", "path_length_weight", "latent_weight")
+    from_zero = ("workers", "ema_start", "density_noise_steps", *penalties)
     yield from ((name, getattr(config, name), 0, most) for name in from_zero)
     yield from ((name, getattr(config, name), 1, most) for name in ("r1_every", "path_length_every", "heads"))
     counts = ("pictures_every", "checkpoint_every", "keep", "scalars_every", "faces", "enlarge_to", "turntable_frames")
     yield from ((f"reports.{name}", getattr(config.reports, name), 1, most) for name in counts)
     if config.clip_gradient is not None:
         yield "clip_gradient", config.clip_gradient, 1e-9, most
+    shares = ("ema_decay", "slow_ema_decay", "cooldown", "style_mixing", "ada_target")
+    yield from ((name, getattr(config, name), 0, 1) for name in shares)
     if config.ada_target > 0:
         yield "ada_kimg", config.ada_kimg, 1e-3, most
-    yield from ((name, getattr(config, name), 0, 1) for name in ("ema_decay", "slow_ema_decay", "cooldown"))
     yield "top_k", config.top_k, 1e-3, 1
     yield "fov_degrees", config.fov_degrees, 0.1, 170
     yield from (("adam_betas", beta, 0, below_one) for beta in config.adam_betas)
     for index, stage in enumerate(config.stages):
-        yield f"stages.{index}.accumulation", stage.accumulation, 1, most
+        yield from ((f"stages.{index}.{name}", getattr(stage, name), 1, most) for name in ("steps", "accumulation"))
         for name in ("grad_points", "crop"):
             if getattr(stage, name) is not None:
                 yield f"stages.{index}.{name}", getattr(stage, name), 1, most
@@ -91,6 +95,16 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
         raise UserError(
             f"crop {stage.crop} is for generators of pixel coordinates, such as cips; leave it out for {name}"
         )
+    if stage.grad_points is not None and not kind.is_3d:
+        raise UserError(
+            f"--stages.N.grad-points {stage.grad_points} is for rays through a volume, which {name} does not have; "
+            "leave it out"
+        )
+    if stage.fade_steps > 0 and not discriminator.progressive:
+        raise UserError(
+            f"--stages.N.fade-steps {stage.fade_steps} needs a discriminator that grows; give 0, "
+            "or pass --discriminator.progressive"
+        )
     if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
         raise UserError(f"freeze_nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
     if config.latent_weight > 0 and not discriminator.predicts_latent:
@@ -98,17 +112,27 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
             f"--latent-weight {config.latent_weight:g} needs a discriminator that predicts z, pi-GAN's with its "
             "latent_dim at the width of z; leave it out"
         )
-    side, largest = stage.crop or stage.resolution, discriminator.resolution_max
-    if not 8 <= side <= min(largest, stage.resolution):
-        sizes = f"8 to {min(largest, stage.resolution)}"
-        raise UserError(
-            f"pictures of {side} pixels do not fit this discriminator, which takes {sizes}; "
-            "give --resolution or --stages.N.crop one of these"
-        )
+    _check_side(stage, discriminator)
     if kind.has_one_size and stage.resolution != config.stages[-1].resolution:
         raise UserError(
             f"stages of {stage.resolution} and {config.stages[-1].resolution} cannot share {name}, whose pictures "
             "have one size; give all stages one resolution"
+        )
+
+
+def _check_side(stage: Stage, discriminator: AnyDiscriminatorConfig) -> None:
+    """Raise `UserError` where a stage's pictures, or the parts of them, cannot enter the discriminator."""
+    side, largest = stage.crop or stage.resolution, discriminator.resolution_max
+    most = min(largest, stage.resolution)
+    if not 8 <= side <= most or side & (side - 1):
+        raise UserError(
+            f"pictures of {side} pixels do not fit this discriminator, which takes powers of two from 8 to {most}; "
+            "give --resolution or --stages.N.crop one of these"
+        )
+    if not discriminator.progressive and side != largest:
+        raise UserError(
+            f"pictures of {side} pixels do not fit this discriminator, which takes {largest} alone; "
+            "give all stages one size, or pass --discriminator.progressive"
         )
 
 

@@ -92,6 +92,21 @@ def test_generator_decides(kind: Any) -> None:
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"yaw_std": -1.0}, "yaw_std -1 makes no sense; give 0 or more"),
+        ({"yaw_std": math.nan}, "yaw_std nan makes no sense"),
+        ({"pitch_std": math.inf}, "pitch_std inf makes no sense"),
+        ({"yaw_mean": math.nan}, "yaw_mean nan makes no sense; give a finite number"),
+        ({"pitch_mean": -math.inf}, "pitch_mean -inf makes no sense"),
+    ],
+)
+def test_numbers_that_place_no_camera(settings: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PoseDistribution(**settings)
+
+
 def test_unknown_kind() -> None:
     with pytest.raises(UserError, match=r"pose kind 'sideways'.*gaussian"):
         PoseDistribution("sideways")  # type: ignore[arg-type]
