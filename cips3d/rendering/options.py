@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,9 @@ class Options:
 def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before the model is loaded."""
     if options.seeds is not None:
-        parse_seeds(options.seeds, most=options.most_seeds)
+        seeds = parse_seeds(options.seeds, most=options.most_seeds)
+        if options.is_folder and options.interpolate is None:
+            _check_different(options.seeds, seeds)
     if options.mix is not None:
         parse_seeds(options.mix, "--mix")
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
@@ -155,6 +158,13 @@ def check_options(options: Options) -> None:
     _check_trajectory(options)
     _check_faces(options)
     _check_out(options)
+
+
+def _check_different(text: str, seeds: Sequence[int]) -> None:
+    """Files are called by their seeds: of two equal ones, the second would replace the first."""
+    again = next((seed for seed, times in Counter(seeds).items() if times > 1), None)
+    if again is not None:
+        raise UserError(f"--seeds {text!r} names {again} twice, and a folder holds each picture once; leave one out")
 
 
 def _check_trajectory(options: Options) -> None:

@@ -52,9 +52,7 @@ def _face_names(staging: Staging) -> list[str]:
         return [""]
     if faces.seeds is not None:
         return [f"seed{seed:04d}" for seed in faces.seeds]
-    names = [re.sub(r"[^\w.-]+", "-", name) for name in faces.names]
-    are_apart = len(set(names)) == len(names)
-    return names if are_apart else [f"{index:04d}-{name}" for index, name in enumerate(names)]
+    return _told_apart([re.sub(r"[^\w.-]+", "-", name) for name in faces.names])
 
 
 def _view_names(staging: Staging) -> list[str]:
@@ -64,4 +62,10 @@ def _view_names(staging: Staging) -> list[str]:
         return [f"frame{frame:04d}" for frame in range(count)]
     if count == 1 or staging.column_labels is None:
         return [""] * count
-    return [re.sub(r" (?=[a-z])", "_", label).replace(" ", "") for label in staging.column_labels]
+    return _told_apart([re.sub(r" (?=[a-z])", "_", label).replace(" ", "") for label in staging.column_labels])
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """The names, with a number before each where some are the same: latents of two folders, nearly equal angles."""
+    are_apart = len(set(names)) == len(names)
+    return names if are_apart else [f"{index:04d}-{name}" for index, name in enumerate(names)]

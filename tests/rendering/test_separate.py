@@ -86,6 +86,20 @@ def test_latents_of_one_name_stay_apart(command: RenderCommand, run_folder: Path
     assert names(tmp_path / "one") == ["my-face.png"]
 
 
+def test_views_of_one_name_stay_apart(command: RenderCommand, tmp_path: Path) -> None:
+    said = command("--seeds", 3, "--yaw", 0.1234561, 0.1234562, out="faces")
+    assert "2 views" in said and "holds 2 pictures" in said
+    assert names(tmp_path / "faces") == [f"seed0003_000{index}-yaw0.123456.png" for index in (0, 1)]
+
+
+@pytest.mark.parametrize("seeds", ["3,3", "1,3-4,2-3"])
+def test_seeds_named_twice(command: RenderCommand, tmp_path: Path, seeds: str) -> None:
+    assert f"--seeds '{seeds}' names 3 twice" in command("--seeds", seeds, "--yaw", 0, out="faces", fails=True)
+    assert not (tmp_path / "faces").exists()
+    command("--seeds", seeds, "--interpolate", "both", "--frames", 2, out="frames")  # there is nothing to confuse
+    command("--seeds", seeds, "--yaw", 0, out="grid.png")
+
+
 def test_what_else_is_in_the_folder_stays(command: RenderCommand, tmp_path: Path) -> None:
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "notes").write_text("mine")
