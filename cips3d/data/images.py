@@ -174,7 +174,8 @@ def find_images(path: str | Path, argument: str = "--data") -> tuple[ImageFolder
     try:
         names, manifest = files.names(), read_manifest(files)
     except UNREADABLE_ERRORS as error:
-        raise UserError(f"{argument} {path} cannot be read ({describe(error)}); check its rights") from error
+        remedy = "check its rights" if isinstance(error, PermissionError) else "it may be damaged, so copy it again"
+        raise UserError(f"{argument} {path} cannot be read ({describe(error)}); {remedy}") from error
     if manifest is not None and not manifest.get("complete"):
         raise UserError(
             f"{argument} {path} is an unfinished prepared set; run the `cips3d.dataset` command that began it once more"

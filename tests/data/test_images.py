@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from PIL import Image
 
 from cips3d.data import ImageFiles, open_images
 from cips3d.data import images as images_module
-from cips3d.data.images import ImageZip
+from cips3d.data.images import ImageFolder, ImageZip
 from cips3d.errors import UserError
 
 
@@ -257,6 +258,23 @@ def test_mistakes_are_told_in_a_sentence(prepare, message: str, tmp_path: Path) 
     with pytest.raises(UserError, match=message) as caught:
         open_images(prepare(tmp_path), 4)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_zip_is_to_be_copied_again(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {"a.png": grey(1)})
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\0\0"))  # its directory
+    with pytest.raises(UserError, match=r"--data .*a\.zip cannot be read \(BadZipFile: .*copy it again") as caught:
+        open_images(path, 4)
+    assert "rights" not in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: ImageFolder) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path))
+
+    monkeypatch.setattr(ImageFolder, "names", forbidden)
+    with pytest.raises(UserError, match=r"cannot be read \(PermissionError: .*; check its rights"):
+        open_images(tmp_path, 4)
 
 
 def test_a_resolution_of_nothing_is_refused(tmp_path: Path) -> None:
