@@ -1,4 +1,4 @@
-"""`python -m cips3d.dataset`: prepare photographs for training."""
+"""The command that prepares photographs for training: `python -m cips3d.dataset`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m cips3d.info`: versions, devices, and what computes each operation on them."""
+"""The command that tells versions, devices, and what computes each operation: `python -m cips3d.info`."""
 
 from __future__ import annotations
 

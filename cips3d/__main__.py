@@ -1,0 +1,50 @@
+"""What there is: `python -m cips3d` lists the commands."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cips3d import __version__
+from cips3d.errors import UserError, exit_on_user_error
+
+PROGRAM = "python -m cips3d"
+COMMAND = re.compile(rf'"""The command that (?P<does>.+): `{PROGRAM}\.(?P<name>\w+)`\."""\n')  # a module's first line
+
+
+def commands() -> dict[str, str]:
+    """What every command does, as its module says, which is read without being run: imports of torch take seconds."""
+    found = {}
+    for file in Path(__file__).parent.rglob("*.py"):
+        with file.open(encoding="utf-8") as lines:
+            said = COMMAND.fullmatch(lines.readline())
+        if said is not None:
+            found[said["name"]] = said["does"]
+    return dict(sorted(found.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List the commands, or say the version."""
+    width = len(PROGRAM) + 1 + max(map(len, commands()))
+    listed = "\n".join(f"  {f'{PROGRAM}.{name}':{width}}  {does}" for name, does in commands().items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description=f"Commands, each with a --help of its own:\n\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cips3d {__version__}")
+
+    def command() -> int:
+        _, others = parser.parse_known_args(arguments)
+        if others:
+            raise UserError(f"{others[0]} is nothing that {PROGRAM} knows; call a command such as {PROGRAM}.train")
+        parser.print_help()
+        return 0
+
+    return exit_on_user_error(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
