@@ -1,11 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process writes at a time."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,28 +14,40 @@ from typing import BinaryIO
 
 from cips3d.errors import UserError
 
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part")  # what `temporary_beside` makes of a name
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder for what is to become `path`: hidden, and of this call alone."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+
+
+def is_left_over(path: Path, name: str | None = None) -> bool:
+    """Whether a killed process has left this file of `atomic_file`, for the file `name` or, without one, for any."""
+    found = TEMPORARY.fullmatch(path.name)
+    return found is not None and name in (None, found["name"]) and path.is_file()
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name when it is complete, or not at all.
 
+    Until then it is hidden under a name that no other writer of the same file has.
+
     Raises:
         UserError: the disk is full; nothing that was there before is lost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    temporary = temporary_beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # as a plain open() would have made it
-        Path(temporary).replace(path)
+        temporary.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if is_disk_full(error):
             raise UserError(
                 f"the disk is full: {path} was not written; free some space and run the command again"
@@ -58,6 +71,31 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[bool]:
+    """Keep others that ask for it from writing a folder, where the system can; false: another process writes it.
+
+    It ends with the process, however that ends, and leaves nothing behind.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a network's file system that knows no such locks
+            pass
+        yield folder.exists()  # who has just ended may have removed it
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

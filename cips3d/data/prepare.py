@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +42,7 @@ from cips3d.data.images import (
 )
 from cips3d.data.source import HEADS, HEADS_COUNT
 from cips3d.errors import UserError
+from cips3d.files import atomic_file, is_left_over, only_writer
 
 ImageFormat = Literal["png", "webp", "jpg"]
 
@@ -138,7 +138,7 @@ def prepare_dataset(
         raise UserError(f"--count and --seed are for SOURCE heads, but it is {source}; leave them out")
     else:
         job = _files_job(Path(source), destination, resolution, image_format)
-    write = _write_zip if destination.suffix.lower() == ".zip" else _write_folder
+    write = _write_zip if destination.suffix.lower() == ".zip" else _write_alone
     try:
         return write(job, destination, workers, progress)
     except OSError as error:
@@ -175,6 +175,30 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
+def _write_alone(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
+    with _alone_in(folder, folder):
+        return _write_folder(job, folder, workers, progress)
+
+
+@contextmanager
+def _alone_in(folder: Path, destination: Path) -> Iterator[None]:
+    """Make the folder where there is none, and write it alone: who ends first tidies up what others are writing.
+
+    Raises:
+        UserError: it is a file, or another process writes it.
+    """
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        raise UserError(f"DEST {folder} is a file; give a folder or a name that ends in .zip")
+    with only_writer(folder) as alone:
+        if not alone:
+            raise UserError(
+                f"DEST {destination} is being written by another process; wait for its end, or choose another DEST"
+            )
+        yield
+
+
 def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
     """Write all pictures that `folder` does not hold yet."""
     manifest = _manifest_of_folder(job, folder)
@@ -182,9 +206,6 @@ def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> Prep
     if manifest.get("complete") and {job.names[index] for index in missing} == manifest["unreadable"].keys():
         return PreparedSet(folder, manifest["images"], manifest["unreadable"], found_complete=True)
     _write_manifest(folder, job, {"complete": False})
-    for subfolder in {(folder / job.file_name(index)).parent for index in missing}:
-        subfolder.mkdir(exist_ok=True)
-
     done = len(job.names) - len(missing)
     with tqdm(desc=f"preparing {folder}", total=len(job.names), initial=done, disable=not progress) as bar:
         failures = in_threads(partial(_write_picture, job, folder), missing, bar, threads=workers)
@@ -196,26 +217,23 @@ def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> Prep
             f"SOURCE {job.source}: none of its {len(reasons):,} files could be read, the first, "
             f"{printable(first)}, because of {why}; give a folder or zip of sound images"
         )
-    _remove_temporaries(folder, *folder.iterdir())
+    for path in filter(is_left_over, list(folder.rglob("*"))):
+        path.unlink()
     _write_manifest(folder, job, {"complete": True, "images": images, "unreadable": reasons})
     return PreparedSet(folder, images, reasons)
 
 
 def _manifest_of_folder(job: _Job, folder: Path) -> dict[str, Any]:
-    """What an earlier call recorded in `folder`, {} when it is new or empty.
+    """What an earlier call recorded in `folder`, {} when it is empty.
 
     Raises:
         UserError: the folder holds anything else, which is left as it is.
     """
-    if not folder.exists():
-        folder.mkdir(parents=True)
-    if not folder.is_dir():
-        raise UserError(f"DEST {folder} is a file; give a folder or a name that ends in .zip")
     manifest = read_manifest(ImageFolder(folder))
     if manifest is not None:
         _refuse_other(job, manifest, folder)
         return manifest
-    if any(not _is_temporary(entry, MANIFEST) for entry in folder.iterdir()):  # such as a call killed at once leaves
+    if any(not is_left_over(entry, MANIFEST) for entry in folder.iterdir()):  # such as a call killed at once leaves
         raise UserError(f"DEST {folder} holds files that this command did not make; give an empty folder")
     return {}
 
@@ -246,7 +264,7 @@ def _write_picture(job: _Job, folder: Path, index: int) -> str | None:
         return describe(error)
     encoded = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(encoded, **SAVE_OPTIONS[job.image_format])
-    with _whole_file(folder / job.file_name(index)) as file:
+    with atomic_file(folder / job.file_name(index)) as file:
         file.write(encoded.getvalue())
     return None
 
@@ -254,38 +272,8 @@ def _write_picture(job: _Job, folder: Path, index: int) -> str | None:
 def _write_manifest(folder: Path, job: _Job, state: dict[str, object]) -> None:
     """`labels` is what StyleGAN's tools look for in this file."""
     manifest = {"labels": None, MANIFEST_KEY: {**job.identity(), **state}}
-    with _whole_file(folder / MANIFEST) as file:
+    with atomic_file(folder / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1).encode())
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that is either whole under its name in the end or not there.
-
-    Until then it has a hidden name, which no reader takes for a picture's, of this process alone.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _is_temporary(path: Path, name: str = "") -> bool:
-    """Whether a path is what a killed process has left of `_whole_file`, for the file `name` or any."""
-    return path.name.startswith(f".{name}") and path.suffix == ".partial" and path.is_file()
-
-
-def _remove_temporaries(*folders: Path) -> None:
-    for folder in folders:
-        if folder.is_dir():
-            for path in filter(_is_temporary, list(folder.iterdir())):
-                path.unlink()
 
 
 def _write_zip(job: _Job, archive: Path, workers: int, progress: bool) -> PreparedSet:
@@ -298,13 +286,14 @@ def _write_zip(job: _Job, archive: Path, workers: int, progress: bool) -> Prepar
         if left is not None and _difference(job, left) is None:  # of a call interrupted before it could tidy up
             shutil.rmtree(folder)
         return PreparedSet(archive, manifest["images"], manifest["unreadable"], found_complete=True)
-    prepared = _write_folder(job, folder, workers, progress)
-    with _whole_file(archive) as file:
-        _pack(folder, file, progress)
-    shutil.rmtree(folder)
-    for path in archive.parent.iterdir():
-        if _is_temporary(path, archive.name):
-            path.unlink()
+    with _alone_in(folder, archive):
+        prepared = _write_folder(job, folder, workers, progress)
+        with atomic_file(archive) as file:
+            _pack(folder, file, progress)
+        shutil.rmtree(folder)
+        for path in list(archive.parent.iterdir()):
+            if is_left_over(path, archive.name):
+                path.unlink()
     return PreparedSet(archive, prepared.images, prepared.reasons)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import zipfile
 from pathlib import Path
@@ -17,7 +18,9 @@ from PIL import Image
 import cips3d.data.heads
 from cips3d.data import PreparedSet, open_images, prepare_dataset
 from cips3d.data import prepare as prepare_module
+from cips3d.data.decoding import decode_image
 from cips3d.errors import UserError
+from cips3d.files import temporary_beside
 
 
 @pytest.fixture
@@ -47,7 +50,8 @@ def interrupt_after(pictures: int, monkeypatch: pytest.MonkeyPatch, error: BaseE
     original = os.fsync
 
     def fsync(descriptor: int) -> None:
-        written.append(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # folders are synchronised, too
+            written.append(descriptor)
         if len(written) > 1 + pictures:  # the first is the manifest
             raise error
         original(descriptor)
@@ -130,7 +134,7 @@ def test_an_interrupted_set_is_gone_on_with(
         run(photos, tmp_path / destination, workers=1)
     earlier = {path: path.stat().st_mtime_ns for path in working.rglob("*.png")}
     assert len(earlier) == min(pictures, 5)
-    assert not list(working.rglob("*.partial"))
+    assert not list(working.rglob(".*"))
     assert not (tmp_path / "set.zip").exists()
     with pytest.raises(UserError, match="unfinished"):
         open_images(working, 8)
@@ -163,10 +167,12 @@ def test_an_interruption_while_packing_leaves_no_archive(
         interrupt_after(6, patch, KeyboardInterrupt())  # 5 pictures and the manifest once more, then the archive
         run(photos, tmp_path / "set.zip")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "set.zip.partial"]
-    (tmp_path / ".set.zip.1.partial").write_bytes(b"half")  # of an earlier one that was killed
+    temporary_beside(tmp_path / "set.zip").write_bytes(b"half")  # of an earlier one that was killed
+    another = temporary_beside(tmp_path / "set.zip.zip")  # of one that is no concern of ours
+    another.write_bytes(b"half")
     monkeypatch.setattr(prepare_module, "decode_image", lambda *a: pytest.fail("decoded again"))
     assert run(photos, tmp_path / "set.zip").images == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "set.zip"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [another.name, "photos", "set.zip"]
 
 
 def test_an_interruption_before_tidying_is_tidied_later(
@@ -187,10 +193,11 @@ def test_what_a_killed_process_left_is_replaced(photos: Path, tmp_path: Path) ->
     """A killed process cannot remove its unfinished temporary files."""
     folder = tmp_path / "set"
     folder.mkdir()
-    (folder / ".dataset.json.1.partial").write_bytes(b"half")
+    temporary_beside(folder / "dataset.json").write_bytes(b"half")
     run(photos, folder)
     whole = contents(folder)
-    (folder / "00000" / "img00000002.png").rename(folder / "00000" / ".img00000002.png.1.partial")
+    picture = folder / "00000" / "img00000002.png"
+    picture.rename(temporary_beside(picture))
     assert len(open_images(folder, 8)) == 4  # the temporary name is no picture
     assert run(photos, folder).images == 5
     assert contents(folder) == whole
@@ -214,9 +221,28 @@ def test_a_full_disk_is_told_and_can_be_gone_on_from(
         run(photos, tmp_path / destination)
     message = str(caught.value)
     assert str(tmp_path / destination) in message
-    assert os.strerror(number) in message
-    assert "run the same command again" in message
+    assert (os.strerror(number) if number == errno.EACCES else "the disk is full") in message
+    assert re.search("run the (same )?command again", message)
     assert run(photos, tmp_path / destination).images == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such locks")
+@pytest.mark.parametrize("destination", ["set", "set.zip"])
+def test_two_at_once(destination: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another call, in the middle of the first, is told to wait and leaves the first alone."""
+    refused = []
+
+    def decode(data: bytes, resolution: int) -> torch.Tensor:
+        if not refused:
+            with pytest.raises(UserError, match=rf"DEST .*{destination} is being written by another process; wait"):
+                run(photos, tmp_path / destination)
+            refused.append(True)
+        return decode_image(data, resolution)
+
+    monkeypatch.setattr(prepare_module, "decode_image", decode)
+    assert run(photos, tmp_path / destination, workers=1).images == 5
+    assert refused
+    assert run(photos, tmp_path / destination).found_complete
 
 
 @pytest.mark.parametrize("destination", ["set", "set.zip"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from cips3d.data.heads.parameters import sample_heads
 from cips3d.data.heads.render import render_heads
 from cips3d.data.loader import random_words
 from cips3d.errors import UserError
-from cips3d.files import atomic_file, sync_folder
+from cips3d.files import atomic_file, sync_folder, temporary_beside
 from cips3d.plain import to_plain
 
 FORMAT = 2  # of the cache; counted up whenever a head would look different
@@ -139,7 +138,7 @@ def _open(folder: Path) -> SyntheticHeads | None:
 
 def _make(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress: bool) -> None:
     """Render into a temporary folder and give it its name when complete; whoever comes second keeps the first's."""
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}.part")
+    temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
     try:
         _render_into(temporary, made, poses, progress)

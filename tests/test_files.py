@@ -1,0 +1,64 @@
+"""Files that are whole or not there, whoever else writes them."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cips3d.files import TEMPORARY, atomic_file, is_left_over, only_writer, temporary_beside
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_file(path) as first:
+        first.write(b"first")
+        with atomic_file(path) as second:
+            second.write(b"second")
+            assert len({file.name for file in tmp_path.iterdir()}) == 2
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such rights")
+def test_rights_are_those_of_any_file(tmp_path: Path) -> None:
+    """Also where many threads write at once."""
+
+    def write(index: int) -> int:
+        with atomic_file(tmp_path / str(index)) as file:
+            file.write(b"some")
+        return (tmp_path / str(index)).stat().st_mode & 0o777
+
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(write, range(200))) == {0o640}
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
+def test_what_is_left_over_is_recognised(tmp_path: Path) -> None:
+    temporary = temporary_beside(tmp_path / "set.zip")
+    assert temporary.parent == tmp_path and temporary != temporary_beside(tmp_path / "set.zip")
+    assert not is_left_over(temporary)  # there is none
+    temporary.touch()
+    assert is_left_over(temporary) and is_left_over(temporary, "set.zip")
+    for other in ("set", "set.zip.zip", "zip", ""):
+        assert not is_left_over(temporary, other)
+    for name in ("set.zip", ".set.zip.part", ".set.zip.partial", f"{temporary.name}ial"):
+        assert TEMPORARY.fullmatch(name) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such locks")
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with only_writer(tmp_path) as first:
+        assert first
+        with only_writer(tmp_path) as second:
+            assert not second
+    with only_writer(tmp_path) as third:
+        assert third
+    assert list(tmp_path.iterdir()) == []
