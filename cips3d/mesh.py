@@ -15,9 +15,9 @@ from cips3d import pictures
 from cips3d.devices import choose_device, is_out_of_memory
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.meshing import MESH_ENDINGS, Components, ExtractedMesh, MeshSettings, extract_mesh, write_mesh
-from cips3d.meshing.extraction import check_3d, check_installed
+from cips3d.meshing.extraction import check_installed
 from cips3d.meshing.preview import preview
-from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, check_is_3d, load_generator, styles_of_latents, styles_of_seeds
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import SEED_LIMIT
 
@@ -85,7 +85,7 @@ def mesh(options: Options) -> int:
     check_installed()
     device = choose_device(options.device)
     loaded = load_generator(options.run, device, precision=options.precision)
-    check_3d(loaded)
+    check_is_3d(loaded, "a mesh")
     fixed = loaded.generator.fixed_resolution
     if options.picture_resolution is not None and fixed not in (None, options.picture_resolution):
         raise UserError(f"--picture-resolution {options.picture_resolution} is not the model's; give {fixed}")

@@ -200,7 +200,7 @@ class TestMistakes:
 
     def test_2d_models_are_refused(self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(evaluate, "load_generator", lambda *_, **__: loaded_of(Flat()))
-        assert "pose needs a 3-D model, and Flat has no camera" in command("--metrics", "pose", fails=True)
+        assert "pose needs a 3-D model, and Flat is 2-D; choose metrics" in command("--metrics", "pose", fails=True)
         assert "give --data, or --metrics is" in command(fails=True)
 
     def test_missing_run(self, command: Callable[..., str], tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_nothing_imports_itself_by_way_of_others() -> None:
         assert lower in graph[upper]
 
 
+def test_generators_do_not_build_on_each_other() -> None:
+    generators = {"cips3d", "pigan", "cips", "stylegan2"}
+    for name in generators:
+        imported = {full for full in imported_by(ROOT / "models" / f"{name}.py") if full.startswith("cips3d.models.")}
+        assert imported and not {full.split(".")[2] for full in imported} & (generators - {name}), name
+
+
 def test_a_circle_is_named(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -155,7 +155,7 @@ def test_place_without_room(command: Callable[..., str], monkeypatch: pytest.Mon
 
 def test_two_dimensional_model(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIPS3D, "is_3d", False)
-    assert "2-D model" in command(fails=True)
+    assert "a mesh needs a 3-D model, and CIPS3D is 2-D" in command(fails=True)
 
 
 def test_missing_library(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera, in all systems
 NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer than this, places would be without bounds
 
 
@@ -59,7 +60,7 @@ class Cameras:
 
     @classmethod
     def from_angles(
-        cls, pitch: Tensor, yaw: Tensor, fov_degrees: float | Tensor = 12.0, radius: float | Tensor = 1.0
+        cls, pitch: Tensor, yaw: Tensor, fov_degrees: float | Tensor = 12.0, radius: float | Tensor = TRAINING_DISTANCE
     ) -> Cameras:
         """Cameras on a sphere around the origin that look at its centre (CIPS-3D's and pi-GAN's).
 

@@ -29,8 +29,8 @@ from cips3d.evaluation.perceptual import lpips_map
 from cips3d.evaluation.pose import pose_accuracy
 from cips3d.evaluation.smoothness import depth_smoothness
 from cips3d.evaluation.symmetry import mirror_symmetry
-from cips3d.evaluation.views import FaceSample, check_is_3d
-from cips3d.rendering import LoadedGenerator
+from cips3d.evaluation.views import IMAGES_INSTEAD, FaceSample
+from cips3d.rendering import LoadedGenerator, check_is_3d
 
 RealImages = ImageFiles | SyntheticHeads
 
@@ -108,7 +108,7 @@ def evaluate_generator(
     names = chosen_metrics(metrics)
     for name in names:
         if METRICS[name].needs_3d:
-            check_is_3d(loaded, name)
+            check_is_3d(loaded, name, IMAGES_INSTEAD)
     images = GeneratedImages(
         loaded,
         settings.images,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from cips3d.errors import UserError
 from cips3d.evaluation.catalogue import METRICS, check_counts
 from cips3d.evaluation.downloads import weights_of
 from cips3d.evaluation.image_sets import SourceImages, Watched, identity, size_of
+from cips3d.files import sha256_of
 
 FIDELITY_METRICS = ("fid", "kid", "is", "pr")
 COMPARING = tuple(name for name in FIDELITY_METRICS if METRICS[name].needs_data)
 
 KID_SUBSET = 1000  # pictures of each set that a KID estimate compares; fewer where a set is smaller
 BATCH_SIZE = 32
-READ_SIZE = 2**20
 
 FLAGS = {"fid": "fid", "kid": "kid", "is": "isc", "pr": "prc"}  # torch-fidelity's names
 KEYS = {  # its names of values, and ours
@@ -249,11 +248,7 @@ def check_weights(path: Path) -> str:
         raise UserError(f"{path} is not a file of weights that can be read ({type(error).__name__})") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a file of weights: it holds more than named tensors")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(READ_SIZE):
-            digest.update(part)
-    return digest.hexdigest()[:12]
+    return sha256_of(path)[:12]
 
 
 def torch_fidelity() -> ModuleType:

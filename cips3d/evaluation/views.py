@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d.data.loader import random_words
-from cips3d.errors import UserError
-from cips3d.rendering import BATCH_SIZE, LoadedGenerator, Views, render_views, styles_of_seeds
+from cips3d.rendering import BATCH_SIZE, LoadedGenerator, Views, check_is_3d, render_views, styles_of_seeds
 
 FACES_AT_ONCE = 8  # their views are held in memory together
+IMAGES_INSTEAD = "choose metrics of images, such as fid"  # of a 2-D model
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def seen_from(
     Raises:
         UserError: the model is 2-D and has no sides.
     """
-    check_is_3d(loaded, title)
+    check_is_3d(loaded, title, IMAGES_INSTEAD)
     if faces.count < 1:
         raise ValueError(f"count must be at least 1, got {faces.count}")
     seeds = faces.seeds()
@@ -77,13 +77,6 @@ def seen_from(
                 batch_size=faces.batch_size,
             )
             bar.update(len(chunk))
-
-
-def check_is_3d(loaded: LoadedGenerator, what: str) -> None:
-    """Raise `UserError` for a model without cameras."""
-    if not loaded.generator.is_3d:
-        name = type(loaded.generator).__name__
-        raise UserError(f"{what} needs a 3-D model, and {name} has no camera; choose metrics of images, such as fid")
 
 
 def resized(images: Tensor, resolution: int) -> Tensor:

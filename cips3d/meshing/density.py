@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cips3d.cameras import TRAINING_DISTANCE
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.composite import DensityActivation
 
 FloatArray = npt.NDArray[np.float32]
-
-CAMERA_DISTANCE = 1.0  # scene units from the origin, that of every training camera
 
 # Points evaluated at a time: activations of width 128 take 16 MB on a CPU, near its caches, and 0.5 GB elsewhere.
 CPU_CHUNK_POINTS = 2**15
@@ -80,7 +79,7 @@ def visible_side(settings: VolumeSettings, fov_degrees: float) -> float:
     2 · max(t_far · sin(fov / 2), t_far - 1, 1 - t_near), the camera being at distance 1: 0.24 with CIPS-3D's defaults.
     """
     lateral = settings.t_far * math.sin(math.radians(fov_degrees) / 2)
-    return 2 * max(lateral, settings.t_far - CAMERA_DISTANCE, CAMERA_DISTANCE - settings.t_near)
+    return 2 * max(lateral, settings.t_far - TRAINING_DISTANCE, TRAINING_DISTANCE - settings.t_near)
 
 
 @torch.no_grad()

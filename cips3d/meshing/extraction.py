@@ -15,7 +15,7 @@ from cips3d.meshing.coloring import coloring_views, vertex_colors
 from cips3d.meshing.density import DensityField, density_grid, visible_side
 from cips3d.meshing.surface import Components, Mesh, isosurface, kept_components, with_normals
 from cips3d.meshing.threshold import surface_threshold
-from cips3d.rendering import LoadedGenerator
+from cips3d.rendering import LoadedGenerator, check_is_3d
 
 LIBRARIES = {"skimage": "scikit-image", "scipy": "scipy", "trimesh": "trimesh"}  # of the extra: import, package
 
@@ -63,7 +63,7 @@ def extract_mesh(
         UserError: a library of the extra `mesh` is missing, the generator is 2-D, or there is no surface.
     """
     check_installed()
-    check_3d(loaded)
+    check_is_3d(loaded, "a mesh")
     settings = settings or MeshSettings()
     field = DensityField(loaded.generator, styles, loaded.settings.density_activation)
     pitch, yaw = coloring_views(loaded.poses)
@@ -79,14 +79,6 @@ def extract_mesh(
     pictured = settings.picture_resolution or loaded.generator.fixed_resolution or settings.resolution
     colors, seen = vertex_colors(loaded, styles, mesh, pitch, yaw, pictured, progress=progress)
     return ExtractedMesh(replace(mesh, colors=colors), threshold, side, float(seen.mean()))
-
-
-def check_3d(loaded: LoadedGenerator) -> None:
-    """Raise `UserError` for a generator without a volume."""
-    if not loaded.generator.is_3d:
-        raise UserError(
-            f"{type(loaded.generator).__name__} is a 2-D model and has no volume to take a mesh of; give a 3-D one"
-        )
 
 
 def check_installed(find: Callable[[str], object | None] = importlib.util.find_spec) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cips3d.errors import UserError
-from cips3d.models.cips3d import default_chunk_rays
 from cips3d.models.generator import (
     Generator,
     ParameterGroups,
@@ -23,6 +22,7 @@ from cips3d.models.generator import (
     mixed_layers,
 )
 from cips3d.models.pixel_network import PixelNetwork
+from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import draw_noise
 

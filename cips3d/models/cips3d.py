@@ -16,23 +16,11 @@ from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.precision import checked_precision
-from cips3d.models.ray_parts import as_picture, paint_rays
+from cips3d.models.ray_parts import as_picture, default_chunk_rays, paint_rays
 from cips3d.models.volume import VolumeSettings, draw_random, filled_depth
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
-
-CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
-CHUNK_RAYS = 65_536  # elsewhere: a 256² picture at once, below 2 GB of activations
-
-
-def default_chunk_rays(device: torch.device) -> int:
-    """Rays that are rendered at a time without gradients.
-
-    A CPU is quickest while activations stay in its caches (512 to 2048 rays are within 3%, 256 and whole pictures 10%
-    slower); an accelerator wants few, large launches, and the limit only bounds memory.
-    """
-    return CPU_CHUNK_RAYS if device.type == "cpu" else CHUNK_RAYS
 
 
 @dataclass(frozen=True)

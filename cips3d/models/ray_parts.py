@@ -11,11 +11,23 @@ from torch import Tensor
 from cips3d.cameras import Rays
 from cips3d.ops.march import RayDraws
 
+CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
+CHUNK_RAYS = 65_536  # elsewhere: a 256² picture at once, below 2 GB of activations
+
 # What is painted of rays: a NamedTuple of tensors [B, R, ...], or None in the place of what was not asked for.
 PixelsT = TypeVar("PixelsT", bound="tuple[Tensor | None, ...]")
 
 # Pixels of some rays of the images in a slice of the batch.
 Painter = Callable[[slice, Rays, RayDraws], PixelsT]
+
+
+def default_chunk_rays(device: torch.device) -> int:
+    """Rays, or pixels without any, that a network of single pixels paints at a time without gradients.
+
+    A CPU is quickest while activations stay in its caches (512 to 2048 rays are within 3%, 256 and whole pictures 10%
+    slower); an accelerator wants few, large launches, and the limit only bounds memory.
+    """
+    return CPU_CHUNK_RAYS if device.type == "cpu" else CHUNK_RAYS
 
 
 def paint_rays(

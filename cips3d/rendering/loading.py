@@ -12,6 +12,7 @@ from torch import Tensor
 from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.rendering_settings import volume_of_pictures
+from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.precision import Precision
@@ -47,6 +48,12 @@ class LoadedGenerator:
     def mean_styles(self) -> tuple[Tensor, ...]:
         """The centre of truncation, computed when it is first needed."""
         return self.generator.mean_styles()
+
+
+def check_is_3d(loaded: LoadedGenerator, what: str, remedy: str = "give another model") -> None:
+    """Raise `UserError` for a model without cameras and volume."""
+    if not loaded.generator.is_3d:
+        raise UserError(f"{what} needs a 3-D model, and {type(loaded.generator).__name__} is 2-D; {remedy}")
 
 
 def load_generator(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import TRAINING_DISTANCE, Cameras
 from cips3d.errors import UserError
 from cips3d.models.generator import Picture, View, chosen
 from cips3d.models.volume import VolumeSettings
@@ -18,7 +18,6 @@ from cips3d.rendering.loading import LoadedGenerator
 BATCH_SIZE = 4  # pictures at a time
 PIXELS_AT_ONCE = 2**20  # fewer pictures at a time where they have more: weights and depths take 200 bytes a pixel
 
-TRAINING_DISTANCE = 1.0  # of the cameras from the origin, in all systems
 DISTANCE_STEP = 1e-4  # scene units; cameras at distances that differ by less share one range of rays
 NEAREST = 0.01  # scene units; rays of cameras within the volume begin here
 

@@ -94,7 +94,7 @@ def test_nothing_to_see() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match="consistency needs a 3-D model, and Flat has no camera"):
+    with pytest.raises(UserError, match="consistency needs a 3-D model, and Flat is 2-D; choose metrics of images"):
         view_consistency(loaded_of(Flat()), FACES)
     with pytest.raises(ValueError, match="views"):
         view_consistency(loaded_of(Analytic(plane())), FACES, views=1)

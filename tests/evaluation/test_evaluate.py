@@ -127,7 +127,7 @@ class TestMistakes:
     def test_2d_models(self, settings: EvaluationSettings) -> None:
         for name, metric in METRICS.items():
             if metric.needs_3d:
-                with pytest.raises(UserError, match=f"{name} needs a 3-D model, and Flat has no camera"):
+                with pytest.raises(UserError, match=f"{name} needs a 3-D model, and Flat is 2-D; choose metrics"):
                     evaluate_generator(loaded_of(Flat()), [name], settings)
 
     def test_2d_models_have_pictures(self, settings: EvaluationSettings, heads: SyntheticHeads) -> None:

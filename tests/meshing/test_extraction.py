@@ -90,7 +90,7 @@ def test_leaves_no_gradients_behind() -> None:
 
 def test_two_dimensional_generators_have_no_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Balls, "is_3d", False)
-    with pytest.raises(UserError, match="Balls is a 2-D model"):
+    with pytest.raises(UserError, match="a mesh needs a 3-D model, and Balls is 2-D"):
         extract_mesh(loaded_balls(Balls()), one_face())
 
 

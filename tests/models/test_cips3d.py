@@ -14,8 +14,9 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles, Rendering, default_chunk_rays
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles, Rendering
 from cips3d.models.generator import truncated
+from cips3d.models.ray_parts import default_chunk_rays
 
 CONFIG = CIPS3DConfig(
     z_shape_dim=6,
