@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cips3d.evaluation.frechet import frechet_distance, random_conv_features
 
@@ -46,6 +47,19 @@ def test_wrong_shapes() -> None:
         frechet_distance(torch.zeros(5, 3), torch.zeros(5, 4))
     with pytest.raises(ValueError, match="two vectors"):
         frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize(("count", "side"), [(5, 16), (3, 33), (64, 64)])
+def test_features_are_those_that_recorded_distances_compare(count: int, side: int) -> None:
+    """The first 32 channels of a last layer of 64, whose weights are drawn channel by channel."""
+    images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    generator, x = torch.Generator().manual_seed(5), images
+    for width_in, width_out in ((3, 32), (32, 48), (48, 64)):
+        weight = torch.randn(width_out, width_in, 3, 3, generator=generator) * math.sqrt(2 / (9 * width_in))
+        x = F.relu(F.conv2d(x, weight, stride=2, padding=1))
+    places = F.adaptive_avg_pool2d(x, 2)
+    # Alike to the bit where it was tried; other processors may add the products up otherwise.
+    torch.testing.assert_close(random_conv_features(images), places[:, :32].flatten(1), rtol=1e-6, atol=1e-6)
 
 
 def test_features_are_fixed_and_tell_images_apart() -> None:
