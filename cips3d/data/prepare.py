@@ -8,7 +8,7 @@ is complete.
 Interruptions lose nothing: a picture appears under its name only when it is whole on the disk, and the same
 call goes on with those that are missing. A zip is collected as a folder beside its destination
 (`NAME.zip.partial`) which is packed in the end, so it goes on as well; while it is packed, the disk holds the
-set twice.
+set twice. One process at a time writes a destination.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def prepare_dataset(
         progress: show a bar.
 
     Raises:
-        UserError: an argument is wrong, the destination holds something else, nothing is readable, or writing
-            failed.
+        UserError: an argument is wrong, the destination holds something else or another process writes it, nothing
+            is readable, or writing failed.
     """
     destination = Path(destination)
     if resolution < 1:
