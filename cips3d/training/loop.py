@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from cips3d.data.loader import TrainingImages
 from cips3d.data.source import contents_of, open_training_source
 from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
-from cips3d.files import is_disk_full
+from cips3d.files import is_disk_full, only_writer
 from cips3d.ops.precision import matmul_precision
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
@@ -35,7 +36,6 @@ from cips3d.training.measuring import check_real_images, measure, new_best, prep
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.run_folder import (
     check_newest,
-    lock_run_folder,
     make_run_folder,
     run_folder_of,
     versions,
@@ -105,7 +105,7 @@ class Training:
         self.step = TrainingStep(self.state, config)
         self.source: ImageFiles | SyntheticHeads | None = None
         self.images: TrainingImages | None = None
-        self.lock: BinaryIO | None = None
+        self.alone = ExitStack()  # in the folder
         self.reporter: Reporter | None = None
         try:
             self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
@@ -132,8 +132,7 @@ class Training:
             except OSError:  # of curves that could not be written; what ended the run has already said why
                 if error is None:
                     raise
-        if self.lock is not None:
-            self.lock.close()
+        self.alone.close()
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
@@ -359,7 +358,8 @@ class Training:
             check_newest(folder / CHECKPOINT_FOLDER, self.config.resume, self.state.step)
         else:
             folder = make_run_folder(self.config)
-        self.lock = lock_run_folder(folder)
+        if not self.alone.enter_context(only_writer(folder)):
+            raise UserError(f"another process is training in {folder}; wait for its end, or give --out")
         write_configuration(folder, self.config)
         return folder
 

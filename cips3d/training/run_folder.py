@@ -7,12 +7,7 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from typing import Any
 
 import numpy
 import torch
@@ -29,7 +24,6 @@ RUNS = Path("runs")
 METRICS_FILE = "metrics.jsonl"
 SCALARS_FILE = "scalars.jsonl"
 LOG_FILE = "log.txt"
-LOCK_FILE = ".lock"
 
 
 def versions() -> dict[str, str]:
@@ -93,37 +87,22 @@ def check_newest(checkpoints: Path, resume: Path, step: int) -> None:
         )
 
 
-def lock_run_folder(folder: Path) -> BinaryIO:
-    """Keep other processes from training in a folder until the file that this returns is closed.
+def write_configuration(folder: Path, config: TrainConfig) -> None:
+    """config.json: the configuration, the versions and the command of a run.
 
     Raises:
-        UserError: one does already, or the folder cannot be written.
+        UserError: the folder cannot be written.
     """
-    try:
-        file = (folder / LOCK_FILE).open("ab")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); mend its rights, or give --out") from None
-    if fcntl is None:
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"another process is training in {folder}; wait for its end, or give --out") from None
-    except OSError:  # a file system without locks
-        pass
-    return file
-
-
-def write_configuration(folder: Path, config: TrainConfig) -> None:
-    """config.json: the configuration, the versions and the command of a run."""
     content: dict[str, Any] = {
         "config": json.loads(config.to_json()),
         "versions": versions(),
         "command": sys.argv,
     }
-    with atomic_file(folder / "config.json") as file:
-        file.write(json.dumps(content, indent=2).encode())
+    try:
+        with atomic_file(folder / "config.json") as file:
+            file.write(json.dumps(content, indent=2).encode())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); mend its rights, or give --out") from None
 
 
 def append_measurement(folder: Path, measurement: Measurement) -> None:
