@@ -167,8 +167,12 @@ def find_images(path: str | Path, argument: str = "--data") -> tuple[ImageFolder
         files = ImageFolder(path)
     elif not path.exists():
         raise UserError(f"{argument} {path} does not exist; give a folder or a zip of images")
+    elif path.is_file() and not os.access(path, os.R_OK):
+        raise UserError(f"{argument} {path} cannot be read; check its rights")
     elif path.is_file() and zipfile.is_zipfile(path):  # reading a pipe would wait forever
         files = ImageZip(path)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        raise UserError(f"{argument} {path} is no complete zip; it may be damaged, so copy it again")
     else:
         raise UserError(f"{argument} {path} is neither a folder nor a zip; give a folder or a zip of images")
     try:

@@ -242,7 +242,11 @@ def test_names_that_are_no_text_can_be_reported(tmp_path: Path) -> None:
         (lambda p: p / "nowhere", r"--data .*nowhere does not exist; give a folder or a zip"),
         (lambda p: p, r"--data .* holds no images; .*\.jpg, \.jpeg, \.png, \.webp"),
         (lambda p: write_zip(p / "empty.zip", {"a.txt": b""}), r"--data .*empty\.zip holds no images"),
-        (lambda p: write_files(p, {"a.zip": b"no"}) / "a.zip", r"--data .*a\.zip is neither a folder nor a zip"),
+        (
+            lambda p: write_files(p, {"a.zip": b"no"}) / "a.zip",
+            r"--data .*a\.zip is no complete zip; it may be damaged",
+        ),
+        (lambda p: write_files(p, {"a.tar": b"no"}) / "a.tar", r"--data .*a\.tar is neither a folder nor a zip"),
         (lambda p: write_files(p, {"a.png": grey(1)}) / "a.png", r"--data .*a\.png is neither"),
         (
             lambda p: write_files(p, {"a.png": b"", "b.jpg": b"no"}),
@@ -258,6 +262,13 @@ def test_mistakes_are_told_in_a_sentence(prepare, message: str, tmp_path: Path) 
     with pytest.raises(UserError, match=message) as caught:
         open_images(prepare(tmp_path), 4)
     assert "\n" not in str(caught.value)
+
+
+def test_a_zip_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "a.zip", {"a.png": grey(1)})
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a superuser may read all
+    with pytest.raises(UserError, match=r"a\.zip cannot be read; check its rights"):
+        open_images(path, 4)
 
 
 def test_a_damaged_zip_is_to_be_copied_again(tmp_path: Path) -> None:
