@@ -107,6 +107,7 @@ class Training:
         self.images: TrainingImages | None = None
         self.alone = ExitStack()  # in the folder
         self.reporter: Reporter | None = None
+        self.failed_together = False  # all processes at the same place
         try:
             self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
             self.folder = self._by_first(self._make_folder)
@@ -114,8 +115,8 @@ class Training:
                 self.state.best = None
             if processes.is_first:
                 self.reporter = Reporter(self.folder, config, self.state.step)
-        except BaseException as error:
-            self.__exit__(type(error))
+        except BaseException:
+            self.close(failed=True)
             raise
         # The step of which the folder has a checkpoint.
         self.saved_step = self.state.step if checkpoint is not None and config.out is None else None
@@ -124,13 +125,17 @@ class Training:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=error is not None)
+
+    def close(self, *, failed: bool) -> None:
+        """Let go of the data, the curves and the folder."""
         if self.images is not None:
             self.images.close()
         if self.reporter is not None:
             try:
                 self.reporter.close()
             except OSError:  # of curves that could not be written; what ended the run has already said why
-                if error is None:
+                if not failed:
                     raise
         self.alone.close()
 
@@ -165,7 +170,7 @@ class Training:
             real, mistake = self._next_images()
             stopped, failed = self._agreed(bool(stop), mistake is not None)
             if failed:
-                self._save()
+                self.failed_together = True
                 raise mistake or UserError("another process could not read its pictures; its message says which")
             if stopped:
                 return
@@ -272,13 +277,7 @@ class Training:
 
     def _measure(self, resolution: int) -> None:
         """Measure the averaged generator; the best so far is kept."""
-        try:
-            is_best = self._by_first(lambda: self._measured(resolution))
-        except UserError:
-            if self.state.step > 0:
-                self._save()  # what was trained since the last checkpoint is not lost
-            raise
-        if is_best:
+        if self._by_first(lambda: self._measured(resolution)):
             self._save(BEST)
 
     def _measured(self, resolution: int) -> bool:
@@ -310,16 +309,17 @@ class Training:
     def _rescue(self) -> None:
         """Save what was trained since the last checkpoint, whatever ends the run; a step that broke off is left out.
 
-        Several processes save together or not at all, and here they do not know of each other.
+        Several processes save together or not at all.
         """
-        if self.processes.world_size > 1 or self.reporter is None or self.saved_step == self.state.step:
+        alone = self.processes.world_size == 1
+        if self.saved_step == self.state.step or not (alone or self.failed_together):
             return
         try:
-            path = self._save()
+            said = f"{self._save()} holds what was trained; go on with: {self._how_to_go_on()}"
         except (OSError, RuntimeError, UserError) as error:
-            self.reporter.say(f"what was trained since the last checkpoint could not be saved: {error}")
-        else:
-            self.reporter.say(f"{path} holds what was trained; go on with: {self._how_to_go_on()}")
+            said = f"what was trained since the last checkpoint could not be saved: {error}"
+        if self.reporter is not None:
+            self.reporter.say(said)
 
     def _how_to_go_on(self) -> str:
         return f"python -m cips3d.train --resume {shlex.quote(str(self.folder))}"
@@ -374,5 +374,6 @@ class Training:
                 failure = error
         made, failure = self.processes.from_first((made, failure))
         if failure is not None:
+            self.failed_together = True
             raise failure
         return cast(T, made)
