@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import tyro
 
-from cips3d.checkpoints.converted import ENDING
 from cips3d.checkpoints.networks import load_networks
+from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.devices import choose_device
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator

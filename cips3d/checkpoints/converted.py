@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cips3d.checkpoints.rendering_settings import RenderingSettings
-from cips3d.errors import UserError
-from cips3d.files import atomic_file
+from cips3d.checkpoints.tensor_files import Kind, check_version, open_tensors, tensors_in, write_tensors
 from cips3d.plain import from_plain, to_plain
 
-ENDING = ".safetensors"
 FORMAT = "cips3d converted checkpoint"
 FORMAT_VERSION = 1
+KIND = Kind(
+    "converted checkpoint",
+    source="a file that python -m cips3d.convert wrote",
+    renewal="convert the source once more",
+    version=FORMAT_VERSION,
+)
 PARTS = ("generator", "generator_ema", "discriminator")  # prefixes of the tensors' names
 
 State = dict[str, Tensor]
@@ -63,11 +65,7 @@ def write_converted(path: Path, converted: Converted) -> None:
     Raises:
         UserError: the place cannot be written, or the disk is full.
     """
-    tensors = {
-        f"{part}.{name}": value.detach().contiguous()
-        for part, state in converted.states.items()
-        for name, value in state.items()
-    }
+    tensors = {f"{part}.{name}": value for part, state in converted.states.items() for name, value in state.items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -78,11 +76,7 @@ def write_converted(path: Path, converted: Converted) -> None:
         "discriminator_config": json.dumps(converted.discriminator_config),
         "step": json.dumps(converted.step),
     }
-    try:
-        with atomic_file(path) as file:
-            file.write(safetensors.torch.save(tensors, metadata))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    write_tensors(path, tensors, metadata)
 
 
 def read_converted(path: str | Path) -> Converted:
@@ -91,25 +85,10 @@ def read_converted(path: str | Path) -> Converted:
     Raises:
         UserError: there is no such file, it is truncated, it is of another kind, or of a newer version.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a folder; give a file that python -m cips3d.convert wrote")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise UserError(f"{path} is not a converted checkpoint; give one that python -m cips3d.convert wrote")
-            if int(metadata["format_version"]) > FORMAT_VERSION:
-                raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
-            return _converted_of(metadata, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a file that python -m cips3d.convert wrote") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a complete safetensors file of this package ({type(error).__name__}); "
-            "it may be truncated: convert the source once more"
-        ) from error
+    with open_tensors(path, KIND) as file:
+        metadata = file.metadata() or {}
+        check_version(path, KIND, int(metadata["format_version"]) if metadata.get("format") == FORMAT else None)
+        return _converted_of(metadata, tensors_in(file))
 
 
 def _converted_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Converted:

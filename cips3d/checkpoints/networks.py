@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from cips3d.checkpoints.converted import ENDING, State, read_converted
+from cips3d.checkpoints.converted import State, read_converted
 from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.errors import UserError
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from cips3d.checkpoints.converted import ENDING, Converted, Source, write_converted
+from cips3d.checkpoints.converted import Converted, Source, write_converted
 from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.checkpoints.trained import FORMAT as TRAINING_FORMAT
 from cips3d.convert import SYSTEMS
 from cips3d.convert.detect import (

@@ -8,23 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cips3d.checkpoints.tensor_files import (
+    ENDING,
+    Kind,
+    check_version,
+    open_tensors,
+    tensors_in,
+    write_tensors,
+)
 from cips3d.errors import UserError
-from cips3d.files import atomic_file
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import styles_of
 from cips3d.plain import from_plain, to_plain
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.style_paths import style_parts
 
-ENDING = ".safetensors"
 FORMAT = "cips3d latent"  # key of the only entry of the file's metadata: several would come in any order
 FORMAT_VERSION = 1
 LATENT_NAME = f"latent{ENDING}"  # what `python -m cips3d.invert` calls it; its folder then tells faces apart
+KIND = Kind(
+    "latent",
+    source=f"the {LATENT_NAME} that python -m cips3d.invert wrote",
+    renewal="invert the picture again",
+    version=FORMAT_VERSION,
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,7 @@ def write_latent(path: Path, latent: Latent) -> None:
         UserError: the place cannot be written, or the disk is full.
     """
     about = {"format_version": FORMAT_VERSION, "model": latent.model, "camera": to_plain(latent.camera)}
-    tensors = {name: style.detach().cpu().contiguous() for name, style in latent.styles.items()}
-    try:
-        with atomic_file(path) as file:
-            file.write(safetensors.torch.save(tensors, {FORMAT: json.dumps(about)}))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+    write_tensors(path, latent.styles, {FORMAT: json.dumps(about)})
 
 
 def read_latent(path: str | Path) -> Latent:
@@ -71,25 +76,11 @@ def read_latent(path: str | Path) -> Latent:
     Raises:
         UserError: there is no such file, it is truncated, it is of another kind, or of a newer version.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a folder; give the {LATENT_NAME} in it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if FORMAT not in metadata:
-                raise UserError(f"{path} is not a latent; give a file that python -m cips3d.invert wrote")
-            about = json.loads(metadata[FORMAT])
-            if about["format_version"] > FORMAT_VERSION:
-                raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
-            return _latent_of(about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a file that python -m cips3d.invert wrote") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a complete latent ({type(error).__name__}); it may be truncated: invert the picture again"
-        ) from error
+    with open_tensors(path, KIND) as file:
+        metadata = file.metadata() or {}
+        about = json.loads(metadata.get(FORMAT, "{}"))
+        check_version(path, KIND, about["format_version"] if FORMAT in metadata else None)
+        return _latent_of(about, tensors_in(file))
 
 
 def _latent_of(about: Mapping[str, Any], styles: dict[str, Tensor]) -> Latent:

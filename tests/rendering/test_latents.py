@@ -76,7 +76,9 @@ def test_files_that_are_no_latents(loaded: LoadedGenerator, run_folder: Path, tm
     good = write(tmp_path / "good.safetensors", loaded, 0)
     with pytest.raises(UserError, match="does not exist"):
         read_latent(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match=r"is a folder; give the latent\.safetensors in it"):
+    with pytest.raises(
+        UserError, match=r"is a folder; give the latent\.safetensors that python -m cips3d\.invert wrote"
+    ):
         read_latent(tmp_path)
     for name, content in (("cut", good.read_bytes()[:-5]), ("note", b"hello"), ("empty", b"")):
         path = tmp_path / f"{name}.safetensors"
