@@ -37,7 +37,7 @@ from cips3d.plain import finite, to_plain
 from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import SEED_LIMIT
-from cips3d.training.run_folder import versions
+from cips3d.versions import versions
 
 PROGRAM = "python -m cips3d.evaluate"
 HEADS_RESOLUTION = 64

@@ -27,7 +27,7 @@ from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import SEED_LIMIT
-from cips3d.training.signals import stop_on_signals
+from cips3d.signals import stop_on_signals
 
 PROGRAM = "python -m cips3d.invert"
 DESCRIPTION = f"""Find the face and the camera of a photograph in a trained model, to turn it, mesh it or change it.

@@ -19,7 +19,7 @@ from cips3d.errors import UserError, exit_on_user_error
 from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents
 from cips3d.rendering.latents import SeenBy, read_latent
 from cips3d.rendering.options import PrecisionFlag
-from cips3d.training.signals import stop_on_signals
+from cips3d.signals import stop_on_signals
 from cips3d.viewing import Exhibit, Gallery, open_server
 from cips3d.viewing.orbit import Orbit, trained_limits
 from cips3d.viewing.page import LARGEST_SEED

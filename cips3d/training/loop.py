@@ -29,6 +29,7 @@ from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
 from cips3d.files import is_disk_full, only_writer
 from cips3d.ops.precision import matmul_precision
+from cips3d.signals import StopRequest, stop_on_signals
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, join_processes
@@ -38,14 +39,13 @@ from cips3d.training.run_folder import (
     check_newest,
     make_run_folder,
     run_folder_of,
-    versions,
     write_configuration,
 )
 from cips3d.training.schedule import Moment, moment
 from cips3d.training.settling import settled
-from cips3d.training.signals import StopRequest, stop_on_signals
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
+from cips3d.versions import versions
 
 MOST_SKIPPED_IN_A_ROW = 10
 

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
-
-import cips3d
 from cips3d.checkpoints.trained import CHECKPOINT_FOLDER, list_checkpoints
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.plain import finite
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
+from cips3d.versions import versions
 
 RUNS = Path("runs")
 METRICS_FILE = "metrics.jsonl"
 SCALARS_FILE = "scalars.jsonl"
 LOG_FILE = "log.txt"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    return {
-        "cips3d": cips3d.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a subclass of str, which a safe reader refuses
-        "cuda": str(torch.version.cuda),
-        "numpy": numpy.__version__,
-        "platform": platform.platform(),
-    }
 
 
 def make_run_folder(config: TrainConfig) -> Path:
