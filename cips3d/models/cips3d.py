@@ -334,8 +334,9 @@ class CIPS3D(Generator[CIPS3DStyles]):
         Raises:
             ValueError: an argument does not fit; it is named.
         """
-        if len(styles.shape) != len(cameras):
-            raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.shape)}")
+        for name, style in zip(styles._fields, styles, strict=True):
+            if len(style) != len(cameras):
+                raise ValueError(f"cameras must be as many as styles.{name}, got {len(cameras)} and {len(style)}")
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
         rays = cameras.rays((height, width))
         batch, count = rays.origins.shape[:2]

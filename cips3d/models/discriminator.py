@@ -173,12 +173,15 @@ def append_minibatch_std(x: Tensor, group: int) -> Tensor:
 
     Source: ProGAN (arXiv 1710.10196), section 3, with StyleGAN2's groups.
     """
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
+    if batch == 0:
+        return x.new_empty(0, channels + 1, height, width)
     group = min(batch, group)
     if batch % group:
         raise ValueError(f"the batch of {batch} images cannot be split into groups of {group}")
     # In float32 at least: the floor is 0 in float16, and the root's gradient would not be finite.
-    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(group, batch // group, -1)
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32))
+    grouped = grouped.reshape(group, batch // group, channels * height * width)
     std = (grouped.var(0, unbiased=False) + MINIBATCH_STD_EPS).sqrt().mean(1)  # [B/G]
     channel = std.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, height, width)
     return torch.cat([x, channel], dim=1)

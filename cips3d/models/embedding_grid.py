@@ -30,4 +30,4 @@ class EmbeddingGrid(nn.Module):
         # All images as one: expanding the grid to B of them would make B gradients of its size.
         places = points.reshape(1, 1, 1, -1, 3)
         found = F.grid_sample(self.embeddings, places, mode="bilinear", padding_mode="zeros", align_corners=True)
-        return found.view(found.shape[1], -1).t().reshape(*points.shape[:2], -1)
+        return found.view(found.shape[1], -1).t().reshape(*points.shape[:2], found.shape[1])

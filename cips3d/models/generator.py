@@ -163,11 +163,10 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         return next(self.parameters()).device
 
     def sample_z(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """Standard normal z [batch, width], one for each of `z_dims`."""
-        device = self.device if generator is None else generator.device
-        return tuple(
-            torch.randn(batch, width, generator=generator, device=device).to(self.device) for width in self.z_dims
-        )
+        """Standard normal z [batch, width] of the weights' dtype, one for each of `z_dims`."""
+        like = next(self.parameters())
+        device = like.device if generator is None else generator.device
+        return tuple(torch.randn(batch, width, generator=generator, device=device).to(like) for width in self.z_dims)
 
     @abstractmethod
     def mapping(self, *z: Tensor) -> StylesT:

@@ -86,8 +86,10 @@ class NeRF(nn.Module):
             style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
         """
         layers = [*self.layers, self.color]
-        styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
-        first, second, color = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
+        with torch.autocast(style.device.type, enabled=False):  # gains of 30 would magnify what 16 bits lose
+            style = style.to(self.density.weight.dtype)
+            styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
+            first, second, color = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
         return SirenField(
             FoldedLayer(first.weight * self.point_scale, first.bias),
             second,

@@ -165,7 +165,8 @@ class ViewDependentNeRF(nn.Module):
 
     def fold(self, styles: PiGANStyles) -> DeepSirenField:
         """The field of the images with these styles, as `render_rays` takes it; for fields without a grid."""
-        gains = GAIN_SCALE * styles.frequencies + GAIN_CENTRE
+        frequencies, phases = (style.to(self.density.weight.dtype) for style in styles)  # of autocast: in 16 bits
+        gains = GAIN_SCALE * frequencies + GAIN_CENTRE
         layers = [cast(nn.Linear, linear) for linear in self.layers]
         first, *hidden = layers
         return DeepSirenField(
@@ -173,13 +174,13 @@ class ViewDependentNeRF(nn.Module):
             hidden_weight=torch.stack([linear.weight for linear in hidden]),
             trunk_bias=torch.stack([linear.bias for linear in layers]),
             trunk_gain=gains[:, :-1],
-            trunk_shift=styles.phases[:, :-1],
+            trunk_shift=phases[:, :-1],
             density_weight=self.density.weight[0],
             density_bias=self.density.bias,
             color_weight=self.color.weight,
             color_bias=self.color.bias,
             color_gain=gains[:, -1],
-            color_shift=styles.phases[:, -1],
+            color_shift=phases[:, -1],
             head_weight=self.output.weight,
             head_bias=self.output.bias,
         )

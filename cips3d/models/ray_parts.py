@@ -122,4 +122,4 @@ def _like(pixels: PixelsT, values: Sequence[Tensor | None]) -> PixelsT:
 
 def as_picture(values: Tensor, height: int, width: int) -> Tensor:
     """Values of rays [B, H·W, C], row after row, as pictures [B, C, H, W]."""
-    return values.transpose(1, 2).reshape(len(values), -1, height, width)
+    return values.transpose(1, 2).reshape(len(values), values.shape[2], height, width)

@@ -99,7 +99,7 @@ def film_siren(
         if (value.dtype == torch.float64) != (x.dtype == torch.float64) or value.device != x.device:
             raise ValueError(f"{name} must go with x ({x.dtype} on {x.device}), got {value.dtype} on {value.device}")
     fast = is_fast(precision)
-    if _through_op(x):
+    if _through_op(x, weight, bias, gain, shift):
         dtype = _output_dtype(x)
         if batch <= IMAGES_MAX:
             return sine(x, Parameters(weight, bias, gain, shift), dtype, fast=fast)
@@ -111,20 +111,24 @@ def film_siren(
 def sine_layer(x: Tensor, layer: FoldedLayer, *, precision: Precision | None = None) -> Tensor:
     """sin(x Wᵀ + b) for x [B, N, in] and a folded layer of B images; precision as in `film_siren`."""
     fast = is_fast(precision)
-    if _through_op(x):
+    if _through_op(x, *layer):
         return sine(x, Parameters(layer.weight, layer.bias, None, None), _output_dtype(x), fast=fast)
     phase = torch.baddbmm(layer.bias[:, None], x, layer.weight.transpose(1, 2))
     return torch.sin(phase) if phase.requires_grad else phase.sin_()
 
 
-def _through_op(x: Tensor) -> bool:
-    """Whether the registered op computes: on kernels, or where plain PyTorch would not mix 16 with 32 bits."""
-    mixes = x.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(x.device.type)
-    return kernels.take(x) or mixes
+def _through_op(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether the registered op computes: on kernels, or where plain PyTorch would not mix 16 with 32 bits.
+
+    Nor would it keep phases in float32 under autocast.
+    """
+    is_plain = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (x, *parameters))
+    return kernels.take(x) or not is_plain or torch.is_autocast_enabled(x.device.type)
 
 
 def _output_dtype(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if casts else x.dtype
 
 
 def siren_field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,12 @@ except ImportError as error:
         else f"the compiled kernels cannot be loaded: {error}"
     )
 
-_emulated: ModuleType | None = None  # stands in for the compiled module on CPU tensors
-_disabled = False
+# What the contexts below have set, for the whole process: gradients are computed in threads of their own. They may be
+# left in another order than they were entered.
+_emulations: list[ModuleType] = []
+_emulated: ModuleType | None = None  # the newest of them, which stands in for the compiled module on CPU tensors
+_disabled = 0
+_counting = threading.Lock()
 
 
 def compiled() -> ModuleType | None:
@@ -97,7 +102,7 @@ def take(x: Tensor) -> bool:
     The kernels know float32, float16 and bfloat16 on CUDA devices; float64 is always the reference's, and so is
     everything inside `disabled`. Where compiled kernels are missing on a CUDA device, a warning says so once.
     """
-    if x.dtype not in DTYPE_CODES or _disabled:
+    if x.dtype not in DTYPE_CODES or _disabled > 0:
         return False
     if x.device.type == "cuda":
         return _runs_on_cuda(x.device.index)
@@ -108,22 +113,29 @@ def take(x: Tensor) -> bool:
 def emulation(module: ModuleType) -> Iterator[None]:
     """Inside, `module`, the kernels compiled for a CPU, takes CPU tensors as the compiled kernels take CUDA tensors."""
     global _emulated
-    before, _emulated = _emulated, module
+    _emulations.append(module)
+    _emulated = module
     try:
         yield
     finally:
-        _emulated = before
+        _emulations.remove(module)
+        _emulated = _emulations[-1] if _emulations else None
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Inside, every op is computed by its plain PyTorch reference: to compare, or to look for a mistake."""
+    """Inside, every op is computed by its plain PyTorch reference: to compare, or to look for a mistake.
+
+    In all threads of the process.
+    """
     global _disabled
-    before, _disabled = _disabled, True
+    with _counting:
+        _disabled += 1
     try:
         yield
     finally:
-        _disabled = before
+        with _counting:
+            _disabled -= 1
 
 
 def module_for(device: torch.device) -> ModuleType:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -75,9 +76,24 @@ def matmul_precision(precision: Precision | None) -> Iterator[None]:
         yield
         return
     _meant(precision)  # a word that is none is an error
-    before = torch.get_float32_matmul_precision()
+    before = _settings_of_pytorch()
     torch.set_float32_matmul_precision(IN_PYTORCH[precision])
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        before()
+
+
+def _settings_of_pytorch() -> Callable[[], None]:
+    """What sets them again as they are now."""
+    try:
+        return partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    except RuntimeError:  # set through torch.backends.*.fp32_precision, one by one
+        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+        each = [backend.fp32_precision for backend in backends]
+
+        def restore() -> None:
+            for backend, setting in zip(backends, each, strict=True):
+                backend.fp32_precision = setting
+
+        return restore

@@ -75,7 +75,7 @@ def why_not_fused(
     if isinstance(field, DeepSirenField):
         width, color = field.trunk_bias.shape[1], field.color_bias.shape[0]
     else:
-        width, color = field.second.weight.shape[1], field.color.weight.shape[1]
+        width, color = _constant(field.second.weight.shape[1]), _constant(field.color.weight.shape[1])
     if max(width, color) > WIDTH_MAX:
         return f"the fused kernel has room for widths up to {WIDTH_MAX}, not for {width} and {color}"
     if samples > SAMPLES_MAX:

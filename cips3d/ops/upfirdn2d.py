@@ -121,7 +121,16 @@ def _filter(x: Tensor, kernel: Tensor, columns: AxisGeometry, rows: AxisGeometry
     taps = kernel.to(x.dtype)
     if not flip:
         taps = taps.flip(list(range(taps.dim())))
-    return (_separable if taps.dim() == 1 else _not_separable)(x, taps, columns, rows)
+    with torch.autocast(x.device.type, enabled=False):
+        if taps.dim() == 2:
+            return _not_separable(x, taps, columns, rows)
+        if max(columns.size, columns.output, rows.size, rows.output) <= BAND_SIZE:
+            return _separable(x, taps, columns, rows)
+        x = _not_separable(x, taps[None, :], columns, _untouched(rows.size))
+        return _not_separable(x, taps[:, None], _untouched(columns.output), rows)
+
+
+BAND_SIZE = 1024  # of an axis, for matrices that grow with its square
 
 
 def _separable(x: Tensor, taps: Tensor, columns: AxisGeometry, rows: AxisGeometry) -> Tensor:

@@ -205,6 +205,7 @@ def test_z_is_drawn_from_the_generator(generator: CIPS3D) -> None:
     again = generator.sample_z(3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert first[0].shape == (3, 6) and first[1].shape == (3, 7)
+    assert first[0].dtype == torch.float64  # as the weights
 
 
 @pytest.mark.parametrize(
@@ -225,6 +226,8 @@ def test_wrong_inputs_are_named(generator: CIPS3D) -> None:
         generator(z_appearance, z_appearance, cameras, resolution=4)
     with pytest.raises(ValueError, match="cameras"):
         generator(z_shape, z_appearance, cameras[:1], resolution=4)
+    with pytest.raises(ValueError, match=r"as many as styles\.appearance, got 2 and 4"), torch.no_grad():
+        generator(z_shape, z_appearance.repeat(2, 1), cameras, resolution=40)  # in several chunks
     for name in ("chunk_rays", "grad_points"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             render(generator, **{name: 0})

@@ -372,3 +372,22 @@ def test_the_op_refuses_too_many_images(kernel_backend: Backend) -> None:
     many = [t.detach().expand(65536, *t.shape) for t in parameters[:2]]
     with pytest.raises(RuntimeError, match="film_siren: more than 65535 images"):
         sine_layer(x.expand(65536, -1, -1), FoldedLayer(*many))
+
+
+@pytest.mark.parametrize("shape", [POINT_SHAPES[0], WIDE_SHAPES[3]])
+def test_phases_under_autocast(backend: Backend, shape: tuple[int, int, int, int]) -> None:
+    """They stay as exact as the kernels have them; what comes of them has autocast's type."""
+    given, exact = on(backend, sample_inputs(*shape))
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        y = film_siren(*given)
+    assert y.dtype == torch.bfloat16
+    assert relative_l2(y, published(*exact)) < 0.3 * EPS[torch.bfloat16]
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        assert film_siren(*exact).dtype == torch.float64  # which autocast leaves as it is
+
+
+def test_parameters_of_16_bits(backend: Backend) -> None:
+    x, *parameters = (t.to(backend.device).float() for t in sample_inputs(2, 9, 12, 5))
+    parameters = [p.half() for p in parameters]
+    expected = published(x.double(), *(p.double() for p in parameters))
+    assert relative_l2(film_siren(x, *parameters), expected) < 3e-6

@@ -10,6 +10,7 @@ import torch
 from ops.backends import Backend
 from torch import Tensor
 
+from cips3d.ops import kernels
 from cips3d.ops.film_siren import FoldedLayer, film_siren, siren_field
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision, is_fast, matmul_precision, takes_float16
@@ -103,3 +104,29 @@ def test_settings_by_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
     assert not is_fast(None)
     assert not takes_float16(None)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one setting for all")
+def test_settings_by_backend_come_back() -> None:
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    before = torch.get_float32_matmul_precision()
+    try:
+        backends[0].fp32_precision = "tf32"
+        set_so = [backend.fp32_precision for backend in backends]
+        with matmul_precision("fast"):
+            assert is_fast(None)
+        assert [backend.fp32_precision for backend in backends] == set_so
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_contexts_that_are_left_in_another_order(kernel_backend: Backend) -> None:
+    """As by two threads."""
+    x = torch.zeros(1, device=kernel_backend.device)
+    first, second = kernels.disabled(), kernels.disabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not kernels.take(x)
+    second.__exit__(None, None, None)
+    assert kernels.take(x)

@@ -160,3 +160,18 @@ def test_no_rays(backend: Backend, shape: tuple[int, int]) -> None:
     assert seen.colors.shape == (images, rays, WIDE.color)
     for gradient in torch.autograd.grad(seen.colors.sum(), fewer.leaves()):
         assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_one_graph_after_the_other(kernel_backend: Backend) -> None:
+    """What was compiled for one width is compiled again for another."""
+
+    def colors(inputs: Inputs, s: Setting) -> Tensor:
+        return run(inputs, s, "fast").colors
+
+    torch.compiler.reset()
+    compiled = torch.compile(colors, backend="aot_eager", fullgraph=True)
+    for width in (16, 32):
+        s = Setting(width=width, color=16, rays=2, coarse=4, fine=0)
+        ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
+        assert torch.equal(compiled(ours, s), colors(ours, s))
+    torch.compiler.reset()

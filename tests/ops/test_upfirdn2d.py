@@ -360,3 +360,20 @@ def test_matches_original(backend: Backend, index: int) -> None:
     # float32 sums of up to 16 products.
     assert relative_l2(y, tensor(loaded, f"out/upfirdn{index}/y")) < 1e-6
     assert relative_l2(gradient, tensor(loaded, f"out/upfirdn{index}/grad_x")) < 1e-6
+
+
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("shape", [(1, 2, 5, 1300), (1, 2, 1300, 5)])
+def test_long_rows_and_columns(backend: Backend, shape: tuple[int, ...], up: int, down: int) -> None:
+    """Separable filters give what the same ones of two dimensions do, without matrices of a row's size squared."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(backend.device)
+    taps = binomial_kernel(device=backend.device)
+    found = upfirdn2d(x, taps, up=up, down=down, padding=(2, 1))
+    expected = upfirdn2d(x.double(), torch.outer(taps, taps).double(), up=up, down=down, padding=(2, 1))
+    assert relative_l2(found, expected) < 1e-6
+
+
+def test_autocast_leaves_the_dtype(backend: Backend) -> None:
+    x, taps = torch.ones(1, 1, 8, 8, device=backend.device), binomial_kernel(device=backend.device)
+    with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+        assert upfirdn2d(x, taps, padding=2).dtype == torch.float32
