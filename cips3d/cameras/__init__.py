@@ -1,6 +1,6 @@
 """Cameras: where they stand (`PoseDistribution`, `TRAJECTORIES`), how they look (`Cameras`), what they see (`Rays`)."""
 
-from cips3d.cameras.camera import TRAINING_DISTANCE, Cameras, Projection, Rays
+from cips3d.cameras.camera import TRAINING_DISTANCE, Cameras, Projection, Rays, aspect
 from cips3d.cameras.camera_file import read_cameras
 from cips3d.cameras.poses import FRONT, POSE_DISTRIBUTIONS, PoseDistribution
 from cips3d.cameras.trajectories import TRAJECTORIES, CameraRange
@@ -15,5 +15,6 @@ __all__ = [
     "PoseDistribution",
     "Projection",
     "Rays",
+    "aspect",
     "read_cameras",
 ]

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cips3d.ops.checks import check_shape
+
 TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera, in all systems
 NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer than this, places would be without bounds
 
@@ -46,7 +48,8 @@ class Projection(NamedTuple):
 class Cameras:
     """A batch of pinhole cameras that look along their own -z axis.
 
-    World up is +y. Columns of `rotation` are the camera's right, up and backward axes in world coordinates.
+    World up is +y. Columns of `rotation` are the camera's right, up and backward axes in world coordinates. Autocast
+    does not reach what cameras work out: rays of bfloat16 would miss their pixels.
 
     Attributes:
         rotation: [B, 3, 3] camera to world.
@@ -57,6 +60,11 @@ class Cameras:
     rotation: Tensor
     position: Tensor
     fov_degrees: Tensor
+
+    def __post_init__(self) -> None:
+        count, _, _ = check_shape("rotation", self.rotation, (None, 3, 3))
+        check_shape("position", self.position, (count, 3))
+        check_shape("fov_degrees", self.fov_degrees, (count,))
 
     @classmethod
     def from_angles(
@@ -71,9 +79,13 @@ class Cameras:
             yaw: [B] radians.
             fov_degrees: angle of view, one for all or [B].
             radius: distance from the origin in scene units, one for all or [B].
+
+        Raises:
+            ValueError: the shape of an argument does not fit.
         """
         if pitch.dim() != 1 or pitch.shape != yaw.shape:
             raise ValueError(f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}")
+        _check_for_each("radius", radius, len(pitch))
         direction = torch.stack(
             [torch.sin(pitch) * torch.cos(yaw), torch.cos(pitch), torch.sin(pitch) * torch.sin(yaw)], dim=1
         )
@@ -81,7 +93,15 @@ class Cameras:
 
     @classmethod
     def look_at(cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0) -> Cameras:
-        """Cameras at `position` [B, 3] that look at `target` [B, 3] or [3] (default: the origin), upright in +y."""
+        """Cameras at `position` [B, 3] that look at `target` [B, 3] or [3] (default: the origin), upright in +y.
+
+        Raises:
+            ValueError: the shape of an argument does not fit.
+        """
+        count, _ = check_shape("position", position, (None, 3))
+        _check_for_each("fov_degrees", fov_degrees, count)
+        if target is not None:
+            _check_for_each("target", target, count, 3)
         forward = -position if target is None else target - position
         forward = F.normalize(forward, dim=1)
         world_up = torch.zeros_like(forward)
@@ -89,7 +109,7 @@ class Cameras:
         left = F.normalize(torch.cross(world_up, forward, dim=1), dim=1)
         up = F.normalize(torch.cross(forward, left, dim=1), dim=1)
         rotation = torch.stack([-left, up, -forward], dim=-1)
-        return cls(rotation, position, _like(fov_degrees, position).expand(len(position)))
+        return cls(rotation, position, _like(fov_degrees, position).expand(count))
 
     def __len__(self) -> int:
         return len(self.position)
@@ -105,8 +125,13 @@ class Cameras:
 
         Args:
             offset: [B, 3] or [3] scene units along each camera's right, up and backward axes.
+
+        Raises:
+            ValueError: the shape of the offset does not fit.
         """
-        step = self.rotation @ offset.expand(len(self), 3)[..., None]
+        _check_for_each("offset", offset, len(self), 3)
+        with torch.autocast(self.device.type, enabled=False):
+            step = self.rotation @ offset.to(self.rotation.dtype).expand(len(self), 3)[..., None]
         return Cameras(self.rotation, self.position + step[..., 0], self.fov_degrees)
 
     def rolled(self, angle: Tensor) -> Cameras:
@@ -116,11 +141,16 @@ class Cameras:
 
         Args:
             angle: α [B] radians.
+
+        Raises:
+            ValueError: there are not as many angles as cameras.
         """
+        _check_for_each("angle", angle, len(self))
         cos, sin = torch.cos(angle), torch.sin(angle)
         zero, one = torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).view(-1, 3, 3)
-        return Cameras(self.rotation @ turn, self.position, self.fov_degrees)
+        with torch.autocast(self.device.type, enabled=False):
+            return Cameras(self.rotation @ turn.to(self.rotation.dtype), self.position, self.fov_degrees)
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +175,8 @@ class Cameras:
         """Rays through the pixels of pictures of `resolution` (side, or (height, width)).
 
         Pixels lie on an inclusive grid: the first and last rows are at ±1 of the picture's half height, and columns at
-        ± width/height of it, so that pixels are square. A single row or column lies in the middle.
+        ± (width - 1) / (height - 1) of it (`aspect`), so that pixels are square. A single row or column lies in the
+        middle.
 
         Args:
             resolution: side of a square picture, or (height, width).
@@ -155,20 +186,20 @@ class Cameras:
         if height < 1 or width < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}")
         dtype, device = self.position.dtype, self.device
-        aspect = 1.0 if height in (1, width) else (width - 1) / (height - 1)
 
         def places(end: float, count: int) -> Tensor:
             return torch.linspace(-end if count > 1 else 0, end, count, dtype=dtype, device=device)
 
-        column, row = places(aspect, width), -places(1, height)
+        column, row = places(aspect(height, width), width), -places(1, height)
         if index is None:
             x, y = column.repeat(height), row.repeat_interleave(width)
         else:
             x, y = column[index % width], row[torch.div(index, width, rounding_mode="floor")]
-        focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))  # of a picture whose half height is 1
-        xy = torch.stack([x, y], dim=-1).expand(len(self), -1, 2)
-        local = torch.cat([xy, -focal[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1)
-        directions = F.normalize(local, dim=-1) @ self.rotation.transpose(1, 2)
+        with torch.autocast(self.device.type, enabled=False):
+            focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))  # of a picture whose half height is 1
+            xy = torch.stack([x, y], dim=-1).expand(len(self), -1, 2)
+            local = torch.cat([xy, -focal[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1)
+            directions = F.normalize(local, dim=-1) @ self.rotation.transpose(1, 2)
         return Rays(self.position[:, None].expand_as(directions), directions)
 
     def project(self, points: Tensor) -> Projection:
@@ -176,7 +207,7 @@ class Cameras:
 
         With p' = Rᵀ (p - position) and f = 1 / tan(fov / 2): depth = -p'_z, column = f p'_x / depth and
         row = -f p'_y / depth, from the picture's middle in units of its half height. Centres of the outer pixels of a
-        picture of (height, width) lie at rows ±1 and columns ±(width - 1) / (height - 1): pixel (i, j) is at
+        picture of (height, width) lie at rows ±1 and columns ± (width - 1) / (height - 1): pixel (i, j) is at
         row = 2 i / (height - 1) - 1 and column = (2 j - (width - 1)) / (height - 1).
 
         Args:
@@ -187,11 +218,31 @@ class Cameras:
 
         Source: R. Hartley and A. Zisserman, Multiple View Geometry, section 6.1.
         """
-        local = (points - self.position[:, None]) @ self.rotation  # [B, N, 3]: right, up, backward
-        depth = -local[..., 2]
-        focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))
-        scale = focal[:, None] / depth.clamp_min(NEAREST_DEPTH)
-        return Projection(torch.stack([local[..., 0] * scale, -local[..., 1] * scale], dim=-1), depth)
+        with torch.autocast(self.device.type, enabled=False):
+            local = (points - self.position[:, None]) @ self.rotation  # [B, N, 3]: right, up, backward
+            depth = -local[..., 2]
+            focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))
+            scale = focal[:, None] / depth.clamp_min(NEAREST_DEPTH)
+            return Projection(torch.stack([local[..., 0] * scale, -local[..., 1] * scale], dim=-1), depth)
+
+
+def aspect(height: int, width: int) -> float:
+    """Half the width over half the height between the centres of outer pixels: (width - 1) / (height - 1).
+
+    A single row counts as one of a square picture; a single column reaches half a pixel to each side.
+    """
+    return 1.0 if height in (1, width) else max(width - 1, 1) / (height - 1)
+
+
+def _check_for_each(name: str, value: float | Tensor, count: int, *size: int) -> None:
+    """Raise ValueError, naming the argument, unless it is of this size, for all cameras, or one of it for each."""
+    if not isinstance(value, Tensor):
+        return
+    batch = value.dim() - len(size)
+    fits = batch in (0, 1) and tuple(value.shape[batch:]) == size and (batch == 0 or value.shape[0] in (1, count))
+    if not fits:
+        wanted = f"[{', '.join(str(x) for x in (count, *size))}], as many as cameras"
+        raise ValueError(f"{name} must have shape {wanted}, or {list(size)} for all, got {list(value.shape)}")
 
 
 def _like(value: float | Tensor, like: Tensor) -> Tensor:

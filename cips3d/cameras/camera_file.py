@@ -19,6 +19,7 @@ NUMBERS = ("pitch", "yaw", "radius", "roll")
 VECTORS = ("look_at", "translation")
 KEYS = (*NUMBERS, *VECTORS, MATRIX, FOV)
 ROTATION_TOLERANCE = 1e-3  # of each entry of RᵀR against the identity: numbers written with four digits pass
+NARROWEST_FOV = 1e-15  # degrees: the focal length of much narrower cameras has no square in float32, and rays no length
 MAX_CAMERAS = 100_000
 
 
@@ -80,6 +81,8 @@ def _camera(entry: object, fov_degrees: float, front: tuple[float, float]) -> Ca
     fov = _number(entry, FOV, fov_degrees)
     if not 0 < fov < 180:
         raise ValueError(f"has the {FOV} {fov:g}; give degrees between 0 and 180")
+    if fov < NARROWEST_FOV:
+        raise ValueError(f"has the {FOV} {fov:g}, too narrow for a picture; give {NARROWEST_FOV:g} or more")
     if MATRIX in entry:
         if others := sorted(set(entry) - {MATRIX, FOV}):
             raise ValueError(f"has {MATRIX!r} and {others[0]!r}; give one or the other")

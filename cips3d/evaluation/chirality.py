@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.data.images import ImageSource
-from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, teach
+from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, seeded, teach
 from cips3d.evaluation.views import FaceSample, equal_angles, resized, seen_from
 from cips3d.rendering import LoadedGenerator
 
@@ -47,9 +47,7 @@ def train_chirality_classifier(
         progress: show a bar on stderr.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = ChiralityClassifier()
+    classifier = seeded(ChiralityClassifier, seed)
     pixels = all_pixels(images)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,16 @@ class ImageNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.output(self.features(images))
+
+
+Network = TypeVar("Network", bound=ImageNetwork)
+
+
+def seeded(network: Callable[[], Network], seed: int) -> Network:
+    """A network whose first weights come from the seed; global random numbers stay as they were, those of GPUs too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, which are not forked
+        return network()
 
 
 def all_pixels(images: ImageSource) -> Tensor:

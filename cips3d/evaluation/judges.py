@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 
@@ -17,7 +17,7 @@ from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.heads.dataset import FORMAT as HEADS_FORMAT
 from cips3d.data.heads.dataset import cache_folder
 from cips3d.evaluation.chirality import ChiralityClassifier, chirality_accuracy, train_chirality_classifier
-from cips3d.evaluation.image_network import ImageNetwork, all_pixels
+from cips3d.evaluation.image_network import Network, all_pixels, seeded
 from cips3d.evaluation.kept import kept
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, train_pose_regressor
 
@@ -26,8 +26,6 @@ RESOLUTIONS = (32, 64)  # sides of the pictures that judges look at; others are 
 TEACHING_SEED, HELD_OUT_SEED = 2000, 3000  # heads that training (seed 0) never sees
 WIDE = PoseDistribution("uniform", yaw_std=0.9, pitch_std=0.45)  # wider than what generators are asked for
 ASKED = PoseDistribution("uniform", yaw_std=0.6, pitch_std=0.3)  # as wide as what generators are asked for
-
-Network = TypeVar("Network", bound=ImageNetwork)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def pose_judge(
     def teach(heads: SyntheticHeads) -> PoseRegressor:
         return train_pose_regressor(heads, steps=teaching.steps, progress=progress)
 
-    return _judge("pose", PoseRegressor(), teach, _pose_error, resolution, teaching, cache, progress)
+    return _judge("pose", PoseRegressor, teach, _pose_error, resolution, teaching, cache, progress)
 
 
 def chirality_judge(
@@ -77,7 +75,7 @@ def chirality_judge(
     def teach(heads: SyntheticHeads) -> ChiralityClassifier:
         return train_chirality_classifier(heads, steps=teaching.steps, progress=progress)
 
-    return _judge("chirality", ChiralityClassifier(), teach, chirality_accuracy, resolution, teaching, cache, progress)
+    return _judge("chirality", ChiralityClassifier, teach, chirality_accuracy, resolution, teaching, cache, progress)
 
 
 @torch.no_grad()
@@ -88,7 +86,7 @@ def _pose_error(regressor: PoseRegressor, heads: SyntheticHeads) -> float:
 
 def _judge(
     name: str,
-    blank: Network,
+    blank: Callable[[], Network],
     teach: Callable[[SyntheticHeads], Network],
     examine: Callable[[Network, SyntheticHeads], float],
     resolution: int,
@@ -107,5 +105,6 @@ def _judge(
         return {"weights": network.state_dict(), "quality": examine(network, held_out)}
 
     content = kept((cache or cache_folder()) / "judges" / f"{name}-{side}-{digest}.pt", taught)
-    blank.load_state_dict(content["weights"])
-    return Judge(blank.eval(), side, content["quality"])
+    network = seeded(blank, 0)
+    network.load_state_dict(content["weights"])
+    return Judge(network.eval(), side, content["quality"])

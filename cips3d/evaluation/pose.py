@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cips3d.cameras import FRONT, Cameras
 from cips3d.data.images import ImageSource
-from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, teach
+from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, seeded, teach
 from cips3d.evaluation.views import FaceSample, equal_angles, resized, seen_from
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import View
@@ -47,9 +47,7 @@ def train_pose_regressor(
 ) -> PoseRegressor:
     """Teach a regressor on images with known poses (AdamW, squared error, rate falling to 0)."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        regressor = PoseRegressor()
+    regressor = seeded(PoseRegressor, seed)
     pixels, targets = all_pixels(images), poses_from_front(images)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -42,7 +42,8 @@ def patch_sliced_wasserstein(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
         chosen = torch.randint(places, (count, min(PATCHES_AN_IMAGE, places)), generator=generator)
         directions = F.normalize(torch.randn(width, DIRECTIONS, generator=generator), dim=0)
         sorted_a, sorted_b = (
-            (_at(patches, chosen) @ directions).sort(dim=0).values for patches in (patches_a, patches_b)
+            (_at(patches, chosen) @ directions.to(patches.dtype)).sort(dim=0).values
+            for patches in (patches_a, patches_b)
         )
         distances.append((sorted_a - sorted_b).abs().mean())
     return float(torch.stack(distances).mean()) * 100

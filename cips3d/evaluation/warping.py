@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import Cameras, aspect
 
 
 class Warped(NamedTuple):
@@ -59,7 +59,7 @@ def warp(
     t = target_depth.flatten(1)[..., None]  # [B, R, 1]
     points = rays.origins + t * rays.directions
     place, ahead = cameras.project(points)
-    grid = (place / place.new_tensor([_aspect(height, width), 1.0])).view(batch, height, width, 2)
+    grid = (place / place.new_tensor([aspect(height, width), 1.0])).view(batch, height, width, 2)
     found = _sampled(image, grid)
     # Bilinear like the colours: across a silhouette, the mean of two surfaces' depths is that of neither.
     found_depth = _sampled(depth, grid)
@@ -67,11 +67,6 @@ def warp(
     inside = (grid.abs() <= 1).all(dim=-1)[:, None] & (ahead > 0).view(batch, 1, height, width)
     solid = (target_depth < t_far - empty) & (found_depth < t_far - empty)
     return Warped(found, inside & solid & ((found_depth - distance).abs() <= tolerance))
-
-
-def _aspect(height: int, width: int) -> float:
-    """As in `Cameras.rays`: pixels are square."""
-    return 1.0 if height == width else max(width - 1, 1) / max(height - 1, 1)
 
 
 def _sampled(values: Tensor, grid: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import Cameras, aspect
 
 FRONT = math.pi / 2
 
@@ -89,6 +89,7 @@ def test_wide_pictures_have_square_pixels() -> None:
     directions = cameras_at((FRONT, FRONT)).rays((3, 7)).directions[0].view(3, 7, 3)
     x, y = directions[..., 0] / -directions[..., 2], directions[..., 1] / -directions[..., 2]
     assert torch.allclose(x[0, 1:] - x[0, :-1], (y[0, 0] - y[1, 0]).expand(6))
+    assert float(x[0, -1] / y[0, -1]) == pytest.approx(aspect(3, 7)) == 3
 
 
 def test_fov_of_each_camera() -> None:
@@ -121,6 +122,64 @@ def test_wrong_arguments_are_named() -> None:
         Cameras.from_angles(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match="resolution"):
         cameras_at((FRONT, FRONT)).rays(0)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "position", "fov", "named"),
+    [
+        ((2, 3), (2, 3), (2,), "rotation"),
+        ((1, 3, 3), (2, 3), (1,), "position"),
+        ((2, 3, 3), (2, 4), (2,), "position"),
+        ((2, 3, 3), (2, 3), (1,), "fov_degrees"),
+        ((2, 3, 3), (2, 3), (), "fov_degrees"),
+    ],
+)
+def test_parts_are_of_as_many_cameras(
+    rotation: tuple[int, ...], position: tuple[int, ...], fov: tuple[int, ...], named: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{named} must have shape"):
+        Cameras(torch.ones(rotation), torch.ones(position), torch.ones(fov))
+
+
+def test_values_are_one_for_all_or_one_for_each_camera() -> None:
+    one, two = cameras_at((1.2, 2.0)), cameras_at((1.2, 2.0), (1.6, 1.4))
+    pitch, position, four = one.pitch, one.position, torch.ones(4, dtype=torch.float64)
+    for name, wrong in {
+        "radius": lambda: Cameras.from_angles(pitch, pitch, radius=four),
+        "fov_degrees": lambda: Cameras.from_angles(pitch, pitch, four),
+        "position": lambda: Cameras.look_at(position[0]),
+        "target": lambda: Cameras.look_at(position, torch.zeros(4, 3).double()),
+        "angle": lambda: one.rolled(four),
+        "offset": lambda: two.moved(four),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must have shape"):
+            wrong()
+    target = torch.tensor([0.1, -0.1, 0.0], dtype=torch.float64)
+    for all_alike, each in (
+        (Cameras.look_at(two.position, target), Cameras.look_at(two.position, target.expand(2, 3))),
+        (Cameras.look_at(two.position, target[None]), Cameras.look_at(two.position, target.expand(2, 3))),
+        (two.rolled(four[0]), two.rolled(four[:2])),
+        (two.rolled(four[:1]), two.rolled(four[:2])),
+        (two.moved(target), two.moved(target.expand(2, 3))),
+    ):
+        assert torch.equal(all_alike.rotation, each.rotation) and torch.equal(all_alike.position, each.position)
+
+
+def test_autocast_does_not_reach_cameras() -> None:
+    pitch, yaw = torch.tensor([[1.2, 2.0], [1.6, 1.4]]).T
+    cameras = Cameras.from_angles(pitch, yaw)
+    points, offset = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.2, 0.3])
+
+    def everything() -> list[torch.Tensor]:
+        turned, gone = cameras.rolled(yaw), cameras.moved(offset)
+        return [*cameras.rays(4), *cameras.project(points), turned.rotation, gone.position]
+
+    expected = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = everything()
+        half = cameras.rolled(yaw.bfloat16()).moved(offset.bfloat16())  # as a network there gives them
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    assert half.rotation.dtype == half.position.dtype == torch.float32
 
 
 def test_radius_of_each_camera() -> None:

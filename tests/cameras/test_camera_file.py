@@ -95,6 +95,12 @@ class TestMatrices:
         torch.testing.assert_close(read_back @ read_back.T, torch.eye(3), **SAME)
 
 
+def test_narrowest_and_widest_have_rays(tmp_path: Path) -> None:
+    cameras = read(tmp_path, [{"fov_degrees": 1e-15}, {"fov_degrees": 179.9999}])
+    lengths = cameras.rays(3).directions.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones(2, 9), **SAME)
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("entry", "message"),
@@ -108,6 +114,9 @@ class TestMistakes:
             ({"pitch": 1.6}, "over a pole"),
             ({"radius": 0}, "radius"),
             ({"fov_degrees": 180}, "fov_degrees"),
+            ({"fov_degrees": 1e-50}, "fov_degrees 1e-50, too narrow"),
+            ({"fov_degrees": 1e-18}, "too narrow"),
+            ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], "fov_degrees": 1e-50}, "too narrow"),
             ({"look_at": [0, 0]}, "look_at"),
             ({"look_at": [0, 0, 1]}, "look_at"),
             ({"look_at": [0, 1, 1]}, "straight up or down"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from cips3d.evaluation.chirality import ChiralityClassifier
+from cips3d.evaluation.image_network import ImageNetwork, seeded
 from cips3d.evaluation.judges import Teaching, chirality_judge, judge_resolution, pose_judge
+from cips3d.evaluation.pose import PoseRegressor
 
 TEACHING = Teaching(heads=64, held_out=64, steps=2)
 
@@ -27,6 +31,28 @@ def test_pose_judge(cache: Path) -> None:
     assert judge.resolution == 32
     assert 0 < judge.quality < 60  # degrees: the spread of the held-out poses is 22
     assert not judge.network.training
+
+
+@pytest.mark.parametrize("judge", [pose_judge, chirality_judge])
+def test_global_random_numbers_are_left_alone(
+    judge: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeds.append)
+    before = torch.get_rng_state()
+    for _ in ("taught", "kept"):
+        judge(32, teaching=Teaching(heads=8, held_out=4, steps=1), cache=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeds
+
+
+@pytest.mark.parametrize("network", [PoseRegressor, ChiralityClassifier])
+def test_first_weights_are_those_of_the_seed(network: type[ImageNetwork]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = network()
+    found = seeded(network, 3)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
 def test_chirality_judge_is_taught_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,13 @@ def test_order_of_images_hardly_matters() -> None:
     assert same < 0.2 * other
 
 
+def test_pictures_in_double_precision() -> None:
+    a, b = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
+    expected = patch_sliced_wasserstein(a.float(), b.float())
+    for images in ((a, b), (a, b.float())):
+        assert patch_sliced_wasserstein(*images) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 3, 8), (2, 3, 1, 1)])
 def test_nothing_to_compare(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must hold images of 4 pixels or more"):

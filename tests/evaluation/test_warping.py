@@ -51,6 +51,14 @@ def test_plane(size: tuple[int, int], yaw: float, pitch: float) -> None:
     assert float((found.image - wanted).abs().amax(1, keepdim=True)[inside].max()) < bound
 
 
+@pytest.mark.parametrize("size", [(1, 8), (8, 1), (3, 8), (1, 1)])
+def test_onto_itself(size: tuple[int, int]) -> None:
+    image, depth = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)), torch.ones(1, 1, *size)
+    same = camera(0.0)
+    found = warp(image, depth, same, depth, same, t_far=SETTINGS.t_far, tolerance=0.01, empty=0.005)
+    torch.testing.assert_close(found.image, image, atol=1e-5, rtol=0)
+
+
 def test_hidden_surface_is_not_visible() -> None:
     """A plane behind a ball: what the ball hides from the source is not taken from it."""
     centre, radius = (0.0, 0.0, 0.05), 0.03
