@@ -28,7 +28,8 @@ def normals_from_depth(depth: Tensor, cameras: Cameras) -> Tensor:
     if len(depth) != len(cameras):
         raise ValueError(f"cameras must be as many as depth maps, got {len(cameras)} and {len(depth)}")
     height, width = depth.shape[2:]
-    directions = cameras.rays((height, width)).directions @ cameras.rotation  # [B, H·W, 3] right, up, backward
+    with torch.autocast(depth.device.type, enabled=False):
+        directions = cameras.rays((height, width)).directions @ cameras.rotation  # [B, H·W, 3] right, up, backward
     points = depth[:, 0, :, :, None] * directions.to(depth).view(-1, height, width, 3)
     down, along = torch.gradient(points, dim=(1, 2))
     normals = torch.linalg.cross(along, -down)

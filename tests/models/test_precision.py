@@ -152,3 +152,29 @@ def test_models_in_full_precision_say_so() -> None:
 def test_other_words_are_refused(model: str) -> None:
     with pytest.raises(ValueError, match="got 'medium'"):
         make(model).set_precision("medium")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["cips3d", "pigan"])
+def test_autocast(backend: Backend, model: str) -> None:
+    """Rays and sines stay in float32 inside of it: what is lost are eight bits of everything else."""
+    made = make(model)
+    with torch.no_grad():
+        expected = without_gradients(made, backend.device)
+        with torch.autocast(backend.device.type, dtype=torch.bfloat16):
+            found = without_gradients(made, backend.device)
+    assert relative_l2(found, expected) < 5e-2
+
+
+def without_gradients(model: AnyModel, device: torch.device) -> Tensor:
+    z = [x.to(device) for x in model.cpu().sample_z(2, generator=torch.Generator().manual_seed(1))]
+    angles = torch.tensor([math.pi / 2 - 0.1, math.pi / 2 + 0.2])
+    view = View(5, Cameras.from_angles(angles, angles).to(device), VolumeSettings(4, last_back=True), jitter=False)
+    styles: Any = model.to(device).mapping(*z)
+    return model.render(styles, view).image
+
+
+@pytest.mark.parametrize("model", ["cips3d", "pigan"])
+def test_no_pictures(model: str) -> None:
+    made, none = make(model), torch.zeros(0)
+    styles: Any = made.mapping(*made.sample_z(0))
+    assert made.render(styles, View(5, Cameras.from_angles(none, none), jitter=False)).image.shape == (0, 3, 5, 5)
