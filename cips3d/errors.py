@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -36,6 +36,12 @@ def require_range(name: str, value: float, least: float = -math.inf, most: float
     else:
         allowed = f"a number from {_shown(least)} to {_shown(most)}"
     raise UserError(f"{name} {_shown(value)} makes no sense; give {allowed}")
+
+
+def require_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raise `UserError`, naming the setting, unless it is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} {value!r} is unknown; choose one of {', '.join(map(str, choices))}")
 
 
 def _shown(number: float) -> str:

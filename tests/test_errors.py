@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError, exit_on_user_error, require_choice
 
 
 def raising(error: BaseException) -> int:
@@ -25,6 +25,12 @@ def test_what_the_command_returns() -> None:
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_on_user_error(lambda: raising(UserError("--out x.gif is taken; give another"))) == 2
     assert capsys.readouterr().err == "error: --out x.gif is taken; give another\n"
+
+
+def test_choices() -> None:
+    require_choice("--hue", "red", ("red", "blue"))
+    with pytest.raises(UserError, match=r"^--hue 'Red' is unknown; choose one of red, blue$"):
+        require_choice("--hue", "Red", ("red", "blue"))
 
 
 @pytest.mark.parametrize(("given", "line"), [((), "interrupted"), (("interrupted; go on",), "interrupted; go on")])

@@ -20,7 +20,7 @@ from cips3d.convert.stylegan2 import (
     stylegan2_from_reference,
     stylegan2_to_reference,
 )
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_choice
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
 from cips3d.models.discriminator import Discriminator
@@ -72,8 +72,7 @@ def from_reference(state: Mapping[str, Tensor], system: str, **options: Any) -> 
     Raises:
         UserError: the system is unknown, it has no such option, or the state is not one of its.
     """
-    if system not in SYSTEMS:
-        raise UserError(f"system {system!r} is unknown; choose one of {', '.join(SYSTEMS)}")
+    require_choice("system", system, SYSTEMS)
     known = list(inspect.signature(SYSTEMS[system]).parameters)[1:]
     for option in options:
         if option not in known:
@@ -85,12 +84,14 @@ def from_reference(state: Mapping[str, Tensor], system: str, **options: Any) -> 
 def to_reference(module: nn.Module) -> dict[str, Tensor]:
     """The state dict that the published code of a module's system loads: the inverse of `from_reference`.
 
+    What no state dict tells has to be as published, but for the options that `from_reference` takes.
+
     Args:
         module: a generator or discriminator of this package. A `Discriminator` that is not progressive counts as
             StyleGAN2's, others as CIPS-3D's.
 
     Raises:
-        UserError: the module is none of them, or the published system has none like it.
+        UserError: the module is none of them, or the published system has none like it: settings are named.
     """
     if isinstance(module, Discriminator):
         write = discriminator_to_reference if module.main.progressive else stylegan2_discriminator_to_reference

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from cips3d.convert.styled_layers import (
     wrapped,
 )
 from cips3d.errors import UserError
-from cips3d.models.cips import CIPS, PUBLISHED_WIDTHS, CIPSConfig, Variant
+from cips3d.models.cips import CIPS, PUBLISHED_WIDTHS, CIPSConfig, Coordinates, Variant
 
 GENERATOR = "a CIPS generator"
 
@@ -71,7 +70,7 @@ def cips_config_of_reference(state: Mapping[str, Tensor], *, mapping_lr_multipli
     )
 
 
-def _checked_coordinates(count: int) -> Literal[2, 3]:
+def _checked_coordinates(count: int) -> Coordinates:
     if count == 2:
         return 2
     if count == 3:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import MINIBATCH_STD_GROUP, load_renamed, require_keys
+from cips3d.convert.state import load_renamed, published_group, require_keys, require_published
 from cips3d.errors import UserError
 from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
 
+WHAT = "a CIPS-3D discriminator"
 MAIN_PREFIX, AUX_PREFIX = "main_disc.", "aux_disc."  # of the published module that holds both
 BLUR_KEY = re.compile(r"convs\.\d+\.(conv1|conv2|skip)\.down_blur\.kernel")
 
@@ -52,7 +53,13 @@ def discriminator_reference_names(discriminator: Discriminator) -> dict[str, str
 
 
 def discriminator_to_reference(discriminator: Discriminator) -> dict[str, Tensor]:
-    """The published state dict, blur kernels included: the inverse of `discriminator_from_reference`."""
+    """The published state dict, blur kernels included: the inverse of `discriminator_from_reference`.
+
+    Raises:
+        UserError: the published system has no such discriminator.
+    """
+    untold = (_untold(name, part) for name, _, part in _parts(discriminator))
+    require_published(WHAT, {name: values for settings in untold for name, values in settings.items()})
     ours = discriminator.state_dict()
     names = discriminator_reference_names(discriminator)
     state = {original: ours[name].detach().clone() for name, original in names.items()}
@@ -72,6 +79,16 @@ def _parts(discriminator: Discriminator) -> list[tuple[str, str, ImageDiscrimina
     if discriminator.aux is None:
         return [("main", "", discriminator.main)]
     return [("main", MAIN_PREFIX, discriminator.main), ("aux", AUX_PREFIX, discriminator.aux)]
+
+
+def _untold(name: str, part: ImageDiscriminator) -> dict[str, tuple[object, object]]:
+    """A part's settings and the published ones, by attribute; where it downsamples is told by the blur kernels."""
+    group, grows = part.minibatch_std_group, part.progressive or not part.blocks  # one entry serves one resolution
+    return {
+        f"{name}.minibatch_std_group": (group, published_group(group > 0)),
+        f"{name}.predict_pose": (part.predict_pose, False),
+        f"{name}.progressive": (grows, True),
+    }
 
 
 def _part_names(part: ImageDiscriminator) -> dict[str, str]:
@@ -95,7 +112,7 @@ def _part_names(part: ImageDiscriminator) -> dict[str, str]:
 
 
 def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: str = "") -> ImageDiscriminator:
-    what = f"a CIPS-3D discriminator (keys {prefix}*)" if prefix else "a CIPS-3D discriminator"
+    what = f"{WHAT} (keys {prefix}*)" if prefix else WHAT
     blocks = (re.match(r"convs\.(\d+)\.", key) for key in state)
     resolution_max = max([RESOLUTION_MIN, *(int(match[1]) for match in blocks if match)])
     resolutions = [RESOLUTION_MIN << k for k in range((resolution_max // RESOLUTION_MIN).bit_length())]
@@ -111,7 +128,7 @@ def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: s
     part = ImageDiscriminator(
         resolutions[-1],
         channels,
-        MINIBATCH_STD_GROUP if has_minibatch_std else 0,
+        published_group(has_minibatch_std),
         downsample_first=_downsamples_first(blurs, is_aux),
     )
     load_renamed(part, weights, _part_names(part), what)

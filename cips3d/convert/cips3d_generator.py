@@ -8,10 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, require_keys
+from cips3d.convert.state import load_renamed, require_keys, require_published
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 
 UNUSED = re.compile(r"inr_net\.network\.\d+\.mod[12]\.norm\.(weight|bias)")  # carried by checkpoints, never applied
+
+# Of a configuration, what neither names nor shapes tell, and what matters after training: read as published.
+UNTOLD = ("inr_skip_from", "inr_rgb_from", "point_scale", "density_scale", "initial_radius")
 
 
 def generator_reference_names(config: CIPS3DConfig) -> dict[str, str]:
@@ -101,8 +104,12 @@ def generator_to_reference(generator: CIPS3D) -> dict[str, Tensor]:
     """The published state dict of a generator: the inverse of `generator_from_reference`.
 
     The never-applied LayerNorms and colour layers of the published network get ones and zeros.
+
+    Raises:
+        UserError: a setting that no state dict tells is not the published one.
     """
     config = generator.config
+    require_published("a CIPS-3D generator", _untold(config))
     ours = generator.state_dict()
     state = {original: ours[name].detach().clone() for name, original in generator_reference_names(config).items()}
     for block in range(config.inr_blocks):
@@ -115,3 +122,13 @@ def generator_to_reference(generator: CIPS3D) -> dict[str, Tensor]:
             state[f"inr_net.to_rgbs.{4 << block}.linear.weight"] = torch.zeros(3, config.inr_width)
             state[f"inr_net.to_rgbs.{4 << block}.linear.bias"] = torch.zeros(3)
     return state
+
+
+def _untold(config: CIPS3DConfig) -> dict[str, tuple[object, object]]:
+    """Values of `UNTOLD`, the configuration's and the published ones, where they matter."""
+    settings = {name: (getattr(config, name), getattr(CIPS3DConfig, name)) for name in UNTOLD}
+    if min(settings["inr_skip_from"]) >= config.inr_blocks:  # no block adds its input, by either
+        del settings["inr_skip_from"]
+    if config.initial_radius == 0:  # as None: no ball
+        del settings["initial_radius"]
+    return settings

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, require_keys, shape_of
+from cips3d.convert.state import load_renamed, require_keys, require_published, shape_of
 from cips3d.errors import UserError
 from cips3d.models.pigan import PiGAN, PiGANConfig
 
@@ -84,6 +84,12 @@ def pigan_from_reference(state: Mapping[str, Tensor], box_warp: bool | None = No
 
 
 def pigan_to_reference(generator: PiGAN) -> dict[str, Tensor]:
-    """The published state dict of a generator: the inverse of `pigan_from_reference`."""
-    ours = generator.state_dict()
-    return {original: ours[name].detach().clone() for name, original in pigan_reference_names(generator.config).items()}
+    """The published state dict of a generator: the inverse of `pigan_from_reference`.
+
+    Raises:
+        UserError: points are scaled to another box than the published one, which no state dict tells.
+    """
+    config, ours = generator.config, generator.state_dict()
+    if config.box_warp:
+        require_published(WHAT, {"box_side": (config.box_side, PiGANConfig.box_side)})
+    return {original: ours[name].detach().clone() for name, original in pigan_reference_names(config).items()}

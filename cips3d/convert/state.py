@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -60,6 +61,39 @@ def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[
             if parameters[ours].shape != state[original].shape:
                 raise misshapen(what, original, state[original], f"{list(parameters[ours].shape)} is")
             parameters[ours].copy_(state[original])
+
+
+def require_published(what: str, settings: Mapping[str, tuple[object, object]]) -> None:
+    """Raise `UserError`, naming them, where settings that no state dict tells are not the published ones.
+
+    Args:
+        what: network is to be written.
+        settings: its value and the published one, by name.
+    """
+    others = [
+        f"{name} {_shown(ours)} (published: {_shown(published)})"
+        for name, (ours, published) in settings.items()
+        if not _same(ours, published)
+    ]
+    if others:
+        raise UserError(
+            f"{what} with {', '.join(others)} has no published state dict; write one that has the published values"
+        )
+
+
+def published_group(is_used: bool) -> int:
+    """`minibatch_std_group` of a published discriminator with minibatch statistics, or of one without."""
+    return MINIBATCH_STD_GROUP if is_used else 0
+
+
+def _same(ours: object, published: object) -> bool:
+    if isinstance(ours, float) and isinstance(published, float):
+        return math.isclose(ours, published, rel_tol=1e-6)  # as much as is shown of them
+    return ours == published
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def listed(names: list[str]) -> str:

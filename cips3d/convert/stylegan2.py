@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import MINIBATCH_STD_GROUP, load_renamed, shape_of
+from cips3d.convert.state import load_renamed, published_group, require_published, shape_of
 from cips3d.convert.styled_layers import (
     count_layers,
     mapping_names,
@@ -124,7 +124,7 @@ def stylegan2_discriminator_from_reference(state: Mapping[str, Tensor]) -> Discr
     for k in range(1, len(resolutions)):
         channels[resolutions[-1 - k]] = shape_of(state, f"convs.{k}.conv2.1.weight", 4, DISCRIMINATOR)[0]
     final_in = shape_of(state, "final_conv.0.weight", 4, DISCRIMINATOR)[1]
-    group = MINIBATCH_STD_GROUP if final_in == channels[RESOLUTION_MIN] + 1 else 0
+    group = published_group(final_in == channels[RESOLUTION_MIN] + 1)
     discriminator = Discriminator(ImageDiscriminator(resolutions[-1], channels, group, progressive=False))
     weights = without_blur_kernels(state, _discriminator_blurs(len(resolutions) - 1), DISCRIMINATOR)
     load_renamed(discriminator, weights, stylegan2_discriminator_reference_names(resolutions), DISCRIMINATOR)
@@ -143,6 +143,8 @@ def stylegan2_discriminator_to_reference(discriminator: Discriminator) -> dict[s
             "a discriminator of StyleGAN2 has one part, one layer from RGB, downsamples in the second convolution of "
             "its blocks and predicts no pose; this one differs"
         )
+    group = part.minibatch_std_group
+    require_published(DISCRIMINATOR, {"main.minibatch_std_group": (group, published_group(group > 0))})
     ours, resolutions = discriminator.state_dict(), sorted(part.channels)
     names = stylegan2_discriminator_reference_names(resolutions)
     state = {original: ours[name].detach().clone() for name, original in names.items()}

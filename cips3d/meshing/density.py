@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d.cameras import TRAINING_DISTANCE
+from cips3d.errors import require_choice
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
-from cips3d.ops.composite import DensityActivation
+from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -47,6 +48,7 @@ class DensityField:
             raise ValueError(f"generator must be a 3-D one, {type(self.generator).__name__} has no volume")
         if len(self.styles[0]) != 1:
             raise ValueError(f"styles must be of one face, got {len(self.styles[0])}")
+        require_choice("activation", self.activation, DENSITY_ACTIVATIONS)
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +60,11 @@ class DensityField:
 
     def gradient(self, points: Tensor) -> Tensor:
         """∇ raw density [N, 3] at points [N, 3]."""
-        with torch.enable_grad():
-            tracked = points.detach().requires_grad_()
-            return torch.autograd.grad(self.raw(tracked).sum(), tracked)[0]
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+            made = getattr(self.styles, "_make", tuple)  # of a named tuple or a plain one
+            field = replace(self, styles=made(map(_normal, self.styles)))
+            tracked = _normal(points.detach()).requires_grad_()
+            return torch.autograd.grad(field.raw(tracked).sum(), tracked)[0]
 
     def activated(self, raw: Tensor) -> Tensor:
         """Density per scene unit of raw densities."""
@@ -71,6 +75,11 @@ class DensityField:
         if not 0 < density < math.inf:
             raise ValueError(f"density must be positive, got {density}")
         return density if self.activation == "relu" else density + math.log(-math.expm1(-density))
+
+
+def _normal(x: Tensor) -> Tensor:
+    """x, or a copy that has gradients where x was made in inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def visible_side(settings: VolumeSettings, fov_degrees: float) -> float:

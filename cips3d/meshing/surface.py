@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_choice
 from cips3d.meshing.density import DensityField, FloatArray, default_chunk_points
 
 IntArray = npt.NDArray[np.int32]
@@ -96,8 +96,9 @@ def kept_components(mesh: Mesh, keep: Components = "main") -> Mesh:
     that face inward and that nobody sees; largest: only the part with the largest area; all: everything.
 
     Raises:
-        UserError: nothing is left, since every part is a cavity.
+        UserError: nothing is left, since every part is a cavity; or `keep` is unknown.
     """
+    require_choice("keep", keep, get_args(Components))
     if keep == "all":
         return mesh
     part = _parts_of_faces(mesh)

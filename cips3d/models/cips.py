@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_choice
 from cips3d.models.generator import (
     Generator,
     ParameterGroups,
@@ -27,6 +27,7 @@ from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimen
 from cips3d.models.styled_conv import draw_noise
 
 Variant = Literal["skip", "residual"]
+Coordinates = Literal[2, 3]
 Noise = Literal["random", "none"]
 
 # Widths of the blocks of models for 1024²; those for smaller pictures have the first of them.
@@ -46,7 +47,7 @@ class CIPSConfig:
     """side of the learned embedding, which is that of the pictures of training"""
     variant: Variant = "skip"
     """skip: every block adds to the colours; residual: blocks have shortcuts, and the last gives the colours"""
-    coordinates: Literal[2, 3] = 2
+    coordinates: Coordinates = 2
     """2: pictures are squares (`square_coordinates`); 3: cylindrical panoramas (`cylinder_coordinates`)"""
     hidden: int = 512
     """sines of the coordinates, and as many channels of the embedding"""
@@ -62,6 +63,8 @@ class CIPSConfig:
     """factor on the learning rate of the mapping network, within its layers"""
 
     def __post_init__(self) -> None:
+        require_choice("variant", self.variant, get_args(Variant))
+        require_choice("coordinates", self.coordinates, get_args(Coordinates))
         check_style_dimensions(self.z_dim, self.style_dim, self.mapping_layers, self.mapping_lr_multiplier)
         if self.hidden < 1:
             raise UserError(f"hidden {self.hidden} is too small; give at least 1")

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
-from cips3d.errors import UserError, require_range
-from cips3d.ops.composite import DensityActivation
+from cips3d.errors import UserError, require_choice, require_range
+from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.march import Field, RayDraws, RenderedRays, march_rays
+
+FINE_FROM = 3  # coarse samples that importance samples need: those between the first and the last say where they fall
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class VolumeSettings:
     """How a ray is sampled and composited."""
 
     samples: int = 12
-    """coarse samples a ray"""
+    """coarse samples a ray: 3 or more where there are importance samples"""
     fine_samples: int | None = None
     """importance samples a ray; default: as many as coarse ones; 0: none"""
     t_near: float = 0.88
@@ -35,6 +37,11 @@ class VolumeSettings:
     def __post_init__(self) -> None:
         require_range("samples", self.samples, 1)
         require_range("fine_samples", self.fine, 0)
+        if self.fine > 0 and self.samples < FINE_FROM:
+            raise UserError(
+                f"samples {self.samples} is too few to resample from; give {FINE_FROM} or more, or fine_samples 0"
+            )
+        require_choice("density_activation", self.density_activation, DENSITY_ACTIVATIONS)
         require_range("t_near", self.t_near)
         require_range("t_far", self.t_far)
         if not self.t_near < self.t_far:

@@ -65,11 +65,6 @@ def check_stage(stage: Stage, config: TrainConfig) -> None:
     if config.loss == "relativistic" and config.top_k < 1:
         raise UserError(f"--top-k {config.top_k:g} leaves images without the one they are compared with; give 1")
     check_stage_suits_networks(stage, config)
-    if config.volume.fine > 0 and config.volume.samples < 3:
-        raise UserError(
-            f"--volume.samples {config.volume.samples} is too few to resample from; give 3 or more, "
-            "or --volume.fine-samples 0"
-        )
 
 
 def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:

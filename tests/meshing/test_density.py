@@ -12,7 +12,9 @@ from meshing.analytic import Balls, BallStyles, one_face
 from torch import Tensor
 
 from cips3d.cameras import Cameras
+from cips3d.errors import UserError
 from cips3d.meshing.density import DensityField, density_grid, visible_side
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.volume import VolumeSettings
 
 
@@ -37,10 +39,25 @@ class TestField:
         with pytest.raises(ValueError, match="density"):
             DensityField(Balls(), one_face()).raw_level(density)
 
-    def test_gradient(self) -> None:
+    @pytest.mark.parametrize("styles", [one_face(), tuple(one_face())])
+    def test_gradient(self, styles: tuple[Tensor, ...]) -> None:
         with torch.no_grad():  # which must not matter
-            gradient = DensityField(Slope(), one_face()).gradient(torch.zeros(4, 3))
+            gradient = DensityField(Slope(), styles).gradient(torch.zeros(4, 3))
         torch.testing.assert_close(gradient, torch.tensor([1.0, 10.0, 100.0]).expand(4, 3))
+
+    def test_gradient_in_inference_mode(self) -> None:
+        config = CIPS3DConfig(nerf_width=8, nerf_color_width=4, inr_width=8, inr_blocks=1, inr_rgb_from=0)
+        generator, points = CIPS3D(config), torch.rand(4, 3) / 100
+        z = generator.sample_z(1)
+        expected = DensityField(generator, generator.mapping(*z)).gradient(points)
+        with torch.inference_mode():
+            gradient = DensityField(generator, generator.mapping(*z)).gradient(points + 0)
+        assert expected.abs().min() > 0
+        assert torch.equal(gradient, expected)
+
+    def test_activations(self) -> None:
+        with pytest.raises(UserError, match="activation 'Relu' is unknown; choose one of relu, softplus"):
+            DensityField(Balls(), one_face(), "Relu")  # type: ignore[arg-type]
 
     def test_one_face_at_a_time(self) -> None:
         with pytest.raises(ValueError, match="one face"):

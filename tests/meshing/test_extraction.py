@@ -41,6 +41,16 @@ def test_ball() -> None:
     np.testing.assert_allclose(shown, made.mesh.vertices[front] / 0.07, atol=0.04)  # a pixel is 0.05 of the radius
 
 
+def test_inference_mode() -> None:
+    loaded = loaded_balls(Balls(sharpness=1e7))
+    settings = MeshSettings(resolution=16, picture_resolution=16)
+    expected = extract_mesh(loaded, one_face(), settings).mesh
+    with torch.inference_mode():
+        mesh = extract_mesh(loaded, one_face(), settings).mesh
+    for name in ("vertices", "faces", "normals", "colors"):
+        np.testing.assert_array_equal(getattr(mesh, name), getattr(expected, name))
+
+
 def test_synthetic_head() -> None:
     """Its mesh lies on the true surface, and looks like the true picture from a side that no colour was taken from."""
     generator = SyntheticHead(sharpness=1e7)

@@ -118,6 +118,10 @@ class TestComponents:
         everything = mesh_of([self.HEAD, self.EAR, self.SPECK], 64)
         assert kept_components(everything, "all") is everything
 
+    def test_other_choices_are_refused(self) -> None:
+        with pytest.raises(UserError, match="keep 'Largest' is unknown; choose one of main, largest, all"):
+            kept_components(mesh_of([self.HEAD], 16), "Largest")  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("keep", ["main", "largest"])
     def test_cavities_are_left_out(self, keep: str) -> None:
         """A shell between two radii: only its outside can be seen, though the hole is nearly as large."""

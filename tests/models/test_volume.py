@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
+from cips3d.errors import UserError
 from cips3d.models.volume import VolumeSettings, draw_random, render_volume
 
 RADIUS = 0.06
@@ -67,3 +69,25 @@ def test_density_noise_has_the_asked_spread() -> None:
     draws = draw_random(1, 5000, VolumeSettings(), density_noise=0.3, generator=torch.Generator().manual_seed(1))
     assert draws.merged_noise is not None
     assert draws.merged_noise.std().item() == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"samples": 0}, "samples 0 makes no sense"),
+        ({"samples": 1}, "samples 1 is too few to resample from; give 3 or more, or fine_samples 0"),
+        ({"samples": 2, "fine_samples": 4}, "samples 2 is too few to resample from"),
+        ({"density_activation": "rely"}, "density_activation 'rely' is unknown; choose one of relu, softplus"),
+    ],
+)
+def test_wrong_settings_are_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        VolumeSettings(**fields)
+
+
+@pytest.mark.parametrize(
+    "settings", [VolumeSettings(1, 0), VolumeSettings(2, 0), VolumeSettings(3), VolumeSettings(3, 1)]
+)
+def test_fewest_samples(settings: VolumeSettings) -> None:
+    _, opacity, true = look(settings)
+    assert opacity.isfinite().all() and opacity[torch.isinf(true)].max() == 0
