@@ -334,7 +334,7 @@ class CIPS3D(Generator[CIPS3DStyles]):
         Raises:
             ValueError: an argument does not fit; it is named.
         """
-        for name, style in zip(styles._fields, styles, strict=True):
+        for name, style in (("shape", styles.shape), ("appearance", styles.appearance)):
             if len(style) != len(cameras):
                 raise ValueError(f"cameras must be as many as styles.{name}, got {len(cameras)} and {len(style)}")
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
