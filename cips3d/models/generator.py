@@ -164,9 +164,10 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
 
     def sample_z(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Standard normal z [batch, width] of the weights' dtype, one for each of `z_dims`."""
-        like = next(self.parameters())
-        device = like.device if generator is None else generator.device
-        return tuple(torch.randn(batch, width, generator=generator, device=device).to(like) for width in self.z_dims)
+        dtype = next((weight.dtype for weight in self.parameters()), torch.float32)
+        device = self.device if generator is None else generator.device
+        z = (torch.randn(batch, width, generator=generator, device=device) for width in self.z_dims)
+        return tuple(drawn.to(self.device, dtype) for drawn in z)
 
     @abstractmethod
     def mapping(self, *z: Tensor) -> StylesT:
