@@ -162,7 +162,7 @@ def test_no_rays(backend: Backend, shape: tuple[int, int]) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_one_graph_after_the_other(kernel_backend: Backend) -> None:
+def test_compiled_for_one_width_after_the_other(kernel_backend: Backend) -> None:
     """What was compiled for one width is compiled again for another."""
 
     def colors(inputs: Inputs, s: Setting) -> Tensor:
