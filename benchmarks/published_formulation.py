@@ -19,11 +19,12 @@ from torch import Tensor
 
 from cips3d.cameras import Rays
 from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
-from cips3d.models.generator import truncated
+from cips3d.models.generator import Picture, View, truncated
 from cips3d.models.inr import INR, ModulatedFC
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, FilmSiren, NeRF
-from cips3d.models.volume import VolumeSettings
+from cips3d.models.ray_parts import as_picture
+from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops.march import RayDraws
 
 LAST_DELTA = 1e10  # the last sample's light goes nowhere else
@@ -158,3 +159,24 @@ def render(
         styles = truncated(styles, generator.mean_styles(), truncation)
     features = features_of_rays(generator.nerf, rays, styles.shape, settings, draws)
     return colors(generator.inr, features, styles.appearance)
+
+
+def picture(generator: CIPS3D, styles: CIPS3DStyles, view: View) -> Picture:
+    """What `CIPS3D.render` gives of a square view, with gradients through every ray; no depth."""
+    side, rays = view.resolution, view.cameras.rays(view.resolution)
+    assert isinstance(side, int) and view.grad_points is None
+    batch, count = rays.origins.shape[:2]
+    draws = draw_random(
+        batch,
+        count,
+        view.volume,
+        density_noise=view.density_noise,
+        jitter=view.jitter,
+        generator=view.generator,
+        device=rays.origins.device,
+        dtype=rays.origins.dtype,
+    )
+    features = features_of_rays(generator.nerf, rays, styles.shape, view.volume, draws)
+    image = as_picture(colors(generator.inr, features, styles.appearance), side, side)
+    aux = as_picture(torch.tanh(generator.aux_to_rgb(features)), side, side) if view.return_aux else None
+    return Picture(image, aux, None)

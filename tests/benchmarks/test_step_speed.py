@@ -11,7 +11,7 @@ from picture_cases import Pictures, multiply_adds
 from step_speed import BFLOAT16, KINDS, Steps, config_256, counted_flops, mean_of_interval, works_of
 from timing import Stopwatch, Timing
 
-from cips3d.training.config import TrainConfig
+from cips3d.training.config import Amp, TrainConfig
 
 CPU = torch.device("cpu")
 
@@ -25,6 +25,21 @@ def test_a_step_that_is_not_finite_is_not_timed(small_config: TrainConfig) -> No
             parameter.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="not finite"):
         steps.timed("a", Stopwatch(CPU), repeats=1)
+
+
+def test_published_step_is_the_same_step() -> None:
+    """The same losses and, with them, the same gradients' norms: the comparison of speeds is of one step."""
+    config = config_256("highest", Amp(), on_gpu=False)
+    config = replace(config, stages=(replace(config.stages[0], aux_weight=1.0),))
+    reports = []
+    for make in (Steps, Steps.published):
+        torch.manual_seed(0)
+        steps = make(config, CPU)
+        steps.real = torch.rand_like(steps.real, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        reports.append({name: float(value) for name, value in steps.run(regularised=True).scalars.items()})
+    ours, published = reports
+    assert {"d/loss", "d/aux_loss", "d/r1", "g/loss", "g/aux_loss", "g/gradient_norm"} <= ours.keys()
+    assert published == pytest.approx(ours, rel=1e-3)
 
 
 def test_mean_of_an_interval() -> None:
