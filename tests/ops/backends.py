@@ -50,7 +50,7 @@ def open_backend(name: str, test: str) -> Iterator[Backend]:
     elif name == "emulated":
         module = emulated_kernels.load()
         module.set_schedule(zlib.crc32(test.encode()))
-        with kernels.emulation(module):
+        with kernels.emulation(module), nan_in_fresh_memory():
             yield Backend(name, torch.device("cpu"), module)
     else:
         if not torch.cuda.is_available():
@@ -58,6 +58,17 @@ def open_backend(name: str, test: str) -> Iterator[Backend]:
         reason = kernels.why_not_on(torch.device("cuda", torch.cuda.current_device()))
         assert reason is None, reason  # a GPU without kernels is a failure, not a reason to skip
         yield Backend(name, torch.device("cuda", torch.cuda.current_device()))
+
+
+@contextmanager
+def nan_in_fresh_memory() -> Iterator[None]:
+    """Inside, tensors that nothing has been written to are NaN, or the largest integer: who reads them is found out."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # PyTorch fills what it allocates with them only
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextmanager
