@@ -225,8 +225,9 @@ class TrainConfig:
 
     @property
     def discriminator_interval(self) -> int | None:
-        """Steps between R1 penalties, where Adam is corrected for them."""
-        return self.r1_every if self.lazy_correction and self.r1_gamma > 0 else None
+        """Steps between R1 and R2 penalties, where Adam is corrected for them."""
+        penalised = max(self.r1_gamma, self.r2_gamma) > 0
+        return self.r1_every if self.lazy_correction and penalised else None
 
     @property
     def generator_interval(self) -> int | None:

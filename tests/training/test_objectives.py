@@ -226,6 +226,8 @@ def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None
     assert group["lr"] == pytest.approx(config.stages[0].lr_discriminator * 2 / 3)
     assert group["betas"] == (0.0, pytest.approx(0.25))
     assert state.optimizer_g.param_groups[0]["betas"] == (0.0, 0.125)  # no path length penalty: no correction
+    assert replace(config, r1_gamma=0.0).discriminator_interval is None
+    assert replace(config, r1_gamma=0.0, r2_gamma=1.0).discriminator_interval == 2  # its steps are R1's
     assert lazy_betas((0.0, 0.99), 16) == (0.0, pytest.approx(0.99 ** (16 / 17)))
 
 
