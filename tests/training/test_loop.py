@@ -17,8 +17,10 @@ from training.runs import after_steps, assert_equal_states
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
+from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
 from cips3d.plain import to_plain
+from cips3d.training import loop
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, train
@@ -140,6 +142,23 @@ def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_pa
     for name, value in frozen["generator_ema"].items():
         if name.startswith(("nerf.", "shape_mapping.", "aux_to_rgb.")):
             assert torch.equal(a["generator"][name], value), name
+
+
+def test_every_stage_opens_its_pictures_once(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time, workers are started and read ahead."""
+    opened = []
+
+    class Opened(TrainingImages):
+        def __init__(self, *arguments: Any, **others: Any) -> None:
+            opened.append(others["position"])
+            super().__init__(*arguments, **others)
+
+    monkeypatch.setattr(loop, "TrainingImages", Opened)
+    config = two_stages(small_config)
+    folder, _ = train(replace(config, steps=5))
+    assert opened == [0, 12]  # of 3 steps of 4 pictures
+    train(replace(config, out=None, resume=folder))
+    assert opened == [0, 12, 20]
 
 
 def test_fine_tuning_starts_from_the_average(small_config: TrainConfig, tmp_path: Path) -> None:
