@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, overload
+from typing import ClassVar, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -42,19 +42,22 @@ class DiscriminatorConfig:
     """images of every resolution can enter, as a schedule of growing resolutions needs; False: the largest alone, as in
     StyleGAN2"""
 
+    latent_dim: ClassVar[int] = 0
+    """z is not read off images"""
+
     @property
     def resolution_max(self) -> int:
         """Side of the largest images that it takes."""
         return max(self.main_channels)
 
     @property
-    def predicts_pose(self) -> bool:
-        return self.predict_pose
+    def aux_resolution_max(self) -> int:
+        """The same of the auxiliary discriminator; 0 without one."""
+        return max(self.aux_channels or {}, default=0)
 
     @property
-    def predicts_latent(self) -> bool:
-        """It also reads z off images."""
-        return False
+    def predicts_pose(self) -> bool:
+        return self.predict_pose
 
     @property
     def has_aux(self) -> bool:
@@ -64,7 +67,8 @@ class DiscriminatorConfig:
     @property
     def minibatch_std_groups(self) -> tuple[int, ...]:
         """Sizes of the groups of images that are compared with each other."""
-        return tuple(group for group in (self.main_minibatch_std_group, self.aux_minibatch_std_group) if group)
+        groups = (self.main_minibatch_std_group, self.aux_minibatch_std_group if self.has_aux else 0)
+        return tuple(group for group in groups if group)
 
     def __post_init__(self) -> None:
         for name, channels in (("main_channels", self.main_channels), ("aux_channels", self.aux_channels)):
