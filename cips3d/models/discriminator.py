@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cips3d.errors import UserError
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table, resolutions_up_to
 from cips3d.models.equalized import SUM_SCALE, EqualizedConv2d, EqualizedLinear
+from cips3d.ops import kernels
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
@@ -264,6 +265,10 @@ class ImageDiscriminator(nn.Module):
             ValueError: `image` has another shape, or `fade` is outside of its range.
         """
         resolution = self._checked_resolution(image, fade)
+        if kernels.take(image):
+            # Channels come last in pictures that rays give. Convolutions keep that, and the kernels behind them would
+            # have to turn round every channel, not three.
+            image = image.contiguous()
         x = self.from_rgb[str(resolution)](image)
         while resolution > RESOLUTION_MIN:
             x = self.blocks[str(resolution)](x)
