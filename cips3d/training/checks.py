@@ -185,9 +185,10 @@ def check_batches(config: TrainConfig, world_size: int) -> None:
     for stage in config.stages:
         parts = world_size * stage.accumulation
         if stage.batch_size % parts:
+            in_parts = "" if stage.accumulation == 1 else f" in {stage.accumulation} parts"
             raise UserError(
-                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes in {stage.accumulation} "
-                f"parts; give a multiple of {parts}"
+                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes{in_parts}; "
+                f"give a multiple of {parts}"
             )
         images = stage.batch_size // parts
         for group in config.discriminator.minibatch_std_groups:

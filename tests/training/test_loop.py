@@ -237,7 +237,7 @@ def test_runs_are_numbered(small_config: TrainConfig, tmp_path: Path, monkeypatc
 
 def test_batches_must_be_shared_equally(small_config: TrainConfig) -> None:
     check_batches(small_config, world_size=2)
-    with pytest.raises(UserError, match="--batch-size 4 cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="--batch-size 4 cannot be shared by 3 processes; give"):
         check_batches(small_config, world_size=3)
     grouped = replace(
         small_config,
