@@ -150,7 +150,7 @@ class TrainingStep:
         return Images(picture.image, picture.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT, torch.cat(z, dim=1))
 
     def path_length_loss(self, batch: int, now: Moment, window: Window | None, report: StepReport) -> Tensor:
-        """Path length regularisation with respect to the last styles (w, or the appearance), one a layer."""
+        """Path length regularisation with respect to the last styles (w, the appearance, or phases), one a layer."""
         generator, path_length = self.state.generator, self.state.path_length
         z = self.sample_z(max(1, batch // PATH_LENGTH_SHARE))
         styles = self.styles(z)

@@ -19,6 +19,7 @@ from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
+from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.plain import to_plain
 from cips3d.training import loop
 from cips3d.training.checks import check_batches
@@ -209,8 +210,12 @@ def test_finished_run_asks_for_more_steps(small_config: TrainConfig) -> None:
 def test_other_networks_are_refused(small_config: TrainConfig) -> None:
     folder, _ = train(replace(small_config, steps=1))
     wider = replace(small_config, generator=replace(small_config.generator, inr_width=16))
-    with pytest.raises(UserError, match="networks differ"):
+    with pytest.raises(UserError, match=r"networks differ.*inr.*\[5, 8\].*\[5, 16\]"):
         train(replace(wider, out=None, resume=folder))
+    deeper = replace(small_config, discriminator=DiscriminatorConfig())
+    with pytest.raises(UserError, match=r"networks differ.*Missing key.*\.\.\.\); leave out") as raised:
+        train(replace(deeper, out=None, resume=folder))
+    assert len(str(raised.value)) < 330
 
 
 def test_used_folder_is_refused(small_config: TrainConfig) -> None:
