@@ -133,7 +133,8 @@ class TrainConfig:
     out: Path | None = None
     """folder of the run; default: a new one under runs/"""
     steps: int | None = None
-    """length of the run; longer or shorter than the preset's stages together: the last stage is stretched or cut"""
+    """length of the run; longer or shorter than the preset's stages together: the last stage is stretched or cut.
+    Stages that are cut off do not come back with --resume; to train the first part of a schedule, stop it by Ctrl-C"""
     batch_size: int | None = None
     """images a step over all processes, in every stage; default: the stages' own"""
     resolution: int | None = None
