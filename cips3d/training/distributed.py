@@ -99,8 +99,8 @@ def join_processes(device_name: str) -> Processes:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be one alone.
 
     Raises:
-        UserError: there is no such device, there are fewer GPUs than processes, or it was something else that said
-            there are several.
+        UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, or it was
+            something else that said there are several.
     """
     world_size = os.environ.get("WORLD_SIZE", "1")
     device = choose_device(device_name)
@@ -112,6 +112,11 @@ def join_processes(device_name: str) -> Processes:
             "with torchrun, or take WORLD_SIZE away (unset WORLD_SIZE)"
         )
     if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(
+                f"--device {device_name} names one GPU, and torchrun gives every process one of its own; "
+                "give --device cuda, and CUDA_VISIBLE_DEVICES to choose among them"
+            )
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UserError(

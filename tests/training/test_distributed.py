@@ -15,6 +15,7 @@ import torch
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.devices import choose_device
 from cips3d.errors import UserError
+from cips3d.training import distributed
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, join_processes
 
@@ -82,6 +83,14 @@ def test_several_processes_that_torchrun_did_not_start(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", world_size)
     with pytest.raises(UserError, match=f"WORLD_SIZE {world_size} is set in the environment and RANK, .* not; start"):
         join_processes("cpu")
+
+
+def test_one_gpu_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", *TORCHRUN_SETS):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(distributed, "choose_device", torch.device)
+    with pytest.raises(UserError, match=r"--device cuda:0 names one GPU, .* give --device cuda, and"):
+        join_processes("cuda:0")
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps:x", "meta"])
