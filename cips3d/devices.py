@@ -32,5 +32,6 @@ def choose_device(name: str) -> torch.device:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for torch's complaints about memory; those of the CPU have no type of their own."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """True for torch's complaints about memory; those of the CPU and of CUDA itself have no type of their own."""
+    untyped = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in untyped)

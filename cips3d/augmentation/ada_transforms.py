@@ -193,8 +193,8 @@ def resample(images: Tensor, source: Tensor) -> Tensor:
     Source: ADA (arXiv 2006.06676), appendix B.
     """
     height, width = images.shape[2:]
-    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
-    taps = taps / taps.sum()
+    taps = torch.tensor(SYM6, dtype=images.dtype)
+    taps = (taps / taps.sum()).to(images.device, non_blocking=True)  # a GPU would wait for a blocking copy
 
     rows, columns = (_with_margin(size, images.device) for size in (height, width))
     fine = upfirdn2d(images.index_select(2, rows).index_select(3, columns), 2 * taps, up=2)

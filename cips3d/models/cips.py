@@ -76,6 +76,10 @@ class CIPSConfig:
             raise UserError(f"resolution {self.resolution} is too small; give at least 1")
 
     @property
+    def z_dims(self) -> tuple[int]:
+        return (self.z_dim,)
+
+    @property
     def block_widths(self) -> tuple[int, ...]:
         """Widths of the blocks."""
         if self.widths is not None:
@@ -192,7 +196,7 @@ class CIPS(Generator[WStyles]):
 
     @property
     def z_dims(self) -> tuple[int]:
-        return (self.config.z_dim,)
+        return self.config.z_dims
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(nerf=(), inr=(self.network,), mapping=(self.style_mapping,))

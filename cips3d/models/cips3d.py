@@ -82,6 +82,10 @@ class CIPS3DConfig:
             if isinstance(getattr(self, field.name), int) and field.name not in from_zero:
                 require_range(field.name, getattr(self, field.name), 1)
 
+    @property
+    def z_dims(self) -> tuple[int, int]:
+        return self.z_shape_dim, self.z_appearance_dim
+
 
 class CIPS3DStyles(NamedTuple):
     """What the mapping networks make of z: all that a picture needs besides a camera.
@@ -176,7 +180,7 @@ class CIPS3D(Generator[CIPS3DStyles]):
 
     @property
     def z_dims(self) -> tuple[int, int]:
-        return self.config.z_shape_dim, self.config.z_appearance_dim
+        return self.config.z_dims
 
     def set_precision(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, overload
+from typing import ClassVar, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cips3d.errors import UserError
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table, resolutions_up_to
 from cips3d.models.equalized import SUM_SCALE, EqualizedConv2d, EqualizedLinear
+from cips3d.ops import kernels
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
@@ -42,19 +43,22 @@ class DiscriminatorConfig:
     """images of every resolution can enter, as a schedule of growing resolutions needs; False: the largest alone, as in
     StyleGAN2"""
 
+    latent_dim: ClassVar[int] = 0
+    """z is not read off images"""
+
     @property
     def resolution_max(self) -> int:
         """Side of the largest images that it takes."""
         return max(self.main_channels)
 
     @property
-    def predicts_pose(self) -> bool:
-        return self.predict_pose
+    def aux_resolution_max(self) -> int:
+        """The same of the auxiliary discriminator; 0 without one."""
+        return max(self.aux_channels or {}, default=0)
 
     @property
-    def predicts_latent(self) -> bool:
-        """It also reads z off images."""
-        return False
+    def predicts_pose(self) -> bool:
+        return self.predict_pose
 
     @property
     def has_aux(self) -> bool:
@@ -64,7 +68,8 @@ class DiscriminatorConfig:
     @property
     def minibatch_std_groups(self) -> tuple[int, ...]:
         """Sizes of the groups of images that are compared with each other."""
-        return tuple(group for group in (self.main_minibatch_std_group, self.aux_minibatch_std_group) if group)
+        groups = (self.main_minibatch_std_group, self.aux_minibatch_std_group if self.has_aux else 0)
+        return tuple(group for group in groups if group)
 
     def __post_init__(self) -> None:
         for name, channels in (("main_channels", self.main_channels), ("aux_channels", self.aux_channels)):
@@ -260,6 +265,10 @@ class ImageDiscriminator(nn.Module):
             ValueError: `image` has another shape, or `fade` is outside of its range.
         """
         resolution = self._checked_resolution(image, fade)
+        if kernels.take(image):
+            # Channels come last in pictures that rays give. Convolutions keep that, and the kernels behind them would
+            # have to turn round every channel, not three.
+            image = image.contiguous()
         x = self.from_rgb[str(resolution)](image)
         while resolution > RESOLUTION_MIN:
             x = self.blocks[str(resolution)](x)

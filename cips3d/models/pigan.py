@@ -79,7 +79,7 @@ class PiGAN(Generator[PiGANStyles]):
 
     @property
     def z_dims(self) -> tuple[int]:
-        return (self.config.z_dim,)
+        return self.config.z_dims
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(nerf=(self.nerf,), inr=(), mapping=(self.style_mapping,))

@@ -50,6 +50,8 @@ class PiGANDiscriminatorConfig:
 
     progressive: ClassVar[bool] = True
     """images of every resolution can enter, and new blocks fade in"""
+    aux_resolution_max: ClassVar[int] = 0
+    """there is no auxiliary discriminator"""
 
     def __post_init__(self) -> None:
         resolutions = [RESOLUTION_MIN << k for k in range(len(self.channels))]
@@ -89,11 +91,6 @@ class PiGANDiscriminatorConfig:
     @property
     def predicts_pose(self) -> bool:
         return self.predict_pose
-
-    @property
-    def predicts_latent(self) -> bool:
-        """It also reads z off images."""
-        return self.latent_dim > 0
 
     @property
     def has_aux(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_range
 from cips3d.models.embedding_grid import EmbeddingGrid
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, siren_uniform_
@@ -49,12 +50,13 @@ class PiGANConfig:
         for name in ("z_dim", "width", "layers", "mapping_width", "mapping_layers", "grid_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.box_side <= 0:
+        if not 0 < self.box_side < math.inf:
             raise UserError(f"box_side must be a positive length in scene units, got {self.box_side}")
         if self.grid_resolution is not None and self.grid_resolution < 2:
             raise UserError(f"grid_resolution must be at least 2, or None for no grid, got {self.grid_resolution}")
         if self.grid_resolution is not None and not self.box_warp:
             raise UserError("a grid of embeddings fills the box that points are warped to; give box_warp=True with it")
+        require_range("grid_init_std", self.grid_init_std, 0)
 
     @classmethod
     def tall_siren(cls) -> PiGANConfig:
@@ -70,6 +72,10 @@ class PiGANConfig:
     def embedding_256(cls) -> PiGANConfig:
         """The published EmbeddingPiGAN256: 256 wide, with a cube of 64³ embeddings."""
         return cls(width=256, grid_resolution=64, grid_init_std=0.1)
+
+    @property
+    def z_dims(self) -> tuple[int]:
+        return (self.z_dim,)
 
     @property
     def point_scale(self) -> float:

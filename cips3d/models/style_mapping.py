@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -40,8 +41,10 @@ def check_style_dimensions(z_dim: int, style_dim: int, mapping_layers: int, mapp
     for name, value in (("z_dim", z_dim), ("style_dim", style_dim), ("mapping_layers", mapping_layers)):
         if value < 1:
             raise UserError(f"{name} {value} is too small; give at least 1")
-    if mapping_lr_multiplier <= 0:
-        raise UserError(f"mapping_lr_multiplier {mapping_lr_multiplier} is not positive; the published one is 0.01")
+    if not 0 < mapping_lr_multiplier < math.inf:
+        raise UserError(
+            f"mapping_lr_multiplier {mapping_lr_multiplier} is no positive number; the published one is 0.01"
+        )
 
 
 class StyleMapping(nn.Module):

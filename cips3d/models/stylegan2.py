@@ -38,6 +38,10 @@ class StyleGAN2Config:
         check_style_dimensions(self.z_dim, self.style_dim, self.mapping_layers, self.mapping_lr_multiplier)
 
     @property
+    def z_dims(self) -> tuple[int]:
+        return (self.z_dim,)
+
+    @property
     def resolution(self) -> int:
         """Side of the pictures."""
         return max(self.channels)
@@ -68,7 +72,7 @@ class StyleGAN2(Generator[WStyles]):
 
     @property
     def z_dims(self) -> tuple[int]:
-        return (self.config.z_dim,)
+        return self.config.z_dims
 
     @property
     def resolution(self) -> int:

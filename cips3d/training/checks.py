@@ -83,12 +83,13 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
         )
     if stage.aux_weight > 0 and not (kind.has_aux_image and discriminator.has_aux):
         raise UserError(
-            f"aux_weight {stage.aux_weight:g} needs an auxiliary image and a discriminator of it; "
-            f"set the stage's aux_weight to 0 ({name})"
+            f"--stages.N.aux-weight {stage.aux_weight:g} needs an auxiliary image and a discriminator of it, which "
+            f"this {name} does not have; give 0"
         )
     if stage.crop is not None and not kind.has_windows:
         raise UserError(
-            f"crop {stage.crop} is for generators of pixel coordinates, such as cips; leave it out for {name}"
+            f"--stages.N.crop {stage.crop} is for generators of pixel coordinates, such as cips; "
+            f"leave it out for {name}"
         )
     if stage.grad_points is not None and not kind.is_3d:
         raise UserError(
@@ -101,11 +102,12 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
             "or pass --discriminator.progressive"
         )
     if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
-        raise UserError(f"freeze_nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
-    if config.latent_weight > 0 and not discriminator.predicts_latent:
+        raise UserError(f"--stages.N.freeze-nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
+    z_width = sum(config.generator.z_dims)
+    if config.latent_weight > 0 and discriminator.latent_dim != z_width:
         raise UserError(
-            f"--latent-weight {config.latent_weight:g} needs a discriminator that predicts z, pi-GAN's with its "
-            "latent_dim at the width of z; leave it out"
+            f"--latent-weight {config.latent_weight:g} needs a discriminator that predicts z, pi-GAN's with "
+            f"--discriminator.latent-dim {z_width}, the width of z; leave it out"
         )
     _check_side(stage, discriminator)
     if kind.has_one_size and stage.resolution != config.stages[-1].resolution:
@@ -118,16 +120,26 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
 def _check_side(stage: Stage, discriminator: AnyDiscriminatorConfig) -> None:
     """Raise `UserError` where a stage's pictures, or the parts of them, cannot enter the discriminator."""
     side, largest = stage.crop or stage.resolution, discriminator.resolution_max
-    most = min(largest, stage.resolution)
-    if not 8 <= side <= most or side & (side - 1):
+    if stage.crop is not None and (not 8 <= side <= stage.resolution or side & (side - 1)):
         raise UserError(
-            f"pictures of {side} pixels do not fit this discriminator, which takes powers of two from 8 to {most}; "
+            f"--stages.N.crop {side} is no part of the pictures that can be trained on; give a power of two from 8 to "
+            f"{stage.resolution}, or leave it out"
+        )
+    if not 8 <= side <= largest or side & (side - 1):
+        raise UserError(
+            f"pictures of {side} pixels do not fit this discriminator, which takes powers of two from 8 to {largest}; "
             "give --resolution or --stages.N.crop one of these"
         )
     if not discriminator.progressive and side != largest:
         raise UserError(
             f"pictures of {side} pixels do not fit this discriminator, which takes {largest} alone; "
             "give all stages one size, or pass --discriminator.progressive"
+        )
+    aux = discriminator.aux_resolution_max
+    if stage.aux_weight > 0 and (side > aux if discriminator.progressive else side != aux):
+        raise UserError(
+            f"--stages.N.aux-weight {stage.aux_weight:g} has pictures of {side} pixels judged by an auxiliary "
+            f"discriminator of {aux}; give --discriminator.aux-channels up to {side}, or the weight 0"
         )
 
 
@@ -173,9 +185,10 @@ def check_batches(config: TrainConfig, world_size: int) -> None:
     for stage in config.stages:
         parts = world_size * stage.accumulation
         if stage.batch_size % parts:
+            in_parts = "" if stage.accumulation == 1 else f" in {stage.accumulation} parts"
             raise UserError(
-                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes in {stage.accumulation} "
-                f"parts; give a multiple of {parts}"
+                f"--batch-size {stage.batch_size} cannot be shared by {world_size} processes{in_parts}; "
+                f"give a multiple of {parts}"
             )
         images = stage.batch_size // parts
         for group in config.discriminator.minibatch_std_groups:

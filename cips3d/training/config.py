@@ -133,7 +133,8 @@ class TrainConfig:
     out: Path | None = None
     """folder of the run; default: a new one under runs/"""
     steps: int | None = None
-    """length of the run; longer or shorter than the preset's stages together: the last stage is stretched or cut"""
+    """length of the run; longer or shorter than the preset's stages together: the last stage is stretched or cut.
+    Stages that are cut off do not come back with --resume; to train the first part of a schedule, stop it by Ctrl-C"""
     batch_size: int | None = None
     """images a step over all processes, in every stage; default: the stages' own"""
     resolution: int | None = None
@@ -225,8 +226,9 @@ class TrainConfig:
 
     @property
     def discriminator_interval(self) -> int | None:
-        """Steps between R1 penalties, where Adam is corrected for them."""
-        return self.r1_every if self.lazy_correction and self.r1_gamma > 0 else None
+        """Steps between R1 and R2 penalties, where Adam is corrected for them."""
+        penalised = max(self.r1_gamma, self.r2_gamma) > 0
+        return self.r1_every if self.lazy_correction and penalised else None
 
     @property
     def generator_interval(self) -> int | None:

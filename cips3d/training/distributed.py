@@ -18,6 +18,8 @@ from cips3d.errors import UserError
 
 PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
 
+TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # with WORLD_SIZE, for every process
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -94,12 +96,27 @@ class Processes:
 
 
 def join_processes(device_name: str) -> Processes:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be one alone."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be one alone.
+
+    Raises:
+        UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, or it was
+            something else that said there are several.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
     device = choose_device(device_name)
-    if world_size == 1:
+    if world_size == "1":
         return Processes(device=device)
+    if missing := [name for name in TORCHRUN_SETS if not os.environ.get(name, "")]:
+        raise UserError(
+            f"WORLD_SIZE {world_size} is set in the environment and {', '.join(missing)} not; start several processes "
+            "with torchrun, or take WORLD_SIZE away (unset WORLD_SIZE)"
+        )
     if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(
+                f"--device {device_name} names one GPU, and torchrun gives every process one of its own; "
+                "give --device cuda, and CUDA_VISIBLE_DEVICES to choose among them"
+            )
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UserError(

@@ -20,5 +20,6 @@ def update_ema(average: nn.Module, module: nn.Module, *, step: int, decay: float
     pairs = zip(average.parameters(), module.parameters(), strict=True)
     averages, values = map(list, zip(*pairs, strict=True))
     torch._foreach_lerp_(averages, values, 1 - d)
-    for buffer, value in zip(average.buffers(), module.buffers(), strict=True):
-        buffer.copy_(value)
+    buffers, values = list(average.buffers()), list(module.buffers())
+    if buffers:
+        torch._foreach_copy_(buffers, values)

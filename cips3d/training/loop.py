@@ -69,10 +69,23 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     processes = join_processes(config.device)
     try:
         config = settled(config)
-        with matmul_precision(config.precision), Training(config, processes) as training:
+        with matmul_precision(config.precision), started(config, processes) as training:
             return training.folder, training.run()
     finally:
         processes.leave()
+
+
+def started(config: TrainConfig, processes: Processes) -> Training:
+    """A run before its first step; where not even its networks find room, there is nothing to go on with."""
+    try:
+        return Training(config, processes)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{processes.device} has too little memory for the networks; give smaller ones (--generator..., "
+            "--discriminator...), or end what else takes its memory"
+        ) from error
 
 
 def in_words(error: Exception, device: torch.device) -> str | None:
@@ -104,7 +117,8 @@ class Training:
         processes.broadcast(self.state.discriminator)
         self.step = TrainingStep(self.state, config)
         self.source: ImageFiles | SyntheticHeads | None = None
-        self.images: TrainingImages | None = None
+        self.images: TrainingImages | None = None  # of `opened_stage`
+        self.opened_stage = -1
         self.alone = ExitStack()  # in the folder
         self.reporter: Reporter | None = None
         self.failed_together = False  # all processes at the same place
@@ -190,8 +204,9 @@ class Training:
             return None, error
 
     def _enter_stage(self, now: Moment) -> None:
-        if self.state.stage_index != now.stage_index:
+        if self.opened_stage != now.stage_index:
             self._open_data(now)
+        if self.state.stage_index != now.stage_index:
             self.state.enter_stage(now.stage_index, now.stage)
 
     def _open_data(self, now: Moment) -> None:
@@ -223,6 +238,7 @@ class Training:
             world_size=self.processes.world_size,
             position=self.state.position,
         )
+        self.opened_stage = now.stage_index
 
     def _compare_data(self) -> None:
         """Say so where a run goes on with other pictures than before."""

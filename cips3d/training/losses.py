@@ -367,6 +367,7 @@ class PathLength(nn.Module):
         styles: Tensor,
         noise: Tensor | None = None,
         *,
+        share: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The penalty; moves the running mean on.
@@ -375,6 +376,7 @@ class PathLength(nn.Module):
             images: [B, C, H, W] generated with recorded gradients.
             styles: [B, width] or [B, layers, width] that they were generated from, requiring gradients.
             noise: [B, C, H, W] ~ N(0, 1); None: drawn.
+            share: of a batch that comes in parts: all of them together move the mean on once.
             generator: source of the noise.
 
         Returns:
@@ -387,6 +389,6 @@ class PathLength(nn.Module):
             device = images.device if generator is None else generator.device
             noise = torch.randn(images.shape, generator=generator, device=device).to(images)
         lengths = path_lengths(images, styles, noise)
-        mean = torch.lerp(self.mean.to(lengths), lengths.mean(), self.decay)
+        mean = torch.lerp(self.mean.to(lengths), lengths.mean(), self.decay * share)
         self.mean.copy_(mean.detach())
         return (lengths - mean).square().mean()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cips3d.augmentation.ada import adaptive_augment
 from cips3d.augmentation.diff_augment import diff_augment
-from cips3d.models.discriminator import Judgement, Verdict
+from cips3d.models.discriminator import Discriminator, Judgement, Verdict
 from cips3d.training.config import TrainConfig
 from cips3d.training.losses import (
     adversarial_loss,
@@ -35,6 +35,12 @@ class StepReport:
     """False: a loss or gradient was not finite and the update was left out"""
     overflow: bool = False
     """True: only a float16 overflow, which a smaller loss scale mends"""
+
+    def note(self, name: str, value: Tensor, now: Moment) -> None:
+        """Write down a mean over images; of a batch in parts, that over all of them."""
+        parts = now.stage.accumulation
+        value = value.detach()
+        self.scalars[name] = value if parts == 1 else self.scalars.get(name, 0.0) + value / parts
 
 
 @dataclass(frozen=True)
@@ -82,48 +88,59 @@ class Objectives:
             real: [B, 3, H, W]; both discriminators see it.
             fake: as many generated images, without history.
         """
-        config, scalars = self.config, report.scalars
-        real = real.detach().requires_grad_(now.r1_now)
-        of_real = self.discriminate_real(real, fake, now)
+        config = self.config
+        r1_now = now.r1_now and config.r1_gamma > 0
+        real = real.detach().requires_grad_(r1_now)
+        of_real = self.discriminate_real(real, now, r1_now)
         r2_now = now.r1_now and config.r2_gamma > 0
         fake = fake.with_gradients() if r2_now else fake
         of_fake = self.discriminate(fake, now, r2_now)
         loss = self.loss.discriminator(of_real.main.logits, of_fake.main.logits)
-        scalars["d/loss"] = loss.detach()
-        scalars["d/real"] = of_real.main.logits.detach().mean()
-        scalars["d/fake"] = of_fake.main.logits.detach().mean()
-        sign = of_real.main.logits.detach().sign().mean() / now.stage.accumulation
-        scalars["d/real_sign"] = scalars.get("d/real_sign", 0.0) + sign  # over all parts of the batch
+        report.note("d/loss", loss, now)
+        report.note("d/real", of_real.main.logits.detach().mean(), now)
+        report.note("d/fake", of_fake.main.logits.detach().mean(), now)
+        report.note("d/real_sign", of_real.main.logits.detach().sign().mean(), now)
         if of_real.aux is not None and of_fake.aux is not None:
             aux_loss = self.loss.discriminator(of_real.aux.logits, of_fake.aux.logits)
-            scalars["d/aux_loss"] = aux_loss.detach()
+            report.note("d/aux_loss", aux_loss, now)
             loss = together(loss, aux_loss, now)
         if now.r1_now:
-            loss = loss + self.r1_and_r2(of_real, real, of_fake, fake, now, report)
+            loss = loss + self.r1_and_r2(real, of_real, fake, of_fake, now, report)
         if config.gradient_penalty > 0:
             loss = loss + config.gradient_penalty * self.between(real, fake, now, report)
         return loss + self.read_off("d", of_fake, fake, now, report)
 
-    def penalties(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
-        """R1 and R2 alone, for a step of their own; arguments as of `discriminator`."""
-        real, fake = real.detach().requires_grad_(), fake.with_gradients()
-        of_fake = self.discriminate(fake, now, exact=True) if self.config.r2_gamma > 0 else None
-        return self.r1_and_r2(self.discriminate_real(real, fake, now), real, of_fake, fake, now, report)
+    def penalties(self, real: Tensor, fake: Images | None, now: Moment, report: StepReport) -> Tensor:
+        """R1 and R2 alone, for a step of their own; arguments as of `discriminator`, without R2 no `fake`."""
+        of_real = of_fake = None
+        if self.config.r1_gamma > 0:
+            real = real.detach().requires_grad_()
+            of_real = self.discriminate_real(real, now, exact=True)
+        if fake is not None:
+            fake = fake.with_gradients()
+            of_fake = self.discriminate(fake, now, exact=True)
+        return self.r1_and_r2(real, of_real, fake, of_fake, now, report)
 
     def r1_and_r2(
-        self, of_real: Verdict, real: Tensor, of_fake: Verdict | None, fake: Images, now: Moment, report: StepReport
+        self,
+        real: Tensor,
+        of_real: Verdict | None,
+        fake: Images | None,
+        of_fake: Verdict | None,
+        now: Moment,
+        report: StepReport,
     ) -> Tensor:
         """½·γ·k·‖∇D‖² with k, the steps between them, of verdicts on images that have gradients."""
-        config, scalars, total = self.config, report.scalars, real.new_zeros(())
-        if config.r1_gamma > 0:
+        config, total = self.config, real.new_zeros(())
+        if config.r1_gamma > 0 and of_real is not None:
             penalty = r1_penalty(of_real.main.logits, real)
-            scalars["d/r1"] = penalty.detach()
+            report.note("d/r1", penalty, now)
             if of_real.aux is not None:
                 penalty = together(penalty, r1_penalty(of_real.aux.logits, real), now)
             total = total + 0.5 * config.r1_gamma * config.r1_every * penalty
-        if config.r2_gamma > 0 and of_fake is not None:
+        if config.r2_gamma > 0 and fake is not None and of_fake is not None:
             penalty = r2_penalty(of_fake.main.logits, fake.main)
-            scalars["d/r2"] = penalty.detach()
+            report.note("d/r2", penalty, now)
             if of_fake.aux is not None and fake.aux is not None:
                 penalty = together(penalty, r2_penalty(of_fake.aux.logits, fake.aux), now)
             total = total + 0.5 * config.r2_gamma * config.r1_every * penalty
@@ -140,12 +157,12 @@ class Objectives:
         of_real: Verdict | None = None
         if self.loss.needs_real:
             with torch.no_grad():
-                of_real = self.discriminate(replace(fake, main=real, aux=None if fake.aux is None else real), now)
+                of_real = self.discriminate_real(real, now)
         loss = self.adversarial(of_fake.main, None if of_real is None else of_real.main, now)
-        report.scalars["g/loss"] = loss.detach()
+        report.note("g/loss", loss, now)
         if of_fake.aux is not None:
             aux_loss = self.adversarial(of_fake.aux, None if of_real is None else of_real.aux, now)
-            report.scalars["g/aux_loss"] = aux_loss.detach()
+            report.note("g/aux_loss", aux_loss, now)
             loss = together(loss, aux_loss, now)
         return loss + self.read_off("g", of_fake, fake, now, report)
 
@@ -169,39 +186,39 @@ class Objectives:
                 assert again is not None
                 pose = again
             loss = pose_loss(pose, fake.pose)
-            report.scalars[f"{network}/pose_loss"] = loss.detach()
+            report.note(f"{network}/pose_loss", loss, now)
             total = total + now.stage.pose_weight * loss
         if self.config.latent_weight > 0 and verdict.main.latent is not None:
             loss = latent_loss(verdict.main.latent, fake.z)
-            report.scalars[f"{network}/latent_loss"] = loss.detach()
+            report.note(f"{network}/latent_loss", loss, now)
             total = total + self.config.latent_weight * loss
         return total
 
     def between(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
         """WGAN-GP's gradient penalty of both discriminators."""
-        judge, random = self.state.discriminator.judge, self.state.random
+        discriminator, random = self.state.discriminator, self.state.random
         real = real.detach()
-        penalty = gradient_penalty(lambda x: judge(x, None, now.fade).main.logits, real, fake.main, generator=random)
-        report.scalars["d/gradient_penalty"] = penalty.detach()
+        penalty = gradient_penalty(
+            lambda x: discriminator.judge(x, None, now.fade).main.logits, real, fake.main, generator=random
+        )
+        report.note("d/gradient_penalty", penalty, now)
         if fake.aux is None:
             return penalty
+        assert isinstance(discriminator, Discriminator) and discriminator.aux is not None
+        of_aux = discriminator.aux  # alone: what the main one says of these is not asked for
+        return together(penalty, gradient_penalty(lambda x: of_aux(x, now.fade), real, fake.aux, generator=random), now)
 
-        def aux_logits(x: Tensor) -> Tensor:
-            of_aux = judge(x, x, now.fade).aux
-            assert of_aux is not None
-            return of_aux.logits
-
-        return together(penalty, gradient_penalty(aux_logits, real, fake.aux, generator=random), now)
-
-    def discriminate_real(self, real: Tensor, fake: Images, now: Moment) -> Verdict:
-        """Both discriminators' verdict on real images, in float32 where a penalty is due."""
-        aux = real if now.stage.aux_weight > 0 else None
-        return self.discriminate(replace(fake, main=real, aux=aux), now, now.r1_now)
+    def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> Verdict:
+        """Both discriminators' verdict on augmented real images."""
+        return self._seen(real, real if now.stage.aux_weight > 0 else None, now, exact)
 
     def discriminate(self, images: Images, now: Moment, exact: bool = False) -> Verdict:
         """Both discriminators' verdict on augmented images."""
-        main = self.augment(images.main, now)
-        return self.judge(main, None if images.aux is None else self.augment(images.aux, now), now, exact)
+        return self._seen(images.main, images.aux, now, exact)
+
+    def _seen(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool) -> Verdict:
+        main = self.augment(main, now)
+        return self.judge(main, None if aux is None else self.augment(aux, now), now, exact)
 
     def judge(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool = False) -> Verdict:
         """Logits, and what is read off the images. `exact` keeps float32, as penalties' second derivatives need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from cips3d.training.losses import PathLength
 from cips3d.training.measuring import Best
 
 ADAM_EPS = 1e-8
+REASON_LENGTH = 200  # of torch's words in a message: a shape that differs; not the names of a hundred weights
 RANK_STRIDE = 1_000_003  # seeds of different processes and of different runs must not meet
 
 
@@ -197,6 +199,7 @@ def _networks_that_fit() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        reason = textwrap.shorten(reason, REASON_LENGTH, placeholder=" ...")
         raise UserError(
             f"the checkpoint's networks differ from the configuration ({reason}); leave out flags that change them"
         ) from None

@@ -68,7 +68,8 @@ class TrainingStep:
         if now.r1_now and alone:
             state.optimizer_d.zero_grad(set_to_none=True)
             for part in parts:
-                loss = self.objectives.penalties(part, fakes_for_d(part), now, report) / len(parts)
+                fake = fakes_for_d(part) if config.r2_gamma > 0 else None  # R1 looks at real images alone
+                loss = self.objectives.penalties(part, fake, now, report) / len(parts)
                 state.scaler_d.scale(loss).backward()
             if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d/penalty", report):
                 return report
@@ -149,7 +150,7 @@ class TrainingStep:
         return Images(picture.image, picture.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT, torch.cat(z, dim=1))
 
     def path_length_loss(self, batch: int, now: Moment, window: Window | None, report: StepReport) -> Tensor:
-        """Path length regularisation with respect to the last styles (w, or the appearance), one a layer."""
+        """Path length regularisation with respect to the last styles (w, the appearance, or phases), one a layer."""
         generator, path_length = self.state.generator, self.state.path_length
         z = self.sample_z(max(1, batch // PATH_LENGTH_SHARE))
         styles = self.styles(z)
@@ -157,7 +158,7 @@ class TrainingStep:
         if generator.style_layers > 0:
             last = styles_by_layer(last, generator.style_layers)
         images = self.render(styles_of(styles, (*styles[:-1], last)), z, now, window).main
-        penalty = path_length(images, last, generator=self.state.random)
+        penalty = path_length(images, last, share=1 / now.stage.accumulation, generator=self.state.random)
         self.state.processes.mean_(path_length.mean)
         report.scalars["g/path_length"] = path_length.mean.clone()
         return self.config.path_length_weight * self.config.path_length_every * penalty
@@ -180,7 +181,7 @@ class TrainingStep:
         processes = self.state.processes
         sign = processes.mean_(report.scalars["d/real_sign"].clone())
         p = self.state.ada.observe(sign, batch * processes.world_size)
-        report.scalars["schedule/ada_p"] = torch.tensor(p, device=sign.device)
+        report.scalars["schedule/ada_p"] = sign.new_full((), p)  # without a copy that a GPU would wait for
 
     def update(
         self,
@@ -200,7 +201,7 @@ class TrainingStep:
         report.scalars[f"{name}/gradient_norm"] = norm.detach()
         losses = torch.stack([v for key, v in report.scalars.items() if key.endswith("loss")])
         bad = torch.stack([(~torch.isfinite(losses)).any(), ~torch.isfinite(norm)]).float()
-        bad_loss, bad_gradient = (bool(b > 0) for b in processes.sum_(bad))
+        bad_loss, bad_gradient = (processes.sum_(bad) > 0).tolist()  # one transfer
         if bad_loss or bad_gradient:
             report.finite = False
             report.overflow = not bad_loss and scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.backends import Backend
 from reference_records import meta, record, relative_l2, requires_record, state, tensor
 from torch import Tensor
 
@@ -107,6 +108,15 @@ def test_every_resolution_gives_logits(size: int, group: int, downsample_first: 
 def test_wrong_images_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"image must have shape .* from 4 to 32"):
         small()(torch.zeros(shape))
+
+
+def test_pictures_with_their_channels_last_are_turned_round_before_they_have_many(kernel_backend: Backend) -> None:
+    network = ImageDiscriminator(32, CHANNELS).to(kernel_backend.device)
+    found: list[bool] = []
+    network.from_rgb["16"].conv.register_forward_hook(lambda *of: found.append(of[2].is_contiguous()))
+    image = images(2, 16).to(kernel_backend.device)
+    torch.testing.assert_close(network(image.contiguous(memory_format=torch.channels_last)), network(image))
+    assert found == [True, True]
 
 
 def test_wrong_dimensions_are_named() -> None:

@@ -10,7 +10,7 @@ import pytest
 from cips3d.errors import UserError
 from cips3d.files import is_disk_full
 from cips3d.train import parse
-from cips3d.training.checks import check_numbers
+from cips3d.training.checks import check_batches, check_numbers
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
@@ -74,7 +74,7 @@ def test_what_makes_no_sense(small_config: TrainConfig, change: dict[str, Any], 
         (["--preset", "tiny", "--stages.0.grad-points", "0"], r"--stages\.0\.grad-points 0"),
         (
             ["--preset", "tiny", "--stages.0.resolution", "24"],
-            "pictures of 24 pixels do not fit this discriminator, which takes powers of two from 8 to 24",
+            "pictures of 24 pixels do not fit this discriminator, which takes powers of two from 8 to 128",
         ),
         (
             ["--preset", "ffhq", "--discriminator.no-progressive"],
@@ -89,6 +89,34 @@ def test_what_makes_no_sense(small_config: TrainConfig, change: dict[str, Any], 
             r"--stages\.N\.grad-points 10 is for rays through a volume, which stylegan2 does not have",
         ),
         (["--preset", "cips-ffhq", "--stages.0.grad-points", "10"], "which cips does not have"),
+        (
+            ["--preset", "pigan-celeba", "--latent-weight", "1", "--discriminator.latent-dim", "3"],
+            r"--latent-weight 1 needs a discriminator that predicts z, pi-GAN's with --discriminator\.latent-dim 256",
+        ),
+        (
+            ["--preset", "tiny", "--discriminator.aux-channels", "4", "8", "8", "8"],
+            r"--stages\.N\.aux-weight 1 has pictures of 32 pixels judged by an auxiliary discriminator of 8",
+        ),
+        (
+            ["--preset", "pigan-celeba", "--stages.0.aux-weight", "1"],
+            r"--stages\.N\.aux-weight 1 needs an auxiliary image.*pigan does not have; give 0",
+        ),
+        (
+            ["--preset", "cips-ffhq", "--resolution", "64", "--stages.0.crop", "4"],
+            r"--stages\.N\.crop 4 is no part.*; give a power of two from 8 to 64",
+        ),
+        (
+            ["--preset", "cips-ffhq", "--resolution", "64", "--stages.0.crop", "128"],
+            r"--stages\.N\.crop 128 is no part",
+        ),
+        (["--preset", "tiny", "--stages.0.crop", "8"], r"--stages\.N\.crop 8 is for generators of pixel coordinates"),
+        (["--preset", "pigan-celeba", "--stages.0.freeze-nerf"], r"--stages\.N\.freeze-nerf is for cips3d"),
+        (["--preset", "pigan-celeba", "--generator.box-side", "nan"], "box_side must be a positive length"),
+        (["--preset", "pigan-celeba", "--generator.grid-init-std", "nan"], "grid_init_std nan makes no sense"),
+        (
+            ["--preset", "cips-ffhq", "--generator.mapping-lr-multiplier", "nan"],
+            "mapping_lr_multiplier nan is no positive number",
+        ),
         (["--preset", "tiny", "--poses.yaw-std", "-1"], "yaw_std -1 makes no sense; give 0 or more"),
         (["--preset", "tiny", "--poses.pitch-std", "nan"], "pitch_std nan"),
         (["--preset", "tiny", "--volume.t-near", "2"], r"t_far 1\.12 leaves no ray behind t_near 2"),
@@ -108,6 +136,11 @@ def test_what_makes_no_sense(small_config: TrainConfig, change: dict[str, Any], 
 def test_remedies_name_what_there_is(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         settled(parse(arguments))
+
+
+def test_an_auxiliary_discriminator_that_is_not_there_compares_nothing() -> None:
+    config = settled(parse(["--preset", "stylegan2-256", "--discriminator.aux-minibatch-std-group", "3"]))
+    check_batches(config, world_size=1)
 
 
 @pytest.mark.parametrize("name", ["tiny", "heads64", "ffhq", "cips-ffhq", "stylegan2-256"])

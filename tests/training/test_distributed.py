@@ -15,7 +15,9 @@ import torch
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.devices import choose_device
 from cips3d.errors import UserError
+from cips3d.training import distributed
 from cips3d.training.config import TrainConfig
+from cips3d.training.distributed import TORCHRUN_SETS, join_processes
 
 WORKER = """
 import sys, torch
@@ -72,6 +74,23 @@ def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path
     assert measured[0] == measured[1]
     assert a["best"] == b["best"]
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["seed"] == 0
+
+
+@pytest.mark.parametrize("world_size", ["2", "x"])
+def test_several_processes_that_torchrun_did_not_start(monkeypatch: pytest.MonkeyPatch, world_size: str) -> None:
+    for name in TORCHRUN_SETS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(UserError, match=f"WORLD_SIZE {world_size} is set in the environment and RANK, .* not; start"):
+        join_processes("cpu")
+
+
+def test_one_gpu_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", *TORCHRUN_SETS):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(distributed, "choose_device", torch.device)
+    with pytest.raises(UserError, match=r"--device cuda:0 names one GPU, .* give --device cuda, and"):
+        join_processes("cuda:0")
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps:x", "meta"])

@@ -17,8 +17,11 @@ from training.runs import after_steps, assert_equal_states
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
+from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
+from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.plain import to_plain
+from cips3d.training import loop
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, train
@@ -142,6 +145,23 @@ def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_pa
             assert torch.equal(a["generator"][name], value), name
 
 
+def test_every_stage_opens_its_pictures_once(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time, workers are started and read ahead."""
+    opened = []
+
+    class Opened(TrainingImages):
+        def __init__(self, *arguments: Any, **others: Any) -> None:
+            opened.append(others["position"])
+            super().__init__(*arguments, **others)
+
+    monkeypatch.setattr(loop, "TrainingImages", Opened)
+    config = two_stages(small_config)
+    folder, _ = train(replace(config, steps=5))
+    assert opened == [0, 12]  # of 3 steps of 4 pictures
+    train(replace(config, out=None, resume=folder))
+    assert opened == [0, 12, 20]
+
+
 def test_fine_tuning_starts_from_the_average(small_config: TrainConfig, tmp_path: Path) -> None:
     trained, _ = train(replace(small_config, out=tmp_path / "trained"))
     still = replace(small_config.stages[0], steps=1, lr_nerf=0.0, lr_inr=0.0, lr_mapping=0.0)
@@ -190,8 +210,12 @@ def test_finished_run_asks_for_more_steps(small_config: TrainConfig) -> None:
 def test_other_networks_are_refused(small_config: TrainConfig) -> None:
     folder, _ = train(replace(small_config, steps=1))
     wider = replace(small_config, generator=replace(small_config.generator, inr_width=16))
-    with pytest.raises(UserError, match="networks differ"):
+    with pytest.raises(UserError, match=r"networks differ.*inr.*\[5, 8\].*\[5, 16\]"):
         train(replace(wider, out=None, resume=folder))
+    deeper = replace(small_config, discriminator=DiscriminatorConfig())
+    with pytest.raises(UserError, match=r"networks differ.*Missing key.*\.\.\.\); leave out") as raised:
+        train(replace(deeper, out=None, resume=folder))
+    assert len(str(raised.value)) < 330
 
 
 def test_used_folder_is_refused(small_config: TrainConfig) -> None:
@@ -218,7 +242,7 @@ def test_runs_are_numbered(small_config: TrainConfig, tmp_path: Path, monkeypatc
 
 def test_batches_must_be_shared_equally(small_config: TrainConfig) -> None:
     check_batches(small_config, world_size=2)
-    with pytest.raises(UserError, match="--batch-size 4 cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="--batch-size 4 cannot be shared by 3 processes; give"):
         check_batches(small_config, world_size=3)
     grouped = replace(
         small_config,

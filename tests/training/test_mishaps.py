@@ -72,6 +72,24 @@ def test_whatever_ends_a_run_it_is_saved(
     assert f"--resume {small_config.out}" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_networks_that_find_no_room(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setattr(loop, "TrainingState", raising(RuntimeError(words)))
+    with pytest.raises(UserError, match="cpu has too little memory for the networks; give smaller ones"):
+        train(small_config)
+    assert small_config.out is not None and not small_config.out.exists()
+    monkeypatch.setattr(loop, "TrainingState", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(small_config)
+
+
 def test_a_saved_step_is_not_saved_again_half_changed(
     small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,19 @@ def test_both_discriminators_are_penalised(small_config: TrainConfig) -> None:
     assert 2 * with_aux > without  # the mean of both
 
 
+def test_each_gradient_penalty_runs_its_own_discriminator_alone(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = TrainingState(small_config, Processes())
+    seen: list[str] = []
+    for name in ("main", "aux"):
+        part = getattr(state.discriminator, name)
+        monkeypatch.setattr(part, "judge", lambda *of, judge=part.judge, name=name: seen.append(name) or judge(*of))
+    fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
+    Objectives(state, small_config).between(real_images(), fake, moment(small_config, 0), StepReport())
+    assert seen == ["main", "aux"]
+
+
 def test_path_lengths_are_regularised(small_config: TrainConfig) -> None:
     config = replace(small_config, path_length_weight=2.0, path_length_every=2)
     state, report = run(config)
@@ -226,6 +239,8 @@ def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None
     assert group["lr"] == pytest.approx(config.stages[0].lr_discriminator * 2 / 3)
     assert group["betas"] == (0.0, pytest.approx(0.25))
     assert state.optimizer_g.param_groups[0]["betas"] == (0.0, 0.125)  # no path length penalty: no correction
+    assert replace(config, r1_gamma=0.0).discriminator_interval is None
+    assert replace(config, r1_gamma=0.0, r2_gamma=1.0).discriminator_interval == 2  # its steps are R1's
     assert lazy_betas((0.0, 0.99), 16) == (0.0, pytest.approx(0.99 ** (16 / 17)))
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ops.backends import Backend
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cips3d.cameras import Cameras
 from cips3d.models.generator import View
@@ -193,6 +194,70 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config: TrainC
         )
     # float32 sums in another order
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_figures_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainConfig) -> None:
+    config = replace(small_config, r1_gamma=2.0, r2_gamma=1.0)
+    figures = []
+    for parts in (1, 2):
+        step = TrainingStep(TrainingState(config, Processes()), config)
+        now = moment(replace(config, stages=(replace(config.stages[0], accumulation=parts),)), 0)
+        fake = step.generate_without_gradient(4, now, None)
+        report = StepReport()
+        for index in torch.arange(4).chunk(parts):
+            part = replace(fake, main=fake.main[index], aux=None if fake.aux is None else fake.aux[index])
+            step.objectives.discriminator(real_images()[index], part, now, report)
+            step.objectives.generator(part, real_images()[index], now, report)
+        figures.append(report.scalars)
+    whole, in_parts = figures
+    assert {"d/loss", "d/aux_loss", "d/real", "d/r1", "d/r2", "g/loss", "g/aux_loss"} <= whole.keys()
+    assert whole.keys() == in_parts.keys()
+    for name, value in whole.items():
+        assert in_parts[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name  # float32
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_mean_path_length_moves_once_a_batch(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """By 1% of the way to lengths of 1, in however many parts the batch comes."""
+    monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.mean((1, 2, 3)) * 0 + 1)
+    state, report = run(replace(small_config, path_length_weight=2.0, path_length_every=1), accumulation=parts)
+    assert report.finite
+    assert state.path_length.mean.item() == pytest.approx(0.01, rel=5e-3)  # 1 - (1 - 0.01/4)⁴ is 0.4% less
+
+
+@pytest.mark.parametrize(("r2_gamma", "times"), [(0.0, 2), (1.0, 3)])
+def test_penalties_of_real_images_need_no_generated_ones(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, r2_gamma: float, times: int
+) -> None:
+    """Batches generated in a step whose R1 and R2 are a step of their own."""
+    made = []
+    generate = TrainingStep.generate
+    monkeypatch.setattr(TrainingStep, "generate", lambda *of: made.append(of) or generate(*of))
+    _, report = run(replace(small_config, lazy_correction=True, r2_gamma=r2_gamma))
+    assert "d/penalty/gradient_norm" in report.scalars and len(made) == times
+
+
+class ReadsOfSingleValues(TorchDispatchMode):
+    """Counts the times that the host asks for one number, for which it would wait on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_asks_for_no_single_numbers(small_config: TrainConfig) -> None:
+    """Whether an update is finite comes in one transfer."""
+    state = TrainingState(small_config, Processes())
+    step = TrainingStep(state, small_config)
+    with ReadsOfSingleValues() as reads:
+        assert step(real_images(), moment(small_config, 0)).finite
+    assert reads.count == 0
 
 
 def test_accumulated_step_runs(small_config: TrainConfig) -> None:
