@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import tyro
 
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.source import HEADS
+from cips3d.devices import choose_device
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
@@ -36,12 +36,13 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     """The configuration that a command line means: a preset, or the resumed run's own, and the flags on top."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
+    first.add_argument("--device", default="auto")
     first.add_argument("--resume", type=Path)
     first.add_argument("--init-from", "--init_from", type=Path)
     first.add_argument("--data")
     first.add_argument("--heads")
     known, _ = first.parse_known_args(arguments)
-    given = defaults(known.preset, known.resume, known.init_from)
+    given = defaults(known.preset, known.resume, known.init_from, known.device)
     config = tyro.cli(
         TrainConfig,
         args=list(arguments),
@@ -74,15 +75,15 @@ def check_resumed(config: TrainConfig, run: TrainConfig) -> None:
             )
 
 
-def defaults(preset_name: str | None, resume: Path | None, init_from: Path | None) -> TrainConfig:
+def defaults(preset_name: str | None, resume: Path | None, init_from: Path | None, device: str = "auto") -> TrainConfig:
     """What applies where no flag says otherwise.
 
     Raises:
-        UserError: unknown preset, unreadable checkpoint, or a fine-tuning without one.
+        UserError: unknown preset or device, unreadable checkpoint, or a fine-tuning without one.
     """
     if resume is not None:
         return replace(config_of(resume), resume=resume, init_from=None, out=None)
-    name = preset_name or ("heads64" if torch.cuda.is_available() else "tiny")
+    name = preset_name or ("heads64" if choose_device(device).type == "cuda" else "tiny")
     config = preset(name)
     if init_from is not None:
         trained = load_networks(init_from)

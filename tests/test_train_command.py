@@ -35,6 +35,7 @@ def test_default_preset_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> 
     assert command.parse([]).preset == "tiny"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert command.parse([]).preset == "heads64"
+    assert command.parse(["--device", "cpu"]).preset == "tiny"
 
 
 def test_resume_takes_the_run_s_own_settings(small_config: TrainConfig) -> None:
