@@ -335,6 +335,8 @@ def check_options(options: Options) -> None:
         raise UserError("there must be one thing to measure: give a run, a checkpoint, or --generated FOLDER")
     if options.precision is not None and options.run in (None, HEADS):
         raise UserError(f"--precision {options.precision} is for a model's products; leave it out where there is none")
+    if options.truncation != 1 and options.run in (None, HEADS):
+        raise UserError(f"--truncation {options.truncation:g} is for a model's faces; leave it out where there is none")
     for flag, value, least in (
         ("--images", options.images, 1),
         ("--faces", options.faces, 2),

@@ -203,6 +203,14 @@ class TestMistakes:
         assert "pose needs a 3-D model, and Flat is 2-D; choose metrics" in command("--metrics", "pose", fails=True)
         assert "give --data, or --metrics is" in command(fails=True)
 
+    def test_heads_and_pictures_have_no_typical_ones(
+        self, command: Callable[..., str], photo_folder: Path
+    ) -> None:
+        said = command("--metrics", "symmetry", "--truncation", "0.5", run="heads", fails=True)
+        assert "--truncation 0.5 is for a model's faces" in said
+        arguments = ("--generated", photo_folder, "--metrics", "is", "--truncation", "0.5")
+        assert "--truncation 0.5 is for a model's faces" in command(*arguments, run=None, fails=True)
+
     def test_missing_run(self, command: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist" in command(run=tmp_path / "none", fails=True)
 
