@@ -186,6 +186,10 @@ class TestCheckpoints:
         code = mesh.main([file, "--out", str(tmp_path / "m.ply"), *arguments, *device])
         assert code == 0, capsys.readouterr().err
 
+    def test_an_ending_in_capitals(self, command: SweepCommand, tmp_path: Path) -> None:
+        command(out="a.SAFETENSORS")
+        assert load_networks(tmp_path / "a.SAFETENSORS").averaged
+
     def test_training_goes_on_from_it_with_the_discriminator_of_the_style(
         self, command: SweepCommand, models: tuple[Path, Path], tmp_path: Path
     ) -> None:
