@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, describe, printable, read_rgb
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, printable, read_rgb
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
 from cips3d.devices import choose_device, is_out_of_memory
@@ -347,6 +347,8 @@ def check_options(options: Options) -> None:
             raise UserError(f"{flag} {value} is too few; give {least} or more")
     if options.resolution is not None and options.resolution < 2:
         raise UserError(f"--resolution {options.resolution} is no picture; give 2 or more")
+    if options.resolution is not None:
+        check_resolution(options.resolution)
     if not math.isfinite(options.truncation):
         raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
     if not 0 <= options.seed < SEED_LIMIT:

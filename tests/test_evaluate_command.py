@@ -183,6 +183,7 @@ class TestMistakes:
             (["--images", "0"], "--images 0"),
             (["--batch-size", "0"], "--batch-size 0"),
             (["--resolution", "1"], "--resolution 1"),
+            (["--resolution", "100000"], "--resolution 100000 is too large for a picture"),
             (["--truncation", "nan"], "--truncation nan"),
             (["--seed", "-1"], "--seed -1"),
             (["--out", "a.csv"], ".json"),
@@ -203,9 +204,7 @@ class TestMistakes:
         assert "pose needs a 3-D model, and Flat is 2-D; choose metrics" in command("--metrics", "pose", fails=True)
         assert "give --data, or --metrics is" in command(fails=True)
 
-    def test_heads_and_pictures_have_no_typical_ones(
-        self, command: Callable[..., str], photo_folder: Path
-    ) -> None:
+    def test_heads_and_pictures_have_no_typical_ones(self, command: Callable[..., str], photo_folder: Path) -> None:
         said = command("--metrics", "symmetry", "--truncation", "0.5", run="heads", fails=True)
         assert "--truncation 0.5 is for a model's faces" in said
         arguments = ("--generated", photo_folder, "--metrics", "is", "--truncation", "0.5")
