@@ -261,6 +261,8 @@ class TestMistakes:
             (("--strengths", 0, 1), "a.safetensors", "--strengths names several models"),
             (("--swap-from", "0-1"), "a.safetensors", "--swap-from names several models"),
             (("--latent", "x"), "a.safetensors", "a checkpoint has no faces"),
+            (("--resolution", 64), "a.safetensors", "--resolution is for pictures"),
+            (("--yaw", 0.1), "a.safetensors", "--yaw is for pictures"),
             (("--trajectory", "yaw"), "a.safetensors", "--trajectory yaw is for what moves"),
         ],
     )
