@@ -255,6 +255,7 @@ class TestMistakes:
             (("--strengths", 0.5), "a.gif", "one strength, which does not move"),
             (("--swap-from", 0), "a.mp4", "nothing between the models"),
             (("--frames", 1), "a.gif", "--frames 1 is no animation"),
+            (("--frames", 10**9), "a.mp4", "--frames 1000000000 is too many"),
             (("--fps", 1000), "a.gif", "--fps 1000 is out of range"),
             (("--trajectory", "spiral"), "a.gif", "--trajectory spiral is unknown"),
             ((), "a.txt", "must end in .png or"),
