@@ -95,7 +95,7 @@ class Options:
         str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(needed by fid, kid, pr, frechet)")
     ] = None
     """real pictures: a folder, a zip, or the word heads for synthetic ones (./heads is a folder of that name)"""
-    heads: int = HEADS_COUNT
+    heads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {HEADS_COUNT})")] = None
     """synthetic heads in --data heads"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """.json file to write the figures to; what is no number or infinite becomes null"""
@@ -275,7 +275,8 @@ def real_images(
     if not any(METRICS[name].needs_data for name in names):
         return None
     if options.data == HEADS:
-        return open_training_source(None, resolution, heads=options.heads, poses=loaded.poses if loaded else None)
+        count = HEADS_COUNT if options.heads is None else options.heads
+        return open_training_source(None, resolution, heads=count, poses=loaded.poses if loaded else None)
     return open_training_source(options.data, resolution)
 
 
@@ -343,8 +344,10 @@ def check_options(options: Options) -> None:
         ("--heads", options.heads, 1),
         ("--batch-size", options.batch_size, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{flag} {value} is too few; give {least} or more")
+    if options.heads is not None and options.data != HEADS:
+        raise UserError(f"--heads {options.heads} is for --data heads; leave it out")
     if options.resolution is not None and options.resolution < 2:
         raise UserError(f"--resolution {options.resolution} is no picture; give 2 or more")
     if options.resolution is not None:

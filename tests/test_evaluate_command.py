@@ -181,6 +181,8 @@ class TestMistakes:
             (["--metrics", "fid,frechet"], "fid, frechet compare with real pictures; give --data"),
             (["--faces", "1"], "--faces 1"),
             (["--images", "0"], "--images 0"),
+            (["--heads", "0"], "--heads 0 is too few"),
+            (["--heads", "64"], "--heads 64 is for --data heads"),
             (["--batch-size", "0"], "--batch-size 0"),
             (["--resolution", "1"], "--resolution 1"),
             (["--resolution", "100000"], "--resolution 100000 is too large for a picture"),
