@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -106,7 +107,7 @@ def stylise(options: Options) -> int:
         options,
         scene,
         scene.faces.names,
-        [column_of(options, scene, style, blend) for blend in blends],
+        [partial(column_of, options, scene, style, blend) for blend in blends],
         way_of(options),
         lambda strength: column_of(options, scene, style, blend_at(full, strength)),
     )

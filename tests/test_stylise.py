@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,23 @@ class TestGrids:
         assert_same_picture(cells[:, 4], seen(style, [0, 3]))
         half = stylised(base, style, Shares((0.5, 0.5), 0.5, 0.5))
         assert_same_picture(cells[:, 2], seen(half, [0, 3]))
+
+    def test_models_are_made_one_at_a_time(self, command: SweepCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many strengths take no more memory than one."""
+        made: list[weakref.ref[object]] = []
+        alive: list[int] = []
+
+        def counted(*arguments: object) -> LoadedGenerator:
+            model = stylised(*arguments)  # type: ignore[arg-type]
+            made.append(weakref.ref(model.generator))
+            gc.collect()
+            alive.append(sum(each() is not None for each in made))
+            return model
+
+        monkeypatch.setattr("cips3d.stylise.stylised", counted)
+        command("--strengths", *(k / 9 for k in range(10)))
+        assert len(alive) == 10
+        assert max(alive) <= 2
 
     def test_weights_of_blocks(
         self, command: SweepCommand, base: LoadedGenerator, style: LoadedGenerator, tmp_path: Path
