@@ -175,7 +175,7 @@ class TestMistakes:
             raise AssertionError("faces were made")
 
         monkeypatch.setattr("cips3d.edit.edited", fail)
-        assert "would have" in command("--seeds", "0-4095", "--directions", "0-5", fails=True)
+        assert "would have" in command("--seeds", "0-400", "--directions", "0-5", fails=True)
 
     def test_one_strength_does_not_move(self, command: SweepCommand) -> None:
         assert "does not move" in command("--strengths", 1, out="a.gif", fails=True)
