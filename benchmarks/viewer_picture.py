@@ -21,7 +21,7 @@ from PIL import Image
 
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.pictures import save_image
-from cips3d.viewer import Options, check_options, exhibit_of, title_of
+from cips3d.viewer import Options, check_options, exhibit_of, model_of, title_of
 from cips3d.viewing import Gallery, open_server
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def viewer_picture(arguments: Sequence[str], out: Path, *, size: tuple[int, int]
     """
     options = tyro.cli(Options, args=arguments)
     check_options(options)
-    exhibit = exhibit_of(options)
+    exhibit = exhibit_of(options, model_of(options))
     gallery = Gallery(open_server("127.0.0.1", 0, title_of(options, exhibit)), exhibit)
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

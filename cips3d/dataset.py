@@ -60,7 +60,8 @@ def prepare(config: DatasetConfig) -> int:
     )
     size = f"{config.resolution} x {config.resolution}"
     state = "was complete already" if prepared.found_complete else "is complete"
-    print(f"{prepared.path} {state}: {prepared.images:,} images of {size}, {config.format}")
+    held = f"{prepared.images:,} image{'s' if prepared.images > 1 else ''}"
+    print(f"{prepared.path} {state}: {held} of {size}, {config.format}")
     if prepared.reasons:
         print(f"{len(prepared.reasons):,} unreadable skipped:")
         for name, why in list(prepared.reasons.items())[:REASONS_SHOWN]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -87,7 +88,7 @@ def edit(options: Options) -> int:
         options,
         scene,
         rows,
-        [moved(scene, directions, indices, strength) for strength in options.strengths],
+        [partial(moved, scene, directions, indices, strength) for strength in options.strengths],
         (options.strengths[0], options.strengths[-1]),
         lambda strength: moved(scene, directions, indices, strength),
     )

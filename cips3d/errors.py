@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -51,7 +52,8 @@ def _shown(number: float) -> str:
 def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Run a command's body; its `UserError` and Ctrl-C become a line on stderr and the exit codes 2 and 130.
 
-    SIGTERM ends it with 143, after it has tidied up; a reader that closes its end of stdout (`... | head`) with 141.
+    So do names that no file can have, and those in folders that are closed to the user (2). SIGTERM ends it with 143,
+    after it has tidied up; a reader that closes its end of stdout (`... | head`) with 141.
 
     Args:
         command: what to run; returns its exit code.
@@ -74,6 +76,21 @@ def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupt
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it at its end
         return PIPE_CLOSED
+    except OSError as error:
+        refused = _refused_name(error)
+        if refused is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
+        return 2
+
+
+def _refused_name(error: OSError) -> str | None:
+    """What is wrong with a name that not even a question about it is answered for; None: something else is wrong."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename} is too long a name for a file; give a shorter one"
+    if error.errno == errno.EACCES and error.filename is not None:
+        return f"{error.filename} is out of reach ({error.strerror}); check the rights of its folders"
+    return None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, describe, printable, read_rgb
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, printable, read_rgb
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
 from cips3d.devices import choose_device, is_out_of_memory
@@ -95,7 +95,7 @@ class Options:
         str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(needed by fid, kid, pr, frechet)")
     ] = None
     """real pictures: a folder, a zip, or the word heads for synthetic ones (./heads is a folder of that name)"""
-    heads: int = HEADS_COUNT
+    heads: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {HEADS_COUNT})")] = None
     """synthetic heads in --data heads"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """.json file to write the figures to; what is no number or infinite becomes null"""
@@ -275,7 +275,8 @@ def real_images(
     if not any(METRICS[name].needs_data for name in names):
         return None
     if options.data == HEADS:
-        return open_training_source(None, resolution, heads=options.heads, poses=loaded.poses if loaded else None)
+        count = HEADS_COUNT if options.heads is None else options.heads
+        return open_training_source(None, resolution, heads=count, poses=loaded.poses if loaded else None)
     return open_training_source(options.data, resolution)
 
 
@@ -335,16 +336,22 @@ def check_options(options: Options) -> None:
         raise UserError("there must be one thing to measure: give a run, a checkpoint, or --generated FOLDER")
     if options.precision is not None and options.run in (None, HEADS):
         raise UserError(f"--precision {options.precision} is for a model's products; leave it out where there is none")
+    if options.truncation != 1 and options.run in (None, HEADS):
+        raise UserError(f"--truncation {options.truncation:g} is for a model's faces; leave it out where there is none")
     for flag, value, least in (
         ("--images", options.images, 1),
         ("--faces", options.faces, 2),
         ("--heads", options.heads, 1),
         ("--batch-size", options.batch_size, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{flag} {value} is too few; give {least} or more")
+    if options.heads is not None and options.data != HEADS:
+        raise UserError(f"--heads {options.heads} is for --data heads; leave it out")
     if options.resolution is not None and options.resolution < 2:
         raise UserError(f"--resolution {options.resolution} is no picture; give 2 or more")
+    if options.resolution is not None:
+        check_resolution(options.resolution)
     if not math.isfinite(options.truncation):
         raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
     if not 0 <= options.seed < SEED_LIMIT:

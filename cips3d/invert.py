@@ -50,6 +50,7 @@ elsewhere. Ctrl-C saves what there is.
 
 TUNED_NAME, PICTURE_NAME, CURVE_NAME = "tuned.safetensors", "inversion.png", "loss.png"
 FEWEST_PIXELS = 8
+TUNE_STEPS = 350
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Options:
     """side of the pictures that are compared"""
     steps: int = InversionSettings.steps
     """of gradient descent of face and camera"""
-    tune_steps: int = 350
+    tune_steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {TUNE_STEPS})")] = (
+        None
+    )
     """of tuning"""
     starts: int = InversionSettings.starts
     """cameras, the most promising of a coarse search, that are refined; more find the right one more surely"""
@@ -125,7 +128,7 @@ def settings_of(loaded: LoadedGenerator, options: Options) -> InversionSettings:
     pose = options.pose
     return InversionSettings(
         steps=options.steps,
-        tune_steps=options.tune_steps if options.tune else 0,
+        tune_steps=(TUNE_STEPS if options.tune_steps is None else options.tune_steps) if options.tune else 0,
         pose=None if pose is None else (loaded.poses.pitch_mean + pose[1], loaded.poses.yaw_mean + pose[0]),
         starts=options.starts,
         perceptual=options.perceptual,
@@ -221,8 +224,10 @@ def check_model(loaded: LoadedGenerator, options: Options) -> None:
 def check_options(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before the model is loaded."""
     for flag, value in (("--steps", options.steps), ("--tune-steps", options.tune_steps), ("--starts", options.starts)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{flag} {value} is too few; give 1 or more")
+    if options.tune_steps is not None and not options.tune:
+        raise UserError(f"--tune-steps {options.tune_steps} is for --tune; add that, or leave it out")
     for flag, weight in (("--perceptual-weight", options.perceptual_weight), ("--prior", options.prior)):
         if not 0 <= weight < math.inf:
             raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 on")

@@ -34,6 +34,7 @@ Beside the mesh lies a picture of it from six sides (head.preview.png). Sides th
 """
 
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 1024
+LARGEST_BOX = 100.0  # scene units: far beyond what any camera sees; very far out, networks give no numbers
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,12 @@ def check_options(options: Options) -> None:
         raise UserError(f"--resolution {options.resolution} is out of range; give {MIN_RESOLUTION} to {MAX_RESOLUTION}")
     if options.picture_resolution is not None and options.picture_resolution < 2:
         raise UserError(f"--picture-resolution {options.picture_resolution} shows nothing; give 2 or more")
-    for flag, value in (("--threshold", options.threshold), ("--box-side", options.box_side)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{flag} {value:g} is out of range; give a positive number")
+    if options.threshold is not None and not 0 < options.threshold < math.inf:
+        raise UserError(f"--threshold {options.threshold:g} is out of range; give a positive number")
+    if options.box_side is not None and not 0 < options.box_side <= LARGEST_BOX:
+        raise UserError(
+            f"--box-side {options.box_side:g} is out of range; give a length from above 0 to {LARGEST_BOX:g}"
+        )
     pictures.check_path(options.out, MESH_ENDINGS, "a mesh")
 
 

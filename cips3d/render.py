@@ -66,7 +66,8 @@ def render(options: Options) -> int:
         staging = stage(loaded, options)
         if options.is_folder:
             count = save_separately(options.out, staging)
-            print(f"{options.out} holds {count} pictures of {staging.contents}{loaded.at_step}")
+            held = f"{count} picture{'s' if count > 1 else ''}"
+            print(f"{options.out} holds {held} of {staging.contents}{loaded.at_step}")
             return 0
         if options.is_animation:
             save_animation(options.out, frames(staging), options.fps)

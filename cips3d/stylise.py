@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -106,7 +107,7 @@ def stylise(options: Options) -> int:
         options,
         scene,
         scene.faces.names,
-        [column_of(options, scene, style, blend) for blend in blends],
+        [partial(column_of, options, scene, style, blend) for blend in blends],
         way_of(options),
         lambda strength: column_of(options, scene, style, blend_at(full, strength)),
     )
@@ -148,6 +149,14 @@ def _check_checkpoint(options: Options) -> None:
     for flag, given in (("--seeds", options.seeds), ("--latent", options.latent)):
         if given is not None:
             raise UserError(f"{flag} is for pictures, and a checkpoint has no faces; leave it out")
+    for flag, is_given in (
+        ("--yaw", options.yaw is not None),
+        ("--pitch", options.pitch is not None),
+        ("--resolution", options.resolution is not None),
+        ("--fov", options.fov is not None),
+    ):
+        if is_given:
+            raise UserError(f"{flag} is for pictures, and a checkpoint keeps what BASE has; leave it out")
     for flag, several in (
         ("--strengths", len(options.strengths or ()) > 1),
         ("--swap-from", len(swaps_of(options)) > 1),

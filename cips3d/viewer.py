@@ -87,10 +87,12 @@ def view(options: Options) -> int:
     check_options(options)
     exhibit: Exhibit | str
     try:
-        exhibit = exhibit_of(options)
+        loaded = model_of(options)
     except UserError as error:
         exhibit = str(error)
         print(f"error: {error}", file=sys.stderr)
+    else:
+        exhibit = exhibit_of(options, loaded)
     gallery = Gallery(open_server(options.host, options.port, title_of(options, exhibit)), exhibit)
     what = "why there is nothing to show" if isinstance(exhibit, str) else title_of(options, exhibit)
     print(f"{gallery.address} shows {what}; Ctrl-C ends it", flush=True)
@@ -103,13 +105,21 @@ def view(options: Options) -> int:
     return 2 if isinstance(exhibit, str) else 0
 
 
-def exhibit_of(options: Options) -> Exhibit:
+def model_of(options: Options) -> LoadedGenerator:
     """Load the model.
 
     Raises:
         UserError: it cannot be shown.
     """
-    loaded = load_generator(options.run, choose_device(options.device), precision=options.precision)
+    return load_generator(options.run, choose_device(options.device), precision=options.precision)
+
+
+def exhibit_of(options: Options, loaded: LoadedGenerator) -> Exhibit:
+    """The model as it is asked for.
+
+    Raises:
+        UserError: it does not have what is asked for.
+    """
     face = None if options.latent is None else styles_of_latents(loaded, [options.latent])
     shot = replace(Studio(loaded, face).first_shot, truncation=options.truncation)
     if options.seed is not None:

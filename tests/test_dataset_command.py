@@ -40,6 +40,13 @@ def test_a_set_is_prepared_and_reported(photos: Path, tmp_path: Path, capsys: py
     assert f"{tmp_path / 'set.zip'} was complete already: 3 images" in capsys.readouterr().out
 
 
+def test_a_single_picture_is_counted_as_one(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in (1, 2):
+        (photos / f"{i}.png").unlink()
+    assert dataset.main([str(photos), str(tmp_path / "set"), "--resolution", "4"]) == 0
+    assert "is complete: 1 image of 4 x 4" in capsys.readouterr().out
+
+
 def test_long_lists_of_unreadable_files_are_cut(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

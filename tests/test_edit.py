@@ -170,6 +170,13 @@ class TestMistakes:
     def test_flags(self, command: SweepCommand, flags: tuple[object, ...], message: str) -> None:
         assert message in command(*flags, fails=True)
 
+    def test_size_is_told_before_faces_are_made(self, command: SweepCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise AssertionError("faces were made")
+
+        monkeypatch.setattr("cips3d.edit.edited", fail)
+        assert "would have" in command("--seeds", "0-400", "--directions", "0-5", fails=True)
+
     def test_one_strength_does_not_move(self, command: SweepCommand) -> None:
         assert "does not move" in command("--strengths", 1, out="a.gif", fails=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -37,6 +38,25 @@ def test_choices() -> None:
 def test_interrupted_by_ctrl_c(capsys: pytest.CaptureFixture[str], given: tuple[str, ...], line: str) -> None:
     assert exit_on_user_error(lambda: raising(KeyboardInterrupt()), *given) == 130
     assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other errors")
+def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_on_user_error(lambda: int(Path("a" * 300).is_file())) == 2
+    assert capsys.readouterr().err == f"error: {'a' * 300} is too long a name for a file; give a shorter one\n"
+
+
+def test_closed_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "/closed/run")
+    assert exit_on_user_error(lambda: raising(refused)) == 2
+    message = "error: /closed/run is out of reach (Permission denied); check the rights of its folders\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_other_errors_of_the_system_are_bugs(number: int) -> None:
+    with pytest.raises(OSError, match="trouble"):
+        exit_on_user_error(lambda: raising(OSError(number, "trouble", "a")))
 
 
 def test_bugs_keep_their_traceback() -> None:

@@ -181,8 +181,11 @@ class TestMistakes:
             (["--metrics", "fid,frechet"], "fid, frechet compare with real pictures; give --data"),
             (["--faces", "1"], "--faces 1"),
             (["--images", "0"], "--images 0"),
+            (["--heads", "0"], "--heads 0 is too few"),
+            (["--heads", "64"], "--heads 64 is for --data heads"),
             (["--batch-size", "0"], "--batch-size 0"),
             (["--resolution", "1"], "--resolution 1"),
+            (["--resolution", "100000"], "--resolution 100000 is too large for a picture"),
             (["--truncation", "nan"], "--truncation nan"),
             (["--seed", "-1"], "--seed -1"),
             (["--out", "a.csv"], ".json"),
@@ -202,6 +205,12 @@ class TestMistakes:
         monkeypatch.setattr(evaluate, "load_generator", lambda *_, **__: loaded_of(Flat()))
         assert "pose needs a 3-D model, and Flat is 2-D; choose metrics" in command("--metrics", "pose", fails=True)
         assert "give --data, or --metrics is" in command(fails=True)
+
+    def test_heads_and_pictures_have_no_typical_ones(self, command: Callable[..., str], photo_folder: Path) -> None:
+        said = command("--metrics", "symmetry", "--truncation", "0.5", run="heads", fails=True)
+        assert "--truncation 0.5 is for a model's faces" in said
+        arguments = ("--generated", photo_folder, "--metrics", "is", "--truncation", "0.5")
+        assert "--truncation 0.5 is for a model's faces" in command(*arguments, run=None, fails=True)
 
     def test_missing_run(self, command: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist" in command(run=tmp_path / "none", fails=True)

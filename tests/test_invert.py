@@ -173,6 +173,7 @@ class TestMistakes:
         [
             (["--steps", "0"], "--steps 0 is too few"),
             (["--tune-steps", "0"], "--tune-steps 0"),
+            (["--tune-steps", "5"], "--tune-steps 5 is for --tune; add that"),
             (["--starts", "0"], "--starts 0"),
             (["--prior", "-1"], "--prior -1"),
             (["--perceptual-weight", "inf"], "--perceptual-weight inf"),

@@ -132,6 +132,7 @@ def test_latent(command: Callable[..., str], run_folder: Path, tmp_path: Path) -
         (["--threshold", "inf"], "a.glb", "--threshold inf"),
         (["--threshold", "1e9", *SMALL], "a.glb", "lower --threshold"),
         (["--box-side", "-1"], "a.glb", "--box-side -1"),
+        (["--box-side", "1e30"], "a.glb", "--box-side 1e+30 is out of range"),
         (["--picture-resolution", "1"], "a.glb", "--picture-resolution 1"),
         (["--device", "tpu"], "a.glb", "--device tpu"),
         ([], "a.stl", ".glb or .ply or .obj"),

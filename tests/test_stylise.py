@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,23 @@ class TestGrids:
         assert_same_picture(cells[:, 4], seen(style, [0, 3]))
         half = stylised(base, style, Shares((0.5, 0.5), 0.5, 0.5))
         assert_same_picture(cells[:, 2], seen(half, [0, 3]))
+
+    def test_models_are_made_one_at_a_time(self, command: SweepCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many strengths take no more memory than one."""
+        made: list[weakref.ref[object]] = []
+        alive: list[int] = []
+
+        def counted(*arguments: object) -> LoadedGenerator:
+            model = stylised(*arguments)  # type: ignore[arg-type]
+            made.append(weakref.ref(model.generator))
+            gc.collect()
+            alive.append(sum(each() is not None for each in made))
+            return model
+
+        monkeypatch.setattr("cips3d.stylise.stylised", counted)
+        command("--strengths", *(k / 9 for k in range(10)))
+        assert len(alive) == 10
+        assert max(alive) <= 2
 
     def test_weights_of_blocks(
         self, command: SweepCommand, base: LoadedGenerator, style: LoadedGenerator, tmp_path: Path
@@ -186,6 +205,10 @@ class TestCheckpoints:
         code = mesh.main([file, "--out", str(tmp_path / "m.ply"), *arguments, *device])
         assert code == 0, capsys.readouterr().err
 
+    def test_an_ending_in_capitals(self, command: SweepCommand, tmp_path: Path) -> None:
+        command(out="a.SAFETENSORS")
+        assert load_networks(tmp_path / "a.SAFETENSORS").averaged
+
     def test_training_goes_on_from_it_with_the_discriminator_of_the_style(
         self, command: SweepCommand, models: tuple[Path, Path], tmp_path: Path
     ) -> None:
@@ -251,12 +274,15 @@ class TestMistakes:
             (("--strengths", 0.5), "a.gif", "one strength, which does not move"),
             (("--swap-from", 0), "a.mp4", "nothing between the models"),
             (("--frames", 1), "a.gif", "--frames 1 is no animation"),
+            (("--frames", 10**9), "a.mp4", "--frames 1000000000 is too many"),
             (("--fps", 1000), "a.gif", "--fps 1000 is out of range"),
             (("--trajectory", "spiral"), "a.gif", "--trajectory spiral is unknown"),
             ((), "a.txt", "must end in .png or"),
             (("--strengths", 0, 1), "a.safetensors", "--strengths names several models"),
             (("--swap-from", "0-1"), "a.safetensors", "--swap-from names several models"),
             (("--latent", "x"), "a.safetensors", "a checkpoint has no faces"),
+            (("--resolution", 64), "a.safetensors", "--resolution is for pictures"),
+            (("--yaw", 0.1), "a.safetensors", "--yaw is for pictures"),
             (("--trajectory", "yaw"), "a.safetensors", "--trajectory yaw is for what moves"),
         ],
     )

@@ -97,6 +97,7 @@ def test_a_damaged_checkpoint_is_a_page_too(
         (["--host", "203.0.113.7"], "--host 203.0.113.7"),
         (["--device", "tpu"], "--device tpu"),
         (["--second", "nowhere"], "nowhere does not exist"),
+        (["--latent", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--latent", "a.safetensors", "--seed", "3"], "--latent takes the place of --seed"),
     ],
 )
@@ -124,10 +125,11 @@ def test_missing_library(run_folder: Path, capsys: pytest.CaptureFixture[str], m
 
 
 def test_what_is_shown_first(run_folder: Path) -> None:
-    exhibit = exhibit_of(Options(run_folder, seed=7, truncation=0.5, resolution=40, device="cpu"))
+    loaded = load_generator(run_folder)
+    exhibit = exhibit_of(Options(run_folder, seed=7, truncation=0.5, resolution=40, device="cpu"), loaded)
     assert (exhibit.first_shot.seed, exhibit.first_shot.truncation, exhibit.largest) == (7, 0.5, 40)
     assert exhibit.may_open_files
-    assert not exhibit_of(Options(run_folder, host="0.0.0.0", device="cpu")).may_open_files
+    assert not exhibit_of(Options(run_folder, host="0.0.0.0", device="cpu"), loaded).may_open_files
 
 
 def test_a_face_that_was_found(run_folder: Path, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_face_that_was_found(run_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "latent.safetensors"
     for camera, seen in ((SeenBy(pitch, yaw, 12.0), Orbit(yaw, limits.pitch[0])), (None, limits.front)):
         write_latent(path, latent_of(loaded, styles, camera))
-        exhibit = exhibit_of(Options(run_folder, latent=path, device="cpu"))
+        exhibit = exhibit_of(Options(run_folder, latent=path, device="cpu"), loaded)
         assert exhibit.first_shot.seed is None
         assert exhibit.first_shot.orbit == seen
         assert exhibit.face is not None
@@ -149,7 +151,7 @@ def test_a_face_that_was_found(run_folder: Path, tmp_path: Path) -> None:
 def test_a_latent_that_is_none(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match=r"a\.safetensors is not a"):
-        exhibit_of(Options(run_folder, latent=tmp_path / "a.safetensors", device="cpu"))
+        exhibit_of(Options(run_folder, latent=tmp_path / "a.safetensors", device="cpu"), load_generator(run_folder))
 
 
 def test_sizes_of_pictures(run_folder: Path) -> None:

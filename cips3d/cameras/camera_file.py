@@ -59,7 +59,7 @@ def read_cameras(
 
 def _entries(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows begin files with a mark
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a JSON file of cameras") from error
     except (ValueError, RecursionError) as error:
@@ -110,6 +110,8 @@ def _of_angles(entry: dict[str, Any], fov: float, front: tuple[float, float]) ->
     if "look_at" in entry:
         camera = Cameras.look_at(camera.position, _vector(entry, "look_at")[None], fov)
     if not _is_rotation(camera.rotation[0]):
+        if "look_at" not in entry:
+            raise ValueError("stands at the origin or on a pole; give a larger radius or another pitch")
         raise ValueError("looks straight up or down, or at itself; move look_at")
     offset = _vector(entry, "translation") if "translation" in entry else torch.zeros(3, dtype=torch.float64)
     return camera.rolled(roll).moved(offset)

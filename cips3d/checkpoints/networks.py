@@ -58,7 +58,7 @@ def load_networks(path: Path) -> Networks:
         UserError: nothing is there, or it is not a file that this package can use.
     """
     file = find_checkpoint(path)
-    return _of_converted(file) if file.suffix == ENDING else _of_checkpoint(file)
+    return _of_converted(file) if file.suffix.lower() == ENDING else _of_checkpoint(file)
 
 
 def _of_checkpoint(file: Path) -> Networks:

@@ -162,9 +162,22 @@ def gather(options: Options) -> tuple[dict[str, Part], Contents]:
         parts[name] = Part(network, system, options.file)
     if options.ema is not None:
         parts["generator_ema"] = averaged_part(options.ema, parts, options.system)
+        _check_same_system(parts)
     if options.discriminator is not None:
         parts["discriminator"] = lone_part(options.discriminator, None, discriminator=True)
     return {name: parts[name] for name in PART_NAMES if name in parts}, contents
+
+
+def _check_same_system(parts: dict[str, Part]) -> None:
+    """Raise `UserError` for the average of a generator of another system."""
+    if "generator" not in parts:
+        return
+    generator, average = parts["generator"], parts["generator_ema"]
+    if generator.system != average.system:
+        raise UserError(
+            f"--ema {average.file} is a generator of {system_name(average.system)}, and {generator.file} one of "
+            f"{system_name(generator.system)}; give the average of the same generator"
+        )
 
 
 def contents_in(path: Path, loaded: Any) -> Contents:

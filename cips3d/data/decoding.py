@@ -8,6 +8,7 @@ a set is opened, in a worker process, or when a set is prepared in advance.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from cips3d.errors import UserError
+from cips3d.pictures import MAX_PIXELS
 
 # What a file may hold, whatever its ending: collected photographs often carry a wrong one. The list is closed
 # since Pillow would otherwise hand a file to any of its decoders, some of which start other programs.
@@ -36,6 +40,8 @@ UNREADABLE_ERRORS: tuple[type[Exception], ...] = (
     Image.DecompressionBombError,
 )
 
+LARGEST_SIDE = math.isqrt(MAX_PIXELS)  # of squares that can be opened again
+
 PNG_DEPTH_AT = 24  # where the header of a PNG has the bits of a channel
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF 2.3, section 4.6.4: what turns a picture upright
@@ -47,6 +53,14 @@ _UPRIGHT = {  # EXIF 2.3, section 4.6.4: what turns a picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def check_resolution(resolution: int) -> None:
+    """Raise `UserError` for a side that no picture can be given."""
+    if resolution < 1:
+        raise UserError(f"--resolution {resolution} is not a size in pixels; give 1 or more")
+    if resolution > LARGEST_SIDE:
+        raise UserError(f"--resolution {resolution} is too large for a picture; give {LARGEST_SIDE} or less")
 
 
 def decode_image(data: bytes, resolution: int) -> Tensor:

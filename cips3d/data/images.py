@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, printable, read_rgb
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe, printable, read_rgb
 from cips3d.errors import UserError
 
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -260,8 +260,7 @@ def open_images(
     Raises:
         UserError: no such folder or zip, or nothing readable in it.
     """
-    if resolution < 1:
-        raise UserError(f"--resolution {resolution} is not a size in pixels; give 1 or more")
+    check_resolution(resolution)
     files, names = find_images(path)
     decoded = None
     if len(names) * 3 * resolution**2 <= decoded_limit:

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, printable
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe, printable
 from cips3d.data.images import (
     MANIFEST,
     MANIFEST_KEY,
@@ -123,8 +123,7 @@ def prepare_dataset(
             is readable, or writing failed.
     """
     destination = Path(destination)
-    if resolution < 1:
-        raise UserError(f"--resolution {resolution} is not a size in pixels; give 1 or more")
+    check_resolution(resolution)
     if image_format not in get_args(ImageFormat):
         formats = ", ".join(get_args(ImageFormat))
         raise UserError(f"--format {image_format} is unknown; choose one of {formats}")

@@ -25,7 +25,7 @@ def lpips_map(device: torch.device | str = "cpu") -> DifferenceMap:
     try:
         import lpips
     except ImportError as error:
-        raise UserError("the metric lpips needs the package lpips; install it: pip install lpips") from error
+        raise UserError("LPIPS needs the package lpips; install it: pip install lpips") from error
     except RuntimeError as error:  # what torchvision says to a torch that it was not built for
         raise UserError(
             f"lpips cannot be imported ({error}); install the torchvision that belongs to torch {torch.__version__}"

@@ -81,7 +81,8 @@ def isosurface(grid: FloatArray, level: float, side: float) -> Mesh:
             np.minimum(rim, outside, out=rim)
     if not float(grid.max()) > level:
         raise UserError(
-            f"there is no surface: densities in the box reach {max(highest, 0.0):g}; give a lower --threshold"
+            f"there is no surface: densities in the box reach {max(highest, 0.0):g}; give a lower --threshold "
+            "or another --box-side"
         )
     spacing = side / (resolution - 1)
     # "ascent" only orders corners: scikit-image's default has them clockwise from outside where inside is above.

@@ -13,6 +13,7 @@ import tyro
 
 from cips3d import animations, pictures
 from cips3d.cameras import TRAJECTORIES
+from cips3d.cameras.camera_file import MAX_CAMERAS
 from cips3d.errors import UserError
 from cips3d.ops.precision import Precision
 from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, parse_seeds
@@ -189,14 +190,22 @@ def _check_trajectory(options: Options) -> None:
             raise UserError(f"--distance {listed(options.distance)} is no range; give the nearer one first, above 0")
     if not options.has_frames:
         return
-    if options.frames is not None and options.frames < (2 if options.is_animation else 1):
-        raise UserError(f"--frames {options.frames} is no animation; give 2 or more")
+    if options.frames is not None:
+        check_frames(options.frames, 2 if options.is_animation else 1)
     for flag, axis, angles in (("--yaw", "yaw", options.yaw), ("--pitch", "pitch", options.pitch)):
         if angles is not None and axis not in ranges and len(angles) > 1:
             still = f"--trajectory {name}" if name is not None else "--interpolate without a --trajectory"
             raise UserError(f"{flag} {listed(angles)} is more than {still} needs; give one angle")
     if name == "yaw" and options.yaw is not None and min(options.yaw) == max(options.yaw):
         raise UserError(f"--yaw {listed(options.yaw)} leaves --trajectory yaw nowhere to go; give two different angles")
+
+
+def check_frames(frames: int, least: int = 2) -> None:
+    """Raise `UserError` for so few frames that nothing moves, or more than anybody waits for."""
+    if frames < least:
+        raise UserError(f"--frames {frames} is no animation; give 2 or more")
+    if frames > MAX_CAMERAS:
+        raise UserError(f"--frames {frames} is too many; give {MAX_CAMERAS} or fewer")
 
 
 def _check_faces(options: Options) -> None:

@@ -104,28 +104,36 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     _check_model(loaded, options, look.resolution)
     faces = faces_of(loaded, options)
     mixed = None if options.mix is None else faces_of_seeds(loaded, options.mix, "--mix", options.truncation)
-    film, seen = _film(loaded, options, look, faces, mixed)
+    cameras, layout = _cameras(loaded, options, len(faces)), _layout(options, look, faces, mixed)
+    _check_size(options, look, layout, _faces_a_frame(options, faces, mixed), len(cameras))
+    film, seen = _film(loaded, options, look, faces, mixed, cameras)
     what = "frame" if options.has_frames else "view"
     count = f"{len(film)} {what}{'s' if len(film) > 1 else ''}"
-    staging = Staging(
+    return Staging(
         film,
         faces,
         options.has_frames,
-        _layout(options, look, faces, mixed),
+        layout,
         mixed is not None,
         _row_labels(options, look, faces),
         _column_labels(loaded, options, faces, len(film)),
         f"{seen} in {count} of {look.resolution} x {look.resolution}",
     )
-    _check_size(options, staging)
-    return staging
 
 
-def _film(loaded: LoadedGenerator, options: Options, look: Look, faces: Faces, mixed: Faces | None) -> tuple[Film, str]:
+def _faces_a_frame(options: Options, faces: Faces, mixed: Faces | None) -> int:
+    """Places of a frame, the empty one of a table among them."""
+    if mixed is not None:
+        return (len(faces) + 1) * (len(mixed) + 1)
+    return 1 if options.interpolate is not None else len(faces)
+
+
+def _film(
+    loaded: LoadedGenerator, options: Options, look: Look, faces: Faces, mixed: Faces | None, cameras: Cameras
+) -> tuple[Film, str]:
     """The faces from where they are seen, and what they are in words."""
     if options.interpolate is not None and len(faces) < 2:
         raise UserError(f"--interpolate goes nowhere with one face; give two or more to {faces.flag}")
-    cameras = _cameras(loaded, options, len(faces))
     styles = faces.styles
     if mixed is not None:
         film = mixing(loaded, styles, mixed.styles, _mixed_layer(loaded, options, styles), cameras, look)
@@ -287,16 +295,18 @@ def _column_labels(loaded: LoadedGenerator, options: Options, faces: Faces, coun
     )
 
 
-def _check_size(options: Options, staging: Staging) -> None:
-    """Raise `UserError` where the picture would be too large for its format."""
-    film, layout = staging.film, staging.layout
-    look = film.look
+def _check_size(options: Options, look: Look, layout: Layout, faces: int, frames: int) -> None:
+    """Raise `UserError` where the picture would be too large for its format; before styles of all faces are made.
+
+    Args:
+        faces: of a frame.
+    """
     if options.is_folder:
         pictures.check_size(options.out / "one.png", look.resolution, look.resolution)
         return
-    if options.is_animation or staging.is_table:
-        size = arranged_size(film.faces.shape[1], look, layout)
+    if options.is_animation or options.mix is not None:
+        size = arranged_size(faces, look, layout)
     else:
-        cells = film.faces.numel() * len(look.kinds)
-        size = pictures.grid_size(cells, len(film), look.resolution, look.resolution, layout.enlarge)
+        cells = frames * faces * len(look.kinds)
+        size = pictures.grid_size(cells, frames, look.resolution, look.resolution, layout.enlarge)
     pictures.check_size(options.out, *size)

@@ -12,7 +12,7 @@ import tyro
 
 from cips3d import animations, pictures
 from cips3d.errors import UserError
-from cips3d.rendering.options import MODELS_OWN, PrecisionFlag, listed
+from cips3d.rendering.options import MODELS_OWN, PrecisionFlag, check_frames, listed
 from cips3d.rendering.options import Options as RenderOptions
 from cips3d.rendering.options import check_options as check_render_options
 from cips3d.rendering.seeds import parse_seeds
@@ -102,8 +102,8 @@ def _check_still_animation(options: SweepOptions) -> None:
     """An animation in which strengths change while the camera stands still."""
     ending = options.out.suffix.lower()
     animations.check_fps(ending, options.fps)
-    if options.frames is not None and options.frames < 2:
-        raise UserError(f"--frames {options.frames} is no animation; give 2 or more")
+    if options.frames is not None:
+        check_frames(options.frames)
     if ending == animations.VIDEO_ENDING:
         import_ffmpeg()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def write_sweep(
     options: SweepOptions,
     scene: Scene,
     rows: Sequence[str],
-    columns: Sequence[Column],
+    columns: Sequence[Callable[[], Column]],
     way: tuple[float, float],
     at: Callable[[float], Column],
 ) -> str:
@@ -78,7 +78,8 @@ def write_sweep(
         options: of the command.
         scene: cameras and look.
         rows: what each row shows.
-        columns: of a picture, and of every frame with a moving camera.
+        columns: of a picture, and of every frame with a moving camera; each is made when its turn comes, since it may
+            bring a model of its own.
         way: strengths that an animation with a camera that stands still begins at, goes to and comes back from.
         at: the rows at any strength.
 
@@ -98,10 +99,14 @@ def write_sweep(
     frames = len(scene.cameras) if moves else options.frames or FRAMES
     with _memory_reported(options, scene):
         if not options.is_animation:
-            with tqdm(columns, desc="rendering", unit="column", leave=False) as shown:
-                pictures.save_image(options.out, _table(scene, rows, shown, scene.cameras))
+            with tqdm(columns, desc="rendering", unit="column", leave=False) as turns:
+                pictures.save_image(options.out, _table(scene, rows, (make() for make in turns), scene.cameras))
         else:
-            made = _turning(scene, rows, columns) if moves else _swinging(scene, rows, way, at, frames)
+            made = (
+                _turning(scene, rows, [make() for make in columns])
+                if moves
+                else _swinging(scene, rows, way, at, frames)
+            )
             with tqdm(made, total=frames, desc="rendering", unit="frame", leave=False) as shown:
                 save_animation(options.out, shown, options.fps)
     faces = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"
@@ -111,7 +116,7 @@ def write_sweep(
     return f"{faces} at {len(columns)} strength{'s' if len(columns) > 1 else ''} in {view} of {side} x {side}"
 
 
-def _table(scene: Scene, rows: Sequence[str], columns: Sequence[Column] | tqdm[Column], camera: Cameras) -> Image.Image:
+def _table(scene: Scene, rows: Sequence[str], columns: Iterable[Column], camera: Cameras) -> Image.Image:
     """All rows in all columns, from one camera."""
     labels, taken = zip(*((column.label, _taken(scene, column, camera)) for column in columns), strict=True)
     return pictures.image_grid(

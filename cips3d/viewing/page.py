@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -172,7 +173,12 @@ class Page:
                 hint="A run folder or a checkpoint, best of a training that went on from this one",
             )
             button = gui.add_button("Open", color="gray")
-            button.on_click(lambda _: self._open_second(Path(self.path.strip()).expanduser()))
+
+            def open_typed(_: object) -> None:
+                path = os.path.expanduser(self.path.strip())  # noqa: PTH111 - Path's raises for the home of nobody
+                self._open_second(Path(path))
+
+            button.on_click(open_typed)
         self._model_share = gui.add_slider(
             *("Weight", 0.0, 1.0, 0.05, self._shot.model_share),
             disabled=True,
@@ -253,7 +259,7 @@ class Page:
         self._second_said.content = f"Opening {path} ..."
         try:
             blend = Blend(self._exhibit.loaded, load_generator(path, self._exhibit.loaded.device))
-        except UserError as error:
+        except (UserError, OSError) as error:  # the latter: a name that no file can have
             self._second_said.content = f"⚠️ {_plain(str(error))}."
             return
         self._studio.blend = blend

@@ -113,6 +113,7 @@ class TestMistakes:
             ({"pitch": math.nan}, "pitch"),
             ({"pitch": 1.6}, "over a pole"),
             ({"radius": 0}, "radius"),
+            ({"radius": 1e-30}, "larger radius"),
             ({"fov_degrees": 180}, "fov_degrees"),
             ({"fov_degrees": 1e-50}, "fov_degrees 1e-50, too narrow"),
             ({"fov_degrees": 1e-18}, "too narrow"),
@@ -155,6 +156,10 @@ class TestMistakes:
         (tmp_path / "way.json").write_bytes(b"\xff\xfe\x00\x01")
         with pytest.raises(UserError, match="is not JSON"):
             read_cameras(tmp_path / "way.json")
+
+
+def test_a_file_of_an_editor_of_windows(tmp_path: Path) -> None:
+    assert float(read(tmp_path, '\ufeff[{"yaw": 0.3}]').yaw) == pytest.approx(FRONT + 0.3)
 
 
 def test_front_is_the_default(tmp_path: Path) -> None:

@@ -16,16 +16,18 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from convert.small_networks import CIPS3D_DISCRIMINATOR_CONFIG, PIGAN_CONFIG, SYSTEMS, made
+from convert.small_networks import CIPS3D_CONFIG, CIPS3D_DISCRIMINATOR_CONFIG, PIGAN_CONFIG, SYSTEMS, made
 from convert.torch_files import module_of, stand_in_classes
 from torch import Tensor, nn
 
 from cips3d.checkpoints.converted import PARTS, Converted, read_converted
 from cips3d.checkpoints.trained import save_checkpoint
+from cips3d.convert import to_reference
 from cips3d.convert.cips3d_discriminator import discriminator_to_reference
 from cips3d.convert.command import main
 from cips3d.convert.pigan import pigan_to_reference
 from cips3d.errors import UserError
+from cips3d.models.cips3d import CIPS3D
 from cips3d.models.discriminator import Discriminator
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGeneratorConfig, make_discriminator, make_generator
 from cips3d.models.pigan import PiGAN
@@ -255,6 +257,8 @@ def test_mistakes_are_one_sentence(files: Path, capsys: pytest.CaptureFixture[st
     torch.save({"lr": 0.1, "step": 3}, "nothing.pth")
     torch.save({"shadow_params": [torch.zeros(1)], "decay": 0.9}, "ema.pth")
     torch.save(made("stylegan2")[1], "stylegan2.pth")
+    torch.save(made("pigan")[1], "pigan.pth")
+    torch.save(to_reference(CIPS3D(replace(CIPS3D_CONFIG, inr_width=10))), "wider.pth")
     save_checkpoint(Path("run.pt"), {"step": 3})
     Path("broken.pth").write_bytes(Path("g.pth").read_bytes()[:-100])
     Path("there.safetensors").write_text("mine")
@@ -274,7 +278,13 @@ def test_mistakes_are_one_sentence(files: Path, capsys: pytest.CaptureFixture[st
         (["ema.pth", "out.safetensors"], "averages without names"),
         (["g.pth", "out.safetensors", "--ema", "ema.pth"], "averages 1 parameters"),
         (["g.pth", "out.safetensors", "--ema", "nothing.pth"], "nothing.pth holds no network"),
-        (["g.pth", "out.safetensors", "--ema", "stylegan2.pth"], "other dimensions"),
+        (["g.pth", "out.safetensors", "--ema", "wider.pth"], "other dimensions"),
+        (
+            ["g.pth", "out.safetensors", "--ema", "stylegan2.pth"],
+            "--ema stylegan2.pth is a generator of StyleGAN2, and",
+        ),
+        (["g.pth", "out.safetensors", "--ema", "pigan.pth"], "--ema pigan.pth is a generator of pi-GAN, and g.pth one"),
+        (["pigan.pth", "out.safetensors", "--ema", "g.pth", "--box-warp"], "and pigan.pth one of pi-GAN"),
         (["g.pth", "out.safetensors", "--discriminator", "g.pth"], "holds no discriminator where one is needed"),
         (["g.pth", "out.safetensors", "--system", "stylegan3"], "choose one of cips3d, "),
         (["g.pth", "out.safetensors", "--system", "pigan", "--box-warp"], "not that of a pi-GAN generator"),

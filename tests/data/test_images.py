@@ -288,9 +288,10 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         open_images(tmp_path, 4)
 
 
-def test_a_resolution_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--resolution 0"):
-        open_images(tmp_path, 0)
+@pytest.mark.parametrize("resolution", [0, 13378, 10**9])
+def test_a_resolution_of_nothing_or_too_much_is_refused(tmp_path: Path, resolution: int) -> None:
+    with pytest.raises(UserError, match=f"--resolution {resolution} is"):
+        open_images(tmp_path, resolution)
 
 
 @pytest.mark.parametrize("content", [b"no json", b"[]", b'{"cips3d": 3}', b'{"labels": null}', b"\xff"])

@@ -345,6 +345,7 @@ def test_a_zip_is_not_prepared_onto_itself(photos: Path, tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"resolution": 0}, "--resolution 0"),
+        ({"resolution": 13378}, "--resolution 13378 is too large for a picture; give 13377 or less"),
         ({"workers": -1}, "--workers -1"),
         ({"image_format": "gif"}, "--format gif is unknown; choose one of png, webp, jpg"),
         ({"count": 3}, "--count and --seed are for SOURCE heads"),

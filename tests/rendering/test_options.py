@@ -40,6 +40,7 @@ from rendering.command import RenderCommand
         (["--trajectory", "circle", "--pitch", "0", "1.6"], "a.gif", "--pitch 1.6 goes over a pole"),
         (["--trajectory", "yaw", "--frames", "1"], "a.gif", "--frames 1"),
         (["--trajectory", "yaw", "--frames", "0"], "a.png", "--frames 0"),
+        (["--trajectory", "yaw", "--frames", "1000000000000"], "a.mp4", "--frames 1000000000000 is too many"),
         (["--trajectory", "yaw", "--fps", "100"], "a.gif", "--fps 100"),
         (["--trajectory", "yaw", "--distance", "1", "2"], "a.gif", "--distance is for"),
         (["--distance", "1", "2"], "a.png", "--distance is for"),

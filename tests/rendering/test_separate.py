@@ -104,7 +104,7 @@ def test_what_else_is_in_the_folder_stays(command: RenderCommand, tmp_path: Path
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "notes").write_text("mine")
     command("--seeds", "0", "--yaw", 0, out="faces")
-    command("--seeds", "0", "--yaw", 0, out="faces")
+    assert "faces holds 1 picture of 1 seed" in command("--seeds", "0", "--yaw", 0, out="faces")
     assert names(tmp_path / "faces") == ["notes", "seed0000.png"]
 
 

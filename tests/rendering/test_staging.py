@@ -191,6 +191,15 @@ class TestFaces:
         command("--seeds", "0", "--mix", "5,6", "--trajectory", "yaw", "--frames", 3, out="mixed.gif")
         assert len(frames_of(tmp_path / "mixed.gif")) == 3
 
+    def test_tables_that_no_picture_holds(self, command: RenderCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their styles would take all memory, and are not made."""
+
+        def fail(*_: object) -> None:
+            raise AssertionError("styles were mixed")
+
+        monkeypatch.setattr("cips3d.rendering.staging.mixing", fail)
+        assert "give fewer seeds" in command("--seeds", "0-4095", "--mix", "0-4095", fails=True)
+
     def test_same_picture_every_time(self, command: RenderCommand, tmp_path: Path) -> None:
         for jitter in ((), ("--jitter",)):
             command("--seeds", "0", *jitter, out="a.png")

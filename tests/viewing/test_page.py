@@ -169,6 +169,11 @@ def test_second_checkpoint(
     browser.wait(lambda: page.path == str(other), "path")
     browser.press("Open")
     browser.wait(lambda: "inr_width is 6, not 8" in browser.text, "sentence about the other networks")
+    for nowhere, said in (("~nobody-is-called-this/run", "does not exist"), ("a" * 300, "too long")):
+        browser.enter("File", nowhere)
+        browser.wait(lambda path=nowhere: page.path == path, "path")  # type: ignore[misc]
+        browser.press("Open")
+        browser.wait(lambda words=said: words in browser.text, f"sentence about {nowhere}")  # type: ignore[misc]
     browser.enter("File", str(tmp_path / "run"))
     browser.wait(lambda: page.path == str(tmp_path / "run"), "path")
     browser.press("Open")
