@@ -43,6 +43,21 @@ class Backend:
             yield seed
 
 
+@contextmanager
+def memory_of_nan() -> Iterator[None]:
+    """Inside, new memory is NaN until it is written, not the zeros that a CPU's often happens to be.
+
+    What a kernel forgets to write shows then, as it does on a GPU, whose memory PyTorch uses again and again.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills what torch.empty gives
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned_only)
+
+
 def open_backend(name: str, test: str) -> Iterator[Backend]:
     """For fixtures: the backend `name` for as long as the test runs; each test has a schedule of its own."""
     if name == "reference":
@@ -50,7 +65,7 @@ def open_backend(name: str, test: str) -> Iterator[Backend]:
     elif name == "emulated":
         module = emulated_kernels.load()
         module.set_schedule(zlib.crc32(test.encode()))
-        with kernels.emulation(module):
+        with kernels.emulation(module), memory_of_nan():
             yield Backend(name, torch.device("cpu"), module)
     else:
         if not torch.cuda.is_available():
