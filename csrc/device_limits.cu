@@ -1,4 +1,5 @@
 // What the launchers ask about devices.
+#include <atomic>
 #include <vector>
 
 #include "ops.h"
@@ -32,9 +33,9 @@ DeviceLimits ask_for_limits(int device) {
 }
 #endif
 
-}  // namespace
+std::atomic<int> pretended{0};  // multiprocessors; 0: none are
 
-DeviceLimits device_limits() {
+DeviceLimits limits_as_they_are() {
 #if defined(__CUDACC__)
   int device = 0;
   check(cudaGetDevice(&device));
@@ -52,6 +53,16 @@ DeviceLimits device_limits() {
   return {2, limit, limit + kSharedOverhead, warpgroups && limit == shared_of_architecture(90)};
 #endif
 }
+
+}  // namespace
+
+DeviceLimits device_limits() {
+  DeviceLimits limits = limits_as_they_are();
+  if (const int multiprocessors = pretended.load(); multiprocessors > 0) limits.multiprocessors = multiprocessors;
+  return limits;
+}
+
+void pretend_multiprocessors(int count) { pretended = count; }
 
 int multiprocessors() { return device_limits().multiprocessors; }
 

@@ -15,6 +15,7 @@ import torch
 from cips3d.ops import kernels
 
 MOST_SHARED = 227  # KB of shared memory that a block may have where that is most: compute capability 9.0 and 10.0
+FEW_MULTIPROCESSORS = 2  # those of the emulation
 SCHEDULES = range(6)  # seeds of the order in which the emulation runs threads; 0: index order
 
 
@@ -58,8 +59,22 @@ def memory_of_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warned_only)
 
 
-def open_backend(name: str, test: str) -> Iterator[Backend]:
-    """For fixtures: the backend `name` for as long as the test runs; each test has a schedule of its own."""
+@contextmanager
+def multiprocessors(module: ModuleType, count: int) -> Iterator[None]:
+    """Inside, launchers cut their work as for so many multiprocessors; 0: as many as there are."""
+    module.pretend_multiprocessors(count)
+    try:
+        yield
+    finally:
+        module.pretend_multiprocessors(0)
+
+
+def open_backend(name: str, test: str, *, few_multiprocessors: bool = True) -> Iterator[Backend]:
+    """For fixtures: the backend `name` for as long as the test runs; each test has a schedule of its own.
+
+    On a GPU work is cut as in the emulation: with all of its multiprocessors, a block would hardly ever have a second
+    tile of a small test, and pictures would be too small for the kernels of large ones.
+    """
     if name == "reference":
         yield Backend(name, torch.device("cpu"))
     elif name == "emulated":
@@ -70,9 +85,11 @@ def open_backend(name: str, test: str) -> Iterator[Backend]:
     else:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
-        reason = kernels.why_not_on(torch.device("cuda", torch.cuda.current_device()))
+        device = torch.device("cuda", torch.cuda.current_device())
+        reason = kernels.why_not_on(device)
         assert reason is None, reason  # a GPU without kernels is a failure, not a reason to skip
-        yield Backend(name, torch.device("cuda", torch.cuda.current_device()))
+        with multiprocessors(kernels.module_for(device), FEW_MULTIPROCESSORS if few_multiprocessors else 0):
+            yield Backend(name, device)
 
 
 @contextmanager

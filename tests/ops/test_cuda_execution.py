@@ -18,7 +18,7 @@ Op = Callable[..., object]
 
 @pytest.fixture
 def cuda(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    yield from open_backend("cuda", request.node.nodeid)
+    yield from open_backend("cuda", request.node.nodeid, few_multiprocessors=False)
 
 
 def draws(*shape: int) -> Tensor:
