@@ -37,8 +37,8 @@ class Backend:
         return int(kernels.module_for(self.device).shared_memory(self.device.index or 0)) >> 10
 
     def schedules(self) -> Iterator[int]:
-        """Sets one schedule after the other, where there is something to choose."""
-        for seed in SCHEDULES if self.module is not None else [0]:
+        """Sets one schedule after the other; on a GPU, which has one of its own every time, a test just goes on."""
+        for seed in SCHEDULES:
             if self.module is not None:
                 self.module.set_schedule(seed)
             yield seed

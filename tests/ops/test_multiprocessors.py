@@ -74,6 +74,7 @@ def test_many_compute_what_few_do(kernel_backend: Backend, name: str, precision:
     few = step()
     with multiprocessors(module, MANY):
         assert kernels.multiprocessors(kernel_backend.device) == MANY
-        many = step()
-    for a, b in zip(many, few, strict=True):
+        many, again = step(), step()
+    for a, b, c in zip(many, few, again, strict=True):
         assert relative_l2(a, b) < TOLERANCE[precision]
+        assert torch.equal(a, c)
