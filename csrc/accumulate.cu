@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kRayThreads, kRayBlocks)
 
 void accumulate(cudaStream_t stream, int dtype, Pointer weights, Pointer values, Pointer sums, int64_t rays,
                 int64_t samples, int64_t channels) {
+  check_ray(samples, channels);
   for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     for_widest_vector<T>(channels, {input<T>(values), input<T>(sums)}, [&](auto width) {
@@ -71,6 +72,7 @@ void accumulate(cudaStream_t stream, int dtype, Pointer weights, Pointer values,
 
 void accumulate_backward(cudaStream_t stream, int dtype, Pointer grad, Pointer weights, Pointer values,
                          Pointer grad_weights, Pointer grad_values, int64_t rays, int64_t samples, int64_t channels) {
+  check_ray(samples, channels);
   for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     for_widest_vector<T>(channels, {input<T>(grad), input<T>(values), input<T>(grad_values)}, [&](auto width) {

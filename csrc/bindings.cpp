@@ -69,6 +69,7 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   module.attr("architectures") = CIPS3D_ARCHITECTURES;
   bind_query(module, "multiprocessors", multiprocessors);
   bind_query(module, "shared_memory", shared_memory);
+  module.def("pretend_multiprocessors", pretend_multiprocessors);
   bind(module, "bias_leaky_relu", bias_leaky_relu);
   bind(module, "bias_leaky_relu_backward", bias_leaky_relu_backward);
   module.def("bias_leaky_relu_parts", bias_leaky_relu_parts);

@@ -259,8 +259,7 @@ __global__ void __launch_bounds__(kRayThreads, kRayBlocks)
 
 Densities densities(Pointer density, Pointer fine_density, Pointer depths, Pointer order, Pointer noise, int64_t rays,
                     int64_t coarse, int64_t samples, int64_t channels, bool softplus, bool last_back) {
-  if (samples * std::max<int64_t>(channels, 1) > std::numeric_limits<int>::max())
-    throw std::invalid_argument("more than 2^31 values on one ray");
+  check_ray(samples, channels);
   return {input<float>(density),
           input<float>(fine_density),
           input<float>(depths),

@@ -1,4 +1,5 @@
 // What the launchers ask about devices.
+#include <atomic>
 #include <vector>
 
 #include "ops.h"
@@ -8,12 +9,14 @@ namespace cips3d {
 namespace {
 
 #if defined(__CUDACC__)
-// Never launched, only asked about: code that has warpgroups' instructions has shared memory here, whoever compiled it
-// for the device, the build or, from PTX, the driver.
+// Never launched, only asked about: code that has warpgroups' instructions has that much shared memory here, whoever
+// compiled it for the device, the build or, from PTX, the driver. It is more than what every block has to leave to the
+// driver from 9.0 on, which may count as the kernel's.
+constexpr size_t kMarkBytes = 4 * kSharedOverhead;
 __global__ void code_kernel() {
 #if CIPS3D_HAS_WGMMA
-  __shared__ volatile int mark;
-  mark = 0;
+  __shared__ volatile unsigned char mark[kMarkBytes];
+  mark[threadIdx.x] = 0;
 #endif
 }
 
@@ -26,13 +29,13 @@ DeviceLimits ask_for_limits(int device) {
   check(cudaFuncGetAttributes(&code, code_kernel));
   const size_t of_code = shared_of_architecture(code.ptxVersion), of_device = block;
   return {multiprocessors, of_device < of_code ? of_device : of_code, static_cast<size_t>(multiprocessor),
-          code.sharedSizeBytes > 0};
+          code.sharedSizeBytes >= kMarkBytes};
 }
 #endif
 
-}  // namespace
+std::atomic<int> pretended{0};  // multiprocessors; 0: none are
 
-DeviceLimits device_limits() {
+DeviceLimits limits_as_they_are() {
 #if defined(__CUDACC__)
   int device = 0;
   check(cudaGetDevice(&device));
@@ -50,6 +53,16 @@ DeviceLimits device_limits() {
   return {2, limit, limit + kSharedOverhead, warpgroups && limit == shared_of_architecture(90)};
 #endif
 }
+
+}  // namespace
+
+DeviceLimits device_limits() {
+  DeviceLimits limits = limits_as_they_are();
+  if (const int multiprocessors = pretended.load(); multiprocessors > 0) limits.multiprocessors = multiprocessors;
+  return limits;
+}
+
+void pretend_multiprocessors(int count) { pretended = count; }
 
 int multiprocessors() { return device_limits().multiprocessors; }
 

@@ -30,6 +30,9 @@ inline unsigned blocks_for(int64_t work, int64_t items_a_block) {
 // device_limits.cu: of the device; throws where no code of this module starts on it.
 int multiprocessors();
 int64_t shared_memory();  // bytes that a block may have
+// Has launchers cut their work as for that many multiprocessors on every device, or with 0 as for those that there are:
+// with few of them, blocks of a small test do as much, one after the other, as those of large tensors do.
+void pretend_multiprocessors(int count);
 
 // bias_leaky_relu.cu: x, sign, y [batch, channels, inner]; bias [channels].
 void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Pointer sign, Pointer y, int64_t batch,

@@ -27,6 +27,12 @@ inline RayLayout ray_layout(int64_t samples, int64_t vectors) {
   return {std::max(row, power_of_two_from(samples, 32)), row};
 }
 
+// Values of one ray are counted by ints.
+inline void check_ray(int64_t samples, int64_t channels) {
+  if (samples * std::max<int64_t>(channels, 1) > std::numeric_limits<int>::max())
+    throw std::invalid_argument("more than 2^31 values on one ray");
+}
+
 inline unsigned ray_blocks(int64_t rays, RayLayout layout) { return blocks_for(rays, kRayThreads / layout.group); }
 
 // Where a thread is: its ray and its lane within the ray's group. Lanes without a ray go on, for the shuffles.

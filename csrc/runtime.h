@@ -22,12 +22,31 @@ using half = __half;
 using bfloat16 = __nv_bfloat16;
 
 #if defined(__CUDACC__)
+// Whether an error is of something that a kernel did: every call of the runtime returns it from then on, whosever the
+// kernel was.
+inline bool of_earlier_work(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable: return true;
+    default: return false;
+  }
+}
+
 // Throws what a call of the runtime returned. The runtime keeps it, too, for the next cudaGetLastError(), which is to
 // tell of the launch before it and of nothing else.
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();
-  throw std::runtime_error(cudaGetErrorString(error));
+  const char* earlier = ", in work that the device was given before (CUDA_LAUNCH_BLOCKING=1 shows in which)";
+  throw std::runtime_error(std::string(cudaGetErrorString(error)) + (of_earlier_work(error) ? earlier : ""));
 }
 #endif
 

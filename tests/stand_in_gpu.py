@@ -377,11 +377,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests of a GPU, but for those that compile, or look at how ops are registered: PyTorch would look inside."""
+    """The tests of a GPU, by their own or their file's name, but for those that compile, or look at how ops are
+    registered: PyTorch would look inside.
+    """
     kept, left = [], []
     for item in items:
         looks_inside = any(word in item.nodeid for word in ("compile", "inductor", "registration"))
-        is_for_gpu = ("cuda" in item.name and not looks_inside) or item.name.startswith(TRAINING)
+        is_for_gpu = ("cuda" in item.nodeid and not looks_inside) or item.name.startswith(TRAINING)
         (kept if is_for_gpu else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept

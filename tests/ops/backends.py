@@ -15,6 +15,7 @@ import torch
 from cips3d.ops import kernels
 
 MOST_SHARED = 227  # KB of shared memory that a block may have where that is most: compute capability 9.0 and 10.0
+FEW_MULTIPROCESSORS = 2  # those of the emulation
 SCHEDULES = range(6)  # seeds of the order in which the emulation runs threads; 0: index order
 
 
@@ -36,39 +37,59 @@ class Backend:
         return int(kernels.module_for(self.device).shared_memory(self.device.index or 0)) >> 10
 
     def schedules(self) -> Iterator[int]:
-        """Sets one schedule after the other, where there is something to choose."""
-        for seed in SCHEDULES if self.module is not None else [0]:
+        """Sets one schedule after the other; on a GPU, which has one of its own every time, a test just goes on."""
+        for seed in SCHEDULES:
             if self.module is not None:
                 self.module.set_schedule(seed)
             yield seed
 
 
-def open_backend(name: str, test: str) -> Iterator[Backend]:
-    """For fixtures: the backend `name` for as long as the test runs; each test has a schedule of its own."""
+@contextmanager
+def memory_of_nan() -> Iterator[None]:
+    """Inside, new memory is NaN until it is written, not the zeros that a CPU's often happens to be.
+
+    What a kernel forgets to write shows then, as it does on a GPU, whose memory PyTorch uses again and again.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills what torch.empty gives
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned_only)
+
+
+@contextmanager
+def multiprocessors(module: ModuleType, count: int) -> Iterator[None]:
+    """Inside, launchers cut their work as for so many multiprocessors; 0: as many as there are."""
+    module.pretend_multiprocessors(count)
+    try:
+        yield
+    finally:
+        module.pretend_multiprocessors(0)
+
+
+def open_backend(name: str, test: str, *, few_multiprocessors: bool = True) -> Iterator[Backend]:
+    """For fixtures: the backend `name` for as long as the test runs; each test has a schedule of its own.
+
+    On a GPU work is cut as in the emulation: with all of its multiprocessors, a block would hardly ever have a second
+    tile of a small test, and pictures would be too small for the kernels of large ones.
+    """
     if name == "reference":
         yield Backend(name, torch.device("cpu"))
     elif name == "emulated":
         module = emulated_kernels.load()
         module.set_schedule(zlib.crc32(test.encode()))
-        with kernels.emulation(module), nan_in_fresh_memory():
+        with kernels.emulation(module), memory_of_nan():
             yield Backend(name, torch.device("cpu"), module)
     else:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
-        reason = kernels.why_not_on(torch.device("cuda", torch.cuda.current_device()))
+        device = torch.device("cuda", torch.cuda.current_device())
+        reason = kernels.why_not_on(device)
         assert reason is None, reason  # a GPU without kernels is a failure, not a reason to skip
-        yield Backend(name, torch.device("cuda", torch.cuda.current_device()))
-
-
-@contextmanager
-def nan_in_fresh_memory() -> Iterator[None]:
-    """Inside, tensors that nothing has been written to are NaN, or the largest integer: who reads them is found out."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # PyTorch fills what it allocates with them only
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        with multiprocessors(kernels.module_for(device), FEW_MULTIPROCESSORS if few_multiprocessors else 0):
+            yield Backend(name, device)
 
 
 @contextmanager

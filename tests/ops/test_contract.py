@@ -6,17 +6,18 @@ import doctest
 import math
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ops.backends import Backend
+from ops.backends import Backend, open_backend
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from cips3d import ops
-from cips3d.ops import FoldedLayer, RayDraws, RenderedRays, SirenField
+from cips3d.ops import FoldedLayer, RayDraws, RenderedRays, SirenField, kernels
 
 WIDTH, COLORS = 8, 4
 
@@ -260,3 +261,12 @@ def test_dtypes_of_a_modulated_layer(case: Case) -> None:
     with pytest.raises(ValueError, match=r"following\.weight must take the 2 channels of the layer, got 3"):
         layer, following = ops.ModulatedWeight.of(weight, m), ops.ModulatedWeight.of(case.of(3, 2), case.of(1, 3))
         ops.modulated_layer(x, layer, following=following)
+
+
+def test_what_a_kernel_forgets_to_write_shows() -> None:
+    """In the emulation too, where new memory would often be zeros."""
+    with contextmanager(open_backend)("emulated", "any"):
+        weights, values, sums = torch.ones(2, 3), torch.ones(2, 3, 4), torch.empty(2, 4)
+        kernels.launch("accumulate", torch.float32, weights, values, sums, 1, 3, 4)  # one ray of two
+        assert sums[0].eq(3).all()
+        assert sums[1].isnan().all()

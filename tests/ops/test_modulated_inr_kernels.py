@@ -7,14 +7,14 @@ from collections.abc import Callable
 import emulated_kernels
 import pytest
 import torch
-from ops.backends import Backend, shared_limit
+from ops.backends import MOST_SHARED, Backend, shared_limit
 from ops.inr_networks import TOLERANCE, Setting, both, run, sample_inputs
 from reference_records import relative_l2
 
 from cips3d.ops import Precision, kernels
 
 # Shared memory in KB, pixels of an image, and how many a block then takes at a time: other devices have less memory,
-# and a picture that would leave multiprocessors idle (the emulation has two of them) is cut finer.
+# and a picture that would leave multiprocessors idle (there are two of them in these tests) is cut finer.
 PASSES = [
     ("fast", 227, 150, 128),
     ("fast", 163, 150, 128),
@@ -39,11 +39,10 @@ def test_every_kernel(
     monkeypatch.setenv("CIPS3D_WGMMA", "0")  # those of every architecture
     s = Setting(32, width, 2, 1, 0, pixels=pixels, images=1)
     ours, exact = both(sample_inputs(s), kernel_backend)
-    if kernel_backend.module is None:  # a device's limit and its multiprocessors are what they are
-        assert relative_l2(run(ours, s, precision), run(exact, s)) < TOLERANCE[precision]
-        return
+    chosen = kernels.module_for(kernel_backend.device).modulated_inr_rows
     with shared_limit(kernel_backend, limit):
-        assert kernel_backend.module.modulated_inr_rows(0, s.images, s.pixels, width, precision != "fast") == rows
+        index = kernel_backend.device.index or 0
+        assert chosen(index, s.images, s.pixels, width, precision != "fast") == rows
         found = run(ours, s, precision)
     assert relative_l2(found, run(exact, s)) < TOLERANCE[precision]
 
@@ -54,9 +53,11 @@ def warpgroups(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Call
     monkeypatch.delenv("CIPS3D_WGMMA", raising=False)
 
     def check(s: Setting) -> None:
-        sizes = (s.images, s.pixels, s.width)
-        if not kernels.module_for(kernel_backend.device).modulated_inr_warpgroups(0, *sizes, False):
-            assert kernel_backend.module is None or emulated_kernels.capability() != (9, 0)
+        device, sizes = kernel_backend.device, (s.images, s.pixels, s.width)
+        if not kernels.module_for(device).modulated_inr_warpgroups(device.index or 0, *sizes, False):
+            on_cuda = device.type == "cuda"
+            capability = torch.cuda.get_device_capability(device) if on_cuda else emulated_kernels.capability()
+            assert capability != (9, 0) or kernel_backend.shared < MOST_SHARED
             pytest.skip("for compute capability 9.0")
 
     return check
@@ -88,10 +89,10 @@ def test_warpgroups_can_be_refused(
     s = WARPGROUPS["two chunks, skips"]
     warpgroups(s)
     chosen = kernels.module_for(kernel_backend.device).modulated_inr_warpgroups
-    assert not chosen(0, s.images, s.pixels, s.width, True)
-    assert not chosen(0, s.images, s.pixels, 300, False)
+    assert not chosen(kernel_backend.device.index or 0, s.images, s.pixels, s.width, True)
+    assert not chosen(kernel_backend.device.index or 0, s.images, s.pixels, 300, False)
     monkeypatch.setenv("CIPS3D_WGMMA", "0")
-    assert not chosen(0, s.images, s.pixels, s.width, False)
+    assert not chosen(kernel_backend.device.index or 0, s.images, s.pixels, s.width, False)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
