@@ -31,17 +31,17 @@ struct Workspace {
   }
 };
 
-// A warp packs one row of a matrix: block (row, product, image). Rows are scaled by a power of two, so that what
+// A warp packs one row of a matrix: block (image, row, product). Rows are scaled by a power of two, so that what
 // float16 cannot hold of small weights is small against the row's largest.
 __global__ void __launch_bounds__(32)
     pack_weights_kernel(const FieldTensors from, int slab_columns, int parts, int64_t image_halves,
                         half* __restrict__ slabs,    // [I] of Slabs
                         float* __restrict__ unscale  // [I, L, kFieldWidth]
     ) {
-  const int row = blockIdx.x, product = blockIdx.y, lane = threadIdx.x, directions = from.has_head() ? 3 : 0;
-  const int64_t image = blockIdx.z;
+  const int row = blockIdx.y, product = blockIdx.z, lane = threadIdx.x, directions = from.has_head() ? 3 : 0;
+  const int64_t image = blockIdx.x;
   const bool color = product + 1 == from.depth;
-  const int padded = whole_strips(from.width), columns = gridDim.x;
+  const int padded = whole_strips(from.width), columns = gridDim.y;
   const int rows = color ? from.color : from.width;
   const float* weight =
       color ? from.color_weight + (image * from.color + row) * (directions + from.width)
@@ -70,12 +70,12 @@ __global__ void __launch_bounds__(32)
   }
 }
 
-// What belongs to an image: block (product, image); the last block of x has the first layer, and image 0's the heads.
+// What belongs to an image: block (image, product); the last block of y has the first layer, and image 0's the heads.
 __global__ void __launch_bounds__(kFieldWidth)
     pack_modulation_kernel(const FieldTensors from, const float* __restrict__ unscale, float4* __restrict__ first,
                            float4* __restrict__ heads, float2* __restrict__ modulation) {
-  const int channel = threadIdx.x, product = blockIdx.x, depth = from.depth;
-  const int64_t image = blockIdx.y, matrix = from.has_head() ? 0 : image;
+  const int channel = threadIdx.x, product = blockIdx.y, depth = from.depth;
+  const int64_t image = blockIdx.x, matrix = from.has_head() ? 0 : image;
   if (product == depth) {
     const bool in_trunk = channel < from.width, in_head = from.has_head() && channel < from.color;
     float4 phase = {};
@@ -123,9 +123,9 @@ StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int6
   const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, parts);
   const int columns = static_cast<int>(padded_columns_of(tensors.width, tensors.color));
   const unsigned matrices = head ? 1 : blocks_for(images, 1);
-  launch(pack_weights_kernel, dim3(columns, depth, matrices), dim3(32), 0, stream, tensors, slab, parts,
+  launch(pack_weights_kernel, dim3(matrices, columns, depth), dim3(32), 0, stream, tensors, slab, parts,
          packed.image_halves, packed.slabs, packed.unscale);
-  launch(pack_modulation_kernel, dim3(depth + 1, blocks_for(images, 1)), dim3(kFieldWidth), 0, stream, tensors,
+  launch(pack_modulation_kernel, dim3(blocks_for(images, 1), depth + 1), dim3(kFieldWidth), 0, stream, tensors,
          packed.unscale, packed.first, packed.heads, packed.modulation);
   StreamedLayers layers = {};
   layers.slabs = {packed.slabs, depth * (width / slab) + head, columns, 0};

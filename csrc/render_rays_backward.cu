@@ -51,9 +51,9 @@ using AnySums = LayerSums<kWidth, kColor, WideBlock::Buffers>;
 constexpr int kBlockFloats = std::max(GradientLayout{kWidth, kColor}.size(), kBackwardThreads* AnySums::kValues);
 
 // Of the blocks of all images.
-__device__ __forceinline__ int64_t block_of_all() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }
+__device__ __forceinline__ int64_t block_of_all() { return static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y; }
 
-// Block (x, image): the xth part of an image's rays, and its sums.
+// Block (image, y): the yth part of an image's rays, and its sums. There may be more images than blocks along y.
 template <class Block, bool kRayGradients>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
     render_rays_backward_kernel(const SavedRays saved, const OutputGradients gradients, const FieldLayers layers,
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     typename Block::Weights weights(shared);
     const Buffers buffers(shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64_t image = blockIdx.y;
+    const int64_t image = blockIdx.x;
     weights.load(layers, image);
     if (threadIdx.x < 2) buffers.scales[threadIdx.x] = gradients.scales[threadIdx.x];
     __syncthreads();
@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     constexpr int kSamplesACarry = Buffers::kParts > 1 ? 512 : 8192;
     constexpr int kRaysAStep = 8 * Buffers::kTiles;
     const int in_step = warp / Buffers::kSharers, share = warp % Buffers::kSharers;  // tile of a step, part of channels
-    const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.x + 1) / gridDim.x;
-    for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
+    const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.y + 1) / gridDim.y;
+    for (int64_t tile = tiles * blockIdx.y / gridDim.y; tile < end; tile++) {
       const int64_t index = tile * kRaysAStep + in_step * 8 + lane / 4;
       RayState ray = {};
       ray.there = index < s.rays;
@@ -119,12 +119,12 @@ __global__ void __launch_bounds__(256)
     add_blocks_kernel(const float* __restrict__ partial,  // [B, blocks, kBlockFloats]
                       float* __restrict__ sums,           // [B, size]
                       int blocks, int size) {
-  const int i = blockIdx.x * 256 + threadIdx.x;
+  const int i = blockIdx.y * 256 + threadIdx.x;
   if (i >= size) return;
-  const float* from = partial + static_cast<int64_t>(blockIdx.y) * blocks * kBlockFloats + i;
+  const float* from = partial + static_cast<int64_t>(blockIdx.x) * blocks * kBlockFloats + i;
   float sum = 0.0f;
   for (int block = 0; block < blocks; block++) sum += from[static_cast<int64_t>(block) * kBlockFloats];
-  sums[static_cast<int64_t>(blockIdx.y) * size + i] = sum;
+  sums[static_cast<int64_t>(blockIdx.x) * size + i] = sum;
 }
 
 // Calls f(Block) for the block that the current device has room for, or for the one that takes least.
@@ -144,10 +144,10 @@ void launch_backward(const SavedRays& saved, const OutputGradients& gradients, c
   if (Block::kShared > device_limits().shared_block)
     throw std::invalid_argument("the backward needs " + std::to_string(Block::kShared) + " bytes of shared memory");
   launch(render_rays_backward_kernel<Block, kRayGradients>,
-         dim3(static_cast<unsigned>(blocks), blocks_for(s.images, 1)), dim3(kBackwardThreads), Block::kShared, stream,
+         dim3(blocks_for(s.images, 1), static_cast<unsigned>(blocks)), dim3(kBackwardThreads), Block::kShared, stream,
          saved, gradients, layers, s, partial, grad_origins, grad_directions);
   const GradientLayout layout = {layers.width, layers.color};
-  launch(add_blocks_kernel, dim3(blocks_for(layout.size(), 256), blocks_for(s.images, 1)), dim3(256), 0, stream,
+  launch(add_blocks_kernel, dim3(blocks_for(s.images, 1), blocks_for(layout.size(), 256)), dim3(256), 0, stream,
          partial, sums, static_cast<int>(blocks), layout.size());
 }
 

@@ -198,3 +198,22 @@ def test_more_than_int32_elements(cuda: Backend) -> None:
     assert torch.equal(bias_leaky_relu(x, bias)[:, -1:], bias_leaky_relu(last, bias[-1:]))
     taps = TAPS.to(cuda.device)
     assert torch.equal(upfirdn2d(x, taps, padding=(2, 1))[:, -1:], upfirdn2d(last, taps, padding=(2, 1)))
+
+
+def test_more_images_than_blocks_along_y(cuda: Backend) -> None:
+    """Of one ray each: the kernels that have an image a block."""
+    images = 2**16
+    free, _ = torch.cuda.mem_get_info()
+    if free < 12 << 30:
+        pytest.skip("no CUDA device with 12 GB free")
+
+    def step(images: int) -> tuple[Tensor, ...]:
+        given = [t[:1, :1].expand(images, -1, -1) for t in RAYS]
+        layers = [t[:1].expand(images, *t.shape[1:]) for t in field(16, 16)[:6]]
+        tensors = [t.requires_grad_() for t in on(cuda.device, [*given[:2], *layers])]
+        rest = on(cuda.device, [*given[2:], *field(16, 16)[6:]])
+        seen = rendered(*tensors[:2], *rest[:2], *tensors[2:], *rest[2:])
+        return seen.colors, *torch.autograd.grad(seen.colors.square().sum(), tensors)
+
+    for few, many in zip(step(1), step(images), strict=True):
+        torch.testing.assert_close(many, few.expand_as(many))
