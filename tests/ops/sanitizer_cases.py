@@ -31,7 +31,10 @@ def address(array: NDArray[np.generic]) -> int:
 
 
 def limits_of_the_device(module: ModuleType) -> None:
-    assert module.multiprocessors(DEVICE) > 0
+    few = module.multiprocessors(DEVICE)
+    for pretended, count in ((132, 132), (0, few)):
+        module.pretend_multiprocessors(pretended)
+        assert module.multiprocessors(DEVICE) == count > 0
     assert module.shared_memory(DEVICE) == module.shared_limit()
 
 
