@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from host_waits import ReadsOfSingleValues
 from inversion.small_models import own_picture, painted_ball, small
-from single_reads import ReadsOfSingleValues
 
 from cips3d.checkpoints.converted import write_converted
 from cips3d.errors import UserError

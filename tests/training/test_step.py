@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import ReadsOfSingleValues
 from ops.backends import Backend
-from single_reads import ReadsOfSingleValues
 from torch import Tensor
 
 from cips3d.cameras import Cameras

@@ -1,4 +1,4 @@
-"""How often the host asks for single numbers."""
+"""How often host and device meet: reads of single numbers, and copies."""
 
 from __future__ import annotations
 
@@ -17,4 +17,16 @@ class ReadsOfSingleValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors that go to another device or dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
         return func(*args, **(kwargs or {}))
