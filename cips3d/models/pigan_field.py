@@ -180,7 +180,8 @@ class ViewDependentNeRF(nn.Module):
         gains = GAIN_SCALE * frequencies + GAIN_CENTRE
         layers = [cast(nn.Linear, linear) for linear in self.layers]
         first, *hidden = layers
-        color_weight, color_bias = self.color.weight, self.color.bias
+        color_weight: Tensor = self.color.weight
+        color_bias: Tensor = self.color.bias
         if seen_along is not None:
             color_bias = color_bias + sum(part * color_weight[:, k] for k, part in enumerate(seen_along))
             color_weight = torch.cat([torch.zeros_like(color_weight[:, :3]), color_weight[:, 3:]], dim=1)
