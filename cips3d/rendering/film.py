@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -67,10 +68,23 @@ class Film:
         return shown
 
     def frames(self) -> Iterator[Tensor]:
-        """One frame after the other [N, K, 3, R, R]; no more are held than are rendered together."""
+        """One frame after the other [N, K, 3, R, R]; no more are held than are rendered together.
+
+        A GPU goes on with the frames behind them meanwhile.
+        """
         at_once = max(1, self.look.batch_size // self.faces.shape[1])
-        for start in range(0, len(self), at_once):
-            yield from self.part(start, start + at_once)
+        parts = (self.part(start, start + at_once) for start in range(0, len(self), at_once))
+        for frames in parts if self.loaded.device.type == "cpu" else one_ahead(parts):
+            yield from frames
+
+
+def one_ahead(items: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same items; a thread makes the next one while the last one is in use."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
 
 
 def every_face(loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look) -> Film:
