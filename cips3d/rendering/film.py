@@ -17,7 +17,7 @@ from cips3d.models.generator import Generator, chosen, styles_of
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
-from cips3d.rendering.views import BATCH_SIZE, render_pairs, volumes_of
+from cips3d.rendering.views import BATCH_SIZE, pictures_at_once, render_pairs, volumes_of
 
 Kind = Literal["image", "aux", "depth", "normals"]
 
@@ -184,14 +184,26 @@ def take_pictures(
     if shown.aux_image is not None:
         by_kind["aux"] = shown.aux_image
     if shown.depth is not None:
-        volumes = volumes_of(loaded.settings, cameras)
-        near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))
-        if "depth" in look.kinds:
-            by_kind["depth"] = pictures.depth_image(shown.depth, near, far)
-        if "normals" in look.kinds:
-            empty = shown.depth > (far - BACKGROUND_SHARE * (far - near)).view(-1, 1, 1, 1)
-            by_kind["normals"] = normals_from_depth(shown.depth, cameras.to("cpu")).masked_fill(empty, 0)
+        by_kind |= _pictures_of_depth(loaded, shown.depth, cameras, look)
     return torch.stack([by_kind[kind] for kind in look.kinds], dim=1)
+
+
+def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras, look: Look) -> dict[str, Tensor]:
+    """Those of the kinds that a depth map shows, on the CPU; a GPU makes them of a few pictures at a time."""
+    device, count = loaded.device, len(depth)
+    volumes = volumes_of(loaded.settings, cameras)
+    near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))
+    made: dict[str, list[Tensor]] = {kind: [] for kind in ("depth", "normals") if kind in look.kinds}
+    at_once = count if device.type == "cpu" else pictures_at_once(look.batch_size, look.resolution)
+    for start in range(0, count, at_once):
+        some = slice(start, start + at_once)
+        t, begin, end = (x[some].to(device) for x in (depth, near, far))
+        if "depth" in made:
+            made["depth"].append(pictures.depth_image(t, begin, end).cpu())
+        if "normals" in made:
+            empty = t > (end - BACKGROUND_SHARE * (end - begin)).view(-1, 1, 1, 1)
+            made["normals"].append(normals_from_depth(t, cameras[some].to(device)).masked_fill(empty, 0).cpu())
+    return {kind: torch.cat(parts) for kind, parts in made.items()}
 
 
 def strip(
