@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.models.generator import Generator, chosen, styles_of
+from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
@@ -74,17 +74,8 @@ class Film:
         """
         at_once = max(1, self.look.batch_size // self.faces.shape[1])
         parts = (self.part(start, start + at_once) for start in range(0, len(self), at_once))
-        for frames in parts if self.loaded.device.type == "cpu" else one_ahead(parts):
+        for frames in one_ahead(parts, self.loaded.device):
             yield from frames
-
-
-def one_ahead(items: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same items; a thread makes the next one while the last one is in use."""
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = maker.submit(next, items, None)
-            yield item
 
 
 def every_face(loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look) -> Film:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +36,6 @@ from cips3d.rendering.film import (
     interpolation,
     kinds_of,
     mixing,
-    one_ahead,
     strip,
     take_pictures,
 )
@@ -134,31 +131,6 @@ class TestFilm:
         assert rendered == [(0, 2)]
         next(frames)
         assert rendered == [(0, 2), (2, 4)]
-
-    def test_one_ahead(self) -> None:
-        """The next item is made while the last one is in use, and no other; mistakes come at their place."""
-        made: list[int] = []
-
-        def items() -> Iterator[torch.Tensor]:
-            for k in range(3):
-                made.append(k)
-                yield torch.tensor(k)
-            raise ValueError("no more")
-
-        found = one_ahead(items())
-        assert not made
-        assert int(next(found)) == 0
-        until = time.monotonic() + 20
-        while len(made) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert made == [0, 1]
-        assert [int(next(found)), int(next(found))] == [1, 2]
-        with pytest.raises(ValueError, match="no more"):
-            next(found)
-        assert [int(k) for k in one_ahead(iter(torch.arange(5)))] == [0, 1, 2, 3, 4]
-        left = one_ahead(iter(torch.arange(5)))
-        next(left)
-        left.close()  # which returns
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     def test_frames_of_a_gpu_cuda(self, loaded: LoadedGenerator) -> None:
