@@ -119,8 +119,10 @@ def render_pairs(
                 )
                 parts.append(_kept(loaded.generator.render(chosen(styles, pairs), seen), depth))
                 bar.update(len(pairs))
-    order = torch.tensor([index for members in groups.values() for index in members]).argsort()
-    kept = [torch.cat(batches)[order] for batches in zip(*parts, strict=True)]
+    kept = [torch.cat(batches) for batches in zip(*parts, strict=True)]
+    if len(groups) > 1:  # else they are in order, and the memory for another copy of all can be spared
+        order = torch.tensor([index for members in groups.values() for index in members]).argsort()
+        kept = [pictures[order] for pictures in kept]
     if not all(torch.isfinite(pictures).all() for pictures in kept):
         raise UserError(
             f"the model gives pictures that are not numbers{loaded.at_step}: its training diverged; "
