@@ -382,7 +382,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     kept, left = [], []
     for item in items:
-        looks_inside = any(word in item.nodeid for word in ("compile", "inductor", "registration"))
+        file, _, test = item.nodeid.partition("::")
+        looks_inside = "torch_compile" in file or any(word in test for word in ("compile", "inductor", "registration"))
         is_for_gpu = ("cuda" in item.nodeid and not looks_inside) or item.name.startswith(TRAINING)
         (kept if is_for_gpu else left).append(item)
     config.hook.pytest_deselected(items=left)

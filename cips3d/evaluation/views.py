@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cips3d.data.loader import random_words
 from cips3d.rendering import BATCH_SIZE, LoadedGenerator, Views, check_is_3d, render_views, styles_of_seeds
+from cips3d.rendering.ahead import one_ahead
 
 FACES_AT_ONCE = 8  # their views are held in memory together
 IMAGES_INSTEAD = "choose metrics of images, such as fid"  # of a 2-D model
@@ -50,7 +51,7 @@ def seeds_of(seed: int, indices: Sequence[int]) -> list[int]:
 def seen_from(
     loaded: LoadedGenerator, faces: FaceSample, pitch: Tensor, yaw: Tensor, *, title: str, depth: bool = False
 ) -> Iterator[Views]:
-    """All faces from every view, without jitter, some faces at a time.
+    """All faces from every view, without jitter, some faces at a time; a GPU renders the next ones meanwhile.
 
     Args:
         pitch, yaw: [V] radians from the front, the mean of the training cameras.
@@ -64,18 +65,22 @@ def seen_from(
     if faces.count < 1:
         raise ValueError(f"count must be at least 1, got {faces.count}")
     seeds = faces.seeds()
+    chunks = [seeds[start : start + FACES_AT_ONCE] for start in range(0, len(seeds), FACES_AT_ONCE)]
+    made = (
+        render_views(
+            loaded,
+            styles_of_seeds(loaded, chunk, faces.truncation),
+            loaded.poses.pitch_mean + pitch,
+            loaded.poses.yaw_mean + yaw,
+            faces.resolution_of(loaded),
+            depth=depth,
+            batch_size=faces.batch_size,
+        )
+        for chunk in chunks
+    )
     with tqdm(total=len(seeds), desc=title, unit="face", disable=not faces.progress, leave=False) as bar:
-        for start in range(0, len(seeds), FACES_AT_ONCE):
-            chunk = seeds[start : start + FACES_AT_ONCE]
-            yield render_views(
-                loaded,
-                styles_of_seeds(loaded, chunk, faces.truncation),
-                loaded.poses.pitch_mean + pitch,
-                loaded.poses.yaw_mean + yaw,
-                faces.resolution_of(loaded),
-                depth=depth,
-                batch_size=faces.batch_size,
-            )
+        for chunk, views in zip(chunks, one_ahead(made, loaded.device), strict=True):
+            yield views
             bar.update(len(chunk))
 
 

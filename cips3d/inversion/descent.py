@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cips3d.cameras.poses import PITCH_MARGIN
@@ -62,10 +63,11 @@ def descend(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * remaining(step / plan.steps)
             optimizer.zero_grad()
-            record = _backward(objective, moved, plan)
+            best = _backward(objective, moved, plan)
             optimizer.step()
             with torch.no_grad():
                 pitch.clamp_(PITCH_MARGIN, math.pi - PITCH_MARGIN)
+            record = Record(plan.stage, *best.tolist())  # one transfer, when all of the step is under way
             objective.records.append(record)
             bar.set_postfix(loss=f"{record.total:.4f}", pixel=f"{record.pixel:.4f}", refresh=False)
             bar.update()
@@ -76,15 +78,14 @@ def descend(
     return moved.chosen(losses.nan_to_num(math.inf).argsort()[: plan.keep])
 
 
-def _backward(objective: Objective, moved: Candidates, plan: Round) -> Record:
-    """Gradients of every candidate's loss, and the losses of the best."""
+def _backward(objective: Objective, moved: Candidates, plan: Round) -> Tensor:
+    """Gradients of every candidate's loss, and the losses [3] of the best: pixel, perceptual, prior."""
     losses = objective.picture_losses(moved, plan.resolution)
     prior = objective.prior_loss(moved)
     total = losses.total + prior
     total.sum().backward()
-    best = int(total.detach().nan_to_num(math.inf).argmin())
-    pixel, perceptual, untypical = (float(part.detach()[best]) for part in (*losses, prior))
-    return Record(plan.stage, pixel, perceptual, untypical)
+    best = total.detach().nan_to_num(math.inf).argmin(0, keepdim=True)
+    return torch.stack([*losses, prior]).detach().index_select(1, best)[:, 0]
 
 
 def remaining(share: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -85,10 +86,17 @@ def _normalized(band: Tensor) -> Tensor:
 def blurred(pictures: Tensor) -> Tensor:
     """[B, C, H, W] smoothed by the binomial filter (1, 4, 6, 4, 1) / 16 along rows and columns; edges go on."""
     channels = pictures.shape[1]
-    taps = pictures.new_tensor(BINOMIAL)
+    taps = _binomial(pictures.dtype, pictures.device)
     padded = F.pad(pictures, (2, 2, 2, 2), mode="replicate")
     rows = F.conv2d(padded, taps.view(1, 1, 1, 5).expand(channels, -1, -1, -1), groups=channels)
     return F.conv2d(rows, taps.view(1, 1, 5, 1).expand(channels, -1, -1, -1), groups=channels)
+
+
+@lru_cache(maxsize=8)
+def _binomial(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The filter's taps, made once: a GPU would wait for a copy of them, many times a step."""
+    with torch.inference_mode(False):  # they are there for those who differentiate too
+        return torch.tensor(BINOMIAL, dtype=dtype, device=device)
 
 
 def perceptual_distance(kind: Perceptual, device: torch.device | str) -> Distance | None:

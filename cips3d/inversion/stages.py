@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cips3d.inversion.descent import Round, descend
 from cips3d.inversion.losses import Perceptual, perceptual_distance, psnr
-from cips3d.inversion.objective import Candidates, Objective, Record, seen_by
+from cips3d.inversion.objective import Candidates, Objective, Record
 from cips3d.inversion.search import search
 from cips3d.inversion.style_space import StyleSpace
 from cips3d.inversion.tuning import Pivot, tune
@@ -147,7 +147,7 @@ def _result(
 
     @torch.no_grad()
     def picture(by: LoadedGenerator) -> Tensor:
-        return seen_by(by, pivot.styles, pivot.pitch, pivot.yaw, objective.resolution)
+        return pivot.picture(by, objective.resolution)
 
     shown, shown_tuned = picture(loaded), None if tuned is None else picture(tuned)
     camera = SeenBy(float(best.pitch), float(best.yaw), loaded.fov_degrees) if loaded.generator.is_3d else None

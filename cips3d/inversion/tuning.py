@@ -28,7 +28,7 @@ LOCALITY = 0.1  # weight of the term that holds other faces where they are, as p
 
 @dataclass(frozen=True, eq=False)
 class Pivot:
-    """The face and the camera that weights are tuned around."""
+    """A face and a camera, such as those that weights are tuned around."""
 
     styles: tuple[Tensor, ...]
     """of one face"""
@@ -36,6 +36,10 @@ class Pivot:
     """[1] radians"""
     yaw: Tensor
     """[1] radians"""
+
+    def picture(self, by: LoadedGenerator, resolution: int) -> Tensor:
+        """[1, 3, resolution, resolution] in [-1, 1]"""
+        return seen_by(by, self.styles, self.pitch, self.yaw, resolution)
 
 
 def tune(
@@ -64,13 +68,14 @@ def tune(
         for _ in range(steps):
             if stop():
                 break
-            picture = seen_by(tuned, pivot.styles, pivot.pitch, pivot.yaw, objective.resolution)
+            nearby = _nearby(original, pivot, random)  # first: a GPU that is busy would hold up what is copied to it
+            picture = pivot.picture(tuned, objective.resolution)
             losses = picture_loss(picture, objective.photo, objective.perceptual, objective.perceptual_weight)
-            locality = LOCALITY * _change(objective, tuned, pivot, random)
+            locality = LOCALITY * _change(objective, tuned, nearby)
             optimizer.zero_grad()
             (losses.total + locality).sum().backward()
             optimizer.step()
-            pixel, perceptual, changed = (float(part.detach()) for part in (*losses, locality))
+            pixel, perceptual, changed = torch.cat([*losses, locality]).detach().tolist()  # one transfer
             record = Record(STAGE, pixel, perceptual, locality=changed)
             objective.records.append(record)
             bar.set_postfix(loss=f"{record.total:.4f}", pixel=f"{record.pixel:.4f}", refresh=False)
@@ -88,16 +93,21 @@ def _trained(generator: AnyGenerator) -> list[nn.Parameter]:
     return weights
 
 
-def _change(objective: Objective, tuned: LoadedGenerator, pivot: Pivot, random: torch.Generator) -> Tensor:
-    """How much a face near the pivot has changed [1]."""
-    original, device = objective.loaded, objective.loaded.device
+@torch.no_grad()
+def _nearby(original: LoadedGenerator, pivot: Pivot, random: torch.Generator) -> Pivot:
+    """A face between the pivot and a random one, seen by a random camera."""
+    other = original.generator.mapping(*original.generator.sample_z(1, generator=random))
+    share = float(torch.rand(1, generator=random))
+    styles = styles_of(other, [torch.lerp(p, o, share) for p, o in zip(pivot.styles, other, strict=True)])
+    pitch, yaw = (angle.to(original.device) for angle in original.poses.sample(1, generator=random))
+    return Pivot(styles, pitch, yaw)
+
+
+def _change(objective: Objective, tuned: LoadedGenerator, face: Pivot) -> Tensor:
+    """How much a face has changed [1]."""
     with torch.no_grad():
-        other = original.generator.mapping(*original.generator.sample_z(1, generator=random))
-        share = float(torch.rand(1, generator=random))
-        styles = styles_of(other, [torch.lerp(p, o, share) for p, o in zip(pivot.styles, other, strict=True)])
-        pitch, yaw = (angle.to(device) for angle in original.poses.sample(1, generator=random))
-        before = seen_by(original, styles, pitch, yaw, objective.resolution)
-    after = seen_by(tuned, styles, pitch, yaw, objective.resolution)
+        before = face.picture(objective.loaded, objective.resolution)
+    after = face.picture(tuned, objective.resolution)
     return picture_loss(after, before, objective.perceptual, objective.perceptual_weight).total
 
 

@@ -146,7 +146,7 @@ def with_normals(mesh: Mesh, field: DensityField, side: float) -> Mesh:
     """
     of_faces = face_normals(mesh)
     points = torch.from_numpy(mesh.vertices)
-    chunks = points.split(default_chunk_points(field.device))
+    chunks = points.split(default_chunk_points(field.device, gradients=True))
     gradient = torch.cat([field.gradient(chunk.to(field.device)).cpu() for chunk in chunks]).numpy()
     length = np.linalg.norm(gradient, axis=1, keepdims=True)
     normals = -gradient / np.maximum(length, np.finfo(np.float32).tiny)

@@ -240,7 +240,7 @@ class CIPS3D(Generator[CIPS3DStyles]):
 
     def density(self, styles: CIPS3DStyles, points: Tensor) -> Tensor:
         """Raw density [B, N] at points [B, N, 3]."""
-        return self.nerf.evaluate(points, styles.shape)[0]
+        return self.nerf.raw_density(points, styles.shape)
 
     def render(self, styles: CIPS3DStyles, view: View) -> Picture:
         """Pictures of styles; depth of empty space is t_far. A `window` of the picture is not offered."""

@@ -164,9 +164,20 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
 
     def sample_z(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Standard normal z [batch, width] of the weights' dtype, one for each of `z_dims`."""
-        dtype = next((weight.dtype for weight in self.parameters()), torch.float32)
+        return self._placed(self._drawn(batch, generator))
+
+    def z_of_seeds(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
+        """`sample_z` of as many as there are seeds, each drawn on the CPU by a random generator of its own."""
+        draws = [self._drawn(1, torch.Generator().manual_seed(seed)) for seed in seeds]
+        return self._placed(torch.cat(parts) for parts in zip(*draws, strict=True))
+
+    def _drawn(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         device = self.device if generator is None else generator.device
-        z = (torch.randn(batch, width, generator=generator, device=device) for width in self.z_dims)
+        return tuple(torch.randn(batch, width, generator=generator, device=device) for width in self.z_dims)
+
+    def _placed(self, z: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """Where the weights are, in one transfer each: a GPU waits for every one."""
+        dtype = next((weight.dtype for weight in self.parameters()), torch.float32)
         return tuple(drawn.to(self.device, dtype) for drawn in z)
 
     @abstractmethod

@@ -104,17 +104,16 @@ class NeRF(nn.Module):
         films = [cast("FilmSiren", film) for film in (*self.layers, self.color)]
         return tuple(torch.cat([film.gain.weight, film.shift.weight]) for film in films)
 
-    def evaluate(self, points: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw density and colour activations.
+    def raw_density(self, points: Tensor, style: Tensor) -> Tensor:
+        """Raw density [B, N].
 
         Args:
             points: [B, N, 3] in scene units.
             style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
-
-        Returns:
-            raw density [B, N], activations [B, N, color_width] (before the last linear layer).
         """
-        return evaluate_siren_field(self.fold(style), points, precision=self.precision)
+        field = self.fold(style)
+        no_color = FoldedLayer(field.color.weight[:, :0], field.color.bias[:, :0])  # a third of the arithmetic
+        return evaluate_siren_field(field._replace(color=no_color), points, precision=self.precision)[0]
 
     def features(self, ray: RenderedRays, settings: VolumeSettings) -> Tensor:
         """Features of rays [B, R, features] from composited activations."""

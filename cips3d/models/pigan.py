@@ -284,8 +284,9 @@ class PiGAN(Generator[PiGANStyles]):
     ) -> _Pixels:
         ray = self._composed(styles, rays, draws, settings, lock_view)
         if ray is None:
+            field = self.nerf.fold(styles, LOCKED_DIRECTION if lock_view else None)
             ray = render_rays(
-                *(rays.origins, rays.directions, self.nerf.fold(styles), draws, settings.t_near, settings.t_far),
+                *(rays.origins, rays.directions, field, draws, settings.t_near, settings.t_far),
                 activation=settings.density_activation,
                 last_back=settings.last_back,
                 precision=self.nerf.precision,
@@ -297,11 +298,12 @@ class PiGAN(Generator[PiGANStyles]):
         self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
     ) -> RenderedRays | None:
         """Rays op by op, where the field is not one that `render_rays` knows; None where it is."""
-        if self.nerf.grid is None and len(self.nerf.layers) > 1 and not lock_view:
+        if self.nerf.grid is None and len(self.nerf.layers) > 1:
             return None
         directions = rays.directions
-        if lock_view:
-            directions = directions.new_tensor(LOCKED_DIRECTION).expand_as(directions)
+        if lock_view:  # filled in, since a GPU would wait for a copy, and graphs refuse it
+            along = (torch.full_like(directions[..., 0], part) for part in LOCKED_DIRECTION)
+            directions = torch.stack(list(along), dim=-1)
 
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
             return self.nerf(points, along_rays(directions, points), styles)

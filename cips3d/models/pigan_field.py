@@ -169,12 +169,22 @@ class ViewDependentNeRF(nn.Module):
             siren_uniform_(linear.weight)
         nn.init.uniform_(layers[0].weight, -FIRST_LAYER_BOUND, FIRST_LAYER_BOUND)
 
-    def fold(self, styles: PiGANStyles) -> DeepSirenField:
-        """The field of the images with these styles, as `render_rays` takes it; for fields without a grid."""
+    def fold(self, styles: PiGANStyles, seen_along: tuple[float, float, float] | None = None) -> DeepSirenField:
+        """The field of the images with these styles, as `render_rays` takes it; for fields without a grid.
+
+        Args:
+            seen_along: the direction that all points are seen along, wherever rays go; it becomes a part of the
+                colour's bias. None: that of the ray.
+        """
         frequencies, phases = (style.to(self.density.weight.dtype) for style in styles)  # of autocast: in 16 bits
         gains = GAIN_SCALE * frequencies + GAIN_CENTRE
         layers = [cast(nn.Linear, linear) for linear in self.layers]
         first, *hidden = layers
+        color_weight: Tensor = self.color.weight
+        color_bias: Tensor = self.color.bias
+        if seen_along is not None:
+            color_bias = color_bias + sum(part * color_weight[:, k] for k, part in enumerate(seen_along))
+            color_weight = torch.cat([torch.zeros_like(color_weight[:, :3]), color_weight[:, 3:]], dim=1)
         return DeepSirenField(
             first_weight=first.weight * self.point_scale,
             hidden_weight=torch.stack([linear.weight for linear in hidden]),
@@ -183,8 +193,8 @@ class ViewDependentNeRF(nn.Module):
             trunk_shift=phases[:, :-1],
             density_weight=self.density.weight[0],
             density_bias=self.density.bias,
-            color_weight=self.color.weight,
-            color_bias=self.color.bias,
+            color_weight=color_weight,
+            color_bias=color_bias,
             color_gain=gains[:, -1],
             color_shift=phases[:, -1],
             head_weight=self.output.weight,

@@ -266,7 +266,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             return (_reference(*arguments),)
 
         return *differentiate_outputs(reference, inputs, needed, [grad], ctx.settings), *none
-    found = _BACKWARD(grad, *inputs, *ctx.settings)
+    found = _BACKWARD(grad, *inputs, *ctx.settings, needed[1] or needed[2])
     return *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)), *none
 
 
@@ -320,6 +320,7 @@ def _differentiate(
     grad: Tensor,
     slope: float,
     total: StackedLayers,
+    with_weights: bool,
 ) -> Tensor:
     """Adds the gradients of the layers to `total`; returns that of the features."""
     of_modulated: Tensor | None = None  # what the product of the layer behind has taken
@@ -342,8 +343,9 @@ def _differentiate(
         if ends_block:
             of_block = of_skip if has_skip else None
         rows = Rows.of(of_product.flatten(0, 1), split=weights[k].split)
-        of_weight = multiply_over_rows(seen.inputs[k], rows)
-        (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)
+        if with_weights:
+            of_weight = multiply_over_rows(seen.inputs[k], rows)
+            (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)
         of_modulated = weights[k].backward(rows).view(*of_product.shape[:2], -1)
     found: tuple[Tensor, ...] = OPS["modulated_epilogue_backward"](
         *(features, None, 1.0, None, layers[0].modulation, None, of_block, of_modulated, None),
@@ -355,12 +357,12 @@ def _differentiate(
 
 def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     stacked = StackedLayers(*arguments[:LAYERS])
-    skip_from, slope, _, fast = arguments[LAYERS:]
+    skip_from, slope, _, fast, with_weights = arguments[LAYERS:]
     dtype = torch.bfloat16 if fast else features.dtype  # float16 might not hold the gradients
     layers = [ModulatedWeight(of.weight.to(dtype), of.modulation, of.demodulation) for of in stacked.unstacked()]
     weights = [SharedWeight(layer.weight, split=not fast and pays_for(features)) for layer in layers]
     of_features = features.new_zeros(features.shape)
-    total = StackedLayers(*(x.new_zeros(x.shape) for x in stacked))
+    total = StackedLayers(*(x.zero_() for x in _empty(stacked, with_weights)))
     images, pixels, _ = features.shape
     step = max(1, GRADIENT_PIXELS * torch.float32.itemsize // dtype.itemsize // max(1, images))
     for start in range(0, pixels if images > 0 else 0, step):
@@ -368,12 +370,20 @@ def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, 
         given = features[:, some].to(dtype).contiguous()
         seen = _evaluate(given, layers, weights, skip_from, slope)
         of_colors = grad[:, some].contiguous()
-        of_features[:, some] = _differentiate(seen, given, layers, weights, stacked.rgb_weight, of_colors, slope, total)
+        of_features[:, some] = _differentiate(
+            *(seen, given, layers, weights, stacked.rgb_weight, of_colors, slope, total, with_weights)
+        )
     return of_features, *total
 
 
-def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in arguments[:INPUTS])
+def _backward_fake(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return features.new_empty(features.shape), *_empty(StackedLayers(*arguments[:LAYERS]), arguments[-1])
+
+
+def _empty(layers: StackedLayers, with_weights: bool) -> StackedLayers:
+    """Room for the gradients of the layers; those of weights that nobody wants have no elements."""
+    absent = () if with_weights else ("first_weight", "hidden_weight")
+    return StackedLayers(*(x.new_empty(0 if name in absent else x.shape) for name, x in layers._asdict().items()))
 
 
 _SCHEMA = (
@@ -389,7 +399,7 @@ _OP = define(
     backward=_gradients,
 )
 _BACKWARD = define(
-    f"modulated_inr_backward(Tensor grad, {_SCHEMA}) -> ({', '.join(['Tensor'] * INPUTS)})",
+    f"modulated_inr_backward(Tensor grad, {_SCHEMA}, bool with_weights) -> ({', '.join(['Tensor'] * INPUTS)})",
     kernel=_backward,
     reference=_backward,
     fake=_backward_fake,

@@ -13,10 +13,11 @@ from torch import Tensor
 from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.models.generator import Generator, chosen, styles_of
+from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
-from cips3d.rendering.views import BATCH_SIZE, render_pairs, volumes_of
+from cips3d.rendering.views import BATCH_SIZE, pictures_at_once, render_pairs, volumes_of
 
 Kind = Literal["image", "aux", "depth", "normals"]
 
@@ -67,10 +68,14 @@ class Film:
         return shown
 
     def frames(self) -> Iterator[Tensor]:
-        """One frame after the other [N, K, 3, R, R]; no more are held than are rendered together."""
+        """One frame after the other [N, K, 3, R, R]; no more are held than are rendered together.
+
+        A GPU goes on with the frames behind them meanwhile.
+        """
         at_once = max(1, self.look.batch_size // self.faces.shape[1])
-        for start in range(0, len(self), at_once):
-            yield from self.part(start, start + at_once)
+        parts = (self.part(start, start + at_once) for start in range(0, len(self), at_once))
+        for frames in one_ahead(parts, self.loaded.device):
+            yield from frames
 
 
 def every_face(loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look) -> Film:
@@ -170,14 +175,26 @@ def take_pictures(
     if shown.aux_image is not None:
         by_kind["aux"] = shown.aux_image
     if shown.depth is not None:
-        volumes = volumes_of(loaded.settings, cameras)
-        near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))
-        if "depth" in look.kinds:
-            by_kind["depth"] = pictures.depth_image(shown.depth, near, far)
-        if "normals" in look.kinds:
-            empty = shown.depth > (far - BACKGROUND_SHARE * (far - near)).view(-1, 1, 1, 1)
-            by_kind["normals"] = normals_from_depth(shown.depth, cameras.to("cpu")).masked_fill(empty, 0)
+        by_kind |= _pictures_of_depth(loaded, shown.depth, cameras, look)
     return torch.stack([by_kind[kind] for kind in look.kinds], dim=1)
+
+
+def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras, look: Look) -> dict[str, Tensor]:
+    """Those of the kinds that a depth map shows, on the CPU; a GPU makes them of a few pictures at a time."""
+    device, count = loaded.device, len(depth)
+    volumes = volumes_of(loaded.settings, cameras)
+    near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))
+    made: dict[str, list[Tensor]] = {kind: [] for kind in ("depth", "normals") if kind in look.kinds}
+    at_once = count if device.type == "cpu" else pictures_at_once(look.batch_size, look.resolution)
+    for start in range(0, count, at_once):
+        some = slice(start, start + at_once)
+        t, begin, end = (x[some].to(device) for x in (depth, near, far))
+        if "depth" in made:
+            made["depth"].append(pictures.depth_image(t, begin, end).cpu())
+        if "normals" in made:
+            empty = t > (end - BACKGROUND_SHARE * (end - begin)).view(-1, 1, 1, 1)
+            made["normals"].append(normals_from_depth(t, cameras[some].to(device)).masked_fill(empty, 0).cpu())
+    return {kind: torch.cat(parts) for kind, parts in made.items()}
 
 
 def strip(

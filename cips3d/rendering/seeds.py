@@ -34,8 +34,7 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
     """
     if not seeds:
         raise ValueError("seeds must hold at least one integer, got none")
-    draws = [loaded.generator.sample_z(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    styles = loaded.generator.mapping(*(torch.cat(parts) for parts in zip(*draws, strict=True)))
+    styles = loaded.generator.mapping(*loaded.generator.z_of_seeds(seeds))
     return styles if truncation == 1 else truncated(styles, loaded.mean_styles, truncation)
 
 

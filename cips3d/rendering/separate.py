@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from cips3d.rendering.film import Film
 from cips3d.rendering.staging import Staging
 
 ENDING = ".png"
+WRITERS = 4  # threads that write files
+MOST_WAITING = 16  # pictures that are written or wait for it
 
 
 def save_separately(folder: Path, staging: Staging) -> int:
@@ -25,14 +29,23 @@ def save_separately(folder: Path, staging: Staging) -> int:
     """
     film, count = staging.film, 0
     faces, views, kinds = _face_names(staging), _view_names(staging), film.look.kinds
-    with tqdm(total=film.faces.numel(), desc="rendering", unit="picture", leave=False) as bar:
+    # Files take as long as pictures do, or longer: they are written while the next ones are rendered.
+    writing: deque[Future[None]] = deque()
+    with (
+        tqdm(total=film.faces.numel(), desc="rendering", unit="picture", leave=False) as bar,
+        ThreadPoolExecutor(WRITERS) as writers,
+    ):
         for frame, face, shown in _one_by_one(film):
             for kind, picture in zip(kinds, shown, strict=True):
                 parts = (faces[face], views[frame], "" if kinds == ("image",) else kind)
                 path = folder / ("_".join(filter(None, parts)) + ENDING)
-                pictures.save_image(path, pictures.image_grid(picture[None], 1))
+                if len(writing) == MOST_WAITING:
+                    writing.popleft().result()
+                writing.append(writers.submit(pictures.save_image, path, pictures.image_grid(picture[None], 1)))
                 count += 1
             bar.update()
+        for written in writing:
+            written.result()
     return count
 
 

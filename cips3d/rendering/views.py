@@ -109,7 +109,7 @@ def render_pairs(
     parts: list[list[Tensor]] = []  # a batch: [image, (aux image), (depth)]
     with tqdm(total=count, desc="rendering", unit="picture", disable=not progress, leave=False) as bar:
         for volume, members in groups.items():
-            for pairs in torch.tensor(members, device=loaded.device).split(_at_once(batch_size, resolution)):
+            for pairs in torch.tensor(members, device=loaded.device).split(pictures_at_once(batch_size, resolution)):
                 seen = View(
                     *(resolution, cameras[pairs], volume),
                     return_aux=aux,
@@ -119,8 +119,10 @@ def render_pairs(
                 )
                 parts.append(_kept(loaded.generator.render(chosen(styles, pairs), seen), depth))
                 bar.update(len(pairs))
-    order = torch.tensor([index for members in groups.values() for index in members]).argsort()
-    kept = [torch.cat(batches)[order] for batches in zip(*parts, strict=True)]
+    kept = [torch.cat(batches) for batches in zip(*parts, strict=True)]
+    if len(groups) > 1:  # else they are in order, and the memory for another copy of all can be spared
+        order = torch.tensor([index for members in groups.values() for index in members]).argsort()
+        kept = [pictures[order] for pictures in kept]
     if not all(torch.isfinite(pictures).all() for pictures in kept):
         raise UserError(
             f"the model gives pictures that are not numbers{loaded.at_step}: its training diverged; "
@@ -182,7 +184,8 @@ def render_views(
     return Views(shown.image.unflatten(0, (faces, views)), by_face(shown.aux_image), by_face(shown.depth))
 
 
-def _at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
+def pictures_at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
+    """Pictures that are in work together: `batch_size`, or fewer where they are large."""
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     return max(1, min(batch_size, PIXELS_AT_ONCE // max(height * width, 1)))
 

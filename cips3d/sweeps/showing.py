@@ -19,6 +19,7 @@ from cips3d.cameras import Cameras
 from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
 from cips3d.rendering import LoadedGenerator
+from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.film import Look, take_pictures
 from cips3d.rendering.staging import FRAMES, Faces, faces_of, stage
 from cips3d.sweeps.options import SweepOptions, render_options
@@ -107,6 +108,7 @@ def write_sweep(
                 if moves
                 else _swinging(scene, rows, way, at, frames)
             )
+            made = one_ahead(made, scene.loaded.device)
             with tqdm(made, total=frames, desc="rendering", unit="frame", leave=False) as shown:
                 save_animation(options.out, shown, options.fps)
     faces = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from host_waits import ReadsOfSingleValues
 from inversion.small_models import own_picture, painted_ball, small
 
 from cips3d.checkpoints.converted import write_converted
@@ -128,6 +129,22 @@ def test_stops_when_it_is_told_to(after: int) -> None:
     assert len(found.records) <= after
     assert torch.isfinite(found.picture).all()
     assert (found.tuned is not None) == (after == 20)
+
+
+@pytest.mark.parametrize("tunes", [False, True])
+def test_steps_ask_for_no_single_numbers(monkeypatch: pytest.MonkeyPatch, tunes: bool) -> None:
+    """A step's losses come in one transfer; tuning draws a number on the CPU."""
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda _: None)  # which counts its steps on the CPU
+    loaded = small("cips3d")
+    photo = own_picture(loaded, 3, FRONT, FRONT)
+
+    def reads(steps: int) -> int:
+        settings = replace(QUICK, steps=3, tune_steps=steps) if tunes else replace(QUICK, steps=steps)
+        with ReadsOfSingleValues() as single:
+            invert(loaded, photo, settings)
+        return single.count
+
+    assert reads(9) - reads(6) == 3 * tunes
 
 
 def test_rounds() -> None:

@@ -87,6 +87,20 @@ def test_psnr() -> None:
     assert psnr(x + 5, x + 1) == math.inf  # what a screen cannot show does not count
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_losses_do_not_hold_up_cuda() -> None:
+    """A graph refuses whatever waits for the host."""
+    photo, near = pictures(1).cuda(), pictures().cuda()
+    expected = picture_loss(near, photo, normalized_pyramid, 0.1)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = picture_loss(near, photo, normalized_pyramid, 0.1)
+    graph.replay()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_lpips_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match="pip install lpips"):

@@ -72,6 +72,20 @@ def test_replays_are_renderings(device: str, name: str) -> None:
     assert torch.equal(render(styles).image, render(styles, view.cameras).image)
 
 
+@pytest.mark.parametrize("grid_resolution", [None, 3])
+@pytest.mark.parametrize("device", DEVICES)
+def test_locked_views(device: str, grid_resolution: int | None) -> None:
+    """The direction that they are seen along is no copy from the host, which a graph would refuse."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    generator = make_generator(replace(PIGAN_CONFIG, grid_resolution=grid_resolution)).eval().to(device)
+    view = replace(view_of(generator), lock_view=True)
+    styles, cameras = inputs(generator, 0)
+    with torch.no_grad():
+        expected = generator.render(styles, replace(view, cameras=cameras)).image
+    torch.testing.assert_close(generator.compiled_render(view)(styles, cameras).image, expected)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_weights_may_change(device: str) -> None:
     generator = generator_on(device)

@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.backends import Backend
 from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.models.nerf import FilmSiren, NeRF
 from cips3d.models.volume import VolumeSettings, draw_random
+from cips3d.ops import kernels
+from cips3d.ops.siren_field import evaluate_siren_field
 
 
 @pytest.fixture
@@ -77,5 +80,26 @@ def test_volume_that_starts_as_a_ball() -> None:
     )
     torch.nn.init.zeros_(network.density.weight)
     points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.04, 0.0], [0.08, 0.0, 0.0], [0.0, 0.0, -0.16]]])
-    density, _ = network.evaluate(points, torch.zeros(1, 4))
+    density = network.raw_density(points, torch.zeros(1, 4))
     assert density[0].tolist() == pytest.approx([100.0, 50.0, 0.0, -100.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("ball", [None, 0.08])
+def test_densities_alone(backend: Backend, monkeypatch: pytest.MonkeyPatch, ball: float | None) -> None:
+    """They are those beside colours, bit for bit, and no colour is computed for them."""
+    torch.manual_seed(0)
+    network = NeRF(
+        width=16, color_width=8, features=5, style_dim=6, point_scale=8.0, density_scale=9.0, initial_radius=ball
+    )
+    network = network.requires_grad_(False).to(backend.device)
+    style, points = (torch.rand(shape).to(backend.device) for shape in ((2, 6), (2, 70, 3)))
+    points.requires_grad_()
+    expected, _ = evaluate_siren_field(network.fold(style), points)
+    launched: list[str] = []
+    launch = kernels.launch
+    monkeypatch.setattr(kernels, "launch", lambda name, *of: launched.append(name) or launch(name, *of))
+    found = network.raw_density(points, style)
+    assert len(launched) == (2 if backend.uses_kernels else 0)
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(density.sum(), points)[0] for density in (found, expected)]
+    assert torch.equal(*gradients)

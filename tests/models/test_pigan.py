@@ -18,6 +18,7 @@ from cips3d.cameras import Cameras
 from cips3d.models.generator import View, truncated
 from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANRendering, PiGANStyles, default_chunk_rays
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops import kernels
 
 CONFIG = PiGANConfig(z_dim=5, width=12, layers=3, mapping_width=7, mapping_layers=3)
 
@@ -326,8 +327,9 @@ def test_chunks_suit_the_device() -> None:
     assert default_chunk_rays(cpu, 10**6) == 1
 
 
+@pytest.mark.parametrize("lock_view", [False, True])
 @pytest.mark.parametrize("variant", ["box warp", "grid"])
-def test_kernels_give_the_same(kernel_backend: Backend, variant: str) -> None:
+def test_kernels_give_the_same(kernel_backend: Backend, variant: str, lock_view: bool) -> None:
     """Pictures, depth and every gradient, in float32 against plain PyTorch in float64."""
     exact = make(VARIANTS[variant])
     with torch.no_grad():
@@ -339,7 +341,9 @@ def test_kernels_give_the_same(kernel_backend: Backend, variant: str) -> None:
         z, cameras = inputs()
         cameras = Cameras(*(x.to(device, dtype) for x in (cameras.rotation, cameras.position, cameras.fov_degrees)))
         given = {name: u.to(device, dtype) for name, u in draws(25).items()}
-        seen = model(z.to(device, dtype), cameras, resolution=5, samples=4, last_back=True, **given)
+        seen = model(
+            *(z.to(device, dtype), cameras), resolution=5, samples=4, last_back=True, lock_view=lock_view, **given
+        )
         loss = seen.image.square().mean() + seen.depth.mean()
         return seen, list(torch.autograd.grad(loss, list(model.parameters())))
 
@@ -349,3 +353,17 @@ def test_kernels_give_the_same(kernel_backend: Backend, variant: str) -> None:
         assert relative_l2(a, b) < 1e-5
     for (name, _), a, b in zip(ours.named_parameters(), gradients, references, strict=True):
         assert relative_l2(a, b) < 1e-3, name  # float32 phases of up to 30 a layer, multiplied from layer to layer
+
+
+def test_locked_views_are_rendered_by_the_fused_kernel(
+    kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Op by op, every sample's activations would go through memory."""
+    launched: list[str] = []
+    launch = kernels.launch
+    monkeypatch.setattr(kernels, "launch", lambda name, *of: launched.append(name) or launch(name, *of))
+    generator = make().to(kernel_backend.device, torch.float32).requires_grad_(False)
+    z = generator.sample_z(1, generator=torch.Generator().manual_seed(0))
+    camera = Cameras.from_angles(torch.ones(1), torch.ones(1)).to(kernel_backend.device)
+    generator(*z, camera, resolution=5, samples=4, lock_view=True)
+    assert launched == ["render_deep_rays"]

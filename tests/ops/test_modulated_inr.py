@@ -156,6 +156,25 @@ def test_gradients_of_a_few_pixels_at_a_time(backend: Backend, monkeypatch: pyte
         assert relative_l2(a, b) < 1e-5
 
 
+def test_weights_that_are_frozen(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradients, a third of the backward's products, are left out; all others are the same."""
+    s, module = Setting(pixels=11), importlib.import_module("cips3d.ops.modulated_inr")
+    ours, _ = both(sample_inputs(s), backend)
+    others = [ours.features, *ours.modulations, *ours.rgb_weights]
+
+    def gradients() -> tuple[Tensor, ...]:
+        rgb = OPS["modulated_inr"](ours.features, *ours.stacked(), s.skip_from, 0.2, False, False)
+        return torch.autograd.grad(loss(rgb), others)
+
+    require_kernel(backend, ours, call=gradients)
+    expected = gradients()
+    for weight in ours.weights:
+        weight.requires_grad_(False)
+    monkeypatch.setattr(module, "multiply_over_rows", None)
+    for a, b in zip(gradients(), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_second_derivative(kernel_backend: Backend) -> None:
     """Layer by layer: a penalty on the gradient of the modulations, as path length regularisation has it."""
     s = Setting(pixels=4)

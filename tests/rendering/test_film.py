@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ from cips3d.rendering.film import (
     strip,
     take_pictures,
 )
+from cips3d.rendering.normals import normals_from_depth
 
 ALL = ("image", "aux", "depth", "normals")
 CAMERAS = TRAJECTORIES["dolly"].cameras(5, CameraRange())  # a distance and an angle of view a frame
@@ -65,6 +68,24 @@ class TestKinds:
         for kind in ALL:
             alone = take_pictures(loaded, styles, CAMERAS, Look(6, (kind,)))
             torch.testing.assert_close(alone[:, 0], shown[ALL.index(kind)], **SAME)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_a_gpu_makes_normals_a_few_at_a_time_cuda(
+        self, loaded: LoadedGenerator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[tuple[str, int]] = []
+
+        def counted(depth: torch.Tensor, cameras: Cameras) -> torch.Tensor:
+            made.append((depth.device.type, len(depth)))
+            return normals_from_depth(depth, cameras)
+
+        monkeypatch.setattr("cips3d.rendering.film.normals_from_depth", counted)
+        gpu = replace(loaded, generator=copy.deepcopy(loaded.generator).to("cuda"))
+        shown = take_pictures(gpu, styles_of_seeds(gpu, [0, 1, 2, 3, 4]), CAMERAS, Look(6, ALL, batch_size=2))
+        assert made == [("cuda", 2), ("cuda", 2), ("cuda", 1)]
+        assert (shown.shape, shown.device.type) == ((5, 4, 3, 6, 6), "cpu")
+        expected = take_pictures(loaded, styles_of_seeds(loaded, [0, 1, 2, 3, 4]), CAMERAS, Look(6, ALL))
+        torch.testing.assert_close(shown[:, :3], expected[:, :3], atol=5e-3, rtol=0)  # as on every device, see below
 
     def test_normals_are_grey_in_empty_space(self) -> None:
         generator = Analytic(sphere(0.05))
@@ -110,6 +131,15 @@ class TestFilm:
         assert rendered == [(0, 2)]
         next(frames)
         assert rendered == [(0, 2), (2, 4)]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_frames_of_a_gpu_cuda(self, loaded: LoadedGenerator) -> None:
+        """They come in their order, with the jitter of their turns."""
+        loaded = replace(loaded, generator=copy.deepcopy(loaded.generator).to("cuda"))
+        film = every_face(loaded, styles_of_seeds(loaded, [0]), CAMERAS, Look(4, jitter=True, batch_size=1))
+        random = torch.Generator().manual_seed(0)
+        parts = [replace(film, random=random).part(k, k + 1)[0] for k in range(len(film))]
+        torch.testing.assert_close(torch.stack(list(film.frames())), torch.stack(parts), **SAME)
 
     def test_interpolation(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0, 1])

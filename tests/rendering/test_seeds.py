@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from host_waits import Copies
 
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
@@ -28,6 +31,16 @@ class TestStylesOfSeeds:
         assert torch.equal(torch.get_rng_state(), before)
         assert (styles.shape[0] - styles.shape[1]).norm() > 1e-2
         assert (styles.appearance[0] - styles.appearance[1]).norm() > 1e-2
+
+    def test_all_faces_are_copied_at_once(self, loaded: LoadedGenerator) -> None:
+        """To the device, where it is another; here, to another dtype."""
+        generator = copy.deepcopy(loaded.generator).double()
+        with Copies() as copies:
+            z = generator.z_of_seeds([3, 11, 0, 4, 5])
+        assert copies.count == len(z) == 2
+        for seed, *drawn in zip((3, 11, 0, 4, 5), *z, strict=True):
+            alone = loaded.generator.sample_z(1, generator=torch.Generator().manual_seed(seed))
+            assert all(torch.equal(a, b[0].double()) for a, b in zip(drawn, alone, strict=True))
 
     def test_truncation(self, loaded: LoadedGenerator) -> None:
         free, half, none = (styles_of_seeds(loaded, [1, 2], psi) for psi in (1.0, 0.5, 0.0))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from checkpoints.small_runs import write_run
 from PIL import Image
 from rendering.command import RenderCommand
 
+from cips3d import pictures
+from cips3d.errors import UserError
 from cips3d.pictures import to_uint8
 from cips3d.render import main
 from cips3d.rendering import load_generator, render_views, styles_of_seeds
+from cips3d.rendering.film import Film
 from cips3d.rendering.latents import latent_of, write_latent
 from cips3d.training.config import TrainConfig
 
@@ -98,6 +103,36 @@ def test_seeds_named_twice(command: RenderCommand, tmp_path: Path, seeds: str) -
     assert not (tmp_path / "faces").exists()
     command("--seeds", seeds, "--interpolate", "both", "--frames", 2, out="frames")  # there is nothing to confuse
     command("--seeds", seeds, "--yaw", 0, out="grid.png")
+
+
+def test_files_are_written_while_the_next_pictures_are_rendered(
+    command: RenderCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered, render, save = threading.Semaphore(0), Film.part, pictures.save_image
+
+    def part(*of: Any) -> torch.Tensor:
+        shown = render(*of)
+        rendered.release()
+        return shown
+
+    def save_later(path: Path, image: Image.Image) -> None:
+        if path.name == "seed0000.png":
+            assert rendered.acquire(timeout=20) and rendered.acquire(timeout=20)  # its own picture and another
+        save(path, image)
+
+    monkeypatch.setattr(Film, "part", part)
+    monkeypatch.setattr(pictures, "save_image", save_later)
+    assert "5 pictures" in command("--seeds", "0-4", "--yaw", 0, "--batch-size", 1, out="faces")
+    assert names(tmp_path / "faces") == [f"seed{seed:04d}.png" for seed in range(5)]
+
+
+def test_a_file_that_cannot_be_written(command: RenderCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, image: Image.Image) -> None:
+        raise UserError(f"the disk is full: {path.name} was not written")
+
+    monkeypatch.setattr(pictures, "save_image", full)
+    assert "seed0000.png was not written" in command("--seeds", "0-40", "--yaw", 0, out="faces", fails=True)
+    assert "seed0003.png was not written" in command("--seeds", 3, "--yaw", 0, out="faces", fails=True)
 
 
 def test_what_else_is_in_the_folder_stays(command: RenderCommand, tmp_path: Path) -> None:

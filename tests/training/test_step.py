@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import ReadsOfSingleValues
 from ops.backends import Backend
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cips3d.cameras import Cameras
 from cips3d.models.generator import View
@@ -237,18 +237,6 @@ def test_penalties_of_real_images_need_no_generated_ones(
     monkeypatch.setattr(TrainingStep, "generate", lambda *of: made.append(of) or generate(*of))
     _, report = run(replace(small_config, lazy_correction=True, r2_gamma=r2_gamma))
     assert "d/penalty/gradient_norm" in report.scalars and len(made) == times
-
-
-class ReadsOfSingleValues(TorchDispatchMode):
-    """Counts the times that the host asks for one number, for which it would wait on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_step_asks_for_no_single_numbers(small_config: TrainConfig) -> None:

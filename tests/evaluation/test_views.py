@@ -1,0 +1,35 @@
+"""The faces that measures look at."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from inversion.small_models import small
+
+from cips3d.evaluation.views import FACES_AT_ONCE, FaceSample, equal_angles, seen_from
+from cips3d.rendering import LoadedGenerator
+
+
+def seen_by(loaded: LoadedGenerator) -> tuple[list[int], torch.Tensor]:
+    """How many faces came together, and all pictures."""
+    faces, yaw = FaceSample(2 * FACES_AT_ONCE + 1), equal_angles(0.3, 3)
+    parts = [views.image for views in seen_from(loaded, faces, torch.zeros(3), yaw, title="test")]
+    return [len(part) for part in parts], torch.cat(parts)
+
+
+def test_some_faces_at_a_time() -> None:
+    counts, pictures = seen_by(small("cips3d"))
+    assert counts == [FACES_AT_ONCE, FACES_AT_ONCE, 1]
+    assert pictures.shape == (2 * FACES_AT_ONCE + 1, 3, 3, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_those_of_a_gpu_are_the_same_cuda() -> None:
+    """Rendered ahead, in the same order."""
+    loaded = small("cips3d")
+    counts, pictures = seen_by(replace(loaded, generator=copy.deepcopy(loaded.generator).to("cuda")))
+    assert counts == [FACES_AT_ONCE, FACES_AT_ONCE, 1]
+    torch.testing.assert_close(pictures, seen_by(loaded)[1], atol=5e-3, rtol=0)
