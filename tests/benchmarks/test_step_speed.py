@@ -35,7 +35,7 @@ def test_published_step_is_the_same_step() -> None:
     for make in (Steps, Steps.published):
         torch.manual_seed(0)
         steps = make(config, CPU)
-        steps.real = torch.rand_like(steps.real, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        steps.real = torch.rand(steps.real.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
         reports.append({name: float(value) for name, value in steps.run(regularised=True).scalars.items()})
     ours, published = reports
     assert {"d/loss", "d/aux_loss", "d/r1", "g/loss", "g/aux_loss", "g/gradient_norm"} <= ours.keys()
