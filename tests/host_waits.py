@@ -8,25 +8,24 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class ReadsOfSingleValues(TorchDispatchMode):
+class CallsOf(TorchDispatchMode):
+    """Counts the calls of an operation of PyTorch's."""
+
+    def __init__(self, operation: torch._ops.OpOverload) -> None:
+        super().__init__()
+        self.operation = operation
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is self.operation
+        return func(*args, **(kwargs or {}))
+
+
+def reads_of_single_values() -> CallsOf:
     """Counts the times that the host asks for one number, for which it would wait on a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
+    return CallsOf(torch.ops.aten._local_scalar_dense.default)
 
 
-class Copies(TorchDispatchMode):
+def copies() -> CallsOf:
     """Counts tensors that go to another device or dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._to_copy.default
-        return func(*args, **(kwargs or {}))
+    return CallsOf(torch.ops.aten._to_copy.default)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_waits import ReadsOfSingleValues
+from host_waits import reads_of_single_values
 from inversion.small_models import own_picture, painted_ball, small
 
 from cips3d.checkpoints.converted import write_converted
@@ -140,7 +140,7 @@ def test_steps_ask_for_no_single_numbers(monkeypatch: pytest.MonkeyPatch, tunes:
 
     def reads(steps: int) -> int:
         settings = replace(QUICK, steps=3, tune_steps=steps) if tunes else replace(QUICK, steps=steps)
-        with ReadsOfSingleValues() as single:
+        with reads_of_single_values() as single:
             invert(loaded, photo, settings)
         return single.count
 

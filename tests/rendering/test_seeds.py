@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from host_waits import Copies
+from host_waits import copies
 
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
@@ -35,9 +35,9 @@ class TestStylesOfSeeds:
     def test_all_faces_are_copied_at_once(self, loaded: LoadedGenerator) -> None:
         """To the device, where it is another; here, to another dtype."""
         generator = copy.deepcopy(loaded.generator).double()
-        with Copies() as copies:
+        with copies() as copied:
             z = generator.z_of_seeds([3, 11, 0, 4, 5])
-        assert copies.count == len(z) == 2
+        assert copied.count == len(z) == 2
         for seed, *drawn in zip((3, 11, 0, 4, 5), *z, strict=True):
             alone = loaded.generator.sample_z(1, generator=torch.Generator().manual_seed(seed))
             assert all(torch.equal(a, b[0].double()) for a, b in zip(drawn, alone, strict=True))

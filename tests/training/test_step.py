@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from host_waits import ReadsOfSingleValues
+from host_waits import reads_of_single_values
 from ops.backends import Backend
 from torch import Tensor
 
@@ -243,7 +243,7 @@ def test_a_step_asks_for_no_single_numbers(small_config: TrainConfig) -> None:
     """Whether an update is finite comes in one transfer."""
     state = TrainingState(small_config, Processes())
     step = TrainingStep(state, small_config)
-    with ReadsOfSingleValues() as reads:
+    with reads_of_single_values() as reads:
         assert step(real_images(), moment(small_config, 0)).finite
     assert reads.count == 0
 
