@@ -171,8 +171,8 @@ class Cameras:
         """[B] radians: the angle of the position from +y; π/2 is the horizon."""
         return torch.acos((self.position[:, 1] / self.position.norm(dim=1)).clamp(-1, 1))
 
-    def rays(self, resolution: int | tuple[int, int], index: Tensor | None = None) -> Rays:
-        """Rays through the pixels of pictures of `resolution` (side, or (height, width)).
+    def rays(self, resolution: int | tuple[int, int]) -> Rays:
+        """Rays [B, height·width] through the pixels of pictures, row after row.
 
         Pixels lie on an inclusive grid: the first and last rows are at ±1 of the picture's half height, and columns at
         ± (width - 1) / (height - 1) of it (`aspect`), so that pixels are square. A single row or column lies in the
@@ -180,21 +180,18 @@ class Cameras:
 
         Args:
             resolution: side of a square picture, or (height, width).
-            index: [R] integer positions in row-major order; only these rays are made. Default: all, R = height·width.
+
+        Raises:
+            ValueError: a side is less than 1.
         """
-        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-        if height < 1 or width < 1:
-            raise ValueError(f"resolution must be at least 1, got {resolution}")
+        height, width = height_and_width(resolution)
         dtype, device = self.position.dtype, self.device
 
         def places(end: float, count: int) -> Tensor:
             return torch.linspace(-end if count > 1 else 0, end, count, dtype=dtype, device=device)
 
         column, row = places(aspect(height, width), width), -places(1, height)
-        if index is None:
-            x, y = column.repeat(height), row.repeat_interleave(width)
-        else:
-            x, y = column[index % width], row[torch.div(index, width, rounding_mode="floor")]
+        x, y = column.repeat(height), row.repeat_interleave(width)
         with torch.autocast(self.device.type, enabled=False):
             focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))  # of a picture whose half height is 1
             xy = torch.stack([x, y], dim=-1).expand(len(self), -1, 2)
@@ -224,6 +221,18 @@ class Cameras:
             focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))
             scale = focal[:, None] / depth.clamp_min(NEAREST_DEPTH)
             return Projection(torch.stack([local[..., 0] * scale, -local[..., 1] * scale], dim=-1), depth)
+
+
+def height_and_width(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """The sides of a picture, of whose resolution a single number is the side of a square.
+
+    Raises:
+        ValueError: a side is less than 1.
+    """
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if height < 1 or width < 1:
+        raise ValueError(f"resolution must be at least 1, got {resolution}")
+    return height, width
 
 
 def aspect(height: int, width: int) -> float:

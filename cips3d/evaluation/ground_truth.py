@@ -14,6 +14,8 @@ from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator
 
 HEADS = 1024  # z chooses one of so many
+HEADS_SEED = 0  # of these
+FOV_DEGREES = 12.0
 
 
 class HeadStyles(NamedTuple):
@@ -27,19 +29,13 @@ class HeadStyles(NamedTuple):
 
 
 class GroundTruthHeads(Generator[HeadStyles]):
-    """Rendered synthetic heads behind the interface of a generator; z [B, 1] chooses a head of a fixed pool.
-
-    Args:
-        seed: of the pool.
-        supersampling: rays per pixel and direction.
-    """
+    """Rendered synthetic heads behind the interface of a generator; z [B, 1] chooses a head of a fixed pool."""
 
     is_3d = True
 
-    def __init__(self, *, seed: int = 0, supersampling: int = 2) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.heads = sample_heads(HEADS, torch.Generator().manual_seed(seed))
-        self.supersampling = supersampling
+        self.heads = sample_heads(HEADS, torch.Generator().manual_seed(HEADS_SEED))
 
     @property
     def z_dims(self) -> tuple[int]:
@@ -64,7 +60,7 @@ class GroundTruthHeads(Generator[HeadStyles]):
             raise ValueError(
                 "synthetic heads are rendered as whole square pictures; leave out window and give one side"
             )
-        shown = render_heads(self.heads[styles.head], view.cameras, view.resolution, self.supersampling)
+        shown = render_heads(self.heads[styles.head], view.cameras, view.resolution)
         depth = torch.where(shown.mask >= 0.5, shown.depth, view.volume.t_far)
         return Picture(shown.images.float() / 127.5 - 1, None, depth[:, None])
 
@@ -72,13 +68,8 @@ class GroundTruthHeads(Generator[HeadStyles]):
         return ParameterGroups((), (), ())
 
 
-def ground_truth_heads(resolution: int, poses: PoseDistribution | None = None) -> LoadedGenerator:
-    """Synthetic heads as a loaded generator.
-
-    Args:
-        resolution: side of the pictures.
-        poses: where the cameras of images stand; default: that of training.
-    """
+def ground_truth_heads(resolution: int) -> LoadedGenerator:
+    """Synthetic heads as a loaded generator of pictures of this side, seen by the cameras of training."""
     return LoadedGenerator(
-        GroundTruthHeads().eval(), VolumeSettings(), 12.0, resolution, poses or PoseDistribution(), None
+        GroundTruthHeads().eval(), VolumeSettings(), FOV_DEGREES, resolution, PoseDistribution(), step=None
     )

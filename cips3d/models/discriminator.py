@@ -57,10 +57,6 @@ class DiscriminatorConfig:
         return max(self.aux_channels or {}, default=0)
 
     @property
-    def predicts_pose(self) -> bool:
-        return self.predict_pose
-
-    @property
     def has_aux(self) -> bool:
         """There is an auxiliary discriminator."""
         return self.aux_channels is not None
@@ -266,8 +262,8 @@ class ImageDiscriminator(nn.Module):
         """
         resolution = self._checked_resolution(image, fade)
         if kernels.take(image):
-            # Channels come last in pictures that rays give. Convolutions keep that, and the kernels behind them would
-            # have to turn round every channel, not three.
+            # Pictures made of rays have channels last. Convolutions keep that order, and the kernels behind them would
+            # have to reorder every channel instead of these three.
             image = image.contiguous()
         x = self.from_rgb[str(resolution)](image)
         while resolution > RESOLUTION_MIN:

@@ -17,7 +17,7 @@ from cips3d.models.precision import checked_precision
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.precision import Precision
 
-MEAN_STYLE_SAMPLES = 10_000
+MEAN_STYLE_SAMPLES, MEAN_STYLE_SEED = 10_000, 0  # z that the mean style is taken over
 
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 
@@ -65,7 +65,7 @@ def at_layers(vectors: Tensor, chosen_layers: Sequence[int], layers: int) -> Ten
 
 @dataclass(frozen=True)
 class View:
-    """From where, how finely and how exactly pictures are taken; 2-D generators take of it what concerns them."""
+    """From where and how pictures are taken; 2-D generators ignore what concerns cameras and the volume."""
 
     resolution: int | tuple[int, int]
     """side of a square picture, or (height, width)"""
@@ -176,7 +176,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         return tuple(torch.randn(batch, width, generator=generator, device=device) for width in self.z_dims)
 
     def _placed(self, z: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """Where the weights are, in one transfer each: a GPU waits for every one."""
+        """z on the device and in the dtype of the weights; one transfer each, since a GPU waits for every transfer."""
         dtype = next((weight.dtype for weight in self.parameters()), torch.float32)
         return tuple(drawn.to(self.device, dtype) for drawn in z)
 
@@ -185,9 +185,10 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """Styles of z [B, width], one for each of `z_dims`."""
 
     @torch.no_grad()
-    def mean_styles(self, count: int = MEAN_STYLE_SAMPLES, *, seed: int = 0) -> StylesT:
+    def mean_styles(self, count: int = MEAN_STYLE_SAMPLES) -> StylesT:
         """Mean styles [1, ...] of `count` random z, the centre of truncation; compute once and keep."""
-        styles = self.mapping(*self.sample_z(count, generator=torch.Generator().manual_seed(seed)))
+        random = torch.Generator().manual_seed(MEAN_STYLE_SEED)
+        styles = self.mapping(*self.sample_z(count, generator=random))
         return styles_of(styles, [s.mean(0, keepdim=True) for s in styles])
 
     def mixed(self, first: StylesT, second: StylesT, layer: int) -> StylesT:
@@ -232,15 +233,15 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         raise ValueError(f"{type(self).__name__} has no blocks whose weights could be told apart")
 
     def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
-        """Branches of the styles, and of each the matrices [out, width] that a vector of its space meets, a layer each.
+        """For each branch of the styles, one matrix [out, width] a layer: what a vector of the branch is multiplied by.
 
-        In most models the space is that of the styles, and layer k is modulated by (matrix k) s + bias. {}: the model
-        has none.
+        In most models the vector is the style s, and layer k is modulated by (matrix k) s + bias. {}: the model has no
+        such matrices.
         """
         return {}
 
     def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> StylesT:
-        """What has to be added to styles by layer so that some layers of a branch move along vectors.
+        """Offsets that move some layers of a branch along vectors when they are added to styles by layer.
 
         Args:
             branch: one of `style_weights`.
@@ -271,7 +272,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         inr: Precision | None = None,
         fast_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """How exactly products are computed from now on; no part of the weights or of the configuration.
+        """Set how exactly products are computed from now on; neither weights nor configuration hold this setting.
 
         "highest" and "high" leave pixels to PyTorch's float32 products, which are TF32's where
         `torch.set_float32_matmul_precision` says so; with "fast" they are of 16 bits, colours apart. The volume's
@@ -280,7 +281,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
 
         Args:
             precision: of all parts, see `Precision`; None: as PyTorch is set.
-            nerf, inr: of the volume and of the pixels, where it shall be another than `precision`.
+            nerf, inr: of the volume and of the pixels, where these differ from `precision`.
             fast_dtype: what "fast" rounds pixels to, float16 or bfloat16.
 
         Raises:

@@ -12,8 +12,8 @@ from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.precision import autocast
 from cips3d.ops import ModulatedWeight, Precision, modulated_inr
 
-# Of more pixels the activations are computed anew in the backward, which costs another forward. As published, those of
-# one pixel are 42 KB in 16 bits and 84 KB in float32.
+# Up to so many pixels, activations are kept for the backward; with more, the backward computes them once more, which
+# costs another forward. The published network's activations of one pixel take 42 KB in 16 bits and 84 KB in float32.
 KEPT_PIXELS = 1 << 16
 
 
@@ -92,8 +92,8 @@ class INR(nn.Module):
                 precision=self.precision,
                 keep_activations=_keeps_activations(features, folded),
             )
-        # One by one: gradients of a stack's sum would be one tensor under several names, and whoever scales or adds to
-        # one of them in place (clipping, accumulation, loss scales) would change all.
+        # Added one by one: all parts of a stack's sum would share one gradient tensor, and code that changes one
+        # gradient in place (clipping, accumulation, loss scaling) would change them all.
         bias: Tensor = to_rgb[0].bias
         for linear in to_rgb[1:]:
             bias = bias + linear.bias
@@ -101,7 +101,7 @@ class INR(nn.Module):
 
 
 def _keeps_activations(features: Tensor, folded: list[ModulatedWeight]) -> bool:
-    """Whether gradients are wanted of so few pixels that memory has room for what they need."""
+    """Whether gradients are wanted, and the pixels are few enough to keep their activations in memory."""
     if not torch.is_grad_enabled() or features.shape[0] * features.shape[1] > KEPT_PIXELS:
         return False
     given = (features, *(x for layer in folded for x in (layer.weight, layer.modulation)))

@@ -8,17 +8,17 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays
+from cips3d.cameras import Cameras, Rays, height_and_width
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import VolumeSettings, draw_random, filled_depth, render_volume
+from cips3d.models.volume import VolumeSettings, draw_random, filled_depth
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
-from cips3d.ops.march import RayDraws, RenderedRays
+from cips3d.ops.march import RayDraws, RenderedRays, march_rays
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 
@@ -54,8 +54,8 @@ class _Pixels(NamedTuple):
     sample_depths: Tensor  # [B, N, samples]
 
 
-def default_chunk_rays(device: torch.device, samples: int) -> int:
-    """Rays that are rendered at a time without gradients, with `samples` samples each."""
+def rays_at_once(device: torch.device, samples: int) -> int:
+    """Rays of so many samples each that are rendered at a time where no gradient is needed."""
     points = CPU_CHUNK_POINTS if device.type == "cpu" else CHUNK_POINTS
     return max(points // samples, 1)
 
@@ -100,7 +100,7 @@ class PiGAN(Generator[PiGANStyles]):
         return self.nerf, self.style_mapping
 
     def weight_parts(self) -> WeightParts:
-        """A block a sine layer: the first with the grid, the last below the density with that, the colour's with it."""
+        """One block for each sine layer: the first includes the grid, the last the density, the colour's the output."""
         blocks = [[f"nerf.layers.{layer}"] for layer in range(self.config.layers)]
         if self.nerf.grid is not None:
             blocks[0].append("nerf.grid")
@@ -201,7 +201,7 @@ class PiGAN(Generator[PiGANStyles]):
             stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
             jitter: False renders without random numbers.
             grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
-            chunk_rays: rays rendered at a time where no gradient is needed; default: `default_chunk_rays`.
+            chunk_rays: rays rendered at a time where no gradient is needed; default: `rays_at_once`.
                 The result does not depend on it (up to rounding).
             generator: source of the draws.
 
@@ -248,7 +248,7 @@ class PiGAN(Generator[PiGANStyles]):
         self._check_styles(styles)
         if len(styles.frequencies) != len(cameras):
             raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.frequencies)}")
-        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        height, width = height_and_width(resolution)
         rays = cameras.rays((height, width))
         batch, count = rays.origins.shape[:2]
         draws = draw_random(
@@ -268,7 +268,7 @@ class PiGAN(Generator[PiGANStyles]):
             return self._paint(PiGANStyles(*(s[images] for s in styles)), rays, draws, settings, lock_view)
 
         if chunk_rays is None:
-            chunk_rays = default_chunk_rays(self.device, max(settings.samples, settings.fine))
+            chunk_rays = rays_at_once(self.device, max(settings.samples, settings.fine))
         pixels = paint_rays(paint, rays, draws, chunk_rays=chunk_rays, grad_points=grad_points, generator=generator)
 
         shape = (height, width)
@@ -282,24 +282,22 @@ class PiGAN(Generator[PiGANStyles]):
     def _paint(
         self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
     ) -> _Pixels:
-        ray = self._composed(styles, rays, draws, settings, lock_view)
-        if ray is None:
-            field = self.nerf.fold(styles, LOCKED_DIRECTION if lock_view else None)
-            ray = render_rays(
-                *(rays.origins, rays.directions, field, draws, settings.t_near, settings.t_far),
+        ray = self._rendered(styles, rays, draws, settings, lock_view)
+        color = ray.colors + (1 - ray.opacity[..., None]) if settings.white_back else ray.colors
+        return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
+
+    def _rendered(
+        self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
+    ) -> RenderedRays:
+        """What rays see: by `render_rays` where it knows such a field, otherwise op by op."""
+        if self.nerf.grid is None and len(self.nerf.layers) > 1:
+            return render_rays(
+                *(rays.origins, rays.directions, self.nerf.fold(styles, LOCKED_DIRECTION if lock_view else None)),
+                *(draws, settings.t_near, settings.t_far),
                 activation=settings.density_activation,
                 last_back=settings.last_back,
                 precision=self.nerf.precision,
             )
-        color = ray.colors + (1 - ray.opacity[..., None]) if settings.white_back else ray.colors
-        return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
-
-    def _composed(
-        self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
-    ) -> RenderedRays | None:
-        """Rays op by op, where the field is not one that `render_rays` knows; None where it is."""
-        if self.nerf.grid is None and len(self.nerf.layers) > 1:
-            return None
         directions = rays.directions
         if lock_view:  # filled in, since a GPU would wait for a copy, and graphs refuse it
             along = (torch.full_like(directions[..., 0], part) for part in LOCKED_DIRECTION)
@@ -308,7 +306,12 @@ class PiGAN(Generator[PiGANStyles]):
         def field(points: Tensor) -> tuple[Tensor, Tensor]:
             return self.nerf(points, along_rays(directions, points), styles)
 
-        return render_volume(field, rays, settings, draws)
+        return march_rays(
+            field,
+            *(rays.origins, rays.directions, draws, settings.t_near, settings.t_far),
+            activation=settings.density_activation,
+            last_back=settings.last_back,
+        )
 
     def _check_styles(self, styles: PiGANStyles) -> None:
         for name, value in (("frequencies", styles.frequencies), ("phases", styles.phases)):

@@ -1,4 +1,4 @@
-"""pi-GAN's discriminators: progressive or strided, with or without coordinates, some of which read off the camera."""
+"""pi-GAN's discriminators: progressive or strided, with or without coordinates; some also predict the camera."""
 
 from __future__ import annotations
 
@@ -89,10 +89,6 @@ class PiGANDiscriminatorConfig:
         return max(self.channels)
 
     @property
-    def predicts_pose(self) -> bool:
-        return self.predict_pose
-
-    @property
     def has_aux(self) -> bool:
         """There is an auxiliary discriminator."""
         return False
@@ -104,7 +100,7 @@ class PiGANDiscriminatorConfig:
 
     @property
     def outputs(self) -> int:
-        """Of the last layer: the logit, z, pitch and yaw."""
+        """Channels of the last layer: the logit, z, pitch and yaw."""
         return 1 + self.latent_dim + (2 if self.predict_pose else 0)
 
 

@@ -176,7 +176,8 @@ class ViewDependentNeRF(nn.Module):
             seen_along: the direction that all points are seen along, wherever rays go; it becomes a part of the
                 colour's bias. None: that of the ray.
         """
-        frequencies, phases = (style.to(self.density.weight.dtype) for style in styles)  # of autocast: in 16 bits
+        # Under autocast the mapping gives 16 bits.
+        frequencies, phases = (style.to(self.density.weight.dtype) for style in styles)
         gains = GAIN_SCALE * frequencies + GAIN_CENTRE
         layers = [cast(nn.Linear, linear) for linear in self.layers]
         first, *hidden = layers

@@ -10,11 +10,15 @@ from cips3d.ops.precision import Precision, is_fast
 
 
 def checked_precision(precision: Precision | None) -> Precision | None:
-    """What was given; raises ValueError where there is no such precision."""
+    """The precision as given.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
     is_fast(precision)
     return precision
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Matrix products in `dtype` (bfloat16 or float16); None leaves things as they are around."""
+    """Inside, matrix products are of `dtype` (bfloat16 or float16); None keeps the setting that is in force."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

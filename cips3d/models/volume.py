@@ -1,4 +1,4 @@
-"""Volume rendering along rays: stratified depths, importance depths, merge, compositing."""
+"""How a volume is sampled along rays: its settings, and the random numbers that rays are rendered with."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cips3d.cameras import Rays
 from cips3d.errors import UserError, require_choice, require_range
 from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
-from cips3d.ops.march import Field, RayDraws, RenderedRays, march_rays
+from cips3d.ops.march import RayDraws
 
 FINE_FROM = 3  # coarse samples that importance samples need: those between the first and the last say where they fall
 
@@ -65,14 +64,21 @@ def draw_random(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> RayDraws:
-    """Draw what `render_volume` needs.
+    """The random numbers with which rays are rendered (`render_rays`, `march_rays`).
 
     Args:
+        batch, rays: B images of R rays.
+        settings: how many samples a ray has, S coarse and F fine ones.
         density_noise: standard deviation of the Gaussian added to raw densities.
         stratified_u: [B, R, S] given draws, used instead of drawing.
         importance_u: [B, R, F] likewise.
         jitter: False puts every depth in the middle of its bin and the importance draws at equal steps: no noise in
             the picture, the same picture every time.
+        generator: source of the draws; they are made on its device and moved.
+        device, dtype: of the result.
+
+    Raises:
+        ValueError: given draws have another shape.
     """
     samples, fine = settings.samples, settings.fine
     drawn_on = device if generator is None else generator.device
@@ -112,13 +118,3 @@ def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:
         t_far: scene units.
     """
     return depth + (1 - weights.sum(-1).view_as(depth)) * t_far
-
-
-def render_volume(field: Field, rays: Rays, settings: VolumeSettings, draws: RayDraws) -> RenderedRays:
-    """`march_rays` through any field, with a volume's settings."""
-    return march_rays(
-        field,
-        *(rays.origins, rays.directions, draws, settings.t_near, settings.t_far),
-        activation=settings.density_activation,
-        last_back=settings.last_back,
-    )

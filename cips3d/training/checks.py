@@ -76,7 +76,7 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
         raise UserError(
             f"--stages.N.pose-weight {stage.pose_weight:g} needs cameras, which {name} does not have; give 0"
         )
-    if stage.pose_weight > 0 and not discriminator.predicts_pose:
+    if stage.pose_weight > 0 and not discriminator.predict_pose:
         raise UserError(
             f"--stages.N.pose-weight {stage.pose_weight:g} needs a discriminator that predicts poses; "
             "pass --discriminator.predict-pose, or give 0"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cips3d.cameras import Cameras, aspect
+from cips3d.cameras import Cameras, aspect, height_and_width
 
 FRONT = math.pi / 2
 
@@ -80,9 +80,20 @@ def test_single_rows_and_columns_lie_in_the_middle() -> None:
 def test_subset_of_rays() -> None:
     cameras = cameras_at((1.2, 2.0), (1.6, 1.4))
     index = torch.tensor([7, 0, 23, 7])
-    every, some = cameras.rays((4, 6)), cameras.rays((4, 6), index)
+    every = cameras.rays((4, 6))
+    some = every.subset(index)
     assert torch.equal(some.directions, every.directions[:, index])
-    assert torch.equal(some.origins, every.subset(index).origins)
+    assert torch.equal(some.origins, every.origins[:, index])
+
+
+@pytest.mark.parametrize("resolution", [0, (0, 4), (4, -1)])
+def test_pictures_have_pixels(resolution: int | tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="resolution must be at least 1"):
+        cameras_at((FRONT, FRONT)).rays(resolution)
+
+
+def test_a_single_number_is_the_side_of_a_square() -> None:
+    assert (height_and_width(5), height_and_width((4, 6))) == ((5, 5), (4, 6))
 
 
 def test_wide_pictures_have_square_pixels() -> None:

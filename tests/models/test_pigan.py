@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.models.generator import View, truncated
-from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANRendering, PiGANStyles, default_chunk_rays
+from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANRendering, PiGANStyles, rays_at_once
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops import kernels
 
@@ -322,9 +322,9 @@ def test_wrong_inputs_are_named(generator: PiGAN) -> None:
 
 def test_chunks_suit_the_device() -> None:
     cpu = torch.device("cpu")
-    assert default_chunk_rays(cpu, 12) < default_chunk_rays(torch.device("cuda", 1), 12)
-    assert default_chunk_rays(cpu, 24) < default_chunk_rays(cpu, 12)
-    assert default_chunk_rays(cpu, 10**6) == 1
+    assert rays_at_once(cpu, 12) < rays_at_once(torch.device("cuda", 1), 12)
+    assert rays_at_once(cpu, 24) < rays_at_once(cpu, 12)
+    assert rays_at_once(cpu, 10**6) == 1
 
 
 @pytest.mark.parametrize("lock_view", [False, True])

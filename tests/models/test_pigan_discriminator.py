@@ -197,7 +197,7 @@ def test_published_kinds() -> None:
     assert [config.outputs for config in (carla, celeba, cats)] == [259, 259, 1]
     assert [config.strided for config in (carla, celeba, cats)] == [False, True, True]
     assert [config.coord_conv for config in (carla, celeba, cats)] == [True, True, False]
-    assert (cats.resolution_max, cats.predicts_pose, carla.predicts_pose, cats.has_aux) == (256, False, True, False)
+    assert (cats.resolution_max, cats.predict_pose, carla.predict_pose, cats.has_aux) == (256, False, True, False)
     for config in (carla, celeba, cats):
         with torch.device("meta"):
             model = PiGANDiscriminator(config)

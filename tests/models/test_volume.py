@@ -1,4 +1,4 @@
-"""Volume rendering of a field that is known: a ball."""
+"""Settings and draws of a volume: their ranges, and what they make of a field that is known, a ball."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
-from cips3d.models.volume import VolumeSettings, draw_random, render_volume
+from cips3d.models.volume import VolumeSettings, draw_random
+from cips3d.ops.march import march_rays
 
 RADIUS = 0.06
 
@@ -28,7 +29,7 @@ def look(settings: VolumeSettings, resolution: int = 15, jitter: bool = False) -
     draws = draw_random(
         1, resolution**2, settings, jitter=jitter, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    ray = render_volume(ball, rays, settings, draws)
+    ray = march_rays(ball, *rays, draws, settings.t_near, settings.t_far)
     middle = -(rays.origins * rays.directions).sum(-1)
     half_chord = RADIUS**2 - (1 - middle**2)
     true = torch.where(half_chord > 0, middle - half_chord.clamp_min(0).sqrt(), torch.inf)
