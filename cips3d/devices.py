@@ -1,6 +1,9 @@
-"""Devices that commands compute on."""
+"""Devices that commands compute on, and what happens where their memory is too small."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,3 +38,21 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """True for torch's complaints about memory; those of the CPU and of CUDA itself have no type of their own."""
     untyped = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in untyped)
+
+
+@contextmanager
+def memory_explained(sentence: str) -> Iterator[None]:
+    """Inside, running out of memory is a mistake that the user can mend.
+
+    Args:
+        sentence: what the error says: which device, what did not fit, and the remedy.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        raise UserError(sentence) from error

@@ -17,7 +17,7 @@ import tyro
 from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, printable, read_rgb
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
-from cips3d.devices import choose_device, is_out_of_memory
+from cips3d.devices import choose_device, memory_explained
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.evaluation.catalogue import METRICS, VALUES, check_counts, chosen_metrics
 from cips3d.evaluation.evaluate import (
@@ -34,9 +34,9 @@ from cips3d.evaluation.image_sets import SourceImages
 from cips3d.files import atomic_file
 from cips3d.pictures import check_path, reported
 from cips3d.plain import finite, to_plain
-from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.options import PrecisionFlag
-from cips3d.rendering.seeds import SEED_LIMIT
+from cips3d.rendering.seeds import check_seed, check_truncation
 from cips3d.versions import versions
 
 PROGRAM = "python -m cips3d.evaluate"
@@ -143,17 +143,11 @@ def evaluate(options: Options) -> int:
         progress=True,
     )
     started = time.perf_counter()
-    try:
-        report = (
-            of_folder(options, settings, str(device)) if options.generated else of_model(options, settings, str(device))
-        )
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{device} has too little memory for --batch-size {options.batch_size} at this resolution; "
-            "lower one of them"
-        ) from error
+    measure = of_model if options.generated is None else of_folder
+    with memory_explained(
+        f"{device} has too little memory for --batch-size {options.batch_size} at this resolution; lower one of them"
+    ):
+        report = measure(options, settings, str(device))
     print(table(report.evaluation))
     print(f"{report.subject}, in {time.perf_counter() - started:.0f} s")
     if options.out is not None:
@@ -197,7 +191,7 @@ def of_model(options: Options, settings: EvaluationSettings, device: str) -> Rep
     else:
         loaded = load_generator(options.run, device, precision=options.precision)
     names = metrics_of(options, loaded.generator.is_3d)
-    check_model(loaded, options)
+    check_resolution_of(loaded, options.resolution)
     check_data(options, names)
     check_counts(of_images(names), options.images)
     check_networks(names, settings.networks)
@@ -246,16 +240,6 @@ def metrics_of(options: Options, is_3d: bool) -> list[str]:
     if not names:
         raise UserError("without a 3-D model there is nothing to measure but pictures; give --data, or --metrics is")
     return names
-
-
-def check_model(loaded: LoadedGenerator, options: Options) -> None:
-    """Raise `UserError` where the model cannot give pictures of that size."""
-    fixed = loaded.generator.fixed_resolution
-    if fixed is not None and options.resolution not in (None, fixed):
-        raise UserError(
-            f"--resolution {options.resolution} is not that of this {type(loaded.generator).__name__}; "
-            f"leave it out or give {fixed}"
-        )
 
 
 def check_data(options: Options, names: Sequence[str]) -> None:
@@ -352,10 +336,8 @@ def check_options(options: Options) -> None:
         raise UserError(f"--resolution {options.resolution} is no picture; give 2 or more")
     if options.resolution is not None:
         check_resolution(options.resolution)
-    if not math.isfinite(options.truncation):
-        raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
-    if not 0 <= options.seed < SEED_LIMIT:
-        raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
+    check_truncation(options.truncation)
+    check_seed(options.seed)
     if options.out is not None:
         check_path(options.out, (".json",), "the figures")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cips3d.checkpoints.converted import Source, write_converted
 from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
-from cips3d.devices import choose_device, is_out_of_memory
+from cips3d.devices import choose_device, memory_explained
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import sha256_of
 from cips3d.inversion import Inversion, InversionSettings, invert
@@ -23,10 +23,10 @@ from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
 from cips3d.pictures import save_image
-from cips3d.rendering import LoadedGenerator, load_generator
+from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
-from cips3d.rendering.seeds import SEED_LIMIT
+from cips3d.rendering.seeds import check_seed
 from cips3d.signals import stop_on_signals
 
 PROGRAM = "python -m cips3d.invert"
@@ -109,15 +109,11 @@ def run(options: Options) -> int:
     photo = read_photo(options.photo, options.resolution or loaded.resolution)
     make_folder(options.out)
     with stop_on_signals() as stop:
-        try:
+        with memory_explained(
+            f"{device} has too little memory for --starts {options.starts} at --resolution {photo.shape[-1]}; "
+            "lower one of them"
+        ):
             found = invert(loaded, photo, settings_of(loaded, options), progress=True, stop=lambda: bool(stop))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{device} has too little memory for --starts {options.starts} at --resolution {photo.shape[-1]}; "
-                "lower one of them"
-            ) from error
         save(options, loaded, photo, found)
     print(described(options, loaded, found))
     return stop.exit_code
@@ -210,9 +206,7 @@ def check_model(loaded: LoadedGenerator, options: Options) -> None:
     generator, name = loaded.generator, type(loaded.generator).__name__
     if not generator.is_3d and options.pose is not None:
         raise UserError(f"{name} is a 2-D model and has no camera; leave out --pose")
-    fixed = generator.fixed_resolution
-    if options.resolution is not None and fixed not in (None, options.resolution):
-        raise UserError(f"--resolution {options.resolution} is not that of this {name}; leave it out or give {fixed}")
+    check_resolution_of(loaded, options.resolution)
     front = loaded.poses.pitch_mean
     if options.pose is not None and not 0 < front + options.pose[1] < math.pi:
         raise UserError(
@@ -231,8 +225,7 @@ def check_options(options: Options) -> None:
     for flag, weight in (("--perceptual-weight", options.perceptual_weight), ("--prior", options.prior)):
         if not 0 <= weight < math.inf:
             raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 on")
-    if not 0 <= options.seed < SEED_LIMIT:
-        raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
+    check_seed(options.seed)
     if options.resolution is not None and options.resolution < FEWEST_PIXELS:
         raise UserError(f"--resolution {options.resolution} shows no face; give {FEWEST_PIXELS} or more")
     if options.pose is not None and not all(math.isfinite(angle) for angle in options.pose):

@@ -12,14 +12,14 @@ import tyro
 from torch import Tensor
 
 from cips3d import pictures
-from cips3d.devices import choose_device, is_out_of_memory
+from cips3d.devices import choose_device, memory_explained
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.meshing import MESH_ENDINGS, Components, ExtractedMesh, MeshSettings, extract_mesh, write_mesh
 from cips3d.meshing.extraction import check_installed
 from cips3d.meshing.preview import preview
 from cips3d.rendering import LoadedGenerator, check_is_3d, load_generator, styles_of_latents, styles_of_seeds
 from cips3d.rendering.options import PrecisionFlag
-from cips3d.rendering.seeds import SEED_LIMIT
+from cips3d.rendering.seeds import check_seed, check_truncation
 
 PROGRAM = "python -m cips3d.mesh"
 DESCRIPTION = f"""Make a mesh of a face: the surface of its volume, coloured with what pictures of it show.
@@ -93,15 +93,10 @@ def mesh(options: Options) -> int:
     settings = MeshSettings(
         options.resolution, options.threshold, options.box_side, options.components, options.picture_resolution
     )
-    try:
-        styles = styles_of(loaded, options)
-        made = extract_mesh(loaded, styles, settings, progress=True)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"there is too little memory for --resolution {options.resolution} on {device}; give a lower one"
-        ) from error
+    with memory_explained(
+        f"there is too little memory for --resolution {options.resolution} on {device}; give a lower one"
+    ):
+        made = extract_mesh(loaded, styles_of(loaded, options), settings, progress=True)
     with pictures.reported(options.out):
         write_mesh(options.out, made.mesh)
     shown = ""
@@ -142,10 +137,9 @@ def check_options(options: Options) -> None:
         raise UserError("--latent takes the place of --seed; leave one of them out")
     if options.latent is not None and options.truncation != 1:
         raise UserError("--truncation is for the face of a seed, and --latent gives another; leave it out")
-    if options.seed is not None and not 0 <= options.seed < SEED_LIMIT:
-        raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^63 - 1")
-    if not math.isfinite(options.truncation):
-        raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
+    if options.seed is not None:
+        check_seed(options.seed)
+    check_truncation(options.truncation)
     if not MIN_RESOLUTION <= options.resolution <= MAX_RESOLUTION:
         raise UserError(f"--resolution {options.resolution} is out of range; give {MIN_RESOLUTION} to {MAX_RESOLUTION}")
     if options.picture_resolution is not None and options.picture_resolution < 2:

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from cips3d import pictures
 from cips3d.animations import save_animation
-from cips3d.devices import choose_device, is_out_of_memory
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.devices import choose_device, memory_explained
+from cips3d.errors import exit_on_user_error
 from cips3d.rendering import load_generator
 from cips3d.rendering.film import arranged, strip
 from cips3d.rendering.options import Options, check_options
@@ -62,7 +62,11 @@ def render(options: Options) -> int:
     loaded = replace(load_generator(options.run, device, precision=options.precision), lock_view=options.lock_view)
     if options.fov is not None and loaded.generator.is_3d:
         loaded = replace(loaded, fov_degrees=options.fov)
-    try:
+    resolution = loaded.resolution if options.resolution is None else options.resolution
+    with memory_explained(
+        f"{device} has too little memory for --batch-size {options.batch_size} at --resolution {resolution}; "
+        "lower one of them"
+    ):
         staging = stage(loaded, options)
         if options.is_folder:
             count = save_separately(options.out, staging)
@@ -73,14 +77,6 @@ def render(options: Options) -> int:
             save_animation(options.out, frames(staging), options.fps)
         else:
             pictures.save_image(options.out, still(staging))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        resolution = loaded.resolution if options.resolution is None else options.resolution
-        raise UserError(
-            f"{device} has too little memory for --batch-size {options.batch_size} at --resolution "
-            f"{resolution}; lower one of them"
-        ) from error
     print(f"{options.out} shows {staging.contents}{loaded.at_step}")
     return 0
 

@@ -16,7 +16,7 @@ import tyro
 from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.devices import choose_device
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.rendering import LoadedGenerator, load_generator, styles_of_latents
+from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator, styles_of_latents
 from cips3d.rendering.latents import SeenBy, read_latent
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.signals import stop_on_signals
@@ -161,12 +161,8 @@ def check_options(options: Options) -> None:
 
 def resolution_of(options: Options, loaded: LoadedGenerator) -> int:
     """Side of the finest pictures."""
-    fixed = loaded.generator.fixed_resolution
-    if options.resolution is None:
-        return fixed or max(loaded.resolution, DEFAULT_RESOLUTION)
-    if fixed not in (None, options.resolution):
-        raise UserError(f"--resolution {options.resolution} is not the model's; give {fixed}, or leave it out")
-    return options.resolution
+    check_resolution_of(loaded, options.resolution)
+    return options.resolution or loaded.generator.fixed_resolution or max(loaded.resolution, DEFAULT_RESOLUTION)
 
 
 def title_of(options: Options, exhibit: Exhibit | str) -> str:

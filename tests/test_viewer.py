@@ -160,7 +160,7 @@ def test_sizes_of_pictures(run_folder: Path) -> None:
     assert resolution_of(Options(run_folder, resolution=12), loaded) == 12
     flat = LoadedGenerator(StyleGAN2(STYLEGAN2_CONFIG), VolumeSettings(), 12.0, 16, PoseDistribution(), None)
     assert resolution_of(Options(run_folder), flat) == 16
-    with pytest.raises(UserError, match="--resolution 12 is not the model's; give 16"):
+    with pytest.raises(UserError, match=r"--resolution 12 is not that of this StyleGAN2; .* give 16"):
         resolution_of(Options(run_folder, resolution=12), flat)
 
 

@@ -2,7 +2,7 @@
 
 from cips3d.cameras.trajectories import yaw_sweep
 from cips3d.rendering.latents import Latent, SeenBy, latent_of, read_latent, styles_of_latents, write_latent
-from cips3d.rendering.loading import LoadedGenerator, check_is_3d, load_generator
+from cips3d.rendering.loading import LoadedGenerator, check_is_3d, check_resolution_of, load_generator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import interpolated_styles, mixed_styles
@@ -15,6 +15,7 @@ __all__ = [
     "SeenBy",
     "Views",
     "check_is_3d",
+    "check_resolution_of",
     "interpolated_styles",
     "latent_of",
     "load_generator",

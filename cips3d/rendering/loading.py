@@ -56,6 +56,14 @@ def check_is_3d(loaded: LoadedGenerator, what: str, remedy: str = "give another 
         raise UserError(f"{what} needs a 3-D model, and {type(loaded.generator).__name__} is 2-D; {remedy}")
 
 
+def check_resolution_of(loaded: LoadedGenerator, resolution: int | None) -> None:
+    """Raise `UserError` where a model of one size alone is asked for another --resolution; None: it is not asked."""
+    fixed = loaded.generator.fixed_resolution
+    if resolution is not None and fixed not in (None, resolution):
+        name = type(loaded.generator).__name__
+        raise UserError(f"--resolution {resolution} is not that of this {name}; leave it out or give {fixed}")
+
+
 def load_generator(
     path: str | Path, device: torch.device | str = "cpu", *, precision: Precision | None = None
 ) -> LoadedGenerator:

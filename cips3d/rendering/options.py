@@ -16,7 +16,7 @@ from cips3d.cameras import TRAJECTORIES
 from cips3d.cameras.camera_file import MAX_CAMERAS
 from cips3d.errors import UserError
 from cips3d.ops.precision import Precision
-from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, parse_seeds
+from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, check_truncation, parse_seeds
 from cips3d.rendering.style_paths import Part
 from cips3d.rendering.views import BATCH_SIZE
 from cips3d.video import import_ffmpeg
@@ -146,8 +146,7 @@ def check_options(options: Options) -> None:
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
         if angles is not None and not (angles and all(math.isfinite(angle) for angle in angles)):
             raise UserError(f"{flag} {listed(angles)} is no direction; give one or more angles in radians")
-    if not math.isfinite(options.truncation):
-        raise UserError(f"--truncation {options.truncation} is not a number; give one such as 0.7")
+    check_truncation(options.truncation)
     if options.resolution is not None and options.resolution < 1:
         raise UserError(f"--resolution {options.resolution} leaves no pixel; give 1 or more")
     if options.resolution == 1 and options.kind in ("normals", "all"):

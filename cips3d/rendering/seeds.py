@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -36,6 +37,18 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
         raise ValueError("seeds must hold at least one integer, got none")
     styles = loaded.generator.mapping(*loaded.generator.z_of_seeds(seeds))
     return styles if truncation == 1 else truncated(styles, loaded.mean_styles, truncation)
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UserError` for a --seed that torch's random generators do not take."""
+    if not 0 <= seed < SEED_LIMIT:
+        raise UserError(f"--seed {seed} is out of range; give an integer from 0 to 2^63 - 1")
+
+
+def check_truncation(truncation: float) -> None:
+    """Raise `UserError` for a --truncation that is infinite or NaN."""
+    if not math.isfinite(truncation):
+        raise UserError(f"--truncation {truncation} is not a number; give one such as 0.7")
 
 
 def parse_seeds(text: str, flag: str = "--seeds", most: int = MAX_SEEDS) -> list[int]:

@@ -24,7 +24,7 @@ from cips3d.rendering.film import (
     mixing,
 )
 from cips3d.rendering.latents import face_name, styles_of_latents
-from cips3d.rendering.loading import LoadedGenerator
+from cips3d.rendering.loading import LoadedGenerator, check_resolution_of
 from cips3d.rendering.options import DEFAULT_SEEDS, Options
 from cips3d.rendering.seeds import MAX_SEEDS, parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
@@ -175,10 +175,7 @@ def _check_model(loaded: LoadedGenerator, options: Options, resolution: int) -> 
                 raise UserError(f"{name} is a 2-D model and has no camera; leave out {flag}")
     if options.lock_view and not generator.has_view_dependence:
         raise UserError(f"--lock-view is for pi-GAN; the colours of {name} are the same from all sides, leave it out")
-    if generator.fixed_resolution not in (None, resolution):
-        raise UserError(
-            f"--resolution {resolution} is not that of this {name}; leave it out or give {generator.fixed_resolution}"
-        )
+    check_resolution_of(loaded, resolution)
     front = loaded.poses.pitch_mean
     for pitch in options.pitch or ():
         if not 0 < front + pitch < math.pi:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,12 +15,11 @@ from tqdm import tqdm
 from cips3d import pictures
 from cips3d.animations import save_animation
 from cips3d.cameras import Cameras
-from cips3d.devices import is_out_of_memory
-from cips3d.errors import UserError
+from cips3d.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.film import Look, take_pictures
-from cips3d.rendering.staging import FRAMES, Faces, faces_of, stage
+from cips3d.rendering.staging import FRAMES, Faces, stage
 from cips3d.sweeps.options import SweepOptions, render_options
 
 LONGEST_ROW = 6  # faces; more are arranged in a square
@@ -60,9 +58,8 @@ def prepared(loaded: LoadedGenerator, options: SweepOptions) -> Scene:
     """
     if options.fov is not None and loaded.generator.is_3d:
         loaded = replace(loaded, fov_degrees=options.fov)
-    asked = render_options(options, one_view=loaded.generator.is_3d)
-    staging = stage(loaded, asked)
-    return Scene(loaded, faces_of(loaded, asked), staging.film.cameras, staging.film.look, staging.layout.enlarge)
+    staging = stage(loaded, render_options(options, one_view=loaded.generator.is_3d))
+    return Scene(loaded, staging.faces, staging.film.cameras, staging.film.look, staging.layout.enlarge)
 
 
 def write_sweep(
@@ -98,7 +95,10 @@ def write_sweep(
         across, count = len(columns), len(rows) * len(columns)
     pictures.check_size(options.out, *pictures.grid_size(count, across, side, side, scene.enlarge))
     frames = len(scene.cameras) if moves else options.frames or FRAMES
-    with _memory_reported(options, scene):
+    with memory_explained(
+        f"{scene.loaded.device} has too little memory for --batch-size {options.batch_size} at --resolution {side}; "
+        "lower one of them"
+    ):
         if not options.is_animation:
             with tqdm(columns, desc="rendering", unit="column", leave=False) as turns:
                 pictures.save_image(options.out, _table(scene, rows, (make() for make in turns), scene.cameras))
@@ -160,17 +160,3 @@ def _taken(scene: Scene, column: Column, camera: Cameras) -> Tensor:
 
 def _faces_across(count: int) -> int:
     return count if count <= LONGEST_ROW else math.ceil(math.sqrt(count))
-
-
-@contextmanager
-def _memory_reported(options: SweepOptions, scene: Scene) -> Iterator[None]:
-    """Turn torch's complaints about memory into a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{scene.loaded.device} has too little memory for --batch-size {options.batch_size} at --resolution "
-            f"{scene.look.resolution}; lower one of them"
-        ) from error

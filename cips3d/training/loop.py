@@ -25,7 +25,7 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import contents_of, open_training_source
-from cips3d.devices import is_out_of_memory
+from cips3d.devices import is_out_of_memory, memory_explained
 from cips3d.errors import UserError
 from cips3d.files import is_disk_full, only_writer
 from cips3d.ops.precision import matmul_precision
@@ -77,15 +77,11 @@ def train(config: TrainConfig) -> tuple[Path, int]:
 
 def started(config: TrainConfig, processes: Processes) -> Training:
     """A run before its first step; where not even its networks find room, there is nothing to go on with."""
-    try:
+    with memory_explained(
+        f"{processes.device} has too little memory for the networks; give smaller ones (--generator..., "
+        "--discriminator...), or end what else takes its memory"
+    ):
         return Training(config, processes)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{processes.device} has too little memory for the networks; give smaller ones (--generator..., "
-            "--discriminator...), or end what else takes its memory"
-        ) from error
 
 
 def in_words(error: Exception, device: torch.device) -> str | None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d import pictures
-from cips3d.devices import is_out_of_memory
-from cips3d.errors import UserError
+from cips3d.devices import memory_explained
 from cips3d.models.generator import styles_of, truncated
 from cips3d.rendering.film import Kind, Look, take_pictures
 from cips3d.rendering.loading import LoadedGenerator
@@ -104,16 +103,12 @@ class Studio:
         """
         model = self.model(shot)
         cameras = shot.orbit.cameras(model.fov_degrees)
-        try:
-            with given_up_when(unwanted, model.generator):
-                shown = take_pictures(model, self.styles(shot), cameras, Look(resolution, (shot.kind,)))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"{model.device} has too little memory for {resolution} x {resolution} pixels; "
-                "start the viewer with a lower --resolution"
-            ) from error
+        small_memory = (
+            f"{model.device} has too little memory for {resolution} x {resolution} pixels; "
+            "start the viewer with a lower --resolution"
+        )
+        with memory_explained(small_memory), given_up_when(unwanted, model.generator):
+            shown = take_pictures(model, self.styles(shot), cameras, Look(resolution, (shot.kind,)))
         pixels: np.ndarray = pictures.to_uint8(shown[0, 0]).permute(1, 2, 0).numpy()
         return pixels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from host_waits import copies
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
 from cips3d.rendering import LoadedGenerator, parse_seeds, styles_of_seeds
+from cips3d.rendering.seeds import check_seed, check_truncation
 
 # Batches of other sizes take other paths through the matrix products: float32 rounding, and no more.
 SAME = {"atol": 1e-5, "rtol": 0.0}
@@ -92,3 +94,18 @@ class TestParseSeeds:
     def test_mistakes_name_the_flag(self, text: str) -> None:
         with pytest.raises(UserError, match="--seeds"):
             parse_seeds(text)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_are_none(seed: int) -> None:
+    check_seed(0)
+    check_seed(2**63 - 1)
+    with pytest.raises(UserError, match=f"--seed {seed} is out of range"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("truncation", [math.inf, math.nan])
+def test_truncations_that_are_none(truncation: float) -> None:
+    check_truncation(-2.5)
+    with pytest.raises(UserError, match=f"--truncation {truncation} is not a number"):
+        check_truncation(truncation)
