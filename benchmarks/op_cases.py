@@ -25,7 +25,7 @@ from cips3d.ops import (
     stratified_points,
 )
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
-from cips3d.ops.modulated_inr import StackedLayers
+from cips3d.ops.stacked_layers import StackedLayers
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
 Function = Callable[..., Any]

@@ -10,7 +10,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 
 
 def accumulate(weights: Tensor, values: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def accumulate(weights: Tensor, values: Tensor) -> Tensor:
         tensor([[[2.2500]]])
     """
     check_accumulate(weights, values)
-    if kernels_take(weights) and kernels.take(values):
+    if kernels_take_float32(weights) and kernels.take(values):
         return _FORWARD(weights, values)
     return weighted_sum(weights, values).to(values.dtype)
 

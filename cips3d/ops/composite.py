@@ -16,13 +16,13 @@ from cips3d.ops.composite_reference import (
     weights_reference,
 )
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 from cips3d.ops.second_order import differentiate_outputs
 
 DensityActivation = Literal["relu", "softplus"]
 DENSITY_ACTIVATIONS: tuple[str, ...] = get_args(DensityActivation)
 
-SAMPLES_IN_LANES = 32  # as many samples of a ray a kernel keeps in registers; the backward stores those of longer rays
+SAMPLES_IN_LANES = 32  # samples of a ray that a kernel keeps in registers; of longer rays the backward stores them
 
 
 class Composited(NamedTuple):
@@ -75,7 +75,7 @@ def composite_weights(
     check_densities(density, depths, noise, activation)
     density = density.to(depths.dtype)
     noise = None if noise is None else noise.to(depths.dtype)
-    if kernels_take(depths, density, noise):
+    if kernels_take_float32(depths, density, noise):
         no_features = density.new_empty(*density.shape, 0)
         _, _, weights, transmittance, _ = _OP(
             density, no_features, depths, None, None, None, noise, activation, last_back, False
@@ -234,7 +234,7 @@ def _composite(
     density = density.to(depths.dtype)
     fine_density = None if fine_density is None else fine_density.to(depths.dtype)
     noise = None if noise is None else noise.to(depths.dtype)
-    takes = kernels_take(depths, density, fine_density, noise) and kernels.take(features)
+    takes = kernels_take_float32(depths, density, fine_density, noise) and kernels.take(features)
     run = _OP if takes else composite_reference
     return Composited(*run(density, features, depths, fine_density, fine_features, order, noise, *settings))
 

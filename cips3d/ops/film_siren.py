@@ -14,8 +14,8 @@ from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
 from cips3d.ops.second_order import differentiate_reference
 
-IMAGES_MAX = 65_535  # of one launch: such as where every ray is an image with a modulation of its own
-BLOCK_ELEMENTS = 1 << 18  # activations of one layer worked on at a time on a CPU: 1 MB, half of a core's L2
+IMAGES_MAX = 65_535  # of one launch; there are more where every ray counts as an image with a modulation of its own
+BLOCK_ELEMENTS = 1 << 18  # activations of a layer that a CPU computes at a time: 1 MB, half of a core's L2
 
 
 class FoldedLayer(NamedTuple):
@@ -175,7 +175,7 @@ def siren_field(
         width = width_out if k < len(trunk) else width
     check_shape("density_weight", density_weight, (width,))
     check_shape("density_bias", density_bias, (1,))
-    is_fast(precision)  # a word that is none is an error everywhere
+    is_fast(precision)  # raises where it is unknown, whatever computes
     flat = [tensor for layer in (*trunk, color) for tensor in layer]
     in_blocks = points.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not kernels.take(points)
     if in_blocks and not torch.compiler.is_compiling():

@@ -16,7 +16,7 @@ POINT_WIDTH = 8  # the widest inputs of the kernels that compute in plain float3
 
 
 class Parameters(NamedTuple):
-    """Of a sine layer: y = sin(gain ⊙ (x Wᵀ + b) + shift), for one image after the other.
+    """The parameters of a sine layer y = sin(gain ⊙ (x Wᵀ + b) + shift), for B images.
 
     Attributes:
         weight: [out, in], or [B, out, in].
@@ -32,10 +32,10 @@ class Parameters(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of x and of the parameters, each of the dtype of what it belongs to; empty where not wanted.
+    """Gradients of x and of the parameters, each in the dtype of what it belongs to; empty where not wanted.
 
-    Where x is float16 and the gradient that comes in is bfloat16, that of x is bfloat16 too: phases need the bits of
-    the one, and the magnitude of a gradient may be anything.
+    Where x is float16 and the incoming gradient is bfloat16, that of x is bfloat16 too: phases need the precision of
+    float16, and gradients the range of bfloat16.
     """
 
     x: Tensor
@@ -79,7 +79,7 @@ def sine(x: Tensor, parameters: Parameters, dtype: torch.dtype, *, fast: bool) -
 
 
 def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    """What the reference computes in."""
+    """The dtype that the reference computes in."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -274,7 +274,7 @@ def _points_backward(
 
 
 def _partial(x: Tensor, parts: int, width_out: int) -> tuple[Tensor, Tensor]:
-    """For G and s of parts of an image's samples: added up in order by who computes them, the same every time."""
+    """Room for G and s of parts of an image's samples. They are added up in order, so that every run gives the same."""
     product = x.new_empty(parts, x.shape[0], width_out, x.shape[2], dtype=torch.float32)
     return product, product.new_empty(product.shape[:3])
 
@@ -303,7 +303,7 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> Non
 
 
 def _backward_gradients(ctx: Any, *output_gradients: Tensor) -> tuple[Any, ...]:
-    """Of the gradients, by autograd on the reference."""
+    """The gradients of the gradients, by autograd on the reference."""
     tensors = ctx.saved_tensors
     wanted = (ctx.with_x, *(ctx.with_parameters and t is not None for t in tensors[2:]))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 
 WEIGHT_FLOOR = 1e-5  # added twice, as in pi-GAN: to the weights, and to those inside that make the density
 CDF_FLOOR = 1e-5  # a step of the distribution flatter than this is not divided by
@@ -55,7 +55,7 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> MergedDepth
     """
     samples, fine = check_importance(depths, weights, u)
     weights, u = weights.to(depths.dtype), u.to(depths.dtype)
-    if not kernels_take(depths, weights, u):
+    if not kernels_take_float32(depths, weights, u):
         return MergedDepths(*_reference(depths, weights, u))
     if 4 * samples + 3 * fine > LARGEST_RAY:
         raise ValueError(

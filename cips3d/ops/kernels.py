@@ -96,6 +96,17 @@ def _runs_on_cuda(index: int) -> bool:
     return _ready[index]
 
 
+_warned: set[str] = set()  # the reasons that `warn_composed` has given
+
+
+@torch.compiler.assume_constant_result
+def warn_composed(reason: str, instead: str) -> None:
+    """Warn, once for each reason, that no fused kernel computes this, and say what happens instead."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"cips3d {instead}: {reason}", RuntimeWarning, stacklevel=4)
+
+
 def take(x: Tensor) -> bool:
     """Whether the kernels compute on a tensor's device and dtype; else the plain PyTorch reference does.
 
@@ -147,7 +158,7 @@ def module_for(device: torch.device) -> ModuleType:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many blocks run side by side at least; in the emulation few, so that tests see several blocks a unit."""
+    """Multiprocessors of a device; few in the emulation, so that in tests one of them gets several blocks."""
     return int(module_for(device).multiprocessors(device.index or 0))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple, Protocol
 
 import torch
@@ -64,7 +63,7 @@ class RayDraws(NamedTuple):
 
 
 class RenderedRays(NamedTuple):
-    """What is left of the samples of rays.
+    """What rays see: their samples, composited.
 
     Attributes:
         colors: [B, R, C] Σ w colour.
@@ -169,14 +168,3 @@ def check_draws(origins: Tensor, directions: Tensor, draws: RayDraws, activation
     if activation not in DENSITY_ACTIVATIONS:
         raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
     return samples
-
-
-@torch.compiler.assume_constant_result
-def warn_composed(reason: str, instead: str = "renders rays op by op") -> None:
-    """Say, once for each reason, that no fused kernel computes this, and what happens instead."""
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"cips3d {instead}: {reason}", RuntimeWarning, stacklevel=4)
-
-
-_warned: set[str] = set()

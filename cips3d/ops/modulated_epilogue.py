@@ -1,4 +1,4 @@
-"""All that happens to the product of a modulated layer before the next product, in one pass over memory."""
+"""Everything between the products of two modulated layers in one pass over memory: scaling, activation, skip, RGB."""
 
 from __future__ import annotations
 

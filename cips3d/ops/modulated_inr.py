@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_alike, check_number, check_shape
-from cips3d.ops.library import OPS, define
-from cips3d.ops.march import warn_composed
+from cips3d.ops.library import define
 from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
+from cips3d.ops.modulated_inr_backward import BACKWARD
 from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import differentiate_outputs
-from cips3d.ops.split_matmul import Rows, SharedWeight, multiply_over_rows, pays_for
+from cips3d.ops.stacked_layers import INPUTS, LAYERS, SCHEMA, StackedLayers
 
 WIDTH_MAX = 512  # of any layer and of the features: what the kernel has room for
-# Whose activations the backward keeps at a time in float32; in 16 bits twice as many: 1.4 GB for 18 layers of 512.
-# With fewer, products of 16 bits take less time than the host needs to launch what belongs to a layer.
-GRADIENT_PIXELS = 1 << 14
-
-
-class StackedLayers(NamedTuple):
-    """L modulated layers of width W, the first on F channels, and colours behind the last R pairs of them.
-
-    Attributes:
-        first_weight: [F, W].
-        hidden_weight: [L - 1, W, W] layers 2 to L.
-        first_modulation: [B, F].
-        hidden_modulation: [B, L - 1, W].
-        demodulation: [B, L, W].
-        rgb_weight: [R, 3, W].
-    """
-
-    first_weight: Tensor
-    hidden_weight: Tensor
-    first_modulation: Tensor
-    hidden_modulation: Tensor
-    demodulation: Tensor
-    rgb_weight: Tensor
-
-    def unstacked(self) -> list[ModulatedWeight]:
-        weights = (self.first_weight, *self.hidden_weight)
-        modulations = (self.first_modulation, *self.hidden_modulation.unbind(1))
-        return [ModulatedWeight(*of) for of in zip(weights, modulations, self.demodulation.unbind(1), strict=True)]
 
 
 def modulated_inr(
@@ -104,7 +76,7 @@ def modulated_inr(
             )
             rgb: Tensor = _OP(features, *stacked, skip_from, negative_slope, rounds, fast)
             return rgb
-        warn_composed(reason, "computes pixels layer by layer")
+        kernels.warn_composed(reason, "computes pixels layer by layer")
     return composed_inr(features, layers, rgb_weights, skip_from=skip_from, negative_slope=negative_slope)
 
 
@@ -211,9 +183,6 @@ def _given(tensor: Tensor | None) -> Tensor:
 
 # The registered op.
 
-LAYERS = len(StackedLayers._fields)
-INPUTS = 1 + LAYERS  # tensors of the op
-
 
 def _reference(features: Tensor, *arguments: Any) -> Tensor:
     layers = StackedLayers(*arguments[:LAYERS])
@@ -266,141 +235,15 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             return (_reference(*arguments),)
 
         return *differentiate_outputs(reference, inputs, needed, [grad], ctx.settings), *none
-    found = _BACKWARD(grad, *inputs, *ctx.settings, needed[1] or needed[2])
+    found = BACKWARD(grad, *inputs, *ctx.settings, needed[1] or needed[2])
     return *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)), *none
 
 
-# Its gradients: the activations of some pixels once more, layer by layer, and back through the same layers.
-
-
-class _Evaluation(NamedTuple):
-    """What the gradients need of some pixels; every list has an entry a layer.
-
-    Attributes:
-        inputs: [B n, in] of the products, modulated.
-        products: [B, n, W].
-        skips: [B, n, W] what is added to a layer's output.
-    """
-
-    inputs: list[Rows]
-    products: list[Tensor]
-    skips: list[Tensor | None]
-
-
-def _evaluate(
-    features: Tensor, layers: Sequence[ModulatedWeight], weights: Sequence[SharedWeight], skip_from: int, slope: float
-) -> _Evaluation:
-    """Of features and weights of one dtype."""
-    x = layers[0].modulate(features)
-    seen = _Evaluation([], [], [])
-    block_input: Tensor | None = features
-    for k, layer in enumerate(layers):
-        ends_block = k % 2 == 1
-        seen.inputs.append(Rows.of(x.flatten(0, 1), split=weights[k].split))
-        seen.products.append(weights[k].forward(seen.inputs[k]).view(*x.shape[:2], -1))
-        seen.skips.append(block_input if ends_block and k // 2 >= skip_from else None)
-        if k + 1 == len(layers):
-            break
-        becomes_skip = ends_block and k // 2 + 1 >= skip_from
-        following = layers[k + 1].modulation
-        output, x, _ = OPS["modulated_epilogue"](
-            *(seen.products[k], layer.demodulation, slope, seen.skips[k], following, None, None, becomes_skip)
-        )
-        if ends_block:
-            block_input = output if becomes_skip else None
-    return seen
-
-
-def _differentiate(
-    seen: _Evaluation,
-    features: Tensor,
-    layers: Sequence[ModulatedWeight],
-    weights: Sequence[SharedWeight],
-    rgb_weight: Tensor,
-    grad: Tensor,
-    slope: float,
-    total: StackedLayers,
-    with_weights: bool,
-) -> Tensor:
-    """Adds the gradients of the layers to `total`; returns that of the features."""
-    of_modulated: Tensor | None = None  # what the product of the layer behind has taken
-    of_block: Tensor | None = None  # output of the block in front, where the next one adds it
-    for k in reversed(range(len(layers))):
-        ends_block, has_skip = k % 2 == 1, seen.skips[k] is not None
-        following = layers[k + 1].modulation if k + 1 < len(layers) else None
-        color = k // 2 + len(rgb_weight) - len(layers) // 2
-        has_rgb = ends_block and color >= 0
-        of_product, of_demodulation, of_skip, of_following, of_rgb = OPS["modulated_epilogue_backward"](
-            *(seen.products[k], layers[k].demodulation, slope, seen.skips[k], following),
-            *(rgb_weight[color] if has_rgb else None, of_block if ends_block else None, of_modulated),
-            *(grad if has_rgb else None, [True, True, has_skip, following is not None, has_rgb]),
-        )
-        total.demodulation[:, k] += of_demodulation
-        if following is not None:
-            total.hidden_modulation[:, k] += of_following
-        if has_rgb:
-            total.rgb_weight[color] += of_rgb
-        if ends_block:
-            of_block = of_skip if has_skip else None
-        rows = Rows.of(of_product.flatten(0, 1), split=weights[k].split)
-        if with_weights:
-            of_weight = multiply_over_rows(seen.inputs[k], rows)
-            (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)
-        of_modulated = weights[k].backward(rows).view(*of_product.shape[:2], -1)
-    found: tuple[Tensor, ...] = OPS["modulated_epilogue_backward"](
-        *(features, None, 1.0, None, layers[0].modulation, None, of_block, of_modulated, None),
-        [True, False, False, True, False],
-    )
-    total.first_modulation.add_(found[3])
-    return found[0]
-
-
-def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    stacked = StackedLayers(*arguments[:LAYERS])
-    skip_from, slope, _, fast, with_weights = arguments[LAYERS:]
-    dtype = torch.bfloat16 if fast else features.dtype  # float16 might not hold the gradients
-    layers = [ModulatedWeight(of.weight.to(dtype), of.modulation, of.demodulation) for of in stacked.unstacked()]
-    weights = [SharedWeight(layer.weight, split=not fast and pays_for(features)) for layer in layers]
-    of_features = features.new_zeros(features.shape)
-    total = StackedLayers(*(x.zero_() for x in _empty(stacked, with_weights)))
-    images, pixels, _ = features.shape
-    step = max(1, GRADIENT_PIXELS * torch.float32.itemsize // dtype.itemsize // max(1, images))
-    for start in range(0, pixels if images > 0 else 0, step):
-        some = slice(start, start + step)
-        given = features[:, some].to(dtype).contiguous()
-        seen = _evaluate(given, layers, weights, skip_from, slope)
-        of_colors = grad[:, some].contiguous()
-        of_features[:, some] = _differentiate(
-            *(seen, given, layers, weights, stacked.rgb_weight, of_colors, slope, total, with_weights)
-        )
-    return of_features, *total
-
-
-def _backward_fake(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return features.new_empty(features.shape), *_empty(StackedLayers(*arguments[:LAYERS]), arguments[-1])
-
-
-def _empty(layers: StackedLayers, with_weights: bool) -> StackedLayers:
-    """Room for the gradients of the layers; those of weights that nobody wants have no elements."""
-    absent = () if with_weights else ("first_weight", "hidden_weight")
-    return StackedLayers(*(x.new_empty(0 if name in absent else x.shape) for name, x in layers._asdict().items()))
-
-
-_SCHEMA = (
-    f"Tensor features, {', '.join(f'Tensor {name}' for name in StackedLayers._fields)}, "
-    "int skip_from, float negative_slope, bool float16_products, bool bfloat16_gradients"
-)
 _OP = define(
-    f"modulated_inr({_SCHEMA}) -> Tensor",
+    f"modulated_inr({SCHEMA}) -> Tensor",
     kernel=_kernel,
     reference=_reference,
     fake=_fake,
     setup_context=_setup,
     backward=_gradients,
-)
-_BACKWARD = define(
-    f"modulated_inr_backward(Tensor grad, {_SCHEMA}, bool with_weights) -> ({', '.join(['Tensor'] * INPUTS)})",
-    kernel=_backward,
-    reference=_backward,
-    fake=_backward_fake,
 )

@@ -1,4 +1,4 @@
-"""How exactly products are computed, in PyTorch's words for those of float32 matrices."""
+"""How exactly products are computed, in the terms of PyTorch's setting for products of float32 matrices."""
 
 from __future__ import annotations
 
@@ -71,11 +71,17 @@ IN_PYTORCH: dict[Precision, str] = {"highest": "highest", "high": "high", "fast"
 
 @contextmanager
 def matmul_precision(precision: Precision | None) -> Iterator[None]:
-    """Inside, `torch.set_float32_matmul_precision` says so to PyTorch's products and to all ops; None: no change."""
+    """Inside, PyTorch's products and all ops have this precision; None changes nothing.
+
+    It sets `torch.set_float32_matmul_precision`.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
     if precision is None:
         yield
         return
-    _meant(precision)  # a word that is none is an error
+    _meant(precision)  # raises where it is unknown
     before = _settings_of_pytorch()
     torch.set_float32_matmul_precision(IN_PYTORCH[precision])
     try:
@@ -85,7 +91,7 @@ def matmul_precision(precision: Precision | None) -> Iterator[None]:
 
 
 def _settings_of_pytorch() -> Callable[[], None]:
-    """What sets them again as they are now."""
+    """A function that restores PyTorch's settings as they are now."""
     try:
         return partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     except RuntimeError:  # set through torch.backends.*.fp32_precision, one by one

@@ -8,7 +8,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 
 
-def kernels_take(first: Tensor, *others: Tensor | None) -> bool:
+def kernels_take_float32(first: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels compute on these depths, directions, densities and draws; else plain PyTorch does."""
     return kernels.take(first) and all(x is None or x.dtype == torch.float32 for x in (first, *others))
 

@@ -64,7 +64,7 @@ INPUTS = 6 + FIELD  # tensors of the op
 
 
 def _unpack(tensors: tuple[Any, ...]) -> tuple[Tensor, Tensor, RayDraws, DeepSirenField]:
-    """What the op's tensors are."""
+    """The op's tensors as what they stand for: origins, directions, draws and field."""
     origins, directions, *others = tensors
     return origins, directions, RayDraws(*others[:4]), DeepSirenField(*others[4:])
 
@@ -162,7 +162,7 @@ class _Evaluation(NamedTuple):
 
 
 def _parameters(field: DeepSirenField) -> Iterator[Parameters]:
-    """Of the trunk's layers, then of the colour layer."""
+    """The parameters of the trunk's layers, then those of the colour layer."""
     gains, shifts = field.trunk_gain.unbind(1), field.trunk_shift.unbind(1)
     for weight, *others in zip(
         (field.first_weight, *field.hidden_weight), field.trunk_bias, gains, shifts, strict=True

@@ -15,9 +15,9 @@ from cips3d.ops.composite import DensityActivation
 from cips3d.ops.composite_reference import light_in_front
 from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.library import define
-from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays, warn_composed
+from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays
 from cips3d.ops.precision import Precision, is_fast, takes_float16
-from cips3d.ops.ray_tensors import kernels_take
+from cips3d.ops.ray_tensors import kernels_take_float32
 from cips3d.ops.render_rays_backward import BACKWARD
 from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.siren_field import (
@@ -157,14 +157,14 @@ def render_rays(
     others.update({f"draws.{name}": draw for name, draw in zip(RayDraws._fields, draws, strict=True)})
     others.update({f"field.{name}": layer for name, layer in layers.items()})
     check_alike("origins", origins, others)
-    if kernels_take(origins, *others.values()):
+    if kernels_take_float32(origins, *others.values()):
         reason = why_not_fused(field, draws, precision=precision)
         if reason is None:
             settings = (t_near, t_far, activation, last_back, _rounds(field, precision))
             if isinstance(field, DeepSirenField):
                 return deep.render_deep_rays(origins, directions, field, draws, *settings)
             return RenderedRays(*_OP(origins, *others.values(), field.ball_density, field.ball_radius, *settings)[:5])
-        warn_composed(reason)
+        kernels.warn_composed(reason, "renders rays op by op")
     return march_rays(
         *(evaluate, origins, directions, draws, t_near, t_far), activation=activation, last_back=last_back
     )
@@ -181,7 +181,7 @@ INPUTS = 6 + LAYERS  # tensors of the op
 
 
 def _unpack(tensors: tuple[Any, ...], ball: tuple[float, float]) -> tuple[Tensor, Tensor, RayDraws, SirenField]:
-    """What the op's tensors are."""
+    """The op's tensors as what they stand for: origins, directions, draws and field."""
     origins, directions, *others = tensors
     return origins, directions, RayDraws(*others[:4]), field_of(tuple(others[4:]), *ball)
 

@@ -108,7 +108,7 @@ def _from_sums(sums: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
-    """Some rays at a time."""
+    """The backward through the kernels of single ops, some rays at a time."""
     origins, directions, depths, _, _, noise = arguments[:6]
     grads = arguments[6:10]
     ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]

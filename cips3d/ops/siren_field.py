@@ -41,7 +41,7 @@ def evaluate_siren_field(
 ) -> tuple[Tensor, Tensor]:
     """Raw density [B, N] and colour activations [B, N, C] at points [B, N, 3]; precision as in `render_rays`."""
     trunk, density_layer = (field.first, field.second), (field.density_weight, field.density_bias)
-    with torch.autocast(points.device.type, enabled=False):  # is for layers without sines
+    with torch.autocast(points.device.type, enabled=False):  # it is meant for layers without sines
         density, colors = siren_field(points, trunk, field.color, *density_layer, precision=precision)
     if field.ball_radius:
         density = density + field.ball_density * (1 - points.norm(dim=-1) / field.ball_radius)
@@ -49,7 +49,7 @@ def evaluate_siren_field(
 
 
 def is_wide(width: int, color: int) -> bool:
-    """Whether weights of such layers do not fit into shared memory: the kernel then lets them stream."""
+    """Whether such layers are too wide for shared memory; the kernel then streams their weights through it."""
     return width > RESIDENT_WIDTH or color > RESIDENT_COLOR
 
 
@@ -79,7 +79,7 @@ LAYER_SCHEMA = (
 
 
 def tensors_of(field: SirenField) -> tuple[Tensor, ...]:
-    """In the order of `LAYER_SCHEMA`."""
+    """The field's tensors in the order of `LAYER_SCHEMA`."""
     return (*field.first, *field.second, field.density_weight, field.density_bias, *field.color)
 
 

@@ -101,6 +101,7 @@ class Rows(NamedTuple):
 
     @staticmethod
     def of(values: Tensor, *, split: bool) -> Rows:
+        """Rows for the kernels if `split`, otherwise for PyTorch."""
         return Rows(values, largest_of(values) if split else None)
 
 
@@ -119,7 +120,7 @@ class PackedWeight(NamedTuple):
 
     @staticmethod
     def of(weight: Tensor) -> PackedWeight:
-        """Of a float32 matrix."""
+        """Pack a float32 matrix."""
         depth, columns = weight.shape
         size = kernels.module_for(weight.device).split_matmul_packed_bytes(columns, depth)
         packed = weight.new_empty(size, dtype=torch.uint8)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.checks import check_device, check_number, check_shape
 from cips3d.ops.library import define
-from cips3d.ops.ray_tensors import kernels_take, require_float32
+from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 
 MAX_GRID_Y = 65535  # images of one launch
 
@@ -34,7 +34,7 @@ def stratified_depths(u: Tensor, t_near: float, t_far: float) -> Tensor:
     Source: NeRF (arXiv 2003.08934), eq. 2, in the centred form of pi-GAN and CIPS-3D.
     """
     check_stratified(u, t_near, t_far)
-    return _DEPTHS(u, t_near, t_far) if kernels_take(u) else _depths_reference(u, t_near, t_far)
+    return _DEPTHS(u, t_near, t_far) if kernels_take_float32(u) else _depths_reference(u, t_near, t_far)
 
 
 def ray_points(origins: Tensor, directions: Tensor, depths: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def ray_points(origins: Tensor, directions: Tensor, depths: Tensor) -> Tensor:
         ValueError: a shape or device does not fit; the argument is named.
     """
     check_rays(origins, directions, "depths", depths)
-    if kernels_take(depths, origins, directions):
+    if kernels_take_float32(depths, origins, directions):
         return _POINTS(depths, origins, directions)
     return _points_reference(depths, origins, directions)
 
@@ -82,7 +82,7 @@ def stratified_points(
     """
     check_stratified(u, t_near, t_far)
     check_rays(origins, directions, "u", u)
-    run = _BOTH if kernels_take(u, origins, directions) else _both_reference
+    run = _BOTH if kernels_take_float32(u, origins, directions) else _both_reference
     return run(u, origins, directions, t_near, t_far)
 
 

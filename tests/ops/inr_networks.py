@@ -11,7 +11,8 @@ from ops.backends import Backend, require_room
 from torch import Tensor
 
 from cips3d.ops import ModulatedWeight, Precision, demodulation
-from cips3d.ops.modulated_inr import StackedLayers, modulated_inr, why_not_fused
+from cips3d.ops.modulated_inr import modulated_inr, why_not_fused
+from cips3d.ops.stacked_layers import StackedLayers
 
 # Accurate products keep about 22 bits of both operands; what is left is float32's own rounding in sums of 512 terms,
 # plain float32 shows the same 4e-7 after 18 layers. Fast ones round weights, activations and skips to 11 bits, three

@@ -23,7 +23,7 @@ from ops.inr_networks import (
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import Precision
+from cips3d.ops import Precision, modulated_inr_backward
 from cips3d.ops.library import OPS
 
 
@@ -151,14 +151,14 @@ def test_gradients_of_a_few_pixels_at_a_time(backend: Backend, monkeypatch: pyte
 
     require_kernel(backend, ours, call=gradients)
     together = gradients()
-    monkeypatch.setattr(importlib.import_module("cips3d.ops.modulated_inr"), "GRADIENT_PIXELS", 8)
+    monkeypatch.setattr(modulated_inr_backward, "GRADIENT_PIXELS", 8)
     for a, b in zip(gradients(), together, strict=True):
         assert relative_l2(a, b) < 1e-5
 
 
 def test_weights_that_are_frozen(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their gradients, a third of the backward's products, are left out; all others are the same."""
-    s, module = Setting(pixels=11), importlib.import_module("cips3d.ops.modulated_inr")
+    s = Setting(pixels=11)
     ours, _ = both(sample_inputs(s), backend)
     others = [ours.features, *ours.modulations, *ours.rgb_weights]
 
@@ -170,7 +170,7 @@ def test_weights_that_are_frozen(backend: Backend, monkeypatch: pytest.MonkeyPat
     expected = gradients()
     for weight in ours.weights:
         weight.requires_grad_(False)
-    monkeypatch.setattr(module, "multiply_over_rows", None)
+    monkeypatch.setattr(modulated_inr_backward, "multiply_over_rows", None)
     for a, b in zip(gradients(), expected, strict=True):
         assert torch.equal(a, b)
 

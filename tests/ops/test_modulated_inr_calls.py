@@ -13,9 +13,8 @@ from ops.inr_networks import TOLERANCE, Inputs, Setting, both, loss, require_ker
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import ModulatedWeight
+from cips3d.ops import ModulatedWeight, kernels
 from cips3d.ops.library import OPS
-from cips3d.ops.march import _warned
 from cips3d.ops.modulated_inr import modulated_inr
 
 
@@ -75,7 +74,7 @@ def test_no_pixels(backend: Backend, images: int, pixels: int) -> None:
 def test_what_is_composed(kernel_backend: Backend, settings: dict[str, int], limit: int | None, reason: str) -> None:
     s = replace(Setting(pixels=2), **settings)
     ours, exact = both(sample_inputs(s), kernel_backend)
-    _warned.clear()
+    kernels._warned.clear()
     smaller = nullcontext() if limit is None else shared_limit(kernel_backend, limit)
     with smaller, pytest.warns(RuntimeWarning, match=f"layer by layer: .*{reason}") as warned:
         found = run(ours, s)
@@ -93,7 +92,7 @@ def test_other_layers_are_composed(kernel_backend: Backend) -> None:
         for at in (ours, exact):
             pairs = zip(at.weights, at.modulations, strict=True)
             layers = [ModulatedWeight.of(w, m, demodulate=demodulate) for w, m in pairs]
-            _warned.clear()
+            kernels._warned.clear()
             asked: Any = pytest.warns(RuntimeWarning) if at is ours else nullcontext()
             with asked:
                 results.append(modulated_inr(at.features, layers, at.rgb_weights, skip_from=1, negative_slope=slope))

@@ -15,9 +15,8 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.ops import DeepSirenField, RayDraws, RenderedRays, layer_by_layer, render_rays
+from cips3d.ops import DeepSirenField, RayDraws, RenderedRays, kernels, layer_by_layer, render_rays
 from cips3d.ops.library import OPS
-from cips3d.ops.march import _warned
 from cips3d.ops.precision import Precision
 
 # Accurate products keep about 22 bits of both operands: what is left is float32's own rounding, which plain float32
@@ -269,11 +268,11 @@ def test_shared_memory_of_smaller_devices(
     s = Setting(layers=4, width=96, color=64, rays=11, coarse=12, fine=12)
     inputs = sample_inputs(s)
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-    _warned.clear()
+    kernels._warned.clear()
     refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="the shared memory of (cpu|cuda)")
     with shared_limit(kernel_backend, limit), refused:
         found = run(ours, s, precision)
-    assert bool(_warned) != fused
+    assert bool(kernels._warned) != fused
     expected = run(exact, s, "highest")
     assert relative_l2(found.colors, expected.colors) < TOLERANCE[precision]
 
@@ -281,7 +280,7 @@ def test_shared_memory_of_smaller_devices(
 def test_wider_layers_are_composed(kernel_backend: Backend) -> None:
     s = Setting(layers=2, width=272, color=16, rays=2, coarse=4, fine=0)
     inputs = sample_inputs(s)
-    _warned.clear()
+    kernels._warned.clear()
     with pytest.warns(RuntimeWarning, match="room for widths up to 256"):
         found = run(inputs.to(kernel_backend.device, torch.float32), s, "highest")
     compare(found, run(inputs.to(torch.device("cpu"), torch.float64), s, "highest"), "highest")

@@ -19,7 +19,7 @@ from cips3d.cameras import Cameras
 from cips3d.ops import kernels
 from cips3d.ops.film_siren import FoldedLayer
 from cips3d.ops.library import OPS
-from cips3d.ops.march import RayDraws, RenderedRays, _warned
+from cips3d.ops.march import RayDraws, RenderedRays
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays import render_rays
 from cips3d.ops.render_rays_backward import _blocks as blocks_an_image
@@ -191,7 +191,7 @@ def test_gradients_with_little_shared_memory(
     s = Setting(width=64, color=32, rays=37, coarse=6, fine=5)
     inputs = sample_inputs(s)
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-    _warned.clear()
+    kernels._warned.clear()
     with shared_limit(kernel_backend, limit), warnings.catch_warnings():
         warnings.filterwarnings("error", "cips3d")
         module, index = kernels.module_for(kernel_backend.device), kernel_backend.device.index or 0
@@ -398,7 +398,7 @@ def test_what_has_no_kernel_is_composed(backend: Backend) -> None:
     for s in (Setting(width=272, color=16, rays=2, coarse=4, fine=0), Setting(16, 8, rays=2, coarse=60, fine=60)):
         inputs = sample_inputs(s)
         ours, exact = inputs.to(backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-        _warned.clear()
+        kernels._warned.clear()
         with pytest.warns(RuntimeWarning, match="room for") if backend.uses_kernels else nullcontext():
             found = run(ours, s, "highest")
         assert relative_l2(found.colors, run(exact, s, "highest").colors) < TOLERANCE["highest"]

@@ -14,10 +14,10 @@ from ops.test_render_rays import GRADIENT_TOLERANCE, TOLERANCE, Inputs, Setting,
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import layer_by_layer
+from cips3d.ops import kernels, layer_by_layer
 from cips3d.ops.film_siren import FoldedLayer
 from cips3d.ops.library import OPS
-from cips3d.ops.march import RayDraws, _warned
+from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
 from cips3d.ops.siren_field import tensors_of
 
@@ -137,11 +137,11 @@ def test_shared_memory_of_smaller_devices(
     s = Setting(width=144, color=32, rays=7, coarse=6, fine=6)
     inputs = sample_inputs(s)
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
-    _warned.clear()
+    kernels._warned.clear()
     refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="the shared memory of (cpu|cuda)")
     with shared_limit(kernel_backend, limit), refused:
         found = run(ours, s, precision)
-    assert bool(_warned) != fused
+    assert bool(kernels._warned) != fused
     assert relative_l2(found.colors, run(exact, s, "highest").colors) < TOLERANCE[precision]
 
 
