@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops import inr_networks, test_render_rays
+from ops import inr_networks, shallow_rays
 from ops.backends import Backend, multiprocessors
 from reference_records import relative_l2
 from torch import Tensor
@@ -37,9 +37,9 @@ def product(device: torch.device, rows: int) -> Case:
 
 
 def rays(device: torch.device, images: int, **sizes: Any) -> Case:
-    s = test_render_rays.Setting(rays=20, coarse=5, fine=4, **sizes)
-    inputs = test_render_rays.sample_inputs(s, images).to(device, torch.float32)
-    return lambda precision: test_render_rays.run(inputs, s, precision)[:3], inputs.leaves()
+    s = shallow_rays.Setting(rays=20, coarse=5, fine=4, **sizes)
+    inputs = shallow_rays.sample_inputs(s, images).to(device, torch.float32)
+    return lambda precision: shallow_rays.run(inputs, s, precision)[:3], inputs.leaves()
 
 
 def network(device: torch.device, images: int) -> Case:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ops.backends import Backend, shared_limit
 from ops.fused_rays import check_not_a_number_stays, require_kernel
-from ops.test_render_rays import GRADIENT_TOLERANCE, TOLERANCE, Inputs, Setting, run, sample_inputs
+from ops.shallow_rays import GRADIENT_TOLERANCE, TOLERANCE, Inputs, Setting, run, sample_inputs
 from reference_records import relative_l2
 from torch import Tensor
 
