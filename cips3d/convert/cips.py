@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, shape_of
+from cips3d.convert.state import load_renamed, parameter_names, renamed, shape_of
 from cips3d.convert.styled_layers import (
     count_layers,
     mapping_names,
-    parameter_names,
     styled_conv_names,
     to_rgb_names,
     unwrapped,
@@ -102,5 +101,4 @@ def cips_from_reference(state: Mapping[str, Tensor], *, mapping_lr_multiplier: f
 
 def cips_to_reference(generator: CIPS) -> dict[str, Tensor]:
     """The published state dict of a generator: the inverse of `cips_from_reference`."""
-    ours, names = generator.state_dict(), cips_reference_names(generator.config)
-    return wrapped({original: ours[name].detach().clone() for name, original in names.items()})
+    return wrapped(renamed(generator, cips_reference_names(generator.config)))

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import load_renamed, published_group, require_keys, require_published
+from cips3d.convert.state import (
+    load_renamed,
+    parameter_names,
+    published_group,
+    renamed,
+    require_keys,
+    require_published,
+)
 from cips3d.errors import UserError
 from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
 
@@ -60,9 +67,7 @@ def discriminator_to_reference(discriminator: Discriminator) -> dict[str, Tensor
     """
     untold = (_untold(name, part) for name, _, part in _parts(discriminator))
     require_published(WHAT, {name: values for settings in untold for name, values in settings.items()})
-    ours = discriminator.state_dict()
-    names = discriminator_reference_names(discriminator)
-    state = {original: ours[name].detach().clone() for name, original in names.items()}
+    state = renamed(discriminator, discriminator_reference_names(discriminator))
     for _, prefix, part in _parts(discriminator):
         for resolution in part.blocks:
             for conv in ("conv1" if part.downsample_first else "conv2", "skip"):
@@ -105,10 +110,7 @@ def _part_names(part: ImageDiscriminator) -> dict[str, str]:
             activated(f"blocks.{resolution}.{conv}", f"convs.{resolution}.{conv}")
         names[f"blocks.{resolution}.skip.weight"] = f"convs.{resolution}.skip.equal_conv.weight"
     activated("final", "final_conv")
-    for ours, original in (("hidden", "space_linear"), ("output", "out_linear")):
-        for kind in ("weight", "bias"):
-            names[f"{ours}.{kind}"] = f"{original}.{kind}"
-    return names
+    return names | parameter_names("hidden", "space_linear") | parameter_names("output", "out_linear")
 
 
 def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: str = "") -> ImageDiscriminator:

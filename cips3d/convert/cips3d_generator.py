@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, require_keys, require_published
+from cips3d.convert.state import count_keys, load_renamed, parameter_names, renamed, require_keys, require_published
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 
 UNUSED = re.compile(r"inr_net\.network\.\d+\.mod[12]\.norm\.(weight|bias)")  # carried by checkpoints, never applied
@@ -21,31 +21,27 @@ def generator_reference_names(config: CIPS3DConfig) -> dict[str, str]:
     """Names of our parameters -> names in the published state dict."""
     names: dict[str, str] = {}
 
-    def linear(ours: str, original: str) -> None:
-        names[f"{ours}.weight"] = f"{original}.weight"
-        names[f"{ours}.bias"] = f"{original}.bias"
-
     film = {"nerf.layers.0": "siren.network.0", "nerf.layers.1": "siren.network.1"}
     for ours, original in (film | {"nerf.color": "siren.color_layer_sine"}).items():
-        linear(f"{ours}.linear", f"{original}.linear")
-        linear(f"{ours}.gain", f"{original}.gain_fc")
-        linear(f"{ours}.shift", f"{original}.bias_fc")
-    linear("nerf.density", "siren.final_layer")
-    linear("nerf.output", "siren.color_layer_linear.0")
+        names |= parameter_names(f"{ours}.linear", f"{original}.linear")
+        names |= parameter_names(f"{ours}.gain", f"{original}.gain_fc")
+        names |= parameter_names(f"{ours}.shift", f"{original}.bias_fc")
+    names |= parameter_names("nerf.density", "siren.final_layer")
+    names |= parameter_names("nerf.output", "siren.color_layer_linear.0")
     for k in range(config.shape_mapping_layers):
-        linear(f"shape_mapping.linears.{k}", f"mapping_network_nerf.base_net.{2 * k}")
+        names |= parameter_names(f"shape_mapping.linears.{k}", f"mapping_network_nerf.base_net.{2 * k}")
     for block in range(config.inr_blocks):
         size = 4 << block  # the published blocks are named after resolutions
         for k in range(2):
             ours, original = f"inr.layers.{2 * block + k}", f"inr_net.network.{size}.mod{k + 1}"
             names[f"{ours}.weight"] = f"{original}.weight"
-            linear(f"{ours}.modulation", f"{original}.modulation")
+            names |= parameter_names(f"{ours}.modulation", f"{original}.modulation")
         if block >= config.inr_rgb_from:
-            linear(f"inr.to_rgb.{block - config.inr_rgb_from}", f"inr_net.to_rgbs.{size}.linear")
+            names |= parameter_names(f"inr.to_rgb.{block - config.inr_rgb_from}", f"inr_net.to_rgbs.{size}.linear")
     for k in range(config.appearance_mapping_layers):
-        linear(f"appearance_mapping.linears.{k}", f"mapping_network_inr.base_net.{3 * k}")
-        linear(f"appearance_mapping.norms.{k}", f"mapping_network_inr.base_net.{3 * k + 1}")
-    linear("aux_to_rgb", "aux_to_rbg.0")  # spelled so in the published code
+        names |= parameter_names(f"appearance_mapping.linears.{k}", f"mapping_network_inr.base_net.{3 * k}")
+        names |= parameter_names(f"appearance_mapping.norms.{k}", f"mapping_network_inr.base_net.{3 * k + 1}")
+    names |= parameter_names("aux_to_rgb", "aux_to_rbg.0")  # spelled so in the published code
     return names
 
 
@@ -61,21 +57,18 @@ def config_of_reference(state: Mapping[str, Tensor]) -> CIPS3DConfig:
     require_keys(state, corners, "a CIPS-3D generator")
     nerf, output, shape_map, appearance_map, inr = (state[key].shape for key in corners)
 
-    def count(pattern: str) -> int:
-        return len([key for key in state if re.fullmatch(pattern, key)])
-
     return CIPS3DConfig(
         z_shape_dim=shape_map[1],
         shape_style_dim=shape_map[0],
-        shape_mapping_layers=count(r"mapping_network_nerf\.base_net\.\d+\.weight"),
+        shape_mapping_layers=count_keys(state, r"mapping_network_nerf\.base_net\.\d+\.weight"),
         nerf_width=nerf[0],
         nerf_color_width=output[1],
         features=output[0],
         z_appearance_dim=appearance_map[1],
         appearance_style_dim=appearance_map[0],
-        appearance_mapping_layers=count(r"mapping_network_inr\.base_net\.\d+\.weight") // 2,
+        appearance_mapping_layers=count_keys(state, r"mapping_network_inr\.base_net\.\d+\.weight") // 2,
         inr_width=inr[-1],
-        inr_blocks=count(r"inr_net\.network\.\d+\.mod1\.weight"),
+        inr_blocks=count_keys(state, r"inr_net\.network\.\d+\.mod1\.weight"),
     )
 
 
@@ -110,8 +103,7 @@ def generator_to_reference(generator: CIPS3D) -> dict[str, Tensor]:
     """
     config = generator.config
     require_published("a CIPS-3D generator", _untold(config))
-    ours = generator.state_dict()
-    state = {original: ours[name].detach().clone() for name, original in generator_reference_names(config).items()}
+    state = renamed(generator, generator_reference_names(config))
     for block in range(config.inr_blocks):
         for k in (1, 2):
             key = f"inr_net.network.{4 << block}.mod{k}"

@@ -26,11 +26,11 @@ from cips3d.convert.detect import (
     describe,
     detect_system,
     is_discriminator,
-    shortened,
     system_name,
     with_averages,
 )
 from cips3d.convert.pigan import GRID_KEY
+from cips3d.convert.state import shortened
 from cips3d.convert.torch_file import read_torch_file
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import sha256_of

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cips3d.convert.restricted_pickle import InertObject
-from cips3d.convert.state import without_parallel_prefix
+from cips3d.convert.state import shortened, without_parallel_prefix
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPSConfig
 from cips3d.models.cips3d import CIPS3DConfig
@@ -215,11 +215,6 @@ def detect_system(state: Mapping[str, Tensor]) -> str:
     if len(matching) > 1:
         raise UserError(f"its weights could be those of {' or '.join(matching)}; choose one with --system")
     return matching[0]
-
-
-def shortened(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def is_discriminator(system: str) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, require_keys, require_published, shape_of
+from cips3d.convert.state import (
+    count_keys,
+    load_renamed,
+    parameter_names,
+    renamed,
+    require_keys,
+    require_published,
+    shape_of,
+)
 from cips3d.errors import UserError
 from cips3d.models.pigan import PiGAN, PiGANConfig
 
@@ -21,18 +28,14 @@ def pigan_reference_names(config: PiGANConfig) -> dict[str, str]:
     That order is also the one in which the published averages (`ema.pth`) list their tensors without names.
     """
     names = {} if config.grid_resolution is None else {"nerf.grid.embeddings": GRID_KEY}
-
-    def linear(ours: str, original: str) -> None:
-        names[f"{ours}.weight"] = f"{original}.weight"
-        names[f"{ours}.bias"] = f"{original}.bias"
-
     for k in range(config.layers):
-        linear(f"nerf.layers.{k}", f"siren.network.{k}.layer")
-    linear("nerf.density", "siren.final_layer")
-    linear("nerf.color", "siren.color_layer_sine.layer")
-    linear("nerf.output", "siren.color_layer_linear.0")
+        names |= parameter_names(f"nerf.layers.{k}", f"siren.network.{k}.layer")
+    names |= parameter_names("nerf.density", "siren.final_layer")
+    names |= parameter_names("nerf.color", "siren.color_layer_sine.layer")
+    names |= parameter_names("nerf.output", "siren.color_layer_linear.0")
     for k in range(config.mapping_layers):
-        linear(f"style_mapping.linears.{k}", f"siren.mapping_network.network.{2 * k}")  # activations lie between
+        original = f"siren.mapping_network.network.{2 * k}"  # activations lie between
+        names |= parameter_names(f"style_mapping.linears.{k}", original)
     return names
 
 
@@ -49,16 +52,12 @@ def config_of_reference(state: Mapping[str, Tensor], *, box_warp: bool | None = 
             raise UserError(
                 f"box_warp=False (--no-box-warp) does not go with {GRID_KEY}: the grid fills the warped box"
             )
-
-    def count(pattern: str) -> int:
-        return len([key for key in state if re.fullmatch(pattern, key)])
-
     return PiGANConfig(
         z_dim=z_dim,
         width=width,
-        layers=count(r"siren\.network\.\d+\.layer\.weight"),
+        layers=count_keys(state, r"siren\.network\.\d+\.layer\.weight"),
         mapping_width=mapping_width,
-        mapping_layers=count(r"siren\.mapping_network\.network\.\d+\.weight"),
+        mapping_layers=count_keys(state, r"siren\.mapping_network\.network\.\d+\.weight"),
         box_warp=box_warp is not False,
         grid_resolution=None if grid is None else grid[-1],
         grid_width=PiGANConfig.grid_width if grid is None else grid[1],
@@ -89,7 +88,7 @@ def pigan_to_reference(generator: PiGAN) -> dict[str, Tensor]:
     Raises:
         UserError: points are scaled to another box than the published one, which no state dict tells.
     """
-    config, ours = generator.config, generator.state_dict()
+    config = generator.config
     if config.box_warp:
         require_published(WHAT, {"box_side": (config.box_side, PiGANConfig.box_side)})
-    return {original: ours[name].detach().clone() for name, original in pigan_reference_names(config).items()}
+    return renamed(generator, pigan_reference_names(config))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from cips3d.convert.state import load_renamed, require_keys, shape_of
+from cips3d.convert.state import count_keys, load_renamed, parameter_names, renamed, require_keys, shape_of
 from cips3d.errors import UserError
 from cips3d.models.pigan_discriminator import RESOLUTION_MIN, PiGANDiscriminator, PiGANDiscriminatorConfig
 
@@ -21,27 +20,23 @@ def pigan_discriminator_reference_names(config: PiGANDiscriminatorConfig) -> dic
     """Names of our parameters -> names in the published state dict, in the order of the original's parameters."""
     names: dict[str, str] = {}
 
-    def layer(ours: str, original: str) -> None:
-        names[f"{ours}.weight"] = f"{original}.weight"
-        names[f"{ours}.bias"] = f"{original}.bias"
-
     downwards = sorted(config.channels, reverse=True)  # the published layers are numbered from the largest on
     inner = ".conv" if config.coord_conv else ""
     for k, resolution in enumerate(downwards[:-1]):
         ours, original = f"blocks.{resolution}", f"layers.{k}"
-        layer(f"{ours}.conv1", f"{original}.network.0{inner}")
-        layer(f"{ours}.conv2", f"{original}.network.2{inner}")
+        names |= parameter_names(f"{ours}.conv1", f"{original}.network.0{inner}")
+        names |= parameter_names(f"{ours}.conv2", f"{original}.network.2{inner}")
         if config.strided or config.channels[resolution] != config.channels[resolution // 2]:
-            layer(f"{ours}.shortcut", f"{original}.proj")
+            names |= parameter_names(f"{ours}.shortcut", f"{original}.proj")
     for k, resolution in enumerate(downwards):
-        layer(f"from_rgb.{resolution}", f"fromRGB.{k}.model.0")
-    layer("output", "final_layer")
+        names |= parameter_names(f"from_rgb.{resolution}", f"fromRGB.{k}.model.0")
+    names |= parameter_names("output", "final_layer")
     return names
 
 
 def config_of_reference(state: Mapping[str, Tensor], *, strided: bool | None = None) -> PiGANDiscriminatorConfig:
     """Widths and kind of a published discriminator; see `pigan_discriminator_from_reference`."""
-    entries = len([key for key in state if re.fullmatch(r"fromRGB\.\d+\.model\.0\.weight", key)])
+    entries = count_keys(state, r"fromRGB\.\d+\.model\.0\.weight")
     from_rgb = [f"fromRGB.{k}.model.0.weight" for k in range(max(entries, 2))]
     require_keys(state, (*from_rgb, "final_layer.weight"), WHAT)
     widths = [shape_of(state, key, 4, WHAT)[0] for key in from_rgb]
@@ -84,9 +79,7 @@ def pigan_discriminator_to_reference(discriminator: PiGANDiscriminator) -> dict[
     The never-applied layer of the strided discriminators with one output gets zeros.
     """
     config = discriminator.config
-    ours = discriminator.state_dict()
-    names = pigan_discriminator_reference_names(config)
-    state = {original: ours[name].detach().clone() for name, original in names.items()}
+    state = renamed(discriminator, pigan_discriminator_reference_names(config))
     if config.strided and not config.predict_pose:
         width = config.channels[RESOLUTION_MIN]
         weight, bias = UNUSED

@@ -1,8 +1,9 @@
-"""Reading a state dict whose names are another system's."""
+"""State dicts by the names of another system: read into a module, and written from one."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -45,6 +46,16 @@ def misshapen(what: str, key: str, value: Tensor, needed: str) -> UserError:
     return UserError(f"the state dict is not that of {what}: {key} has shape {found} where {needed} needed")
 
 
+def parameter_names(ours: str, original: str) -> dict[str, str]:
+    """The names of a layer's weight and bias -> those in the published state dict."""
+    return {f"{ours}.{kind}": f"{original}.{kind}" for kind in ("weight", "bias")}
+
+
+def count_keys(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many keys match a regular expression as a whole."""
+    return sum(re.fullmatch(pattern, key) is not None for key in state)
+
+
 def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> None:
     """Fill `module` from `state`, where parameter `ours` is called `names[ours]`.
 
@@ -61,6 +72,12 @@ def load_renamed(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[
             if parameters[ours].shape != state[original].shape:
                 raise misshapen(what, original, state[original], f"{list(parameters[ours].shape)} is")
             parameters[ours].copy_(state[original])
+
+
+def renamed(module: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Copies of a module's weights, where parameter `ours` is called `names[ours]`: the inverse of `load_renamed`."""
+    state = module.state_dict()
+    return {original: state[ours].detach().clone() for ours, original in names.items()}
 
 
 def require_published(what: str, settings: Mapping[str, tuple[object, object]]) -> None:
@@ -96,9 +113,11 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def listed(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
     """The first few names, and how many more there are."""
-    shown = ", ".join(names[:3])
-    return (
-        f"{shown} and {len(names) - 3} more are" if len(names) > 3 else f"{shown} {'are' if len(names) > 1 else 'is'}"
-    )
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def listed(names: list[str]) -> str:
+    """The first few names as the subject of a sentence, with its verb: "a is", "a, b are"."""
+    return f"{shortened(names)} {'are' if len(names) > 1 else 'is'}"

@@ -7,19 +7,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import misshapen
+from cips3d.convert.state import misshapen, parameter_names
 
 MODULATED_WEIGHT = re.compile(r"(?!lff\.).*\bconv\.weight")  # [1, out, in, k, k]; ours has no leading 1
 RGB_BIAS = re.compile(r"to_rgb\w*(\.\d+)?\.bias")  # [1, 3, 1, 1]; ours is [3]
 
 
-def parameter_names(ours: str, original: str) -> dict[str, str]:
-    """Of a layer with weight and bias."""
-    return {f"{ours}.{kind}": f"{original}.{kind}" for kind in ("weight", "bias")}
-
-
 def styled_conv_names(ours: str, original: str) -> dict[str, str]:
-    """Of a `StyledConv`."""
+    """The names of a `StyledConv`'s parameters -> those in the published state dict."""
     return {
         f"{ours}.conv.weight": f"{original}.conv.weight",
         **parameter_names(f"{ours}.conv.modulation", f"{original}.conv.modulation"),
@@ -29,7 +24,7 @@ def styled_conv_names(ours: str, original: str) -> dict[str, str]:
 
 
 def to_rgb_names(ours: str, original: str) -> dict[str, str]:
-    """Of a `ToRGB`."""
+    """The same of a `ToRGB`."""
     return {
         f"{ours}.conv.weight": f"{original}.conv.weight",
         **parameter_names(f"{ours}.conv.modulation", f"{original}.conv.modulation"),
@@ -38,7 +33,7 @@ def to_rgb_names(ours: str, original: str) -> dict[str, str]:
 
 
 def mapping_names(layers: int) -> dict[str, str]:
-    """Of a generator's `StyleMapping`; layer 0 of the published one is its pixel norm."""
+    """The same of a generator's `StyleMapping`; layer 0 of the published one is its pixel norm."""
     names: dict[str, str] = {}
     for k in range(layers):
         names |= parameter_names(f"style_mapping.linears.{k}", f"style.{k + 1}")

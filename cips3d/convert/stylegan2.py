@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from cips3d.convert.blur import blur_kernel, without_blur_kernels
-from cips3d.convert.state import load_renamed, published_group, require_published, shape_of
+from cips3d.convert.state import (
+    load_renamed,
+    parameter_names,
+    published_group,
+    renamed,
+    require_published,
+    shape_of,
+)
 from cips3d.convert.styled_layers import (
     count_layers,
     mapping_names,
-    parameter_names,
     styled_conv_names,
     to_rgb_names,
     unwrapped,
@@ -81,10 +87,8 @@ def stylegan2_from_reference(state: Mapping[str, Tensor], *, mapping_lr_multipli
 
 def stylegan2_to_reference(generator: StyleGAN2) -> dict[str, Tensor]:
     """The published state dict, blur kernels included: the inverse of `stylegan2_from_reference`."""
-    config, ours = generator.config, generator.state_dict()
-    names = stylegan2_reference_names(config)
-    state = wrapped({original: ours[name].detach().clone() for name, original in names.items()})
-    return state | {key: blur_kernel(UPSAMPLING_GAIN) for key in _generator_blurs(config)}
+    state = wrapped(renamed(generator, stylegan2_reference_names(generator.config)))
+    return state | {key: blur_kernel(UPSAMPLING_GAIN) for key in _generator_blurs(generator.config)}
 
 
 def _generator_blurs(config: StyleGAN2Config) -> list[str]:
@@ -145,9 +149,8 @@ def stylegan2_discriminator_to_reference(discriminator: Discriminator) -> dict[s
         )
     group = part.minibatch_std_group
     require_published(DISCRIMINATOR, {"main.minibatch_std_group": (group, published_group(group > 0))})
-    ours, resolutions = discriminator.state_dict(), sorted(part.channels)
-    names = stylegan2_discriminator_reference_names(resolutions)
-    state = {original: ours[name].detach().clone() for name, original in names.items()}
+    resolutions = sorted(part.channels)
+    state = renamed(discriminator, stylegan2_discriminator_reference_names(resolutions))
     return state | {key: blur_kernel() for key in _discriminator_blurs(len(resolutions) - 1)}
 
 
