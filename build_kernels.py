@@ -31,9 +31,7 @@ MODULE = "cips3d._cuda"
 
 DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 OLDEST_ARCHITECTURE = 80  # the first with cp.async and bfloat16 tensor cores
-WARPGROUP_ARCHITECTURE = (
-    90  # its machine code may have wgmma where it is made for sm_90a, and runs on all of 9.0 then too
-)
+WARPGROUP_ARCHITECTURE = 90  # compiled for sm_90a it may have wgmma, and still runs on all of 9.0
 WARPGROUP_RELEASE = 12  # of the toolkit, the first that knows sm_90a
 USUAL_FOLDERS = (Path("/usr/local"), Path("/opt"))  # each may hold cuda/ and cuda-<version>/
 CXX_COMPILERS = ("g++", "clang++", "c++")

@@ -40,7 +40,7 @@ SEVERAL_DIRECTIONS, ONE_DIRECTION = "0-4", "0"  # defaults of --directions, for 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SweepOptions):
-    """What the command is told."""
+    """The command's options."""
 
     default_seeds: ClassVar[str] = "0"
 

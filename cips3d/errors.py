@@ -85,7 +85,7 @@ def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupt
 
 
 def _refused_name(error: OSError) -> str | None:
-    """What is wrong with a name that not even a question about it is answered for; None: something else is wrong."""
+    """What is wrong with a file name that the system refuses even to look up; None: the error is another one."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename} is too long a name for a file; give a shorter one"
     if error.errno == errno.EACCES and error.filename is not None:

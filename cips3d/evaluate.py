@@ -72,7 +72,7 @@ Metrics:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """The command's options."""
 
     run: Annotated[
         str | None,
@@ -160,7 +160,7 @@ def evaluate(options: Options) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and what was found."""
+    """The results of a measurement, and what was measured."""
 
     subject: str
     facts: dict[str, Any]
@@ -168,7 +168,7 @@ class Report:
     evaluation: Evaluation
 
     def content(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the JSON file."""
         found = self.evaluation
         settings = to_plain(self.settings)
         for unimportant in ("progress", "cache"):
@@ -233,7 +233,7 @@ def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Re
 
 
 def metrics_of(options: Options, is_3d: bool) -> list[str]:
-    """What is asked for, or what can be measured with what is given."""
+    """The metrics that are asked for, or by default those that the given model and data allow."""
     if options.metrics is not None:
         return chosen_metrics([name.strip() for name in options.metrics.split(",") if name.strip()])
     names = [*(WITH_DATA if options.data else ()), *(WITHOUT_DATA if is_3d else ())]

@@ -80,7 +80,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Info:
-    """All that is printed."""
+    """Everything that is printed."""
 
     cips3d: str
     cips3d_path: str

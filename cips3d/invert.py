@@ -55,7 +55,7 @@ TUNE_STEPS = 350
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """The command's options."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
@@ -153,7 +153,7 @@ def save(options: Options, loaded: LoadedGenerator, photo: Tensor, found: Invers
 
 
 def described(options: Options, loaded: LoadedGenerator, found: Inversion) -> str:
-    """What was found, in a few words, and what came of it."""
+    """A few lines about the result: how near it is, and how to render it."""
     model = quote(str(options.run if found.tuned is None else options.out / TUNED_NAME))
     latent = options.out / LATENT_NAME
     seen = ""

@@ -39,7 +39,7 @@ LARGEST_BOX = 100.0  # scene units: far beyond what any camera sees; very far ou
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """The command's options."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
@@ -116,7 +116,7 @@ def styles_of(loaded: LoadedGenerator, options: Options) -> tuple[Tensor, ...]:
 
 
 def preview_path(out: Path) -> Path:
-    """Where the picture of a mesh goes."""
+    """The path of a mesh's preview picture."""
     return out.with_suffix(".preview.png")
 
 

@@ -45,7 +45,7 @@ FULL_STRENGTH = (1.0,)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SweepOptions):
-    """What the command is told."""
+    """The command's options."""
 
     default_seeds: ClassVar[str] = "0-3"
 
@@ -171,7 +171,7 @@ def swaps_of(options: Options) -> list[int]:
 
 
 def blends_of(generator: AnyGenerator, options: Options) -> tuple[Shares, list[LabelledShares]]:
-    """What is the style's at strength 1, and the columns.
+    """The shares of the style at strength 1, and those of every column.
 
     Raises:
         UserError: the model has no such blocks or parts.

@@ -76,7 +76,7 @@ def check_resumed(config: TrainConfig, run: TrainConfig) -> None:
 
 
 def defaults(preset_name: str | None, resume: Path | None, init_from: Path | None, device: str = "auto") -> TrainConfig:
-    """What applies where no flag says otherwise.
+    """The configuration before flags are applied.
 
     Raises:
         UserError: unknown preset or device, unreadable checkpoint, or a fine-tuning without one.
@@ -114,6 +114,8 @@ def config_of(path: Path) -> TrainConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with the given arguments (default: the process's) and return its exit code."""
+
     def command() -> int:
         _, exit_code = train(parse(sys.argv[1:] if arguments is None else arguments))
         return exit_code

@@ -11,7 +11,7 @@ import cips3d
 
 
 def versions() -> dict[str, str]:
-    """By name; all that results can depend on here."""
+    """Versions, by name, of everything that results can depend on."""
     return {
         "cips3d": cips3d.__version__,
         "python": platform.python_version(),

@@ -47,7 +47,7 @@ SIGNAL_SECONDS = 0.2  # between two looks at whether one came
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """The command's options."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
@@ -166,7 +166,7 @@ def resolution_of(options: Options, loaded: LoadedGenerator) -> int:
 
 
 def title_of(options: Options, exhibit: Exhibit | str) -> str:
-    """What the page is called."""
+    """The page's title."""
     name = options.run.resolve().name
     return name if isinstance(exhibit, str) else f"{name}{exhibit.loaded.at_step}"
 

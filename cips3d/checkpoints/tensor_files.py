@@ -20,7 +20,7 @@ ENDING = ".safetensors"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is, in words."""
+    """A kind of file, as messages describe it."""
 
     name: str
     """without an article, which is "a" """
@@ -69,7 +69,7 @@ def open_tensors(path: str | Path, kind: Kind) -> Iterator[Any]:
 
 
 def tensors_in(file: Any) -> dict[str, Tensor]:
-    """All of them."""
+    """All tensors of an open file, by name."""
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 

@@ -65,7 +65,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def checkpoint_name(step: int) -> str:
-    """Of the file of a step."""
+    """The name of the checkpoint file of a step."""
     return f"step-{step:08d}.pt"
 
 

@@ -61,7 +61,7 @@ PART_NAMES = {"generator": "generator", "generator_ema": "averaged generator", "
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """The command's options."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """published checkpoint: a file of torch.save with state dicts or a whole module"""
@@ -208,7 +208,10 @@ def last_name(network: Network) -> str:
 
 
 def part_name(network: Network, system: str, path: Path) -> str:
-    """Where in the result a network goes; the name of the network or, if it has none, of the file tells averages."""
+    """The part of the result that a network becomes.
+
+    Averages are told by the network's name or, where it has none, by the file's.
+    """
     if is_discriminator(system):
         return "discriminator"
     return "generator_ema" if AVERAGED.search(last_name(network) or path.stem.lower()) else "generator"
@@ -243,7 +246,7 @@ def lone_part(path: Path, told: str | None, *, discriminator: bool) -> Part:
 
 
 def options_of_generator(options: Options, parts: dict[str, Part]) -> tuple[dict[str, Any], float | None]:
-    """What the weights of a generator cannot tell: options of its converter, and the side of pi-GAN's box if known."""
+    """Options of a generator's converter that no weight tells, and the side of pi-GAN's box where it is known."""
     told = True if options.box_warp else False if options.no_box_warp else None
     generators = [part for name, part in parts.items() if name != "discriminator"]
     if not any(part.system == "pigan" for part in generators):
@@ -276,7 +279,7 @@ def converted_part(part: Part, options: dict[str, Any]) -> Result:
 
 
 def described(name: str, part: Part, result: Result) -> str:
-    """What was found."""
+    """A line about a converted network: its part, system and dimensions."""
     count = sum(parameter.numel() for parameter in result.module.parameters())
     shown = f"{count / 1e6:.2f} M" if count >= 1e5 else str(count)
     return f"{PART_NAMES[name]} of {system_name(part.system)}: {describe(result.config)}, {shown} parameters"
@@ -292,7 +295,7 @@ def left_out(contents: Contents) -> str:
 
 
 def assembled(options: Options, parts: dict[str, Part], results: dict[str, Result], step: int | None) -> Converted:
-    """All parts together."""
+    """The converted checkpoint with all parts."""
     configs = {name: result.config for name, result in results.items()}
     generator = configs.get("generator", configs.get("generator_ema"))
     if generator is not None and configs.get("generator_ema", generator) != generator:

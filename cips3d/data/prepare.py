@@ -83,7 +83,7 @@ class _Job:
     image_format: str
 
     def identity(self) -> dict[str, object]:
-        """What has to agree for going on with pictures written earlier."""
+        """The settings that must agree before a call goes on with pictures written by an earlier one."""
         return {
             "source": self.source,
             "resolution": self.resolution,
@@ -238,7 +238,7 @@ def _manifest_of_folder(job: _Job, folder: Path) -> dict[str, Any]:
 
 
 def _difference(job: _Job, manifest: dict[str, Any]) -> str | None:
-    """In what an earlier call, whose manifest this is, was another job; None if it was the same."""
+    """How the job of an earlier call, which wrote this manifest, differs from this one; None if it does not."""
     for key, value in job.identity().items():
         if manifest.get(key) != value:
             return (

@@ -35,7 +35,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Metric:
-    """What can be asked for by name."""
+    """A metric that can be chosen by name."""
 
     meaning: str
     values: dict[str, Value]

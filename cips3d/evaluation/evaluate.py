@@ -70,7 +70,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found."""
+    """Results of metrics."""
 
     values: dict[str, float] = field(default_factory=dict)
     """by the names in `catalogue.VALUES`; not a number where a metric has nothing to look at"""
@@ -229,7 +229,7 @@ class _Subject:
 
 
 def _consistency(subject: _Subject) -> None:
-    """Both metrics of warped views, once."""
+    """Both metrics that warp views, in one pass: consistency and LPIPS."""
     if "consistency_psnr" in subject.evaluation.values:
         return
     found = view_consistency(subject.loaded, subject.faces, distance=subject.distance)

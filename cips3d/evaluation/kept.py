@@ -1,4 +1,4 @@
-"""Results that are worked out once and kept in the cache folder."""
+"""Results that are computed once and kept in the cache folder."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _ticks(steps: int) -> range:
 
 
 def _stages(records: Sequence[Record]) -> list[tuple[int, str]]:
-    """Where stages begin."""
+    """The steps at which stages begin, with the stages' names."""
     return [(k, r.stage) for k, r in enumerate(records) if k == 0 or records[k - 1].stage != r.stage]
 
 

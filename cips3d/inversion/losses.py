@@ -100,7 +100,7 @@ def _binomial(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def perceptual_distance(kind: Perceptual, device: torch.device | str) -> Distance | None:
-    """What "pyramid" or "lpips" measures; None for "none". Pictures too small for LPIPS are enlarged for it.
+    """The perceptual distance "pyramid" or "lpips"; None for "none". LPIPS enlarges pictures that are too small for it.
 
     Raises:
         UserError: lpips is not installed, or its weights cannot be downloaded.

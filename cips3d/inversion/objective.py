@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
     yaw: Tensor
 
     def chosen(self, index: Tensor) -> Candidates:
-        """Some of them, detached from what they were computed by."""
+        """The candidates at these positions, without gradients."""
         return Candidates(
             tuple(u.detach()[index] for u in self.coordinates), self.pitch.detach()[index], self.yaw.detach()[index]
         )

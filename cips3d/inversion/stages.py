@@ -49,7 +49,7 @@ class InversionSettings:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """What was found."""
+    """The face, the camera and, where they were asked for, the tuned weights of a photograph."""
 
     styles: tuple[Tensor, ...]
     """of one face"""

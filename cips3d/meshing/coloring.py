@@ -116,7 +116,7 @@ def vertex_colors(
 
 
 class _Sight(NamedTuple):
-    """What a view shows at the places of vertices.
+    """What a view shows where vertices project to.
 
     Attributes:
         color: [V, 3] in [-1, 1].
@@ -132,9 +132,8 @@ class _Sight(NamedTuple):
 def _sight(picture: Tensor, camera: Cameras, vertices: Tensor, normals: Tensor) -> _Sight:
     """Look up vertices in a picture [4, H, W] of colour and depth, whose outer pixels are centred at ±1."""
     place, ahead = camera.project(vertices)  # [1, V, 2], [1, V]
-    shown = F.grid_sample(picture[None], place[:, :, None], mode="bilinear", padding_mode="border", align_corners=True)[
-        0, :, :, 0
-    ]
+    found = F.grid_sample(picture[None], place[:, :, None], mode="bilinear", padding_mode="border", align_corners=True)
+    shown = found[0, :, :, 0]  # [4, V]
     to_camera = camera.position - vertices
     distance = to_camera.norm(dim=1)
     inside = (place[0].abs().amax(1) <= 1) & (ahead[0] > 0)

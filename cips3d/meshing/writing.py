@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 MESH_ENDINGS = (".glb", ".ply", ".obj")
 
-GLB_COLOR = (
-    "_COLOR"  # what trimesh is to call the colours: glTF wants a leading underscore of names that are not its own
-)
+# What trimesh calls the colours: glTF wants a leading underscore of names that are not its own.
+GLB_COLOR = "_COLOR"
 
 
 def write_mesh(path: Path, mesh: Mesh) -> None:

@@ -1,4 +1,4 @@
-"""A GPU that goes on while the CPU looks at what it has made."""
+"""Keeping a GPU busy while the CPU handles its last results."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ BACKGROUND_SHARE = 0.15  # of the rays' range; what is nearer to its end than th
 
 @dataclass(frozen=True)
 class Look:
-    """What is taken of every face and view, and how."""
+    """What pictures of every face and view are made: their size, kinds and noise."""
 
     resolution: int
     kinds: tuple[Kind, ...] = ("image",)
@@ -180,7 +180,7 @@ def take_pictures(
 
 
 def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras, look: Look) -> dict[str, Tensor]:
-    """Those of the kinds that a depth map shows, on the CPU; a GPU makes them of a few pictures at a time."""
+    """Pictures of the kinds that a depth map shows, on the CPU; a GPU makes a few of them at a time."""
     device, count = loaded.device, len(depth)
     volumes = volumes_of(loaded.settings, cameras)
     near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))

@@ -1,4 +1,4 @@
-"""What `python -m cips3d.render` is told, and what of it cannot be."""
+"""The options of `python -m cips3d.render`, and checks of everything that needs no model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PrecisionFlag = Annotated[
 
 @dataclass(frozen=True)
 class Options:
-    """What the command is told."""
+    """The command's options."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
@@ -125,7 +125,7 @@ class Options:
 
     @property
     def is_one_picture(self) -> bool:
-        """All is shown in one picture."""
+        """Everything is shown in one picture."""
         return not (self.is_animation or self.is_folder)
 
     @property
@@ -161,14 +161,14 @@ def check_options(options: Options) -> None:
 
 
 def _check_different(text: str, seeds: Sequence[int]) -> None:
-    """Files are called by their seeds: of two equal ones, the second would replace the first."""
+    """Raise `UserError` for a seed that is named twice: files are named after seeds, and one would replace another."""
     again = next((seed for seed, times in Counter(seeds).items() if times > 1), None)
     if again is not None:
         raise UserError(f"--seeds {text!r} names {again} twice, and a folder holds each picture once; leave one out")
 
 
 def _check_trajectory(options: Options) -> None:
-    """What is said of the camera's way must fit together."""
+    """Raise `UserError` where options of the camera's way contradict each other."""
     name = options.trajectory
     if options.camera_file is not None:
         for flag, given in (
@@ -208,7 +208,7 @@ def check_frames(frames: int, least: int = 2) -> None:
 
 
 def _check_faces(options: Options) -> None:
-    """What is said of faces and frames must fit together."""
+    """Raise `UserError` where options of faces and frames contradict each other."""
     if options.latent is not None:
         _check_latent(options)
     if options.mix_layer is not None and options.mix is None:
@@ -231,7 +231,7 @@ def _check_faces(options: Options) -> None:
 
 
 def _check_latent(options: Options) -> None:
-    """Latents take the place of seeds, and are the faces that they are."""
+    """Raise `UserError` for options of seeds beside latents, which take their place as they are."""
     if not options.latent:
         raise UserError("--latent names no file; give one or more that python -m cips3d.invert wrote")
     if options.seeds is not None:
@@ -241,7 +241,7 @@ def _check_latent(options: Options) -> None:
 
 
 def _check_out(options: Options) -> None:
-    """The file's ending must be able to hold what is shown, and its place to take it."""
+    """Raise `UserError` where a file of this ending cannot hold what is shown, or cannot be written there."""
     if options.is_folder:
         pictures.check_folder(options.out)
         return

@@ -1,4 +1,4 @@
-"""From what the command is told to what is shown: which faces from where, and how they are labelled."""
+"""From the options of a command to what is shown: which faces, seen from where, and how they are labelled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLUMNS, COLUMNS_A_SEED = 8, 4  # of pictures that show frames side by side
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """Who is shown."""
+    """The faces that are shown."""
 
     styles: tuple[Tensor, ...]
     names: tuple[str, ...]
@@ -259,7 +259,7 @@ def _layout(options: Options, look: Look, faces: Faces, mixed: Faces | None) -> 
 
 
 def _row_label(faces: Faces, start: int, stop: int) -> str:
-    """What a row of several faces shows: "seed 3", "seeds 0-3", "seeds 1, 5, 9" or the latents' names."""
+    """The label of a row of several faces: "seed 3", "seeds 0-3", "seeds 1, 5, 9" or the latents' names."""
     names = faces.names[start:stop]
     if faces.seeds is None or len(names) == 1:
         return ", ".join(names)
@@ -270,7 +270,7 @@ def _row_label(faces: Faces, start: int, stop: int) -> str:
 
 
 def _row_labels(options: Options, look: Look, faces: Faces) -> tuple[str, ...] | None:
-    """What the rows of a picture show whose columns are views or frames."""
+    """Labels of the rows of a picture whose columns are views or frames."""
     several = len(look.kinds) > 1
     if options.interpolate is not None:  # one face, which changes
         return look.kinds if several else None
@@ -278,7 +278,7 @@ def _row_labels(options: Options, look: Look, faces: Faces) -> tuple[str, ...] |
 
 
 def _column_labels(loaded: LoadedGenerator, options: Options, faces: Faces, count: int) -> tuple[str, ...] | None:
-    """What the columns of a picture show: the face that a way has come to, the frame, or the view."""
+    """Labels of a picture's columns: the face that an interpolation has reached, the frame, or the view."""
     if options.interpolate is not None:
         reached = {round(index * count / len(faces)): name for index, name in enumerate(faces.names)}
         return tuple(reached.get(frame, "") for frame in range(count))

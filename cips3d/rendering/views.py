@@ -191,7 +191,7 @@ def pictures_at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
 
 
 def _kept(picture: Picture, depth: bool) -> list[Tensor]:
-    """What of a batch is asked for, on the CPU; the rest is let go."""
+    """The tensors of a batch that were asked for, on the CPU; the others are dropped."""
     kept = [picture.image.cpu()]
     if picture.aux_image is not None:
         kept.append(picture.aux_image.cpu())

@@ -1,4 +1,4 @@
-"""Flags that commands with a strength share, and what of them cannot be."""
+"""The options that commands with a strength share, and checks of everything that needs no model."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _check_still_animation(options: SweepOptions) -> None:
 
 
 def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOptions:
-    """What `python -m cips3d.render` is told to show the same faces from the same cameras.
+    """The options of `python -m cips3d.render` that show the same faces from the same cameras.
 
     Args:
         options: of the command.

@@ -1,4 +1,4 @@
-"""What of a training run's configuration cannot be: numbers out of range, and choices that do not go together."""
+"""Checks of a training run's configuration: numbers out of range, and choices that do not go together."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> tuple[Path, int]:
 
 
 def started(config: TrainConfig, processes: Processes) -> Training:
-    """A run before its first step; where not even its networks find room, there is nothing to go on with."""
+    """A run before its first step; where memory has no room even for the networks, nothing can be saved or resumed."""
     with memory_explained(
         f"{processes.device} has too little memory for the networks; give smaller ones (--generator..., "
         "--discriminator...), or end what else takes its memory"
@@ -85,7 +85,7 @@ def started(config: TrainConfig, processes: Processes) -> Training:
 
 
 def in_words(error: Exception, device: torch.device) -> str | None:
-    """What a full disk or memory means to who trains; None for all other errors."""
+    """A sentence for errors that mean a full disk or too little memory; None for all others."""
     cause = error.__cause__ if isinstance(error, UserError) else error
     if cause is not None and is_disk_full(cause):
         return "the disk is full; free some space"
@@ -115,9 +115,9 @@ class Training:
         self.source: ImageFiles | SyntheticHeads | None = None
         self.images: TrainingImages | None = None  # of `opened_stage`
         self.opened_stage = -1
-        self.alone = ExitStack()  # in the folder
+        self.alone = ExitStack()  # holds the lock that keeps other processes out of the folder
         self.reporter: Reporter | None = None
-        self.failed_together = False  # all processes at the same place
+        self.failed_together = False  # all processes failed at the same place
         try:
             self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
             self.folder = self._by_first(self._make_folder)
@@ -249,7 +249,7 @@ class Training:
         self.state.contents = now
 
     def _agreed(self, *votes: bool) -> list[bool]:
-        """What any process votes for, the same in all of them: each may hear a signal at another step."""
+        """For each vote, whether any process casts it; the same in all, which may hear a signal at different steps."""
         if self.processes.world_size == 1:
             return list(votes)
         counts = torch.tensor([float(vote) for vote in votes], device=self.processes.device)
@@ -270,7 +270,7 @@ class Training:
         return in_a_row
 
     def _report(self, report: StepReport, now: Moment, since: int) -> None:
-        """Whatever is due at this step."""
+        """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
         self._look(now, since)
@@ -319,9 +319,9 @@ class Training:
         return path
 
     def _rescue(self) -> None:
-        """Save what was trained since the last checkpoint, whatever ends the run; a step that broke off is left out.
+        """Save what was trained since the last checkpoint, whatever ended the run; an unfinished step is left out.
 
-        Several processes save together or not at all.
+        Several processes save only if all of them failed at the same place: a save needs all of them.
         """
         alone = self.processes.world_size == 1
         if self.saved_step == self.state.step or not (alone or self.failed_together):
@@ -376,7 +376,7 @@ class Training:
         return folder
 
     def _by_first(self, work: Callable[[], T]) -> T:
-        """What the first process makes, in all of them; its mistake is everyone's."""
+        """The result of work that the first process does alone, in all of them; its `UserError` is raised in all."""
         made: T | None = None
         failure: UserError | None = None
         if self.processes.is_first:

@@ -113,7 +113,7 @@ def relativistic_generator_loss(fake_logits: Tensor, real_logits: Tensor | None 
 
 
 def _lead(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """How much more real each real image looks than the generated image of the same place in the batch."""
+    """D(x) - D(G(z)) for pairs of a real and a generated image at the same place in the batch."""
     if real_logits.shape != fake_logits.shape:  # broadcasting would pair every image with every other
         raise ValueError(
             "real_logits and fake_logits must have the same shape, "
@@ -158,7 +158,7 @@ def adversarial_loss(name: str) -> AdversarialLoss:
     return LOSSES[name]
 
 
-# Which generated images the generator learns from.
+# Top-k: which generated images the generator learns from.
 
 
 def top_k_share(step: int, *, floor: float = TOP_K_FLOOR) -> float:
@@ -196,7 +196,7 @@ def keep_best(logits: Tensor, share: float) -> Tensor:
     return logits[most_real(logits, share)]
 
 
-# What the discriminator reads off images.
+# Predictions of the discriminator: pose and latent.
 
 
 def pose_loss(predicted: Tensor, pose: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from cips3d.training.config import Reports, TrainConfig
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found at one step."""
+    """The values of metrics at one step."""
 
     step: int
     images: int
@@ -47,9 +47,9 @@ class Best:
 
 
 def new_best(best: Best | None, measurement: Measurement, reports: Reports) -> Best | None:
-    """What a measurement is to be remembered as where it beats the best so far, None where it does not.
+    """The deciding value of a measurement if it beats the best so far, otherwise None.
 
-    Where nothing was measured like this before (another metric, resolution or number of pictures), it is the best.
+    The first measurement with this metric, resolution and number of pictures is the best.
     """
     name = reports.deciding_value
     if name is None:
@@ -69,7 +69,7 @@ def _networks(reports: Reports) -> FeatureNetworks:
 
 
 def prepare_metrics(reports: Reports) -> None:
-    """Import and load what the metrics look at pictures with; weights that have to be downloaded are.
+    """Import the metrics' libraries and load their networks, downloading weights where that is needed.
 
     Raises:
         UserError: a library or weights are missing.

@@ -27,7 +27,7 @@ from cips3d.training.state import TrainingState, amp_dtype
 
 @dataclass
 class StepReport:
-    """What happened in a step."""
+    """What a step reports: scalars, and whether its updates were made."""
 
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """losses, logits and gradient norms by name"""
@@ -69,7 +69,7 @@ class Images:
 
 
 def together(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
-    """One loss of both discriminators' losses: with weight 1 their mean, as of logits that lie in one batch."""
+    """The losses of both discriminators as one: with weight 1 their mean, as if all logits were one batch."""
     return 0.5 * (main + now.stage.aux_weight * aux)
 
 
@@ -167,7 +167,7 @@ class Objectives:
         return loss + self.read_off("g", of_fake, fake, now, report)
 
     def adversarial(self, of_fake: Judgement, of_real: Judgement | None, now: Moment) -> Tensor:
-        """The generator's loss of what one network says."""
+        """The generator's adversarial loss by the logits of one discriminator network."""
         return self.loss.generator(self.best(of_fake.logits, now), None if of_real is None else of_real.logits)
 
     def best(self, logits: Tensor, now: Moment) -> Tensor:
@@ -176,7 +176,7 @@ class Objectives:
         return logits if floor == 1 else keep_best(logits, top_k_share(now.step, floor=floor))
 
     def read_off(self, network: str, verdict: Verdict, fake: Images, now: Moment, report: StepReport) -> Tensor | float:
-        """How well the main discriminator reads cameras and z off generated images, weighted; 0 where it need not."""
+        """Weighted pose and latent losses of the main discriminator on generated images; 0 where neither is used."""
         total: Tensor | float = 0.0
         if now.stage.pose_weight > 0 and verdict.main.pose is not None:
             pose = verdict.main.pose
@@ -227,7 +227,7 @@ class Objectives:
             return self.state.discriminator.judge(main, aux, now.fade).float()
 
     def augment(self, images: Tensor, now: Moment) -> Tensor:
-        """What the discriminators see of images."""
+        """Images as the discriminators see them: with differentiable and adaptive augmentation."""
         random = self.state.random
         images = diff_augment(images, now.stage.diff_augment, generator=random)
         return adaptive_augment(images, self.state.ada.p, generator=random)

@@ -45,8 +45,8 @@ class Reporter:
         self.folder = folder
         self.picture_folder = folder / "pictures"
         self.config = config
-        # Figures of this step and those before it were written before the checkpoint was, and are true; only that of
-        # step 0 is written before the first look, which is taken again.
+        # Records up to this step were written before its checkpoint and stay. Only at step 0 the checkpoint comes
+        # first, and everything is recorded again.
         reported = step if step > 0 else -1
         cut_records(folder, reported)
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=reported + 1)
@@ -71,7 +71,7 @@ class Reporter:
             append_to_log(self.folder, line)
 
     def begin(self, state: TrainingState, source: ImageFiles | SyntheticHeads) -> None:
-        """What is trained, on what, where."""
+        """Say what is trained, on which data and device."""
         counts = {
             name: sum(p.numel() for p in network.parameters())
             for name, network in (("generator", state.generator), ("discriminators", state.discriminator))
@@ -83,7 +83,7 @@ class Reporter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time that is not counted: the speed is that of training."""
+        """Inside, time is not counted: the reported speed is that of training alone."""
         started = time.perf_counter()
         yield
         self.time_since += time.perf_counter() - started
@@ -195,9 +195,8 @@ def face_rows(loaded: LoadedGenerator, faces: int) -> dict[str, Tensor]:
     styles = styles_of_seeds(loaded, range(faces))
     rows = rows_of_views(loaded, styles) if loaded.generator.is_3d else rows_of_styles(loaded, styles)
     towards_mean = truncated(styles, loaded.generator.mean_styles(MEAN_SAMPLES), TRUNCATION)
-    rows[f"truncated {TRUNCATION}"] = render_views(loaded, towards_mean, *front_view(loaded), loaded.resolution).image[
-        :, 0
-    ]
+    in_front = render_views(loaded, towards_mean, *front_view(loaded), loaded.resolution)
+    rows[f"truncated {TRUNCATION}"] = in_front.image[:, 0]
     return rows
 
 

@@ -62,7 +62,7 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def check_newest(checkpoints: Path, resume: Path, step: int) -> None:
-    """Raise `UserError` where a run would go on from a step that lies behind others: they would be in its way."""
+    """Raise `UserError` where a run would resume from a checkpoint that is not the newest of its folder."""
     numbered = list_checkpoints(checkpoints)
     if numbered and int(numbered[-1].stem.removeprefix("step-")) > step:
         raise UserError(
@@ -108,7 +108,7 @@ def append_measurement(folder: Path, measurement: Measurement) -> None:
 
 
 def append_scalars(folder: Path, step: int, figures: dict[str, float]) -> None:
-    """Add a line to scalars.jsonl, where it ends: there are too many to write all of them anew."""
+    """Append a line to scalars.jsonl in place: it has too many lines to write the whole file anew."""
     line = {"step": step, **{name: finite(value) for name, value in figures.items()}}
     with (folder / SCALARS_FILE).open("ab") as file:
         file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
@@ -121,7 +121,7 @@ def append_to_log(folder: Path, line: str) -> None:
 
 
 def cut_records(folder: Path, step: int) -> None:
-    """Take the lines of steps after `step` out of metrics.jsonl and scalars.jsonl: who goes on there has their own.
+    """Remove the lines of steps after `step` from metrics.jsonl and scalars.jsonl: a resumed run writes its own.
 
     Raises:
         UserError: a line is not one of theirs.

@@ -1,4 +1,4 @@
-"""From flags to the stages of a run: `--steps`, `--batch-size` and `--resolution` reshape those of a preset."""
+"""Stages from flags: `--steps`, `--batch-size` and `--resolution` reshape the stages of a preset."""
 
 from __future__ import annotations
 

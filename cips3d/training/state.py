@@ -91,7 +91,7 @@ class TrainingState:
         self.stage_index = index
 
     def set_betas(self) -> None:
-        """Those of the configuration; optimizers that are loaded bring others."""
+        """Give the optimizers the configuration's betas; a loaded optimizer state brings those of its own run."""
         for optimizer, interval in (
             (self.optimizer_g, self.config.generator_interval),
             (self.optimizer_d, self.config.discriminator_interval),
@@ -107,7 +107,7 @@ class TrainingState:
             group["lr"] = stage.lr_discriminator * rate * lazy_share(self.config.discriminator_interval)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, in tensors and plain values; every process must call it, since each has random states."""
+        """The whole state in tensors and plain values. Every process must call it, since each has random states."""
         return {
             "step": self.step,
             "stage_index": self.stage_index,
@@ -194,7 +194,7 @@ class TrainingState:
 
 @contextmanager
 def _networks_that_fit() -> Iterator[None]:
-    """Turn torch's complaint about weights of other networks into a sentence."""
+    """Inside, weights that do not fit the networks raise a `UserError` that says so."""
     try:
         yield
     except RuntimeError as error:
@@ -227,7 +227,7 @@ def lazy_share(interval: int | None) -> float:
 def gradient_scalers(amp: Amp, device: torch.device) -> tuple[torch.amp.GradScaler, torch.amp.GradScaler]:
     """Loss scalers of generator and discriminator, active where float16 is used.
 
-    The generator's gradients come through the discriminator, and would be zeros where its float16 ends.
+    The generator's gradients come through the discriminator, whose float16 would flush small ones to zero.
     """
     return (
         torch.amp.GradScaler(device.type, enabled="fp16" in (amp.nerf, amp.inr, amp.discriminator)),

@@ -24,7 +24,7 @@ PATH_LENGTH_SHARE = 2  # path lengths are measured on a batch smaller by this, a
 
 @contextmanager
 def without_gradients(network: nn.Module) -> Iterator[None]:
-    """Inside, none are computed of its parameters, only through them."""
+    """Inside, gradients flow through the network, but none are computed for its parameters."""
     network.requires_grad_(False)
     try:
         yield
@@ -91,7 +91,7 @@ class TrainingStep:
                 state.scaler_g.scale(loss).backward()
         name = "g/path_length" if now.path_length_now and alone else "g"
         if not self.update(state.generator, state.optimizer_g, state.scaler_g, name, report):
-            state.path_length.mean.copy_(mean_length)  # one length that is no number would stay in it for good
+            state.path_length.mean.copy_(mean_length)  # otherwise a NaN would stay in the running mean for good
             return report
 
         self.average(now)
@@ -150,7 +150,7 @@ class TrainingStep:
         return Images(picture.image, picture.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT, torch.cat(z, dim=1))
 
     def path_length_loss(self, batch: int, now: Moment, window: Window | None, report: StepReport) -> Tensor:
-        """Path length regularisation with respect to the last styles (w, the appearance, or phases), one a layer."""
+        """Path length regularisation with respect to the last styles (w, appearance or phases), one style a layer."""
         generator, path_length = self.state.generator, self.state.path_length
         z = self.sample_z(max(1, batch // PATH_LENGTH_SHARE))
         styles = self.styles(z)
@@ -164,7 +164,7 @@ class TrainingStep:
         return self.config.path_length_weight * self.config.path_length_every * penalty
 
     def average(self, now: Moment) -> None:
-        """Let the averaged generators follow."""
+        """Update the moving averages of the generator."""
         state, config = self.state, self.config
         averages = [(state.generator_ema, config.ema_decay)]
         if state.generator_slow_ema is not None:

@@ -42,7 +42,7 @@ class Gallery:
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return address_of(self._server)
 
     def close(self) -> None:

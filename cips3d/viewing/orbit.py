@@ -104,12 +104,12 @@ def trained_limits(poses: PoseDistribution) -> OrbitLimits:
 
 
 def all_limits(poses: PoseDistribution) -> OrbitLimits:
-    """All views of the head, around the trained ones' middle."""
+    """Views from all around the head; their middle is that of the trained ones."""
     return OrbitLimits(poses.yaw_mean, math.pi, _off_the_poles(0.0, math.pi))
 
 
 def _off_the_poles(low: float, high: float) -> tuple[float, float]:
-    """Pitches at which the camera knows what is up."""
+    """The range of pitches without the poles, where up and the viewing direction are parallel."""
     return _clamped(low, PITCH_MARGIN, math.pi - PITCH_MARGIN), _clamped(high, PITCH_MARGIN, math.pi - PITCH_MARGIN)
 
 

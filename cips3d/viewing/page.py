@@ -103,7 +103,7 @@ class Page:
 
     @property
     def path(self) -> str:
-        """What the browser said last of the field for a second checkpoint; empty where there is none."""
+        """The text in the browser's field for a second checkpoint; empty where there is no such field."""
         return "" if self._path is None else self._path.value
 
     # Controls

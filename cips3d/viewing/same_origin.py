@@ -41,7 +41,7 @@ def why_refused(local: bool, host: str | None, origin: str | None) -> str | None
 
 @contextmanager
 def answering_own_pages(local: bool) -> Iterator[None]:
-    """Within, web socket servers that are started answer no requests but those that `why_refused` lets pass.
+    """Inside, web socket servers that are started answer only the requests that `why_refused` lets pass.
 
     Args:
         local: see `why_refused`.

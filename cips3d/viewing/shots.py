@@ -27,7 +27,7 @@ SEPARATE_PARTS = ("shape", "appearance")
 
 @dataclass(frozen=True)
 class Shot:
-    """All that a picture depends on, but for the models and its size."""
+    """Everything that a picture depends on, apart from the models and its size."""
 
     orbit: Orbit
     seed: int | None = 0
@@ -64,7 +64,7 @@ class Studio:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What can be mixed apart; ("face",) where only the whole can."""
+        """Parts of styles that can be mixed separately; ("face",) where only the whole can."""
         names = style_parts(styles_of_seeds(self.loaded, [0]))
         return names if names == SEPARATE_PARTS else ("face",)
 

@@ -70,7 +70,7 @@ def smooth_step(low: Scalar, high: Scalar, value: Tensor) -> Tensor:
 
 
 def select(masks: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """From `values`, at every point the last one whose mask is True; the first where none is."""
+    """At every point, the last of `values` whose mask is True; the first one where no mask is."""
     chosen = values[0]
     for mask, value in zip(masks[1:], values[1:], strict=True):
         chosen = torch.where(mask, value, chosen)
@@ -100,7 +100,7 @@ class Parts:
         return self.distances[:, self.places[name]]
 
     def span(self, first: str, last: str) -> Tensor:
-        """From one part to another, both included, in the order in which they were given; [N, K, R]."""
+        """Distances [N, K, R] to the parts from `first` to `last`, both included, in the order they were given in."""
         return self.distances[:, self.places[first] : self.places[last] + 1]
 
 
