@@ -8,7 +8,7 @@ Where the method is found:
 - ``cips3d.data``          image folders and archives, synthetic heads
 - ``cips3d.augmentation``  random changes of what discriminators see
 - ``cips3d.checkpoints``   files of trained and converted models
-- ``cips3d.rendering``     trained models: views, style paths, films
+- ``cips3d.rendering``     trained models: views, style paths, sequences of frames
 - ``cips3d.training``      losses, schedule, the training step and loop
 - ``cips3d.convert``       published checkpoints
 

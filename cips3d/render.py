@@ -14,7 +14,7 @@ from cips3d.animations import save_animation
 from cips3d.devices import choose_device, memory_explained
 from cips3d.errors import exit_on_user_error
 from cips3d.rendering import load_generator
-from cips3d.rendering.film import arranged, strip
+from cips3d.rendering.frame_sequence import arranged, strip
 from cips3d.rendering.options import Options, check_options
 from cips3d.rendering.separate import save_separately
 from cips3d.rendering.staging import Staging, stage
@@ -83,16 +83,16 @@ def render(options: Options) -> int:
 
 def still(staging: Staging) -> Image.Image:
     """Everything in one picture."""
-    film, layout = staging.film, staging.layout
+    sequence, layout = staging.sequence, staging.layout
     if staging.is_table:
-        return arranged(film.part(0, 1, progress=True)[0], layout)
-    return strip(film, staging.row_labels, staging.column_labels, layout.enlarge)
+        return arranged(sequence.part(0, 1, progress=True)[0], layout)
+    return strip(sequence, staging.row_labels, staging.column_labels, layout.enlarge)
 
 
 def frames(staging: Staging) -> Iterator[Image.Image]:
     """One picture after the other, made when it is asked for."""
-    with tqdm(total=len(staging.film), desc="rendering", unit="frame", leave=False) as bar:
-        for frame in staging.film.frames():
+    with tqdm(total=len(staging.sequence), desc="rendering", unit="frame", leave=False) as bar:
+        for frame in staging.sequence.frames():
             yield arranged(frame, staging.layout)
             bar.update()
 

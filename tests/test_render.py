@@ -20,7 +20,7 @@ from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D
 from cips3d.render import main
 from cips3d.rendering import LoadedGenerator, load_generator, normals_from_depth, render_views, styles_of_seeds
-from cips3d.rendering.film import BACKGROUND_SHARE
+from cips3d.rendering.frame_sequence import BACKGROUND_SHARE
 from cips3d.training.config import TrainConfig
 
 FRONT = torch.tensor([math.pi / 2])

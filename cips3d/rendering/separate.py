@@ -1,4 +1,4 @@
-"""Every picture of a film in a file of its own, without labels or enlargement, as other programs read them."""
+"""Every picture of a frame sequence in its own file, without labels or enlargement, as other programs read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d import pictures
-from cips3d.rendering.film import Film
+from cips3d.rendering.frame_sequence import FrameSequence
 from cips3d.rendering.staging import Staging
 
 ENDING = ".png"
@@ -27,15 +27,15 @@ def save_separately(folder: Path, staging: Staging) -> int:
     They are called by face, view or frame, and kind, as far as there are several: `seed0003.png`,
     `seed0003_yaw-0.4_depth.png`, `frame0007.png`. Files of these names are replaced, others left alone.
     """
-    film, count = staging.film, 0
-    faces, views, kinds = _face_names(staging), _view_names(staging), film.look.kinds
+    sequence, count = staging.sequence, 0
+    faces, views, kinds = _face_names(staging), _view_names(staging), sequence.look.kinds
     # Files take as long as pictures do, or longer: they are written while the next ones are rendered.
     writing: deque[Future[None]] = deque()
     with (
-        tqdm(total=film.faces.numel(), desc="rendering", unit="picture", leave=False) as bar,
+        tqdm(total=sequence.faces.numel(), desc="rendering", unit="picture", leave=False) as bar,
         ThreadPoolExecutor(WRITERS) as writers,
     ):
-        for frame, face, shown in _one_by_one(film):
+        for frame, face, shown in _one_by_one(sequence):
             for kind, picture in zip(kinds, shown, strict=True):
                 parts = (faces[face], views[frame], "" if kinds == ("image",) else kind)
                 path = folder / ("_".join(filter(None, parts)) + ENDING)
@@ -49,10 +49,10 @@ def save_separately(folder: Path, staging: Staging) -> int:
     return count
 
 
-def _one_by_one(film: Film) -> Iterator[tuple[int, int, Tensor]]:
+def _one_by_one(sequence: FrameSequence) -> Iterator[tuple[int, int, Tensor]]:
     """(frame, face, [K, 3, R, R]); however many faces there are, no more are held than are rendered together."""
-    for first in range(0, film.faces.shape[1], film.look.batch_size):
-        some = replace(film, faces=film.faces[:, first : first + film.look.batch_size])
+    for first in range(0, sequence.faces.shape[1], sequence.look.batch_size):
+        some = replace(sequence, faces=sequence.faces[:, first : first + sequence.look.batch_size])
         for frame, shown in enumerate(some.frames()):
             for face, kinds in enumerate(shown, start=first):
                 yield frame, face, kinds
@@ -61,7 +61,7 @@ def _one_by_one(film: Film) -> Iterator[tuple[int, int, Tensor]]:
 def _face_names(staging: Staging) -> list[str]:
     """One a face; "" where a single face goes through all that were named."""
     faces = staging.faces
-    if staging.film.faces.shape[1] != len(faces):
+    if staging.sequence.faces.shape[1] != len(faces):
         return [""]
     if faces.seeds is not None:
         return [f"seed{seed:04d}" for seed in faces.seeds]
@@ -70,7 +70,7 @@ def _face_names(staging: Staging) -> list[str]:
 
 def _view_names(staging: Staging) -> list[str]:
     """One a frame; "" where there is but one view."""
-    count = len(staging.film)
+    count = len(staging.sequence)
     if staging.has_frames:
         return [f"frame{frame:04d}" for frame in range(count)]
     if count == 1 or staging.column_labels is None:

@@ -12,8 +12,8 @@ from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, read_cameras
 from cips3d.cameras.poses import PITCH_MARGIN
 from cips3d.errors import UserError
-from cips3d.rendering.film import (
-    Film,
+from cips3d.rendering.frame_sequence import (
+    FrameSequence,
     Kind,
     Layout,
     Look,
@@ -77,9 +77,9 @@ def faces_of(loaded: LoadedGenerator, options: Options) -> Faces:
 class Staging:
     """What is shown, and where in the picture."""
 
-    film: Film
+    sequence: FrameSequence
     faces: Faces
-    """that were asked for; a film of an interpolation shows one that goes from each to the next"""
+    """that were asked for; the sequence of an interpolation shows one that goes from each to the next"""
     has_frames: bool
     """something moves"""
     layout: Layout
@@ -106,17 +106,17 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     mixed = None if options.mix is None else faces_of_seeds(loaded, options.mix, "--mix", options.truncation)
     cameras, layout = _cameras(loaded, options, len(faces)), _layout(options, look, faces, mixed)
     _check_size(options, look, layout, _faces_a_frame(options, faces, mixed), len(cameras))
-    film, seen = _film(loaded, options, look, faces, mixed, cameras)
+    sequence, seen = _sequence(loaded, options, look, faces, mixed, cameras)
     what = "frame" if options.has_frames else "view"
-    count = f"{len(film)} {what}{'s' if len(film) > 1 else ''}"
+    count = f"{len(sequence)} {what}{'s' if len(sequence) > 1 else ''}"
     return Staging(
-        film,
+        sequence,
         faces,
         options.has_frames,
         layout,
         mixed is not None,
         _row_labels(options, look, faces),
-        _column_labels(loaded, options, faces, len(film)),
+        _column_labels(loaded, options, faces, len(sequence)),
         f"{seen} in {count} of {look.resolution} x {look.resolution}",
     )
 
@@ -128,23 +128,23 @@ def _faces_a_frame(options: Options, faces: Faces, mixed: Faces | None) -> int:
     return 1 if options.interpolate is not None else len(faces)
 
 
-def _film(
+def _sequence(
     loaded: LoadedGenerator, options: Options, look: Look, faces: Faces, mixed: Faces | None, cameras: Cameras
-) -> tuple[Film, str]:
+) -> tuple[FrameSequence, str]:
     """The faces from where they are seen, and what they are in words."""
     if options.interpolate is not None and len(faces) < 2:
         raise UserError(f"--interpolate goes nowhere with one face; give two or more to {faces.flag}")
     styles = faces.styles
     if mixed is not None:
-        film = mixing(loaded, styles, mixed.styles, _mixed_layer(loaded, options, styles), cameras, look)
+        sequence = mixing(loaded, styles, mixed.styles, _mixed_layer(loaded, options, styles), cameras, look)
         rows = f"{len(faces)}" if faces.seeds is not None else faces.counted
-        return film, f"{rows} x {len(mixed)} mixed seeds"
+        return sequence, f"{rows} x {len(mixed)} mixed seeds"
     if options.interpolate is not None:
         if options.interpolate not in ("both", *style_parts(styles)):
             name = type(loaded.generator).__name__
             raise UserError(f"--interpolate {options.interpolate} is no part of {name}'s styles; give both")
-        film = interpolation(loaded, styles, cameras, look, options.interpolate)
-        return film, f"a way through {faces.counted}"
+        sequence = interpolation(loaded, styles, cameras, look, options.interpolate)
+        return sequence, f"a way through {faces.counted}"
     return every_face(loaded, styles, cameras, look), faces.counted
 
 

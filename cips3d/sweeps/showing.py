@@ -18,7 +18,7 @@ from cips3d.cameras import Cameras
 from cips3d.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.ahead import one_ahead
-from cips3d.rendering.film import Look, take_pictures
+from cips3d.rendering.frame_sequence import Look, take_pictures
 from cips3d.rendering.staging import FRAMES, Faces, stage
 from cips3d.sweeps.options import SweepOptions, render_options
 
@@ -59,7 +59,7 @@ def prepared(loaded: LoadedGenerator, options: SweepOptions) -> Scene:
     if options.fov is not None and loaded.generator.is_3d:
         loaded = replace(loaded, fov_degrees=options.fov)
     staging = stage(loaded, render_options(options, one_view=loaded.generator.is_3d))
-    return Scene(loaded, staging.faces, staging.film.cameras, staging.film.look, staging.layout.enlarge)
+    return Scene(loaded, staging.faces, staging.sequence.cameras, staging.sequence.look, staging.layout.enlarge)
 
 
 def write_sweep(

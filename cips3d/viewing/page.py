@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cips3d.errors import UserError
-from cips3d.rendering.film import Kind, kinds_of
+from cips3d.rendering.frame_sequence import Kind, kinds_of
 from cips3d.rendering.loading import LoadedGenerator, load_generator
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import FARTHEST, NEAREST, Orbit, all_limits, orbit_at, trained_limits

@@ -19,7 +19,7 @@ from cips3d.errors import UserError
 from cips3d.pictures import to_uint8
 from cips3d.render import main
 from cips3d.rendering import load_generator, render_views, styles_of_seeds
-from cips3d.rendering.film import Film
+from cips3d.rendering.frame_sequence import FrameSequence
 from cips3d.rendering.latents import latent_of, write_latent
 from cips3d.training.config import TrainConfig
 
@@ -108,7 +108,7 @@ def test_seeds_named_twice(command: RenderCommand, tmp_path: Path, seeds: str) -
 def test_files_are_written_while_the_next_pictures_are_rendered(
     command: RenderCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rendered, render, save = threading.Semaphore(0), Film.part, pictures.save_image
+    rendered, render, save = threading.Semaphore(0), FrameSequence.part, pictures.save_image
 
     def part(*of: Any) -> torch.Tensor:
         shown = render(*of)
@@ -120,7 +120,7 @@ def test_files_are_written_while_the_next_pictures_are_rendered(
             assert rendered.acquire(timeout=20) and rendered.acquire(timeout=20)  # its own picture and another
         save(path, image)
 
-    monkeypatch.setattr(Film, "part", part)
+    monkeypatch.setattr(FrameSequence, "part", part)
     monkeypatch.setattr(pictures, "save_image", save_later)
     assert "5 pictures" in command("--seeds", "0-4", "--yaw", 0, "--batch-size", 1, out="faces")
     assert names(tmp_path / "faces") == [f"seed{seed:04d}.png" for seed in range(5)]

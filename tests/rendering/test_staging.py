@@ -30,7 +30,7 @@ from cips3d.rendering import (
     render_views,
     styles_of_seeds,
 )
-from cips3d.rendering.film import Look, every_face
+from cips3d.rendering.frame_sequence import Look, every_face
 
 FRONT = torch.tensor([math.pi / 2])
 
@@ -65,8 +65,8 @@ class TestTrajectories:
             yaw=(front - 0.4, front + 0.4) if "yaw" in ranges else (front, front),
             fov_degrees=loaded.fov_degrees,
         )
-        film = every_face(loaded, styles_of_seeds(loaded, [0, 5]), TRAJECTORIES[name].cameras(3, extent), Look(16))
-        rows = film.part(0, 3)[:, :, 0].transpose(0, 1).flatten(0, 1)
+        sequence = every_face(loaded, styles_of_seeds(loaded, [0, 5]), TRAJECTORIES[name].cameras(3, extent), Look(16))
+        rows = sequence.part(0, 3)[:, :, 0].transpose(0, 1).flatten(0, 1)
         found, expected = shown_in(tmp_path / "out.png", pictures.image_grid(rows, 3, enlarge=8))
         np.testing.assert_array_equal(found, expected)
 
@@ -80,8 +80,8 @@ class TestTrajectories:
         middle = math.pi / 2 - 0.2
         extent = CameraRange((middle, middle), (math.pi / 2 - 0.4, math.pi / 2 + 0.4), fov_degrees=loaded.fov_degrees)
         cameras = TRAJECTORIES["yaw"].cameras(4, extent)
-        film = every_face(loaded, styles, cameras, Look(32, ("image", "aux", "depth", "normals")))
-        for shown, frame in zip(frames_of(tmp_path / "swing.webp"), film.frames(), strict=True):
+        sequence = every_face(loaded, styles, cameras, Look(32, ("image", "aux", "depth", "normals")))
+        for shown, frame in zip(frames_of(tmp_path / "swing.webp"), sequence.frames(), strict=True):
             expected = np.asarray(pictures.image_grid(frame.flatten(0, 1), 4, enlarge=4)).astype(int)
             error = np.abs(shown.astype(int)[:, -expected.shape[1] :] - expected)
             assert error.mean() < 5  # lossy WebP; pictures in wrong places differ by 20 and more
@@ -125,8 +125,10 @@ class TestTrajectories:
         assert len(frames) == 5
         front = math.pi / 2
         extent = CameraRange((front - 0.2, front + 0.2), (front - 0.4, front + 0.4), fov_degrees=loaded.fov_degrees)
-        film = every_face(loaded, styles_of_seeds(loaded, [0]), TRAJECTORIES["circle"].cameras(5, extent), Look(130))
-        for shown, frame in zip(frames, film.frames(), strict=True):
+        sequence = every_face(
+            loaded, styles_of_seeds(loaded, [0]), TRAJECTORIES["circle"].cameras(5, extent), Look(130)
+        )
+        for shown, frame in zip(frames, sequence.frames(), strict=True):
             expected = pictures.to_uint8(frame[0, 0]).permute(1, 2, 0).numpy().astype(int)
             assert shown.shape == expected.shape  # a lone face has no label
             assert np.abs(shown - expected).mean() < 4  # lossy, with colours of half resolution

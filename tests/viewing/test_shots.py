@@ -19,7 +19,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.pigan import PiGAN
 from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.rendering import LoadedGenerator, normals_from_depth, render_views, styles_of_seeds
-from cips3d.rendering.film import Kind
+from cips3d.rendering.frame_sequence import Kind
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import Orbit
 from cips3d.viewing.shots import GivenUpError, Shot, Studio

@@ -21,7 +21,7 @@ from cips3d.rendering.views import BATCH_SIZE, pictures_at_once, render_pairs, v
 
 Kind = Literal["image", "aux", "depth", "normals"]
 
-EMPTY = -1  # in `Film.faces`: nothing is shown there
+EMPTY = -1  # in `FrameSequence.faces`: nothing is shown there
 BLANK = 1.0  # what an empty place shows: the white of the grids' gaps
 BACKGROUND_SHARE = 0.15  # of the rays' range; what is nearer to its end than this counts as background
 
@@ -38,7 +38,7 @@ class Look:
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class FrameSequence:
     """Which faces are seen from where, frame by frame; the views of a still are its frames too."""
 
     loaded: LoadedGenerator
@@ -78,18 +78,20 @@ class Film:
             yield from frames
 
 
-def every_face(loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look) -> Film:
+def every_face(loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look) -> FrameSequence:
     """All faces in every frame."""
     faces = torch.arange(len(styles[0])).expand(len(cameras), -1)
-    return Film(loaded, styles, faces, cameras, look)
+    return FrameSequence(loaded, styles, faces, cameras, look)
 
 
 def interpolation(
     loaded: LoadedGenerator, styles: tuple[Tensor, ...], cameras: Cameras, look: Look, part: Part = "both"
-) -> Film:
+) -> FrameSequence:
     """One face that turns into all others and back (`interpolated_styles`), while the camera goes its way."""
     frames = len(cameras)
-    return Film(loaded, interpolated_styles(styles, frames, part), torch.arange(frames)[:, None], cameras, look)
+    return FrameSequence(
+        loaded, interpolated_styles(styles, frames, part), torch.arange(frames)[:, None], cameras, look
+    )
 
 
 def mixing(
@@ -99,7 +101,7 @@ def mixing(
     layer: int,
     cameras: Cameras,
     look: Look,
-) -> Film:
+) -> FrameSequence:
     """A table in every frame: `second` in its first row, `first` in its first column, and their mixtures.
 
     Its first place is empty. Arguments as in `mixed_styles`.
@@ -112,7 +114,7 @@ def mixing(
     faces[1:, 0] = torch.arange(rows)
     faces[0, 1:] = rows + torch.arange(columns)
     faces[1:, 1:] = rows + columns + torch.arange(rows * columns).view(rows, columns)
-    return Film(loaded, pool, faces.flatten().expand(len(cameras), -1), cameras, look)
+    return FrameSequence(loaded, pool, faces.flatten().expand(len(cameras), -1), cameras, look)
 
 
 @dataclass(frozen=True)
@@ -198,12 +200,12 @@ def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras,
 
 
 def strip(
-    film: Film, row_labels: Sequence[str] | None, column_labels: Sequence[str] | None, enlarge: int
+    sequence: FrameSequence, row_labels: Sequence[str] | None, column_labels: Sequence[str] | None, enlarge: int
 ) -> Image.Image:
-    """All of a film in one picture: a row a face and kind, a column a frame."""
-    shown = film.part(0, len(film), progress=True)  # [F, N, K, 3, R, R]
+    """All frames of a sequence in one picture: a row a face and kind, a column a frame."""
+    shown = sequence.part(0, len(sequence), progress=True)  # [F, N, K, 3, R, R]
     rows = shown.permute(1, 2, 0, 3, 4, 5).flatten(0, 2)
-    return pictures.image_grid(rows, len(film), row_labels=row_labels, column_labels=column_labels, enlarge=enlarge)
+    return pictures.image_grid(rows, len(sequence), row_labels=row_labels, column_labels=column_labels, enlarge=enlarge)
 
 
 def arranged(frame: Tensor, layout: Layout) -> Image.Image:

@@ -25,9 +25,9 @@ from cips3d.rendering import (
     render_pairs,
     styles_of_seeds,
 )
-from cips3d.rendering.film import (
+from cips3d.rendering.frame_sequence import (
     EMPTY,
-    Film,
+    FrameSequence,
     Layout,
     Look,
     arranged,
@@ -79,7 +79,7 @@ class TestKinds:
             made.append((depth.device.type, len(depth)))
             return normals_from_depth(depth, cameras)
 
-        monkeypatch.setattr("cips3d.rendering.film.normals_from_depth", counted)
+        monkeypatch.setattr("cips3d.rendering.frame_sequence.normals_from_depth", counted)
         gpu = replace(loaded, generator=copy.deepcopy(loaded.generator).to("cuda"))
         shown = take_pictures(gpu, styles_of_seeds(gpu, [0, 1, 2, 3, 4]), CAMERAS, Look(6, ALL, batch_size=2))
         assert made == [("cuda", 2), ("cuda", 2), ("cuda", 1)]
@@ -99,31 +99,31 @@ class TestKinds:
 class TestFilm:
     def test_every_face_in_every_frame(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0, 1, 2])
-        film = every_face(loaded, styles, CAMERAS, Look(5, ALL, batch_size=7))
-        whole = film.part(0, 5)
+        sequence = every_face(loaded, styles, CAMERAS, Look(5, ALL, batch_size=7))
+        whole = sequence.part(0, 5)
         assert whole.shape == (5, 3, 4, 3, 5, 5)
         for frame in range(5):
             for face in range(3):
                 one = chosen(styles, slice(face, face + 1))
-                expected = take_pictures(loaded, one, CAMERAS[frame : frame + 1], film.look)[0]
+                expected = take_pictures(loaded, one, CAMERAS[frame : frame + 1], sequence.look)[0]
                 torch.testing.assert_close(whole[frame, face], expected, **SAME)
 
     @pytest.mark.parametrize("batch_size", [1, 4, 100])
     def test_frames_are_its_parts(self, loaded: LoadedGenerator, batch_size: int) -> None:
-        film = every_face(loaded, styles_of_seeds(loaded, [0, 1]), CAMERAS, Look(4, batch_size=batch_size))
-        torch.testing.assert_close(torch.stack(list(film.frames())), film.part(0, 5), **SAME)
+        sequence = every_face(loaded, styles_of_seeds(loaded, [0, 1]), CAMERAS, Look(4, batch_size=batch_size))
+        torch.testing.assert_close(torch.stack(list(sequence.frames())), sequence.part(0, 5), **SAME)
 
     def test_frames_are_made_when_they_are_asked_for(
         self, loaded: LoadedGenerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rendered: list[tuple[int, int]] = []
-        original = Film.part
+        original = FrameSequence.part
 
-        def counted(self: Film, start: int, stop: int) -> torch.Tensor:
+        def counted(self: FrameSequence, start: int, stop: int) -> torch.Tensor:
             rendered.append((start, stop))
             return original(self, start, stop)
 
-        monkeypatch.setattr(Film, "part", counted)
+        monkeypatch.setattr(FrameSequence, "part", counted)
         frames = every_face(loaded, styles_of_seeds(loaded, [0]), CAMERAS, Look(4, batch_size=2)).frames()
         assert rendered == []
         next(frames)
@@ -136,23 +136,23 @@ class TestFilm:
     def test_frames_of_a_gpu_cuda(self, loaded: LoadedGenerator) -> None:
         """They come in their order, with the jitter of their turns."""
         loaded = replace(loaded, generator=copy.deepcopy(loaded.generator).to("cuda"))
-        film = every_face(loaded, styles_of_seeds(loaded, [0]), CAMERAS, Look(4, jitter=True, batch_size=1))
+        sequence = every_face(loaded, styles_of_seeds(loaded, [0]), CAMERAS, Look(4, jitter=True, batch_size=1))
         random = torch.Generator().manual_seed(0)
-        parts = [replace(film, random=random).part(k, k + 1)[0] for k in range(len(film))]
-        torch.testing.assert_close(torch.stack(list(film.frames())), torch.stack(parts), **SAME)
+        parts = [replace(sequence, random=random).part(k, k + 1)[0] for k in range(len(sequence))]
+        torch.testing.assert_close(torch.stack(list(sequence.frames())), torch.stack(parts), **SAME)
 
     def test_interpolation(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0, 1])
-        film = interpolation(loaded, styles, CAMERAS, Look(4), "shape")
+        sequence = interpolation(loaded, styles, CAMERAS, Look(4), "shape")
         expected = render_pairs(loaded, interpolated_styles(styles, 5, "shape"), CAMERAS, 4).image
-        torch.testing.assert_close(film.part(0, 5)[:, 0, 0], expected, **SAME)
+        torch.testing.assert_close(sequence.part(0, 5)[:, 0, 0], expected, **SAME)
 
     def test_mixing(self, loaded: LoadedGenerator) -> None:
         """First row and column are faces of their own, the corner is white, the rest are mixtures."""
         first, second = styles_of_seeds(loaded, [0, 1]), styles_of_seeds(loaded, [2, 3, 4])
-        film = mixing(loaded, first, second, 1, CAMERAS[:2], Look(4))
-        table = film.part(0, 2)[:, :, 0].unflatten(1, (3, 4))
-        assert film.faces[0, 0] == EMPTY
+        sequence = mixing(loaded, first, second, 1, CAMERAS[:2], Look(4))
+        table = sequence.part(0, 2)[:, :, 0].unflatten(1, (3, 4))
+        assert sequence.faces[0, 0] == EMPTY
         assert (table[:, 0, 0] == 1).all()
         look = Look(4)
         for frame in range(2):
@@ -176,11 +176,11 @@ class TestFilm:
 
 class TestLayouts:
     def test_strip_has_a_column_a_frame(self, loaded: LoadedGenerator) -> None:
-        film = every_face(loaded, styles_of_seeds(loaded, [0, 1]), CAMERAS[:3], Look(4, ("image", "depth")))
-        picture = np.asarray(strip(film, None, None, 2))
+        sequence = every_face(loaded, styles_of_seeds(loaded, [0, 1]), CAMERAS[:3], Look(4, ("image", "depth")))
+        picture = np.asarray(strip(sequence, None, None, 2))
         cell = 2 * 4 + pictures.GAP
         assert picture.shape == (4 * cell - pictures.GAP, 3 * cell - pictures.GAP, 3)
-        shown = pictures.to_uint8(film.part(0, 3)).numpy()
+        shown = pictures.to_uint8(sequence.part(0, 3)).numpy()
         for row in range(4):
             for column in range(3):
                 expected = shown[column, row // 2, row % 2].transpose(1, 2, 0)
