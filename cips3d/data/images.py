@@ -240,9 +240,7 @@ class ImageFiles:
         return f"{line} ({len(self.reasons):,} unreadable skipped: {some}{more})"
 
 
-def open_images(
-    path: str | Path, resolution: int, *, decoded_limit: int = DECODED_LIMIT, progress: bool = True
-) -> ImageFiles:
+def open_images(path: str | Path, resolution: int, *, decoded_limit: int = DECODED_LIMIT) -> ImageFiles:
     """Open a folder or zip of photographs as a training set.
 
     Every file is decoded once here, in parallel, so that unreadable ones (damaged, truncated, unreasonably
@@ -255,7 +253,6 @@ def open_images(
         path: folder (searched recursively) or zip; jpg, jpeg, png and webp, in any letter case.
         resolution: side of the pictures in pixels.
         decoded_limit: bytes of decoded pictures that may be kept in memory; 0 keeps none.
-        progress: show a bar when this takes longer than two seconds.
 
     Raises:
         UserError: no such folder or zip, or nothing readable in it.
@@ -277,7 +274,7 @@ def open_images(
             return describe(error)
         return None
 
-    with tqdm(desc=f"checking {path}", total=len(names), delay=BAR_DELAY, disable=not progress) as bar:
+    with tqdm(desc=f"checking {path}", total=len(names), delay=BAR_DELAY) as bar:
         failures = in_threads(failure, range(len(names)), bar)
     reasons = {name: why for name, why in zip(names, failures, strict=True) if why is not None}
     readable = [index for index, why in enumerate(failures) if why is None]

@@ -104,7 +104,6 @@ def prepare_dataset(
     workers: int = 0,
     count: int | None = None,
     seed: int | None = None,
-    progress: bool = True,
 ) -> PreparedSet:
     """Write a source's pictures as squares of one resolution, or go on where an earlier call was interrupted.
 
@@ -116,7 +115,6 @@ def prepare_dataset(
         workers: threads; 0 takes one a processor core, 16 at most.
         count: number of heads, 4096 unless given.
         seed: of the heads, 0 unless given.
-        progress: show a bar.
 
     Raises:
         UserError: an argument is wrong, the destination holds something else or another process writes it, nothing
@@ -139,7 +137,7 @@ def prepare_dataset(
         job = _files_job(Path(source), destination, resolution, image_format)
     write = _write_zip if destination.suffix.lower() == ".zip" else _write_alone
     try:
-        return write(job, destination, workers, progress)
+        return write(job, destination, workers)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or destination}"
         raise UserError(
@@ -174,9 +172,9 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _write_alone(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
+def _write_alone(job: _Job, folder: Path, workers: int) -> PreparedSet:
     with _alone_in(folder, folder):
-        return _write_folder(job, folder, workers, progress)
+        return _write_folder(job, folder, workers)
 
 
 @contextmanager
@@ -198,7 +196,7 @@ def _alone_in(folder: Path, destination: Path) -> Iterator[None]:
         yield
 
 
-def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> PreparedSet:
+def _write_folder(job: _Job, folder: Path, workers: int) -> PreparedSet:
     """Write all pictures that `folder` does not hold yet."""
     manifest = _manifest_of_folder(job, folder)
     missing = [index for index in range(len(job.names)) if not (folder / job.file_name(index)).exists()]
@@ -206,7 +204,7 @@ def _write_folder(job: _Job, folder: Path, workers: int, progress: bool) -> Prep
         return PreparedSet(folder, manifest["images"], manifest["unreadable"], found_complete=True)
     _write_manifest(folder, job, {"complete": False})
     done = len(job.names) - len(missing)
-    with tqdm(desc=f"preparing {folder}", total=len(job.names), initial=done, disable=not progress) as bar:
+    with tqdm(desc=f"preparing {folder}", total=len(job.names), initial=done) as bar:
         failures = in_threads(partial(_write_picture, job, folder), missing, bar, threads=workers)
     reasons = {job.names[i]: why for i, why in zip(missing, failures, strict=True) if why is not None}
     images = len(job.names) - len(reasons)
@@ -275,7 +273,7 @@ def _write_manifest(folder: Path, job: _Job, state: dict[str, object]) -> None:
         file.write(json.dumps(manifest, indent=1).encode())
 
 
-def _write_zip(job: _Job, archive: Path, workers: int, progress: bool) -> PreparedSet:
+def _write_zip(job: _Job, archive: Path, workers: int) -> PreparedSet:
     """Collect a folder beside the archive, pack it, rename the archive into place and remove the folder."""
     folder = archive.with_name(f"{archive.name}.partial")
     if archive.exists():
@@ -286,9 +284,9 @@ def _write_zip(job: _Job, archive: Path, workers: int, progress: bool) -> Prepar
             shutil.rmtree(folder)
         return PreparedSet(archive, manifest["images"], manifest["unreadable"], found_complete=True)
     with _alone_in(folder, archive):
-        prepared = _write_folder(job, folder, workers, progress)
+        prepared = _write_folder(job, folder, workers)
         with atomic_file(archive) as file:
-            _pack(folder, file, progress)
+            _pack(folder, file)
         shutil.rmtree(folder)
         for path in list(archive.parent.iterdir()):
             if is_left_over(path, archive.name):
@@ -306,10 +304,10 @@ def _manifest_of_zip(archive: Path) -> dict[str, Any]:
     return manifest
 
 
-def _pack(folder: Path, file: IO[bytes], progress: bool) -> None:
+def _pack(folder: Path, file: IO[bytes]) -> None:
     names = [MANIFEST, *ImageFolder(folder).names()]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name in tqdm(names, desc=f"packing {folder}", disable=not progress):
+        for name in tqdm(names, desc=f"packing {folder}"):
             entry = zipfile.ZipInfo(name, ZIP_ENTRY_DATE)
             entry.external_attr = ZIP_ENTRY_MODE
             archive.writestr(entry, (folder / name).read_bytes())

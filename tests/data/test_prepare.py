@@ -37,7 +37,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(source: Path | str, destination: Path, resolution: int = 8, **options: object) -> PreparedSet:
-    return prepare_dataset(source, destination, resolution, **{"workers": 2, "progress": False, **options})
+    return prepare_dataset(source, destination, resolution, **{"workers": 2, **options})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
