@@ -167,7 +167,7 @@ struct InrPlan {
   double time = 0.0;
 };
 
-// Rows that could be computed in what a pass costs besides.
+// What a pass costs besides its rows, as a number of rows that take as long.
 constexpr double kAPass = 10.0;
 
 // Makes the best of two plans. A pass of half as many rows takes a little more than half the time.

@@ -190,8 +190,8 @@ struct InrPass {
     }
   }
 
-  // Brings near what finish() reads of the columns of a layer, while it is multiplied: there are no registers to have
-  // it early.
+  // Prefetches into the cache, during a layer's product, what finish() reads of its columns: there are no registers to
+  // load it early.
   __device__ __forceinline__ void prefetch(int layer) const {
     constexpr int kScaleLines = kInrWidth * sizeof(float2) / kCacheLine;
     constexpr int kColorLines = kInrWidth * sizeof(float4) / kCacheLine;

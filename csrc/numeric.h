@@ -33,8 +33,8 @@ constexpr float kLargestHalf = 65504.0f;
 
 __device__ __forceinline__ float clamp_to_half(float x) { return fminf(fmaxf(x, -kLargestHalf), kLargestHalf); }
 
-// Has a number computed here. A compiler moves what only a condition's branch needs into it, where one sine after the
-// other would wait for its own result; and what is needed here and later it would keep in registers until then.
+// Makes the compiler compute a number here. Otherwise it may move the computation into the one branch that needs it,
+// where each sine would wait for the one before; or keep in registers what it could as well compute again later.
 __device__ __forceinline__ void compute_here([[maybe_unused]] float& x) {
 #if defined(__CUDACC__)
   asm volatile("" : "+f"(x));
@@ -48,7 +48,7 @@ __device__ __forceinline__ void compute_here([[maybe_unused]] int& i) {
 
 constexpr int kCacheLine = 128;  // bytes
 
-// Has a line of device memory brought to the multiprocessor's cache, without waiting for it.
+// Prefetches a line of device memory into the multiprocessor's L1 cache, without waiting for it.
 __device__ __forceinline__ void prefetch_line([[maybe_unused]] const void* there) {
 #if defined(__CUDACC__)
   asm volatile("prefetch.global.L1 [%0];" ::"l"(there));

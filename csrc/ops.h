@@ -30,8 +30,8 @@ inline unsigned blocks_for(int64_t work, int64_t items_a_block) {
 // device_limits.cu: of the device; throws where no code of this module starts on it.
 int multiprocessors();
 int64_t shared_memory();  // bytes that a block may have
-// Has launchers cut their work as for that many multiprocessors on every device, or with 0 as for those that there are:
-// with few of them, blocks of a small test do as much, one after the other, as those of large tensors do.
+// For tests: launchers cut their work as if every device had that many multiprocessors; 0: as many as it has. With few
+// of them, every block of a small test goes through its loops as often as blocks do on large tensors.
 void pretend_multiprocessors(int count);
 
 // bias_leaky_relu.cu: x, sign, y [batch, channels, inner]; bias [channels].
@@ -98,8 +98,8 @@ int64_t split_matmul_over_rows_parts(int64_t rows, int x_columns, int y_columns)
 void split_matmul_over_rows(cudaStream_t stream, Pointer x, Pointer y, Pointer x_largest, Pointer y_largest,
                             Pointer partial, int64_t rows, int x_columns, int y_columns, int64_t parts);
 
-// film_siren_points.cu: the same for in <= 8. y and dy of dtype; x, dx [tiles, batch, rows, in] or null, and partial
-// and partial_sum as above or both null, float32.
+// film_siren_points.cu: film_siren and its gradients for in <= 8. y and dy of dtype; x, dx [tiles, batch, rows, in] or
+// null, and partial and partial_sum as above or both null, float32.
 int64_t film_siren_points_tiles(int out);
 int64_t film_siren_points_parts(int64_t batch, int64_t rows, int out);
 void film_siren_points(cudaStream_t stream, int dtype, Pointer x, Pointer weight, Pointer bias, Pointer gain,

@@ -60,7 +60,7 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
                                              float scale,                    // of elements of x that are float32
                                              int steps, int tile_rows, int tile_columns) {
   constexpr bool kSplit = kLow && std::is_same<T, float>::value;
-  // Of eight columns: what the registers have room for, which for one compiler is not for the next.
+  // Columns in units of eight that are multiplied together: as many as registers allow, which depends on the target.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   constexpr int kGroup = 2;
 #else
