@@ -12,20 +12,12 @@ from torch import Tensor
 
 from cips3d.cameras import height_and_width
 from cips3d.errors import UserError, require_choice
-from cips3d.models.generator import (
-    Generator,
-    ParameterGroups,
-    Picture,
-    View,
-    WeightParts,
-    Window,
-    at_layers,
-    mixed_layers,
-)
+from cips3d.models.generator import Picture, View, WeightParts, Window
 from cips3d.models.pixel_network import PixelNetwork
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import draw_noise
+from cips3d.models.w_generator import WGenerator
 
 Variant = Literal["skip", "residual"]
 Coordinates = Literal[2, 3]
@@ -167,7 +159,7 @@ def cylinder_coordinates(
     return torch.cat([circle, y[None, :, None].expand(-1, -1, columns)])[None]
 
 
-class CIPS(Generator[WStyles]):
+class CIPS(WGenerator):
     """CIPS's generator (arXiv 2011.13775): pixels that know their coordinates, and nothing of each other.
 
     Sines of a pixel's coordinates beside a learned embedding at its place go through layers of modulated 1x1
@@ -176,8 +168,8 @@ class CIPS(Generator[WStyles]):
     resolution takes the embedding as it is stored, and all else samples it.
     """
 
-    is_3d: ClassVar[bool] = False
     has_windows: ClassVar[bool] = True
+    network: PixelNetwork
 
     def __init__(self, config: CIPSConfig | None = None) -> None:
         super().__init__()
@@ -195,13 +187,6 @@ class CIPS(Generator[WStyles]):
         )
         self.style_layers = self.network.layers + 1
 
-    @property
-    def z_dims(self) -> tuple[int]:
-        return self.config.z_dims
-
-    def parameter_groups(self) -> ParameterGroups:
-        return ParameterGroups(nerf=(), inr=(self.network,), mapping=(self.style_mapping,))
-
     def weight_parts(self) -> WeightParts:
         """What comes before the first block (coordinates, embedding, a layer), then a block each with its ToRGB."""
         before = ("network.fourier", "network.embedding", "network.first")
@@ -211,21 +196,7 @@ class CIPS(Generator[WStyles]):
         return WeightParts((before, *blocks), mapping=("style_mapping",))
 
     def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
-        """A of the modulations by each of the styles w: of a layer, of the ToRGB before it, or of both."""
         return {"w": self.network.style_weights()}
-
-    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> WStyles:
-        if branch not in self.style_weights():
-            return super().style_offsets(branch, vectors, layers)
-        return WStyles(at_layers(vectors, layers, self.style_layers))
-
-    def mapping(self, z: Tensor) -> WStyles:  # type: ignore[override]  # by its name
-        """Styles of z [B, z_dim]."""
-        return WStyles(self.style_mapping(z))
-
-    def mixed(self, first: WStyles, second: WStyles, layer: int) -> WStyles:
-        """Styles whose layers from `layer` on follow `second`; layer 0 is the first ModFC, the last the last ToRGB."""
-        return WStyles(mixed_layers(first.w, second.w, layer, self.style_layers))
 
     def render(self, styles: WStyles, view: View) -> Picture:
         """Pictures of styles, or a window of them; without noise where the view has no jitter.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
+from cips3d.models.generator import Picture, View, WeightParts
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, draw_noise
+from cips3d.models.w_generator import WGenerator
 
 Noise = Literal["const", "random", "none"]
 
@@ -47,15 +48,15 @@ class StyleGAN2Config:
         return max(self.channels)
 
 
-class StyleGAN2(Generator[WStyles]):
+class StyleGAN2(WGenerator):
     """StyleGAN2's generator with skip connections (arXiv 1912.04958).
 
     z goes through a mapping network to a style w for 3x3 modulated convolutions, which start at a learned constant of
     4x4 pixels; every block doubles the resolution, and the picture is the sum of what all blocks give as colours.
     """
 
-    is_3d: ClassVar[bool] = False
     has_one_size: ClassVar[bool] = True
+    network: SynthesisNetwork
 
     def __init__(self, config: StyleGAN2Config | None = None) -> None:
         super().__init__()
@@ -71,16 +72,9 @@ class StyleGAN2(Generator[WStyles]):
             self.noises.register_buffer(f"noise_{k}", torch.randn(1, 1, side, side))
 
     @property
-    def z_dims(self) -> tuple[int]:
-        return self.config.z_dims
-
-    @property
     def resolution(self) -> int:
         """Side of the pictures."""
         return self.config.resolution
-
-    def parameter_groups(self) -> ParameterGroups:
-        return ParameterGroups(nerf=(), inr=(self.network,), mapping=(self.style_mapping,))
 
     def weight_parts(self) -> WeightParts:
         """A block a resolution, the one at 4² with the constant, each with its ToRGB and its fixed noise."""
@@ -98,21 +92,7 @@ class StyleGAN2(Generator[WStyles]):
         return WeightParts(tuple(blocks), mapping=("style_mapping",))
 
     def style_weights(self) -> dict[str, tuple[Tensor, ...]]:
-        """A of the modulations by each of the styles w: of a layer, of the ToRGB before it, or of both."""
         return {"w": self.network.style_weights()}
-
-    def style_offsets(self, branch: str, vectors: Tensor, layers: Sequence[int]) -> WStyles:
-        if branch not in self.style_weights():
-            return super().style_offsets(branch, vectors, layers)
-        return WStyles(at_layers(vectors, layers, self.style_layers))
-
-    def mapping(self, z: Tensor) -> WStyles:  # type: ignore[override]  # by its name
-        """Styles of z [B, z_dim]."""
-        return WStyles(self.style_mapping(z))
-
-    def mixed(self, first: WStyles, second: WStyles, layer: int) -> WStyles:
-        """Styles whose layers from `layer` on follow `second`; layer 0 is the one at 4², the last the last ToRGB."""
-        return WStyles(mixed_layers(first.w, second.w, layer, self.style_layers))
 
     def render(self, styles: WStyles, view: View) -> Picture:
         """Pictures of styles, with fixed noise where the view has no jitter.
