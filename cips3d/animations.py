@@ -16,7 +16,7 @@ from cips3d.files import atomic_file
 from cips3d.pictures import check_path, check_size, reported
 from cips3d.video import write_video
 
-# What Pillow is told for each ending.
+# Pillow's options for each file ending.
 PILLOW_OPTIONS: dict[str, dict[str, Any]] = {
     ".gif": {"format": "GIF"},
     ".webp": {"format": "WEBP", "quality": 90},

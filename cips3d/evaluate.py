@@ -215,7 +215,7 @@ def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Re
     """Measure the pictures of a folder or zip."""
     assert options.generated is not None
     resolution = options.resolution or side_of_first(options.generated)
-    find_images(options.generated, "--generated")  # a mistake is told by this flag's name
+    find_images(options.generated, "--generated")  # so that the error names this flag
     source = open_images(options.generated, resolution)
     names = metrics_of(options, is_3d=False)
     check_data(options, names)

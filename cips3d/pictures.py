@@ -17,7 +17,7 @@ from torch import Tensor
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 
-# What Pillow is told for each ending.
+# Pillow's options for each file ending.
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},

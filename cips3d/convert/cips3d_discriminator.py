@@ -87,7 +87,7 @@ def _parts(discriminator: Discriminator) -> list[tuple[str, str, ImageDiscrimina
 
 
 def _untold(name: str, part: ImageDiscriminator) -> dict[str, tuple[object, object]]:
-    """A part's settings and the published ones, by attribute; where it downsamples is told by the blur kernels."""
+    """A part's settings and the published ones, by attribute; the blur kernels show where it downsamples."""
     group, grows = part.minibatch_std_group, part.progressive or not part.blocks  # one entry serves one resolution
     return {
         f"{name}.minibatch_std_group": (group, published_group(group > 0)),

@@ -246,8 +246,8 @@ def open_images(path: str | Path, resolution: int, *, decoded_limit: int = DECOD
     Every file is decoded once here, in parallel, so that unreadable ones (damaged, truncated, unreasonably
     large) are known and skipped from the start, and picture i is the same for the whole training. Sets that
     fit into `decoded_limit` are kept in memory and never decoded again. Transparency is composited onto
-    white, pictures that are not square lose their margins, and the rest of the decoding is told at
-    `cips3d.data.decoding`.
+    white, and pictures that are not square lose their margins. `cips3d.data.decoding` describes the rest of the
+    decoding.
 
     Args:
         path: folder (searched recursively) or zip; jpg, jpeg, png and webp, in any letter case.

@@ -179,7 +179,9 @@ def _write_alone(job: _Job, folder: Path, workers: int) -> PreparedSet:
 
 @contextmanager
 def _alone_in(folder: Path, destination: Path) -> Iterator[None]:
-    """Make the folder where there is none, and write it alone: who ends first tidies up what others are writing.
+    """Make the folder where there is none, and be its only writer.
+
+    The first of several to end would delete what the others are writing.
 
     Raises:
         UserError: it is a file, or another process writes it.

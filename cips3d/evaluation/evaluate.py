@@ -117,7 +117,7 @@ def evaluate_generator(
         resolution=settings.resolution,
     )
     with torch.random.fork_rng(devices=[]):
-        # What is missing is told before the work begins.
+        # Report what is missing before the work begins.
         distance = lpips_map(loaded.device) if "lpips" in names else None
         evaluation = evaluate_images(images, of_images(names), settings, real=real, device=device or loaded.device)
         for name in names:

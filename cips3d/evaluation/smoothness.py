@@ -14,7 +14,7 @@ from cips3d.rendering import LoadedGenerator
 
 YAWS = (-0.4, 0.0, 0.4)
 EDGE = 0.1  # share of a ray's length: neighbours that differ more lie on different surfaces
-UNIT = 1000.0  # roughness is told in thousandths of a ray's length
+UNIT = 1000.0  # roughness is given in thousandths of a ray's length
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def tune(
         for _ in range(steps):
             if stop():
                 break
-            nearby = _nearby(original, pivot, random)  # first: a GPU that is busy would hold up what is copied to it
+            nearby = _nearby(original, pivot, random)  # first: its copies to the GPU wait for work under way
             picture = pivot.picture(tuned, objective.resolution)
             losses = picture_loss(picture, objective.photo, objective.perceptual, objective.perceptual_weight)
             locality = LOCALITY * _change(objective, tuned, nearby)

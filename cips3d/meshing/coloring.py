@@ -17,12 +17,12 @@ from cips3d.meshing.surface import Mesh
 from cips3d.pictures import to_uint8
 from cips3d.rendering import LoadedGenerator, render_views
 
-POSE_SAMPLES = 4096  # whose quantiles tell where training cameras stood
+POSE_SAMPLES = 4096  # random training poses, whose quantiles give the range of training views
 OUTER_SHARE = 0.025  # of poses on either side that are beyond the outermost views: ± 2 std of a Gaussian
 VIEW_YAWS = 5
 
 DEPTH_TOLERANCE = 0.05  # of t_far - t_near: between a voxel and the height of a nose
-FACING = 0.5  # cosine from which on a vertex faces a camera: less aslant, depths are sure
+FACING = 0.5  # cosine from which on a vertex counts as facing a camera, so that its depth is reliable
 FACING_POWER = 2  # a picture counts by cos²: half at 45 degrees
 LEAST_WEIGHT = 0.1  # that a view must have for a vertex to be seen: 72 degrees aslant, where silhouettes blur
 NEIGHBORS = 4  # nearest seen vertices that an unseen one takes its colour from ...

@@ -15,7 +15,7 @@ from cips3d.models.volume import VolumeSettings
 RAYS_A_SIDE = 24  # of every view; a mean over them needs no more
 SAMPLES = 192  # a ray: at CIPS-3D's range a step is 1/192 of the cube, finer than the usual grids
 LEVELS = 100  # candidates
-WORST = SAMPLES / 10  # steps that a surface that is missed counts as, and one that is far off
+WORST = SAMPLES / 10  # largest error of a ray, in steps: also that of a ray that misses the surface
 
 
 @torch.no_grad()

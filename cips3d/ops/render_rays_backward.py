@@ -78,12 +78,12 @@ def _scales(
     for grad in (of_opacity, of_weights):
         if grad is not None:
             largest.append(torch.linalg.vector_norm(grad, math.inf))
-    if of_depth is not None:  # a weight moves the depth by its sample's
+    if of_depth is not None:  # ∂depth/∂weight is the sample's depth
         farthest = torch.maximum(depths[..., 0].abs(), depths[..., -1].abs())
         largest.append(torch.linalg.vector_norm(of_depth * farthest, math.inf))
     both = torch.stack([largest[0], torch.stack(largest).amax()])
     _, exponent = torch.frexp(both)
-    # Where all of them are 0 the exponent is 0, and so large a power as float32 cannot hold is never needed.
+    # frexp gives exponent 0 for gradients that are all 0. The clamp keeps the powers within float32.
     scales = torch.ldexp(torch.ones_like(both), (SCALE_EXPONENT - exponent).clamp(-100, 100))
     return torch.where(both.isfinite(), scales, math.nan)
 

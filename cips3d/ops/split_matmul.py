@@ -13,10 +13,10 @@ from cips3d.ops.checks import check_shape, check_tensor
 from cips3d.ops.library import define
 from cips3d.ops.precision import takes_float16
 
-ROWS_MAX = 1 << 30  # of x, as the kernels count them
+ROWS_MAX = 1 << 30  # of x: the kernels count rows in 32 bits
 
-# Whose tensor cores do three products of float16 numbers in much less time than others do one of float32 numbers. Cards
-# made for graphics (8.6, 8.9, 12.0) have as many float32 units as would do it, and half the tensor cores' rate.
+# Compute capabilities whose tensor cores do three float16 products in much less time than one float32 product takes.
+# Graphics cards (8.6, 8.9, 12.0) have more float32 units and half the tensor cores' rate, so splitting does not pay.
 PAYS_ON = ((8, 0), (9, 0), (10, 0), (10, 3))
 
 

@@ -206,7 +206,8 @@ def _op_geometry(
 ) -> tuple[AxisGeometry, AxisGeometry]:
     axes = []
     for axis, size, taps in ((0, x.shape[3], kernel.shape[-1]), (1, x.shape[2], kernel.shape[0])):
-        # An adjoint may crop more than there is: nothing is met then, and pads of the same sum say so without that.
+        # An adjoint may crop more than the whole image. No output then meets a sample, so crop just the image, and keep
+        # the sum of both pads, which decides the size of the output.
         padded = size * up[axis] + padding[2 * axis] + padding[2 * axis + 1]
         before = min(max(padding[2 * axis], -size * up[axis]), padded)
         after = padded - size * up[axis] - before

@@ -185,7 +185,7 @@ def render_views(
 
 
 def pictures_at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
-    """Pictures that are in work together: `batch_size`, or fewer where they are large."""
+    """How many pictures are rendered together: `batch_size`, or fewer where they are large."""
     height, width = height_and_width(resolution)
     return max(1, min(batch_size, PIXELS_AT_ONCE // (height * width)))
 

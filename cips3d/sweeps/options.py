@@ -113,13 +113,13 @@ def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOp
 
     Args:
         options: of the command.
-        one_view: a still camera that nothing is said of stands in front, as only those of 3-D models can be told.
+        one_view: a still camera stands in front unless the options say otherwise; only for 3-D models, which have one.
     """
     moves = options.trajectory is not None
     yaw = (0.0,) if one_view and not moves and options.yaw is None else options.yaw
     return RenderOptions(
         run=Path(),
-        # What stands still while strengths change is a picture to it.
+        # The camera of an animated sweep may stand still; what these options describe is then a picture.
         out=options.out if moves or not options.is_animation else options.out.with_suffix(".png"),
         seeds=options.seeds or (options.default_seeds if options.latent is None else None),
         latent=options.latent,

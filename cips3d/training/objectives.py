@@ -205,7 +205,7 @@ class Objectives:
         if fake.aux is None:
             return penalty
         assert isinstance(discriminator, Discriminator) and discriminator.aux is not None
-        of_aux = discriminator.aux  # alone: what the main one says of these is not asked for
+        of_aux = discriminator.aux  # without the main one, whose logits of these pictures are not needed
         return together(penalty, gradient_penalty(lambda x: of_aux(x, now.fade), real, fake.aux, generator=random), now)
 
     def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> Verdict:
