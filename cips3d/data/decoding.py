@@ -128,9 +128,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _scale_transparency(image: Image.Image, data: bytes) -> None:
     """The transparent colour of a PNG of 16 bits, of whose pixels Pillow keeps the upper 8, as pixels now have it."""
-    colour = image.info.get("transparency")
-    if image.format == "PNG" and isinstance(colour, tuple) and data[PNG_DEPTH_AT] == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    color = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(color, tuple) and data[PNG_DEPTH_AT] == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
 def _flatten(image: Image.Image) -> Image.Image:

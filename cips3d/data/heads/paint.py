@@ -35,15 +35,15 @@ def paint(parameters: HeadParameters, made_of: Sequence[Tensor], points: Points)
         Material.HAT: _hat,
         Material.GLASSES: _glasses,
     }
-    colours = [painters[kind](p, points) for kind in Material]
-    return select([mask[:, None] for mask in made_of], colours)
+    colors = [painters[kind](p, points) for kind in Material]
+    return select([mask[:, None] for mask in made_of], colors)
 
 
-def _over(below: Tensor, colour: Tensor | tuple[float, float, float], cover: Tensor) -> Tensor:
+def _over(below: Tensor, color: Tensor | tuple[float, float, float], cover: Tensor) -> Tensor:
     """Lay a colour [N, 3, 1 or R] over another where `cover` [N, R] is 1."""
-    if isinstance(colour, tuple):
-        colour = below.new_tensor(colour)[:, None]
-    return torch.lerp(below, colour.expand_as(below), cover[:, None])
+    if isinstance(color, tuple):
+        color = below.new_tensor(color)[:, None]
+    return torch.lerp(below, color.expand_as(below), cover[:, None])
 
 
 def _inside(distance: Tensor, softness: float = 0.012) -> Tensor:
@@ -53,7 +53,7 @@ def _inside(distance: Tensor, softness: float = 0.012) -> Tensor:
 
 def _skin(p: HeadParameters, points: Points) -> Tensor:
     at = Landmarks.of(p)
-    skin = p.skin_colour.expand(-1, -1, points.x.shape[1])
+    skin = p.skin_color.expand(-1, -1, points.x.shape[1])
     skin = _blush(p, points, at, skin)
     skin = _beard(p, points, at, skin)
     skin = _mouth(p, points, at, skin)
@@ -80,7 +80,7 @@ def _beard(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Te
     above_neck = smooth_step(-0.62, -0.5, points.y + 0.25 * (0.3 - points.z))
     moustache = _inside((points.x / 0.14).square() + ((points.y - at.mouth_y - 0.065) / 0.035).square() - 1, 0.8)
     cover = torch.maximum(jaw * above_neck, moustache) * smooth_step(0.0, 0.1, points.z)
-    shade = torch.minimum(0.7 * p.hair_colour, 0.6 * p.skin_colour)  # never paler than the skin around it
+    shade = torch.minimum(0.7 * p.hair_color, 0.6 * p.skin_color)  # never paler than the skin around it
     return _over(skin, shade, p.beard * 0.85 * cover)
 
 
@@ -96,8 +96,8 @@ def _mouth(p: HeadParameters, points: Points, at: Landmarks, skin: Tensor) -> Te
     lips = _inside(above - upper) * _inside(-above - lower) * smooth_step(0.0, 0.2, full)
     gap = _inside(above.abs() - 0.5 * p.mouth_open * full - 0.005 * full.sqrt(), 0.01) * smooth_step(0.0, 0.1, full)
     teeth = _inside(-(above - 0.1 * p.mouth_open), 0.01) * (p.mouth_open > 0)
-    skin = _over(skin, p.lip_colour, 0.9 * lips * front)
-    skin = _over(skin, 0.12 * p.lip_colour, gap * front)
+    skin = _over(skin, p.lip_color, 0.9 * lips * front)
+    skin = _over(skin, 0.12 * p.lip_color, gap * front)
     return _over(skin, TEETH, 0.9 * gap * teeth * front)
 
 
@@ -117,13 +117,13 @@ def _eyes(p: HeadParameters, points: Points, skin: Tensor) -> Tensor:
     iris = (iris_x.square() + iris_y.square()).sqrt() / p.eye_size
     glint = ((iris_x - 0.015).square() + (iris_y - 0.016).square()).sqrt()
     eye = _over(skin, EYE_WHITE, opening)
-    eye = _over(eye, p.iris_colour, opening * _inside(iris - 0.05))
-    eye = _over(eye, 0.3 * p.iris_colour, opening * _inside((iris - 0.047).abs() - 0.005))
+    eye = _over(eye, p.iris_color, opening * _inside(iris - 0.05))
+    eye = _over(eye, 0.3 * p.iris_color, opening * _inside((iris - 0.047).abs() - 0.005))
     eye = _over(eye, DARK, opening * _inside(iris - 0.023))
     eye = _over(eye, (1.0, 1.0, 1.0), opening * _inside(glint - 0.011))
     eye = _over(eye, 0.45 * eye, opening * smooth_step(0.03, 0.0, upper - above))  # the lid's shadow
     lash = _inside((above - upper - 0.004).abs() - 0.009, 0.01) * (across.abs() < 1.05) * front
-    return _over(eye, 0.12 * p.skin_colour, 0.85 * lash)
+    return _over(eye, 0.12 * p.skin_color, 0.85 * lash)
 
 
 def _brows(p: HeadParameters, points: Points, skin: Tensor) -> Tensor:
@@ -132,13 +132,13 @@ def _brows(p: HeadParameters, points: Points, skin: Tensor) -> Tensor:
     arch = EYE_Y + p.brow_height + p.brow_slant * 0.12 * across - 0.035 * across.square()
     thickness = p.brow_thickness * (1 - 0.45 * across).clamp_min(0) * (across.abs() < 1)
     cover = _inside((points.y - arch).abs() - thickness, 0.014) * _inside(across.abs() - 0.95, 0.2)
-    return _over(skin, 0.55 * p.hair_colour, 0.85 * cover * smooth_step(0.15, 0.22, points.z))
+    return _over(skin, 0.55 * p.hair_color, 0.85 * cover * smooth_step(0.15, 0.22, points.z))
 
 
 def _shirt(p: HeadParameters, points: Points) -> Tensor:
-    shirt = p.shirt_colour.expand(-1, -1, points.x.shape[1])
+    shirt = p.shirt_color.expand(-1, -1, points.x.shape[1])
     bands = _inside(torch.sin(34 * (points.y + 0.12 * points.x.square())), 0.8)
-    return _over(shirt, p.stripe_colour, p.stripes * bands)
+    return _over(shirt, p.stripe_color, p.stripes * bands)
 
 
 def _hair(p: HeadParameters, points: Points) -> Tensor:
@@ -147,11 +147,11 @@ def _hair(p: HeadParameters, points: Points) -> Tensor:
     combed = points.y + 0.5 * from_parting.abs() - 0.8 * points.z
     hanging = 0.5 * torch.atan2(points.x, 0.1 - points.z)  # cut open at the face
     strands = torch.lerp(_strands(hanging), _strands(combed), smooth_step(-0.15, 0.25, points.y))
-    hair = p.hair_colour * (1 + 0.28 * strands)[:, None]
+    hair = p.hair_color * (1 + 0.28 * strands)[:, None]
     line = (
         _inside(from_parting.abs() - 0.01, 0.02) * smooth_step(0.4, 0.5, points.y) * smooth_step(-0.35, -0.2, points.z)
     )
-    return _over(hair, 0.7 * p.skin_colour, 0.5 * line)
+    return _over(hair, 0.7 * p.skin_color, 0.5 * line)
 
 
 def _strands(across: Tensor) -> Tensor:
@@ -163,8 +163,8 @@ def _strands(across: Tensor) -> Tensor:
 def _hat(p: HeadParameters, points: Points) -> Tensor:
     """A knitted or sewn cap: faint vertical ribs."""
     ribs = 1 + 0.08 * torch.sin(60 * torch.atan2(points.x, points.z + 0.06) / 3)
-    return p.hat_colour * ribs[:, None]
+    return p.hat_color * ribs[:, None]
 
 
 def _glasses(p: HeadParameters, points: Points) -> Tensor:
-    return p.glasses_colour.expand(-1, -1, points.x.shape[1])
+    return p.glasses_color.expand(-1, -1, points.x.shape[1])

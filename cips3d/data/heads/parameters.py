@@ -86,17 +86,17 @@ class HeadParameters:
     glasses: Tensor  # [N] Glasses
     neckline: Tensor  # [N] depth of the shirt's cut-out
     stripes: Tensor  # [N] 0 plain, 1 striped
-    skin_colour: Tensor  # [N, 3]
-    lip_colour: Tensor  # [N, 3]
-    hair_colour: Tensor  # [N, 3]
-    iris_colour: Tensor  # [N, 3]
-    shirt_colour: Tensor  # [N, 3]
-    stripe_colour: Tensor  # [N, 3]
-    hat_colour: Tensor  # [N, 3]
-    glasses_colour: Tensor  # [N, 3]
+    skin_color: Tensor  # [N, 3]
+    lip_color: Tensor  # [N, 3]
+    hair_color: Tensor  # [N, 3]
+    iris_color: Tensor  # [N, 3]
+    shirt_color: Tensor  # [N, 3]
+    stripe_color: Tensor  # [N, 3]
+    hat_color: Tensor  # [N, 3]
+    glasses_color: Tensor  # [N, 3]
     # Light (turns with the head, so that a point has one colour from everywhere) and background.
     light_direction: Tensor  # [N, 3] unit length, towards the lamp
-    light_colour: Tensor  # [N, 3]
+    light_color: Tensor  # [N, 3]
     background_top: Tensor  # [N, 3]
     background_bottom: Tensor  # [N, 3]
 
@@ -151,14 +151,14 @@ BEARD_SHARE = 0.18
 CURLY_SHARE = 0.25
 
 
-def to_linear(colour: Tensor) -> Tensor:
+def to_linear(color: Tensor) -> Tensor:
     """sRGB values to linear light, with the plain power law of 2.2."""
-    return colour.clamp(0, 1).pow(2.2)
+    return color.clamp(0, 1).pow(2.2)
 
 
-def to_display(colour: Tensor) -> Tensor:
+def to_display(color: Tensor) -> Tensor:
     """Linear light to sRGB values, the inverse of `to_linear`."""
-    return colour.clamp(0, 1).pow(1 / 2.2)
+    return color.clamp(0, 1).pow(1 / 2.2)
 
 
 def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
@@ -181,8 +181,8 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
     hair_side = torch.where(short, draw.uniform(0.02, 0.05), draw.uniform(0.07, 0.12))
     hair_length = torch.where(long, draw.uniform(-0.98, -0.66), draw.uniform(-0.52, -0.28))
     curl = draw.chance(CURLY_SHARE) * draw.uniform(0.012, 0.028)
-    skin = draw.colour(SKIN, blend=0.5)
-    hair = torch.where(draw.chance(DYED_SHARE)[:, None] > 0, draw.colour(DYED, 0.2), draw.colour(HAIR, 0.35))
+    skin = draw.color(SKIN, blend=0.5)
+    hair = torch.where(draw.chance(DYED_SHARE)[:, None] > 0, draw.color(DYED, 0.2), draw.color(HAIR, 0.35))
     flush = torch.tensor([0.86, 0.48, 0.47])
     sky = draw.background()
     return HeadParameters(
@@ -228,16 +228,16 @@ def sample_heads(count: int, generator: torch.Generator) -> HeadParameters:
         glasses=glasses,
         neckline=draw.uniform(0.0, 0.16),
         stripes=draw.chance(0.25),
-        skin_colour=skin,
-        lip_colour=skin * (flush * draw.uniform(0.85, 1.1)[:, None]),
-        hair_colour=hair,
-        iris_colour=draw.colour(IRIS, 0.3),
-        shirt_colour=draw.colour(CLOTH, 0.3),
-        stripe_colour=draw.colour(CLOTH, 0.2),
-        hat_colour=draw.colour(CLOTH, 0.3),
-        glasses_colour=draw.colour(FRAMES, 0.2),
+        skin_color=skin,
+        lip_color=skin * (flush * draw.uniform(0.85, 1.1)[:, None]),
+        hair_color=hair,
+        iris_color=draw.color(IRIS, 0.3),
+        shirt_color=draw.color(CLOTH, 0.3),
+        stripe_color=draw.color(CLOTH, 0.2),
+        hat_color=draw.color(CLOTH, 0.3),
+        glasses_color=draw.color(FRAMES, 0.2),
         light_direction=draw.light(),
-        light_colour=draw.uniform(0.85, 1.1)[:, None]
+        light_color=draw.uniform(0.85, 1.1)[:, None]
         * (1 + 0.05 * draw.normal(3)).clamp(0.9, 1.1)
         * torch.tensor([1.04, 1.0, 0.95]),
         background_top=sky,
@@ -266,11 +266,11 @@ class _Draw:
         picked = torch.multinomial(weights, self.count, replacement=True, generator=self.generator)
         return torch.tensor([int(key) for key in shares])[picked]
 
-    def colour(self, palette: tuple[str, ...], blend: float) -> Tensor:
+    def color(self, palette: tuple[str, ...], blend: float) -> Tensor:
         """A colour of the palette, mixed by up to `blend` with another one; [N, 3] linear."""
-        colours = torch.tensor([[int(name[i : i + 2], 16) / 255 for i in (0, 2, 4)] for name in palette])
+        colors = torch.tensor([[int(name[i : i + 2], 16) / 255 for i in (0, 2, 4)] for name in palette])
         first, second = torch.randint(len(palette), (2, self.count), generator=self.generator)
-        return to_linear(torch.lerp(colours[first], colours[second], self.uniform(0, blend)[:, None]))
+        return to_linear(torch.lerp(colors[first], colors[second], self.uniform(0, blend)[:, None]))
 
     def light(self) -> Tensor:
         """A lamp somewhere above and in front, on either side."""

@@ -77,12 +77,12 @@ def _render_batch(parameters: HeadParameters, cameras: Cameras, resolution: int,
     t = trace(shape.distance, rays, side)
     index = first_rows(t < FAR)  # [N, R']
     points = along(rays, index, t.gather(1, index))
-    colour = _shade(shape, parameters, points)
+    color = _shade(shape, parameters, points)
     hit = t < FAR
     frame = _background(parameters, side)
     seen = hit.gather(1, index)[:, None]
     old = frame.gather(2, index[:, None].expand(-1, 3, -1))
-    frame.scatter_(2, index[:, None].expand(-1, 3, -1), torch.where(seen, colour, old))
+    frame.scatter_(2, index[:, None].expand(-1, 3, -1), torch.where(seen, color, old))
 
     def pool(values: Tensor) -> Tensor:  # [N, C, side²] -> [N, C, H, W]
         return F.avg_pool2d(values.view(len(values), -1, side, side), supersampling)
@@ -210,7 +210,7 @@ def _shade(shape: HeadShape, parameters: HeadParameters, points: Points) -> Tens
     facing = (normal * light).sum(0)
     key = ((facing + 0.25) / 1.25).clamp_min(0) * (0.25 + 0.75 * lit)
     ambient = (0.32 + 0.13 * normal[1]) * (0.35 + 0.65 * near)
-    brightness = ambient[:, None] + (0.8 * key)[:, None] * p.light_colour
+    brightness = ambient[:, None] + (0.8 * key)[:, None] * p.light_color
     half = F.normalize(light + light.new_tensor([0.0, 0.0, 1.0])[:, None, None], dim=0)
     gloss = (normal * half).sum(0).clamp_min(0).pow(24) * 0.05 * lit
     return paint(parameters, made_of, points) * brightness + gloss[:, None]

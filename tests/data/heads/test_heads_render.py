@@ -38,8 +38,8 @@ def painted(parameters: HeadParameters, names: tuple[str, ...], level: float) ->
 
 def dark_hair_on_white(count: int, seed: int = 0) -> torch.Tensor:
     """Darkness [N, 32, 32] of frontal pictures in which hair alone is dark."""
-    colours = tuple(f.name for f in fields(HeadParameters) if f.name.endswith("colour") or "background" in f.name)
-    heads = painted(painted(draw(count, seed), colours, 1.0), ("hair_colour",), 0.0)
+    colors = tuple(f.name for f in fields(HeadParameters) if f.name.endswith("color") or "background" in f.name)
+    heads = painted(painted(draw(count, seed), colors, 1.0), ("hair_color",), 0.0)
     pictures = render_heads(heads, frontal_cameras(count), 32).images
     return 1 - pictures.float().mean(1) / 255
 
@@ -149,8 +149,8 @@ def test_the_nose_moves_the_right_way(turn):
 
 def test_turning_the_head_moves_the_face_in_the_picture():
     """Bright skin under black hair: its centre of brightness goes to the side to which the face turns."""
-    heads = painted(painted(draw(8, seed=3), ("skin_colour", "lip_colour"), 1.0), ("background_top",), 0.0)
-    heads = painted(heads, ("background_bottom", "hair_colour", "shirt_colour", "stripe_colour", "hat_colour"), 0.0)
+    heads = painted(painted(draw(8, seed=3), ("skin_color", "lip_color"), 1.0), ("background_top",), 0.0)
+    heads = painted(heads, ("background_bottom", "hair_color", "shirt_color", "stripe_color", "hat_color"), 0.0)
     columns = torch.linspace(-1, 1, 32)
     centres = []
     for yaw in (FRONT - 0.6, FRONT, FRONT + 0.6):
@@ -189,8 +189,8 @@ def test_the_hair_hugs_the_head():
 
 
 def test_dark_heads_have_no_black_holes():
-    heads = painted(draw(16, seed=7), ("skin_colour",), 0.05)
-    heads = replace(heads, hair_colour=torch.full((16, 3), 0.2), glasses=torch.zeros(16, dtype=torch.long))
+    heads = painted(draw(16, seed=7), ("skin_color",), 0.05)
+    heads = replace(heads, hair_color=torch.full((16, 3), 0.2), glasses=torch.zeros(16, dtype=torch.long))
     images, _, mask = render_heads(heads, training_cameras(16, seed=7), 48)
     black = images.amax(1)[mask == 1] < 12
     assert black.float().mean() < 0.01  # pupils, nostrils and the line of the mouth remain
@@ -235,7 +235,7 @@ def test_drawing_is_a_function_of_the_generator():
 def test_heads_are_indexed_like_tensors():
     heads = draw(6)
     assert len(heads) == 6 and len(heads[1:4]) == 3 and len(heads[2]) == len(heads[-1]) == 1
-    assert torch.equal(heads[torch.tensor([4, 0])].skin_colour, heads.skin_colour[[4, 0]])
+    assert torch.equal(heads[torch.tensor([4, 0])].skin_color, heads.skin_color[[4, 0]])
     assert torch.equal(heads[-1].width, heads.width[5:])
     with pytest.raises(IndexError):
         heads[6]
