@@ -131,7 +131,7 @@ def _output_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if casts else x.dtype
 
 
-def siren_field(
+def sine_field(
     points: Tensor,
     trunk: Sequence[FoldedLayer],
     color: FoldedLayer,
@@ -186,7 +186,7 @@ def siren_field(
 def _reference_field(
     points: Tensor, density_weight: Tensor, density_bias: Tensor, *flat: Tensor, precision: Precision | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`siren_field` layer by layer; `flat` holds weight and bias of the trunk's layers, then of the colour's."""
+    """`sine_field` layer by layer; `flat` holds weight and bias of the trunk's layers, then of the colour's."""
     *trunk, color = _layers(flat)
     x = points
     for layer in trunk:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops.checks import check_shape
-from cips3d.ops.film_siren import FoldedLayer, siren_field
+from cips3d.ops.film_siren import FoldedLayer, sine_field
 from cips3d.ops.precision import Precision
 
 RESIDENT_WIDTH, RESIDENT_COLOR = 128, 64  # of layers that stay in shared memory
@@ -42,7 +42,7 @@ def evaluate_siren_field(
     """Raw density [B, N] and colour activations [B, N, C] at points [B, N, 3]; precision as in `render_rays`."""
     trunk, density_layer = (field.first, field.second), (field.density_weight, field.density_bias)
     with torch.autocast(points.device.type, enabled=False):  # it is meant for layers without sines
-        density, colors = siren_field(points, trunk, field.color, *density_layer, precision=precision)
+        density, colors = sine_field(points, trunk, field.color, *density_layer, precision=precision)
     if field.ball_radius:
         density = density + field.ball_density * (1 - points.norm(dim=-1) / field.ball_radius)
     return density, colors

@@ -12,7 +12,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.ops import film_siren
-from cips3d.ops.film_siren import FoldedLayer, fold_film, sine_layer, siren_field
+from cips3d.ops.film_siren import FoldedLayer, fold_film, sine_field, sine_layer
 from cips3d.ops.library import OPS
 
 # B, N, in, out: points of up to 4 and 8 channels, two tiles of columns; one step of the depth, odd widths, a block of
@@ -296,8 +296,8 @@ def test_field(kernel_backend: Backend, dtype: torch.dtype | None) -> None:
     single = [FoldedLayer(*(t.float().requires_grad_() for t in layer)) for layer in exact]
     exact = [FoldedLayer(*(t.requires_grad_() for t in layer)) for layer in exact]
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        found = siren_field(points.float(), single[:-1], single[-1], *(t.float() for t in density))
-    expected = siren_field(points, exact[:-1], exact[-1], *density)
+        found = sine_field(points.float(), single[:-1], single[-1], *(t.float() for t in density))
+    expected = sine_field(points, exact[:-1], exact[-1], *density)
     # The second layer's phases have the first one's rounding errors, times √20 · 30 · rms(W) = 1; so have the others'.
     tolerance = 8e-6 if dtype is None else 2 * EPS[dtype]
     assert found[1].dtype == (dtype or torch.float32)

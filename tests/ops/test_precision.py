@@ -11,7 +11,7 @@ from ops.backends import Backend
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.film_siren import FoldedLayer, film_siren, siren_field
+from cips3d.ops.film_siren import FoldedLayer, film_siren, sine_field
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision, is_fast, matmul_precision, takes_float16
 from cips3d.ops.render_rays import render_rays
@@ -48,7 +48,7 @@ def rays(device: torch.device, precision: Any) -> Tensor:
 def field(device: torch.device, precision: Any) -> Tensor:
     layers = [FoldedLayer(normal(1, 16, i).to(device), normal(1, 16).to(device)) for i in (3, 16, 16)]
     points, weight, bias = normal(1, 30, 3).to(device), normal(16).to(device), normal(1).to(device)
-    return siren_field(points, layers[:2], layers[2], weight, bias, precision=precision)[1]
+    return sine_field(points, layers[:2], layers[2], weight, bias, precision=precision)[1]
 
 
 OPS_WITH_PRECISION = pytest.mark.parametrize("op", [siren, rays, field])

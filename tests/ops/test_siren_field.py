@@ -11,7 +11,7 @@ import torch
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops.film_siren import FoldedLayer, fold_film, siren_field
+from cips3d.ops.film_siren import FoldedLayer, fold_film, sine_field
 
 FOLDING = 1e-13  # float64 rounding of phases of a few radians, computed in two orders
 
@@ -71,7 +71,7 @@ def published(field: Field) -> tuple[Tensor, Tensor]:
 
 def evaluate(field: Field) -> tuple[Tensor, Tensor]:
     trunk = [fold_film(*layer) for layer in field.trunk]
-    return siren_field(field.points, trunk, fold_film(*field.color), field.density_weight, field.density_bias)
+    return sine_field(field.points, trunk, fold_film(*field.color), field.density_weight, field.density_bias)
 
 
 BLOCK_SIZES = [1 << 18, 12, 1]  # elements: everything at once, two rows of six, single rows
@@ -127,7 +127,7 @@ def test_field_can_be_differentiated_twice(block_size: int) -> None:
 
     def run(points: Tensor, weight: Tensor, bias: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
         layers = [FoldedLayer(w, b) for w, b in zip(flat[::2], flat[1::2], strict=True)]
-        return siren_field(points, layers[:-1], layers[-1], weight, bias)
+        return sine_field(points, layers[:-1], layers[-1], weight, bias)
 
     assert torch.autograd.gradcheck(run, arguments)
     assert torch.autograd.gradgradcheck(run, arguments)
@@ -137,11 +137,11 @@ def test_field_gradient_without_points_or_with_points_alone() -> None:
     field = sample_field(2, 7)
     layers = [fold_film(*layer) for layer in (*field.trunk, field.color)]
     folded_weight = layers[0].weight.requires_grad_()
-    density, _ = siren_field(field.points, layers[:-1], layers[-1], field.density_weight, field.density_bias)
+    density, _ = sine_field(field.points, layers[:-1], layers[-1], field.density_weight, field.density_bias)
     density.sum().backward()
     assert folded_weight.grad is not None and field.points.grad is None
     points = field.points.requires_grad_()
-    density, _ = siren_field(points, layers[:-1], layers[-1], field.density_weight, field.density_bias)
+    density, _ = sine_field(points, layers[:-1], layers[-1], field.density_weight, field.density_bias)
     (normals,) = torch.autograd.grad(density.sum(), points)
     reference, _ = published(field)
     torch.testing.assert_close(normals, *torch.autograd.grad(reference.sum(), points), rtol=1e-11, atol=1e-12)
@@ -157,9 +157,9 @@ def test_field_in_mixed_precision_is_left_to_autocast() -> None:
         field.density_weight.float(),
         field.density_bias.float(),
     )
-    exact = siren_field(*arguments)
+    exact = sine_field(*arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = siren_field(*arguments)
+        rounded = sine_field(*arguments)
     for low, high in zip(rounded, exact, strict=True):
         assert 0 < relative_l2(low, high) < 0.1  # 8 bits of phases of a few radians
 
@@ -180,11 +180,11 @@ def test_wrong_shapes_of_a_field_are_named(wrong: str) -> None:
     else:
         bias = bias.repeat(2)
     with pytest.raises(ValueError) as raised:
-        siren_field(points, trunk, color, weight, bias)
+        sine_field(points, trunk, color, weight, bias)
     assert str(raised.value).startswith(f"{wrong} must have shape")
 
 
 def test_an_empty_trunk_is_refused() -> None:
     field = sample_field(1, 2)
     with pytest.raises(ValueError, match="trunk must hold at least one layer"):
-        siren_field(field.points, [], fold_film(*field.color), field.density_weight, field.density_bias)
+        sine_field(field.points, [], fold_film(*field.color), field.density_weight, field.density_bias)
