@@ -1,6 +1,6 @@
 """Cameras: where they stand (`PoseDistribution`, `TRAJECTORIES`), how they look (`Cameras`), what they see (`Rays`)."""
 
-from cips3d.cameras.camera import TRAINING_DISTANCE, Cameras, Projection, Rays, aspect, height_and_width
+from cips3d.cameras.camera import TRAINING_DISTANCE, Cameras, Projection, Rays, aspect, sides
 from cips3d.cameras.camera_file import read_cameras
 from cips3d.cameras.poses import FRONT, POSE_DISTRIBUTIONS, PoseDistribution
 from cips3d.cameras.trajectories import TRAJECTORIES, CameraRange
@@ -16,6 +16,6 @@ __all__ = [
     "Projection",
     "Rays",
     "aspect",
-    "height_and_width",
     "read_cameras",
+    "sides",
 ]

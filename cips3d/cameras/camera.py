@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -182,9 +183,10 @@ class Cameras:
             resolution: side of a square picture, or (height, width).
 
         Raises:
-            ValueError: a side is less than 1.
+            TypeError: the resolution is something else.
+            ValueError: it is less than 1.
         """
-        height, width = height_and_width(resolution)
+        height, width = sides(resolution)
         dtype, device = self.position.dtype, self.device
 
         def places(end: float, count: int) -> Tensor:
@@ -223,13 +225,17 @@ class Cameras:
             return Projection(torch.stack([local[..., 0] * scale, -local[..., 1] * scale], dim=-1), depth)
 
 
-def height_and_width(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    """The sides of a picture, of whose resolution a single number is the side of a square.
+def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of pictures of `resolution`, which names the side of square ones, or both.
 
     Raises:
-        ValueError: a side is less than 1.
+        TypeError: it is something else.
+        ValueError: one is less than 1.
     """
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    pair = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        raise TypeError(f"resolution must be an int or (height, width), got {resolution!r}")
+    height, width = pair
     if height < 1 or width < 1:
         raise ValueError(f"resolution must be at least 1, got {resolution}")
     return height, width

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays, height_and_width
+from cips3d.cameras import Cameras, Rays, sides
 from cips3d.errors import require_range
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
 from cips3d.models.inr import INR
@@ -341,7 +341,7 @@ class CIPS3D(Generator[CIPS3DStyles]):
         for name, style in (("shape", styles.shape), ("appearance", styles.appearance)):
             if len(style) != len(cameras):
                 raise ValueError(f"cameras must be as many as styles.{name}, got {len(cameras)} and {len(style)}")
-        height, width = height_and_width(resolution)
+        height, width = sides(resolution)
         rays = cameras.rays((height, width))
         batch, count = rays.origins.shape[:2]
         draws = draw_random(

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays, height_and_width
+from cips3d.cameras import Cameras, Rays, sides
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
@@ -248,7 +248,7 @@ class PiGAN(Generator[PiGANStyles]):
         self._check_styles(styles)
         if len(styles.frequencies) != len(cameras):
             raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.frequencies)}")
-        height, width = height_and_width(resolution)
+        height, width = sides(resolution)
         rays = cameras.rays((height, width))
         batch, count = rays.origins.shape[:2]
         draws = draw_random(

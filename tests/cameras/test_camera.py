@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from cips3d.cameras import Cameras, aspect, height_and_width
+from cips3d.cameras import Cameras, aspect, sides
 
 FRONT = math.pi / 2
 
@@ -93,7 +94,13 @@ def test_pictures_have_pixels(resolution: int | tuple[int, int]) -> None:
 
 
 def test_a_single_number_is_the_side_of_a_square() -> None:
-    assert (height_and_width(5), height_and_width((4, 6))) == ((5, 5), (4, 6))
+    assert (sides(5), sides((4, 6))) == ((5, 5), (4, 6))
+
+
+@pytest.mark.parametrize("resolution", [4.0, (4,), (4, 4.0), "44"])
+def test_a_resolution_is_whole_numbers(resolution: Any) -> None:
+    with pytest.raises(TypeError, match="resolution must be an int or"):
+        sides(resolution)
 
 
 def test_wide_pictures_have_square_pixels() -> None:
