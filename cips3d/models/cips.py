@@ -16,7 +16,7 @@ from cips3d.models.generator import Picture, View, WeightParts, Window
 from cips3d.models.pixel_network import PixelNetwork
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
-from cips3d.models.styled_conv import draw_noise
+from cips3d.models.styled_conv import noise_maps
 from cips3d.models.w_generator import WGenerator
 
 Variant = Literal["skip", "residual"]
@@ -221,7 +221,7 @@ class CIPS(WGenerator):
         coords: Tensor | None = None,
         resolution: int | tuple[int, int] | None = None,
         window: Window | None = None,
-        noise: Noise = "random",
+        noise: Noise | Sequence[Tensor] = "random",
         generator: torch.Generator | None = None,
         chunk_pixels: int | None = None,
     ) -> Picture:
@@ -234,7 +234,7 @@ class CIPS(WGenerator):
             resolution: side of the whole square or panorama, or (height, width), in place of coords; default: that of
                 the model.
             window: (top, left, height, width) of the part of that resolution that is wanted; None: all of it.
-            noise: "random" draws what every layer adds, "none" leaves it out.
+            noise: "random" draws what every layer adds, "none" leaves it out; or [B or 1, 1, H, W] of each layer.
             generator: source of the noise.
             chunk_pixels: pixels that are computed at a time where there are no gradients; bounds memory, changes
                 nothing else.
@@ -260,7 +260,7 @@ class CIPS(WGenerator):
         coords: Tensor | None = None,
         resolution: int | tuple[int, int] | None = None,
         window: Window | None = None,
-        noise: Noise = "random",
+        noise: Noise | Sequence[Tensor] = "random",
         generator: torch.Generator | None = None,
         chunk_pixels: int | None = None,
     ) -> Picture:
@@ -284,7 +284,8 @@ class CIPS(WGenerator):
             is_square = self._is_square(coords)
         height, width = coords.shape[2:]
         embedding = self.network.embedding if self.training and is_square else None
-        maps = self._noise(noise, height, width, w[0], generator)
+        sizes = [(height, width)] * self.network.layers
+        maps = noise_maps(noise, sizes, kinds=get_args(Noise), batch=len(w[0]), like=w[0], generator=generator)
         if torch.is_grad_enabled():
             image = self.network(coords, embedding, w, maps)
         else:
@@ -313,16 +314,6 @@ class CIPS(WGenerator):
             return False
         square = square_coordinates(side, device=coords.device, dtype=coords.dtype)
         return bool((coords - square).abs().max() < SAME_GRID)
-
-    def _noise(
-        self, noise: Noise, height: int, width: int, w: Tensor, generator: torch.Generator | None
-    ) -> list[Tensor | None]:
-        layers = range(self.network.layers)
-        if noise == "random":
-            return [draw_noise(len(w), height, width, like=w, generator=generator) for _ in layers]
-        if noise == "none":
-            return [None for _ in layers]
-        raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, got {noise!r}")
 
     def _in_chunks(
         self,

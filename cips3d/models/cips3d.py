@@ -277,6 +277,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
         return_aux: bool = False,
         stratified_u: Tensor | None = None,
         importance_u: Tensor | None = None,
+        coarse_noise: Tensor | None = None,
+        merged_noise: Tensor | None = None,
         jitter: bool = True,
         grad_points: int | None = None,
         chunk_rays: int | None = None,
@@ -292,6 +294,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
             density_noise: standard deviation of the noise added to raw densities (training).
             return_aux: also give the auxiliary image.
             stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
+            coarse_noise, merged_noise: [B, R, S] and [B, R, S + F] noise of the coarse and of all samples' raw
+                densities, front to back, in place of `density_noise`.
             jitter: False renders without random numbers.
             grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
             chunk_rays: rays rendered at a time where no gradient is needed; default: `default_chunk_rays`.
@@ -311,6 +315,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
             return_aux=return_aux,
             stratified_u=stratified_u,
             importance_u=importance_u,
+            coarse_noise=coarse_noise,
+            merged_noise=merged_noise,
             jitter=jitter,
             grad_points=grad_points,
             chunk_rays=chunk_rays,
@@ -328,6 +334,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
         return_aux: bool = False,
         stratified_u: Tensor | None = None,
         importance_u: Tensor | None = None,
+        coarse_noise: Tensor | None = None,
+        merged_noise: Tensor | None = None,
         jitter: bool = True,
         grad_points: int | None = None,
         chunk_rays: int | None = None,
@@ -351,6 +359,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
             density_noise=density_noise,
             stratified_u=stratified_u,
             importance_u=importance_u,
+            coarse_noise=coarse_noise,
+            merged_noise=merged_noise,
             jitter=jitter,
             generator=generator,
             device=self.device,

@@ -184,6 +184,8 @@ class PiGAN(Generator[PiGANStyles]):
         lock_view: bool = False,
         stratified_u: Tensor | None = None,
         importance_u: Tensor | None = None,
+        coarse_noise: Tensor | None = None,
+        merged_noise: Tensor | None = None,
         jitter: bool = True,
         grad_points: int | None = None,
         chunk_rays: int | None = None,
@@ -199,6 +201,8 @@ class PiGAN(Generator[PiGANStyles]):
             density_noise: standard deviation of the noise added to raw densities (training).
             lock_view: colours as seen along -z from wherever the camera looks, which keeps them still in videos.
             stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
+            coarse_noise, merged_noise: [B, R, S] and [B, R, S + F] noise of the coarse and of all samples' raw
+                densities, front to back, in place of `density_noise`.
             jitter: False renders without random numbers.
             grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
             chunk_rays: rays rendered at a time where no gradient is needed; default: `rays_at_once`.
@@ -218,6 +222,8 @@ class PiGAN(Generator[PiGANStyles]):
             lock_view=lock_view,
             stratified_u=stratified_u,
             importance_u=importance_u,
+            coarse_noise=coarse_noise,
+            merged_noise=merged_noise,
             jitter=jitter,
             grad_points=grad_points,
             chunk_rays=chunk_rays,
@@ -235,6 +241,8 @@ class PiGAN(Generator[PiGANStyles]):
         lock_view: bool = False,
         stratified_u: Tensor | None = None,
         importance_u: Tensor | None = None,
+        coarse_noise: Tensor | None = None,
+        merged_noise: Tensor | None = None,
         jitter: bool = True,
         grad_points: int | None = None,
         chunk_rays: int | None = None,
@@ -258,6 +266,8 @@ class PiGAN(Generator[PiGANStyles]):
             density_noise=density_noise,
             stratified_u=stratified_u,
             importance_u=importance_u,
+            coarse_noise=coarse_noise,
+            merged_noise=merged_noise,
             jitter=jitter,
             generator=generator,
             device=self.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -160,3 +161,40 @@ def draw_noise(
     drawn_on = like.device if generator is None else generator.device
     noise = torch.randn(batch, 1, height, width, generator=generator, device=drawn_on, dtype=like.dtype)
     return noise.to(like.device)
+
+
+def noise_maps(
+    noise: str | Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    kinds: Sequence[str],
+    batch: int,
+    like: Tensor,
+    generator: torch.Generator | None = None,
+) -> list[Tensor | None]:
+    """Noise of every layer: standard normal draws ("random"), nothing ("none"), or what is given.
+
+    Args:
+        noise: "random", "none", or [batch or 1, 1, height, width] of every layer.
+        sizes: (height, width) of what every layer gives.
+        kinds: the names that the model knows, for messages.
+        batch: images.
+        like: maps have its dtype and device.
+        generator: source of the draws.
+
+    Raises:
+        ValueError: there is no such kind, or a given map does not fit.
+    """
+    if isinstance(noise, str):
+        if noise == "random":
+            return [draw_noise(batch, *size, like=like, generator=generator) for size in sizes]
+        if noise == "none":
+            return [None for _ in sizes]
+        raise ValueError(f"noise must be one of {', '.join(kinds)}, got {noise!r}")
+    if len(noise) != len(sizes):
+        raise ValueError(f"noise must have a map for each of {len(sizes)} layers, got {len(noise)}")
+    for k, (given, size) in enumerate(zip(noise, sizes, strict=True)):
+        if given.dim() != 4 or given.shape[0] not in (1, batch) or given.shape[1:] != (1, *size):
+            wanted = [batch, 1, *size]
+            raise ValueError(f"noise[{k}] must have shape {wanted}, or 1 for all images, got {list(given.shape)}")
+    return [given.to(like) for given in noise]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
 from cips3d.models.generator import Picture, View, WeightParts
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
-from cips3d.models.styled_conv import StyledConv, ToRGB, draw_noise
+from cips3d.models.styled_conv import StyledConv, ToRGB, noise_maps
 from cips3d.models.w_generator import WGenerator
 
 Noise = Literal["const", "random", "none"]
@@ -107,12 +107,15 @@ class StyleGAN2(WGenerator):
             raise ValueError(f"{name} is for generators of single pixels; StyleGAN2 makes whole pictures")
         return self.synthesis(styles, noise="random" if view.jitter else "const", generator=view.generator)
 
-    def forward(self, z: Tensor, *, noise: Noise = "random", generator: torch.Generator | None = None) -> Picture:
+    def forward(
+        self, z: Tensor, *, noise: Noise | Sequence[Tensor] = "random", generator: torch.Generator | None = None
+    ) -> Picture:
         """Pictures of random z: `synthesis(mapping(z), ...)`.
 
         Args:
             z: [B, z_dim], standard normal.
-            noise: "random" draws what every layer adds, "const" takes the model's fixed noise, "none" leaves it out.
+            noise: "random" draws what every layer adds, "const" takes the model's fixed noise, "none" leaves it out;
+                or [B or 1, 1, side, side] of each layer (`network.sides`).
             generator: source of random noise.
 
         Returns:
@@ -121,7 +124,11 @@ class StyleGAN2(WGenerator):
         return self.synthesis(self.mapping(z), noise=noise, generator=generator)
 
     def synthesis(
-        self, styles: WStyles, *, noise: Noise = "random", generator: torch.Generator | None = None
+        self,
+        styles: WStyles,
+        *,
+        noise: Noise | Sequence[Tensor] = "random",
+        generator: torch.Generator | None = None,
     ) -> Picture:
         """Pictures of given styles; arguments as in `forward`.
 
@@ -132,15 +139,14 @@ class StyleGAN2(WGenerator):
         image = self.network(w, self._noise(noise, w[0], generator))
         return Picture(image, aux_image=None, depth=None)
 
-    def _noise(self, noise: Noise, w: Tensor, generator: torch.Generator | None) -> list[Tensor | None]:
+    def _noise(
+        self, noise: Noise | Sequence[Tensor], w: Tensor, generator: torch.Generator | None
+    ) -> list[Tensor | None]:
         sides = self.network.sides
-        if noise == "const":
+        if isinstance(noise, str) and noise == "const":
             return [self.noises.get_buffer(f"noise_{k}") for k in range(len(sides))]
-        if noise == "random":
-            return [draw_noise(len(w), side, side, like=w, generator=generator) for side in sides]
-        if noise == "none":
-            return [None] * len(sides)
-        raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, got {noise!r}")
+        sizes = [(side, side) for side in sides]
+        return noise_maps(noise, sizes, kinds=get_args(Noise), batch=len(w), like=w, generator=generator)
 
 
 class SynthesisNetwork(nn.Module):

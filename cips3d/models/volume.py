@@ -59,6 +59,8 @@ def draw_random(
     density_noise: float = 0.0,
     stratified_u: Tensor | None = None,
     importance_u: Tensor | None = None,
+    coarse_noise: Tensor | None = None,
+    merged_noise: Tensor | None = None,
     jitter: bool = True,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
@@ -72,13 +74,15 @@ def draw_random(
         density_noise: standard deviation of the Gaussian added to raw densities.
         stratified_u: [B, R, S] given draws, used instead of drawing.
         importance_u: [B, R, F] likewise.
+        coarse_noise: [B, R, S] likewise, added to the coarse samples' raw densities as it is.
+        merged_noise: [B, R, S + F] likewise, to those of all samples, front to back.
         jitter: False puts every depth in the middle of its bin and the importance draws at equal steps: no noise in
             the picture, the same picture every time.
         generator: source of the draws; they are made on its device and moved.
         device, dtype: of the result.
 
     Raises:
-        ValueError: given draws have another shape.
+        ValueError: a given draw has another shape, or there are no importance samples that it could be for.
     """
     samples, fine = settings.samples, settings.fine
     drawn_on = device if generator is None else generator.device
@@ -88,25 +92,35 @@ def draw_random(
             return torch.rand(batch, rays, count, generator=generator, device=drawn_on).to(device, dtype)
         return ((torch.arange(count, device=device, dtype=dtype) + 0.5) / count).expand(batch, rays, count)
 
-    def gaussian(count: int) -> Tensor | None:
-        if density_noise == 0:
-            return None
-        noise = torch.randn(batch, rays, count, generator=generator, device=drawn_on)
-        return density_noise * noise.to(device, dtype)
-
     def given(name: str, draw: Tensor, count: int) -> Tensor:
         if tuple(draw.shape) != (batch, rays, count):
             raise ValueError(f"{name} must have shape [{batch}, {rays}, {count}], got {list(draw.shape)}")
         return draw
 
+    def noise(name: str, draw: Tensor | None, count: int) -> Tensor | None:
+        if draw is not None:
+            return given(name, draw, count)
+        if density_noise == 0:
+            return None
+        drawn = torch.randn(batch, rays, count, generator=generator, device=drawn_on)
+        return density_noise * drawn.to(device, dtype)
+
     if stratified_u is not None:
         stratified = given("stratified_u", stratified_u, samples)
     else:
         stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device, dtype=dtype)
-    importance = None
-    if fine > 0:
-        importance = uniform(fine) if importance_u is None else given("importance_u", importance_u, fine)
-    return RayDraws(stratified, importance, gaussian(samples), gaussian(samples + fine) if fine > 0 else None)
+    if fine == 0:
+        for name, draw in (("importance_u", importance_u), ("merged_noise", merged_noise)):
+            if draw is not None:
+                raise ValueError(f"{name} is for importance samples, and fine_samples is 0: leave it out")
+        return RayDraws(stratified, coarse_noise=noise("coarse_noise", coarse_noise, samples))
+    importance = uniform(fine) if importance_u is None else given("importance_u", importance_u, fine)
+    return RayDraws(
+        stratified,
+        importance,
+        noise("coarse_noise", coarse_noise, samples),
+        noise("merged_noise", merged_noise, samples + fine),
+    )
 
 
 def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:

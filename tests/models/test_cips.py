@@ -135,11 +135,25 @@ def test_noise(generator: CIPS) -> None:
         for j in range(3):
             expected = pixel(generator, w[0], coords[0, :, i, j], [n[0, 0, i, j] for n in maps])
             assert relative_l2(found[0, :, i, j], expected) < EXACT
+    assert torch.equal(found, generator.synthesis(WStyles(w), coords=coords, noise=maps).image)
     silent = generator.synthesis(WStyles(w), coords=coords, noise="none").image
     assert not torch.allclose(found, silent)
     assert not torch.equal(found, generator.synthesis(WStyles(w), coords=coords).image)
     with pytest.raises(ValueError, match="noise must be one of random, none, got 'const'"):
         generator.synthesis(WStyles(w), coords=coords, noise="const")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="noise must have a map for each of 7 layers, got 6"):
+        generator.synthesis(WStyles(w), coords=coords, noise=maps[1:])
+    with pytest.raises(ValueError, match=r"noise\[0\] must have shape \[1, 1, 4, 3\], or 1 for all images"):
+        generator.synthesis(WStyles(w), coords=square_coordinates((4, 3)), noise=maps)
+
+
+def test_given_noise_in_chunks(generator: CIPS) -> None:
+    z, source = sample_z(), torch.Generator().manual_seed(3)
+    maps = [torch.randn(1 + k % 2, 1, 3, 4, generator=source) for k in range(generator.network.layers)]
+    whole = generator(z, resolution=(3, 4), noise=maps).image  # with gradients nothing is chunked
+    with torch.no_grad():
+        chunked = generator(z, resolution=(3, 4), noise=maps, chunk_pixels=5).image
+    assert relative_l2(chunked, whole) < EXACT
 
 
 def test_render_is_random_with_jitter_alone(generator: CIPS) -> None:

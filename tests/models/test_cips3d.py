@@ -208,11 +208,30 @@ def test_z_is_drawn_from_the_generator(generator: CIPS3D) -> None:
     assert first[0].dtype == torch.float64  # as the weights
 
 
+def test_given_noise_is_what_would_be_drawn(generator: CIPS3D) -> None:
+    source = torch.Generator().manual_seed(4)
+    drawn = render(generator, density_noise=5.0, generator=source)
+    source.manual_seed(4)
+    noise = {
+        name: 5 * torch.randn(BATCH, 36, count, generator=source).double()
+        for name, count in (("coarse_noise", 4), ("merged_noise", 8))
+    }
+    given = render(generator, **noise)
+    assert torch.equal(given.image, drawn.image) and torch.equal(given.weights, drawn.weights)
+    assert not torch.allclose(given.weights, render(generator).weights)
+    without_fine = {"importance_u": None, "fine_samples": 0}
+    coarse = render(generator, **without_fine, coarse_noise=noise["coarse_noise"])
+    assert not torch.allclose(coarse.weights, render(generator, **without_fine).weights)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"stratified_u": torch.zeros(1, 2, 3)}, "stratified_u"),
         ({"importance_u": torch.zeros(BATCH, 36, 5)}, "importance_u"),
+        ({"coarse_noise": torch.zeros(BATCH, 36, 8)}, "coarse_noise"),
+        ({"merged_noise": torch.zeros(BATCH, 36, 4)}, "merged_noise"),
+        ({"fine_samples": 0}, "importance_u is for importance samples, and fine_samples is 0: leave it out"),
     ],
 )
 def test_wrong_draws_are_named(generator: CIPS3D, change: dict[str, Any], words: str) -> None:

@@ -103,7 +103,7 @@ def published_image(model: PiGAN, seen: PiGANRendering, resolution: int, **optio
     density, color = published_field(model, points.flatten(1, 2), directions, z)
     activation = getattr(F, options.get("density_activation", "relu"))
     delta = F.pad(depths.diff(dim=-1), (0, 1), value=1e10)
-    alpha = 1 - torch.exp(-delta * activation(density.view_as(depths)))
+    alpha = 1 - torch.exp(-delta * activation(density.view_as(depths) + options.get("merged_noise", 0)))
     light = torch.cumprod(F.pad(1 - alpha + 1e-10, (1, 0), value=1.0), dim=-1)[..., :-1]
     weights = alpha * light
     total = weights.sum(-1, keepdim=True)
@@ -141,6 +141,19 @@ def test_pictures_and_gradients_are_the_published_ones(variant: str, options: di
     for (name, _), a, b in zip(model.named_parameters(), found, wanted, strict=True):
         assert b.norm() > 0, name
         assert relative_l2(a, b) < 1e-8, name
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_given_noise_is_added_to_raw_densities(generator: PiGAN, activation: str) -> None:
+    coarse, merged = (3 * torch.randn(BATCH, 25, count, dtype=torch.float64) for count in (4, 8))
+    options: dict[str, Any] = {"density_activation": activation, "merged_noise": merged}
+    seen = render(generator, **options)
+    torch.testing.assert_close(seen.image, published_image(generator, seen, 5, **options), rtol=0, atol=1e-9)
+    silent = render(generator, density_activation=activation)
+    assert torch.equal(seen.sample_depths, silent.sample_depths) and not torch.allclose(seen.image, silent.image)
+    moved = render(generator, coarse_noise=coarse, **options)  # fine samples go by the noisy coarse densities
+    assert not torch.allclose(moved.sample_depths, seen.sample_depths)
+    torch.testing.assert_close(moved.image, published_image(generator, moved, 5, **options), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("resolution", [1, 4, (3, 7)])

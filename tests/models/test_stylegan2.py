@@ -74,6 +74,10 @@ def test_noise(generator: StyleGAN2) -> None:
     fixed, silent = image("const"), image("none")
     assert torch.equal(fixed, image("const")) and torch.equal(silent, image("none"))
     assert torch.equal(image("random", 1), image("random", 1))
+    assert torch.equal(image(list(generator.noises.buffers())), fixed)
+    source = torch.Generator().manual_seed(1)
+    maps = [torch.randn(len(z), 1, s, s, generator=source, dtype=z.dtype) for s in generator.network.sides]
+    assert torch.equal(image(maps), image("random", 1))
     different = [fixed, silent, image("random", 1), image("random", 2), image("random")]
     for k, a in enumerate(different):
         for b in different[:k]:
