@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cips3d.augmentation import ada_transforms as transforms
+from cips3d.ops.autocast import without_autocast
 
 AdaGroup = Literal["blit", "geometric", "color"]
 BGC: tuple[AdaGroup, ...] = get_args(AdaGroup)
@@ -72,7 +73,7 @@ def adaptive_augment(
     dtype = torch.promote_types(images.dtype, torch.float32)  # positions need more than half precision
     draws = Draws(len(images), p, dtype, images.device, generator)
     height, width = images.shape[2:]
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images.device):
         augmented = images.to(dtype)
         if "blit" in groups:
             augmented = transforms.blit(augmented, *random_blits(draws, width))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import is_autocasting, without_autocast
 from cips3d.ops.checks import check_alike, check_device, check_shape
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
 from cips3d.ops.split_matmul import pays_for, split_matmul
@@ -36,7 +37,7 @@ def demodulation(weight: Tensor, modulation: Tensor) -> Tensor:
     width_in, _ = check_shape("weight", weight, (None, None))
     check_shape("modulation", modulation, (None, width_in))
     wide = torch.promote_types(weight.dtype, torch.float32)
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight.device):
         norm_squared = modulation.to(wide).square() @ weight.to(wide).square()
     return torch.rsqrt(norm_squared + DEMODULATION_EPS)
 
@@ -113,7 +114,7 @@ class ModulatedWeight:
 
 def _check_dtype(name: str, weight: Tensor, x: Tensor) -> None:
     """Raise ValueError, naming the argument, unless a product of these is defined."""
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocasting(x.device):
         check_device("x", x, **{name: weight})
     else:
         check_alike("x", x, {name: weight})

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import is_autocasting
 from cips3d.ops.checks import check_alike, check_number, check_shape
+from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import warn_composed
 from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
@@ -89,7 +91,7 @@ def modulated_inr(
     Source: CIPS-3D (arXiv 2110.09788), section 3.2; StyleGAN2 (arXiv 1912.04958), section 2.2.
     """
     check_modulated_inr(features, layers, rgb_weights, skip_from, negative_slope)
-    fast = is_fast(precision) or torch.is_autocast_enabled(features.device.type)
+    fast = is_fast(precision) or is_autocasting(features.device)
     rounds = fast or takes_float16(precision)
     if not keep_activations and _takes(features, layers, rgb_weights):
         reason = why_not_fused(features, layers, negative_slope, fast=rounds)
@@ -156,7 +158,7 @@ def check_modulated_inr(
     for k, layer in enumerate(layers):
         shape = (width if k else width_in, width)
         check_shape(f"layers[{k}].weight", layer.weight, shape if layer.modulation is not None else (batch, *shape))
-        if not torch.is_autocast_enabled(features.device.type):
+        if not is_autocasting(features.device):
             check_alike("features", features, {f"layers[{k}].weight": layer.weight})
         if layer.modulation is not None:
             check_shape(f"layers[{k}].modulation", layer.modulation, (batch, shape[0]))
@@ -197,7 +199,7 @@ def why_not_fused(
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _fits(device: torch.device, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
     rows: int = kernels.module_for(device).modulated_inr_rows(device.index or 0, 1, 1, 1, not fast)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_number, check_shape, check_tensor
 from cips3d.ops.library import define
 
@@ -121,7 +122,7 @@ def _filter(x: Tensor, kernel: Tensor, columns: AxisGeometry, rows: AxisGeometry
     taps = kernel.to(x.dtype)
     if not flip:
         taps = taps.flip(list(range(taps.dim())))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         if taps.dim() == 2:
             return _not_separable(x, taps, columns, rows)
         if max(columns.size, columns.output, rows.size, rows.output) <= BAND_SIZE:

@@ -199,6 +199,13 @@ class TestRays:
         with pytest.raises(ValueError, match=r"the field's (density|values) must have shape \[1, 12"):
             ops.march_rays(lambda _: (case.of(*density), case.of(*values)), rays, rays, case.draws(fine=0), 0.5, 1.5)
 
+    def test_fields_and_draws_of_other_kinds(self, case: Case) -> None:
+        rays = torch.zeros(1, 3, 3, device=case.device)
+        with pytest.raises(TypeError, match="field must return a tuple of density and values, got Tensor"):
+            ops.march_rays(lambda points: points, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type,return-value]
+        with pytest.raises(TypeError, match="draws must be RayDraws, got Tensor"):
+            ops.march_rays(lambda points: points, rays, rays, case.uniform(1, 3, 4), 0.5, 1.5)  # type: ignore[arg-type,return-value]
+
     def test_any_number_of_samples_in_one_compiled_graph(self, case: Case) -> None:
         layers = case.layers()
         compiled = torch.compile(lambda draws: case.rendered(layers, draws).colors, fullgraph=True, backend="aot_eager")
