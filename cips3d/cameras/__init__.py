@@ -1,6 +1,6 @@
 """Cameras: where they stand (`PoseDistribution`, `TRAJECTORIES`), how they look (`Cameras`), what they see (`Rays`)."""
 
-from cips3d.cameras.camera import TRAINING_DISTANCE, Cameras, Projection, Rays, aspect
+from cips3d.cameras.camera import TRAINING_DISTANCE, Cameras, Projection, Rays, aspect, sides
 from cips3d.cameras.camera_file import read_cameras
 from cips3d.cameras.poses import FRONT, POSE_DISTRIBUTIONS, PoseDistribution
 from cips3d.cameras.trajectories import TRAJECTORIES, CameraRange
@@ -17,4 +17,5 @@ __all__ = [
     "Rays",
     "aspect",
     "read_cameras",
+    "sides",
 ]

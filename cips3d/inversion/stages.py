@@ -14,6 +14,7 @@ from cips3d.inversion.objective import Candidates, Objective, Record
 from cips3d.inversion.search import search
 from cips3d.inversion.style_space import StyleSpace
 from cips3d.inversion.tuning import Pivot, tune
+from cips3d.ops.checks import check_tensor
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.latents import SeenBy
 
@@ -165,6 +166,7 @@ def _result(
 
 
 def _check(loaded: LoadedGenerator, photo: Tensor, settings: InversionSettings) -> None:
+    check_tensor("photo", photo)
     if photo.dim() != 3 or photo.shape[0] != 3 or photo.shape[1] != photo.shape[2]:
         raise ValueError(f"photo must have shape [3, R, R], got {list(photo.shape)}")
     fixed = loaded.generator.fixed_resolution

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from cips3d.cameras import sides
 from cips3d.errors import UserError, require_choice
 from cips3d.models.generator import (
     Generator,
@@ -98,7 +99,7 @@ def square_coordinates(
     Returns:
         [1, 2, H, W]: x from -1 (left) to 1, y from -1 (top) to 1.
     """
-    height, width = _sides(resolution)
+    height, width = sides(resolution)
     return window_coordinates(resolution, (0, 0, height, width), device=device, dtype=dtype)
 
 
@@ -121,7 +122,7 @@ def window_coordinates(
     Raises:
         ValueError: the window is empty or not within the picture.
     """
-    height, width = _sides(resolution)
+    height, width = sides(resolution)
     top, left, rows, columns = window
     if min(top, left) < 0 or min(rows, columns) < 1 or top + rows > height or left + columns > width:
         raise ValueError(f"window must lie within the {height} x {width} pixels of the picture, got {window}")
@@ -155,7 +156,7 @@ def cylinder_coordinates(
     Raises:
         ValueError: there are no pixels, or rows of the window are outside of the panorama.
     """
-    height, width = _sides((height, width))
+    height, width = sides((height, width))
     top, left, rows, columns = (0, 0, height, width) if window is None else window
     if top < 0 or min(rows, columns) < 1 or top + rows > height:
         raise ValueError(f"window must have rows within the {height} of the panorama, and columns, got {window}")
@@ -302,9 +303,9 @@ class CIPS(Generator[WStyles]):
         w = styles.by_layer(self.style_layers, self.config.style_dim)
         side = self.config.resolution
         if coords is None:
-            sides = _sides(side if resolution is None else resolution)
-            coords = self.coordinates_of(sides, window)
-            is_square = sides == (side, side) and window in (None, (0, 0, side, side)) and self.config.coordinates == 2
+            size = sides(side if resolution is None else resolution)
+            coords = self.coordinates_of(size, window)
+            is_square = size == (side, side) and window in (None, (0, 0, side, side)) and self.config.coordinates == 2
         elif resolution is not None or window is not None:
             raise ValueError("coords must be given alone, without resolution and window: they say the same")
         else:
@@ -321,7 +322,7 @@ class CIPS(Generator[WStyles]):
 
     def coordinates_of(self, resolution: int | tuple[int, int], window: Window | None = None) -> Tensor:
         """Coordinates [1, coordinates, H, W] of whole pictures of this model, or of a window of them."""
-        height, width = _sides(resolution)
+        height, width = sides(resolution)
         like = self.network.embedding
         if self.config.coordinates == 3:
             return cylinder_coordinates(height, width, window=window, device=like.device, dtype=like.dtype)
@@ -381,10 +382,3 @@ class CIPS(Generator[WStyles]):
                     [None if n is None else part(n, rows, pixels) for n in noise],
                 )
         return painted.view(batch, 3, height, width)
-
-
-def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    if height < 1 or width < 1:
-        raise ValueError(f"resolution must be at least 1, got {resolution}")
-    return height, width

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays
+from cips3d.cameras import Cameras, Rays, sides
 from cips3d.errors import require_range
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
 from cips3d.models.inr import INR
@@ -17,7 +17,7 @@ from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, default_chunk_rays, paint_rays
-from cips3d.models.volume import VolumeSettings, draw_random, filled_depth
+from cips3d.models.volume import VolumeSettings, check_cameras, draw_random, filled_depth
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
@@ -341,7 +341,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
         for name, style in (("shape", styles.shape), ("appearance", styles.appearance)):
             if len(style) != len(cameras):
                 raise ValueError(f"cameras must be as many as styles.{name}, got {len(cameras)} and {len(style)}")
-        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        check_cameras(cameras, self.aux_to_rgb.weight)
+        height, width = sides(resolution)
         rays = cameras.rays((height, width))
         batch, count = rays.origins.shape[:2]
         draws = draw_random(

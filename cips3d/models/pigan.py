@@ -8,13 +8,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays
+from cips3d.cameras import Cameras, Rays, sides
 from cips3d.errors import UserError
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import VolumeSettings, draw_random, filled_depth, render_volume
+from cips3d.models.volume import VolumeSettings, check_cameras, draw_random, filled_depth, render_volume
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
@@ -248,7 +248,8 @@ class PiGAN(Generator[PiGANStyles]):
         self._check_styles(styles)
         if len(styles.frequencies) != len(cameras):
             raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.frequencies)}")
-        height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        check_cameras(cameras, next(self.nerf.parameters()))
+        height, width = sides(resolution)
         rays = cameras.rays((height, width))
         batch, count = rays.origins.shape[:2]
         draws = draw_random(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cips3d.cameras import TRAINING_DISTANCE, Cameras
+from cips3d.cameras import TRAINING_DISTANCE, Cameras, sides
 from cips3d.errors import UserError
 from cips3d.models.generator import Picture, View, chosen
 from cips3d.models.volume import VolumeSettings
@@ -186,7 +186,7 @@ def render_views(
 
 def pictures_at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
     """Pictures that are in work together: `batch_size`, or fewer where they are large."""
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    height, width = sides(resolution)
     return max(1, min(batch_size, PIXELS_AT_ONCE // max(height * width, 1)))
 
 

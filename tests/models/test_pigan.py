@@ -309,6 +309,8 @@ def test_wrong_inputs_are_named(generator: PiGAN) -> None:
         generator(z[:, :4], cameras, resolution=4)
     with pytest.raises(ValueError, match="cameras must be as many as styles, got 1 and 2"):
         generator(z, cameras[:1], resolution=4)
+    with pytest.raises(ValueError, match=r"^cameras must be torch\.float64 on cpu like the weights"):
+        generator(z, cameras.to(dtype=torch.float32), resolution=4)
     styles = generator.mapping(z)
     with pytest.raises(ValueError, match=r"phases must have shape \[2, 4, 12\]"):
         generator.synthesis(styles._replace(phases=styles.phases[:, 1:]), cameras, VolumeSettings(), resolution=4)
