@@ -36,3 +36,17 @@ def test_import() -> None:
     command = [sys.executable, "-c", IMPORT_EVERYTHING]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+NAMES = """
+import cips3d
+assert {"ops", "models", "training"} <= set(dir(cips3d))
+assert cips3d.ops.film_siren.__module__ == "cips3d.ops.film_siren"
+assert all(getattr(cips3d, name).__doc__ for name in cips3d.__all__)
+assert not hasattr(cips3d, "operations")
+"""
+
+
+def test_folders_are_loaded_by_their_names() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

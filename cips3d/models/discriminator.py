@@ -300,11 +300,17 @@ class ImageDiscriminator(nn.Module):
 class Discriminator(nn.Module):
     """The main discriminator and, where there is one, the auxiliary discriminator of the NeRF's image.
 
+    `Discriminator.from_config` makes both, with random weights.
+
     Source: CIPS-3D (arXiv 2110.09788), section 3.4: the auxiliary one removes the mirror symmetry.
     """
 
     def __init__(self, main: ImageDiscriminator, aux: ImageDiscriminator | None = None) -> None:
         super().__init__()
+        if not isinstance(main, ImageDiscriminator):
+            raise TypeError(
+                f"main must be an ImageDiscriminator, got {type(main).__name__}; from_config takes a configuration"
+            )
         self.main = main
         self.aux = aux
 

@@ -239,6 +239,11 @@ def test_r1_gradient_is_right(group: int, downsample_first: bool) -> None:
     torch.testing.assert_close(slope, difference, rtol=1e-4, atol=0)
 
 
+def test_a_configuration_is_no_network() -> None:
+    with pytest.raises(TypeError, match=r"main must be an ImageDiscriminator, got DiscriminatorConfig; from_config"):
+        Discriminator(DiscriminatorConfig())  # type: ignore[arg-type]
+
+
 def test_pair() -> None:
     torch.manual_seed(0)
     config = DiscriminatorConfig(main_channels=CHANNELS, aux_channels={4: 4, 8: 4, 16: 4})
