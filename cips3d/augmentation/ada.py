@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cips3d.augmentation import ada_transforms as transforms
 from cips3d.ops.autocast import without_autocast
+from cips3d.ops.checks import check_tensor
 
 AdaGroup = Literal["blit", "geometric", "color"]
 BGC: tuple[AdaGroup, ...] = get_args(AdaGroup)
@@ -61,6 +62,7 @@ def adaptive_augment(
 
     Source: ADA (arXiv 2006.06676), section 2.2 and appendix B.
     """
+    check_tensor("images", images)
     if images.dim() != 4:
         raise ValueError(f"images must have shape [B, C, H, W], got {list(images.shape)}")
     if unknown := set(groups) - set(BGC):

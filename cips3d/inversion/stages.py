@@ -87,7 +87,8 @@ def invert(
 
     Args:
         loaded: any generator; of 2-D ones there is no camera to be found.
-        photo: [3, R, R] in [-1, 1], R a side that the generator renders.
+        photo: [3, R, R] in [-1, 1], R a side that the generator renders; of a file, `decode_image` of `cips3d.data`
+            with that R gives it as bytes: x / 127.5 - 1.
         settings: how.
         progress: show bars with losses on stderr.
         stop: asked before every step; where it is true, what there is then is returned.

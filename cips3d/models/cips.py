@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -20,6 +20,7 @@ from cips3d.models.generator import (
     WeightParts,
     Window,
     at_layers,
+    check_styles,
     mixed_layers,
 )
 from cips3d.models.pixel_network import PixelNetwork
@@ -43,7 +44,7 @@ SAME_GRID = 1e-5  # coordinates this close are those of the same pixel: far abov
 class CIPSConfig:
     """Dimensions of a generator; the defaults are the published CIPS for 256²."""
 
-    system: Literal["cips"] = "cips"
+    system: Literal["cips"] = field(default="cips", kw_only=True)
     resolution: int = 256
     """side of the learned embedding, which is that of the pictures of training"""
     variant: Variant = "skip"
@@ -300,6 +301,7 @@ class CIPS(Generator[WStyles]):
         """
         if chunk_pixels is not None and chunk_pixels < 1:
             raise ValueError(f"chunk_pixels must be at least 1, got {chunk_pixels}")
+        check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
         side = self.config.resolution
         if coords is None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
+from cips3d.models.generator import (
+    Generator,
+    ParameterGroups,
+    Picture,
+    View,
+    WeightParts,
+    at_layers,
+    check_styles,
+    mixed_layers,
+)
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, draw_noise
 
@@ -21,7 +30,7 @@ Noise = Literal["const", "random", "none"]
 class StyleGAN2Config:
     """Dimensions of a generator; the defaults are the published StyleGAN2 at 1024² (configuration F)."""
 
-    system: Literal["stylegan2"] = "stylegan2"
+    system: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
     channels: dict[int, int] = field(default_factory=channel_table)
     """channels at each resolution, 4 to that of the pictures: a power of two each"""
     z_dim: int = 512
@@ -148,6 +157,7 @@ class StyleGAN2(Generator[WStyles]):
         Raises:
             ValueError: an argument does not fit; it is named.
         """
+        check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
         image = self.network(w, self._noise(noise, w[0], generator))
         return Picture(image, aux_image=None, depth=None)

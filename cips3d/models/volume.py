@@ -54,7 +54,14 @@ class VolumeSettings:
 
 
 def check_cameras(cameras: Cameras, weight: Tensor) -> None:
-    """Raise ValueError unless cameras have the dtype and the device of a generator's weights, of 32 or 64 bits."""
+    """Raise, naming the argument, unless cameras have the dtype and device of a generator's weights.
+
+    Raises:
+        TypeError: they are no cameras.
+        ValueError: dtype or device do not fit, or are of 16 bits.
+    """
+    if not isinstance(cameras, Cameras):
+        raise TypeError(f"cameras must be Cameras, got {type(cameras).__name__}")
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"weights must be torch.float32 or torch.float64, got {weight.dtype}: rays of 16 bits would miss their "

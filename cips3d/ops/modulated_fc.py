@@ -196,6 +196,11 @@ def modulated_fc(
         ValueError: a shape, dtype or device does not fit or the slope is negative; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
+
+    Example:
+        >>> x, weight, style = torch.rand(2, 5, 8), torch.randn(8, 4), torch.randn(2, 8)
+        >>> modulated_fc(x, weight, 1 + style, negative_slope=0.2).shape
+        torch.Size([2, 5, 4])
     """
     width_in, _ = check_shape("weight", weight, (None, None))
     batch, _ = check_shape("modulation", modulation, (None, width_in))

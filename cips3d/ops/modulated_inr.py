@@ -89,6 +89,13 @@ def modulated_inr(
         ValueError: an argument does not fit; it is named.
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.2; StyleGAN2 (arXiv 1912.04958), section 2.2.
+
+    Example:
+        >>> shared, modulations = (torch.randn(8, 16), torch.randn(16, 16)), (torch.rand(2, 8), torch.rand(2, 16))
+        >>> pairs = zip(shared, modulations, strict=True)
+        >>> block = [ModulatedWeight(weight, m, demodulation(weight, m)) for weight, m in pairs]
+        >>> modulated_inr(torch.rand(2, 5, 8), block, [torch.randn(3, 16)], skip_from=1).shape
+        torch.Size([2, 5, 3])
     """
     check_modulated_inr(features, layers, rgb_weights, skip_from, negative_slope)
     fast = is_fast(precision) or is_autocasting(features.device)

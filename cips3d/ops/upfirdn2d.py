@@ -105,6 +105,13 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: Factor = 1, down: Factor = 1, paddi
         ValueError: an argument does not fit or nothing would be left; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), the operation in its published code.
+
+    Example:
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> upfirdn2d(x, binomial_kernel(gain=2), up=2, padding=(2, 1)).shape
+        torch.Size([2, 3, 16, 16])
+        >>> upfirdn2d(x, binomial_kernel(), down=2, padding=1).shape
+        torch.Size([2, 3, 4, 4])
     """
     axes = upfirdn2d_geometry(x, kernel, up, down, padding)
     if not kernels.take(x):

@@ -62,6 +62,9 @@ def load_generator(
 ) -> LoadedGenerator:
     """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
 
+    It is in evaluation mode, and its weights do not require gradients: `generator.requires_grad_().train()` to train
+    them. `cips3d.checkpoints.networks.load_networks` gives the discriminator's too.
+
     Args:
         path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.
         device: where it shall compute; "auto" is a GPU where there is one.
@@ -73,7 +76,7 @@ def load_generator(
     """
     if isinstance(device, str):
         device = choose_device(device)
-    networks = load_networks(Path(path))
+    networks = load_networks(path)
     rendering = networks.rendering
     generator = networks.generator().to(device)
     if precision is not None:

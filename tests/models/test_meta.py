@@ -30,4 +30,6 @@ def test_published_widths(config: AnyGeneratorConfig) -> None:
     assert picture.image.is_meta
     assert picture.image.shape == (2, 3, SIDE, SIDE)
     picture.image.sum().backward()
+    with pytest.raises(TypeError, match=r"styles must be .*Styles, as mapping gives them, got tuple"):
+        generator.render(generator.sample_z(2), view)
     assert all(p.grad is not None for name, p in generator.named_parameters() if "aux" not in name)
