@@ -49,7 +49,7 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True)
 class Cameras:
-    """A batch of pinhole cameras that look along their own -z axis.
+    """A batch of pinhole cameras that look along their own -z axis, which meets the middle of their pictures.
 
     World up is +y. Columns of `rotation` are the camera's right, up and backward axes in world coordinates. Autocast
     does not reach what cameras work out: rays of bfloat16 would miss their pixels.

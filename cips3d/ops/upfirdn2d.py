@@ -99,7 +99,7 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: Factor = 1, down: Factor = 1, paddi
             (x0, x1, y0, y1).
 
     Returns:
-        [B, C, H', W'] with the dtype of x.
+        [B, C, H', W'] with the dtype of x, contiguous.
 
     Raises:
         ValueError: an argument does not fit or nothing would be left; the argument is named.
