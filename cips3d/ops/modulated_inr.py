@@ -14,7 +14,7 @@ from cips3d.ops.checks import check_alike, check_number, check_shape
 from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import warn_composed
-from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
+from cips3d.ops.modulated_fc import ModulatedWeight, check_layers, modulated_layer
 from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import differentiate_outputs
@@ -92,8 +92,7 @@ def modulated_inr(
 
     Example:
         >>> shared, modulations = (torch.randn(8, 16), torch.randn(16, 16)), (torch.rand(2, 8), torch.rand(2, 16))
-        >>> pairs = zip(shared, modulations, strict=True)
-        >>> block = [ModulatedWeight(weight, m, demodulation(weight, m)) for weight, m in pairs]
+        >>> block = [ModulatedWeight.of(weight, m) for weight, m in zip(shared, modulations, strict=True)]
         >>> modulated_inr(torch.rand(2, 5, 8), block, [torch.randn(3, 16)], skip_from=1).shape
         torch.Size([2, 5, 3])
     """
@@ -157,10 +156,11 @@ def check_modulated_inr(
     skip_from: int,
     negative_slope: float,
 ) -> None:
-    """Raise ValueError, naming the argument, unless `modulated_inr` is defined for these."""
+    """Raise, naming the argument, unless `modulated_inr` is defined for these."""
     batch, _, width_in = check_shape("features", features, (None, None, None))
     if not layers or len(layers) % 2:
         raise ValueError(f"layers must be two a block, got {len(layers)}")
+    check_layers(**{f"layers[{k}]": layer for k, layer in enumerate(layers)})
     width = layers[0].weight.shape[-1]
     for k, layer in enumerate(layers):
         shape = (width if k else width_in, width)

@@ -268,6 +268,10 @@ def test_dtypes_of_a_modulated_layer(case: Case) -> None:
     with pytest.raises(ValueError, match=r"following\.weight must take the 2 channels of the layer, got 3"):
         layer, following = ops.ModulatedWeight.of(weight, m), ops.ModulatedWeight.of(case.of(3, 2), case.of(1, 3))
         ops.modulated_layer(x, layer, following=following)
+    with pytest.raises(TypeError, match=r"^layer must be a ModulatedWeight, got Tensor"):
+        ops.modulated_layer(x, weight)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^layers\[1\] must be a ModulatedWeight, got Tensor"):
+        ops.modulated_inr(x, [layer, weight], [case.of(3, 2)], skip_from=1)  # type: ignore[list-item]
 
 
 def test_what_a_kernel_forgets_to_write_shows() -> None:
