@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from cips3d.augmentation import ada_transforms as transforms
+from cips3d.ops.autocast import without_autocast
+from cips3d.ops.checks import check_tensor
 
 AdaGroup = Literal["blit", "geometric", "color"]
 BGC: tuple[AdaGroup, ...] = get_args(AdaGroup)
@@ -60,6 +62,7 @@ def adaptive_augment(
 
     Source: ADA (arXiv 2006.06676), section 2.2 and appendix B.
     """
+    check_tensor("images", images)
     if images.dim() != 4:
         raise ValueError(f"images must have shape [B, C, H, W], got {list(images.shape)}")
     if unknown := set(groups) - set(BGC):
@@ -72,7 +75,7 @@ def adaptive_augment(
     dtype = torch.promote_types(images.dtype, torch.float32)  # positions need more than half precision
     draws = Draws(len(images), p, dtype, images.device, generator)
     height, width = images.shape[2:]
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images.device):
         augmented = images.to(dtype)
         if "blit" in groups:
             augmented = transforms.blit(augmented, *random_blits(draws, width))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.errors import UserError
+from cips3d.ops.checks import check_tensor
 
 TRANSLATION_RATIO = 0.125  # largest shift, as a share of the side
 CUTOUT_RATIO = 0.2  # side of the cut square, as a share of the side; CIPS-3D's (0.5 in the paper)
@@ -94,6 +95,7 @@ def diff_augment(
 
     Source: DiffAugment (arXiv 2006.10738), section 3.3.
     """
+    check_tensor("images", images)
     if images.dim() != 4:
         raise ValueError(f"images must have shape [B, C, H, W], got {list(images.shape)}")
     if isinstance(policy, str):

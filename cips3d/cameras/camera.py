@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.ops.checks import check_shape
+from cips3d.ops.autocast import without_autocast
+from cips3d.ops.checks import check_shape, check_tensor
 
 TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera, in all systems
+SHORTEST = 1e-12  # of a unit vector's horizontal part: `F.normalize` gives no direction to what is shorter
 NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer than this, places would be without bounds
 
 
@@ -47,10 +49,13 @@ class Projection(NamedTuple):
 
 @dataclass(frozen=True)
 class Cameras:
-    """A batch of pinhole cameras that look along their own -z axis.
+    """A batch of pinhole cameras that look along their own -z axis, which meets the middle of their pictures.
 
     World up is +y. Columns of `rotation` are the camera's right, up and backward axes in world coordinates. Autocast
     does not reach what cameras work out: rays of bfloat16 would miss their pixels.
+
+    Camera-to-world matrices in OpenCV's axes (right, down, forward) become these with columns 1 and 2 of the rotation
+    negated; a focal length of f pixels is 2 · atan((height - 1) / 2f) as an angle of view (see `rays`).
 
     Attributes:
         rotation: [B, 3, 3] camera to world.
@@ -84,6 +89,8 @@ class Cameras:
         Raises:
             ValueError: the shape of an argument does not fit.
         """
+        check_tensor("pitch", pitch)
+        check_tensor("yaw", yaw)
         if pitch.dim() != 1 or pitch.shape != yaw.shape:
             raise ValueError(f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}")
         _check_for_each("radius", radius, len(pitch))
@@ -96,6 +103,9 @@ class Cameras:
     def look_at(cls, position: Tensor, target: Tensor | None = None, fov_degrees: float | Tensor = 12.0) -> Cameras:
         """Cameras at `position` [B, 3] that look at `target` [B, 3] or [3] (default: the origin), upright in +y.
 
+        One that looks straight down or up has the top of its picture where the front camera, raised or lowered that
+        far, has it: towards -z or +z.
+
         Raises:
             ValueError: the shape of an argument does not fit.
         """
@@ -105,8 +115,11 @@ class Cameras:
             _check_for_each("target", target, count, 3)
         forward = -position if target is None else target - position
         forward = F.normalize(forward, dim=1)
-        world_up = torch.zeros_like(forward)
-        world_up[:, 1] = 1
+        upright, at_pole = torch.zeros_like(forward), torch.zeros_like(forward)
+        upright[:, 1] = 1
+        at_pole[:, 2] = forward[:, 1].detach()
+        is_vertical = forward[:, ::2].norm(dim=1, keepdim=True) < SHORTEST
+        world_up = torch.where(is_vertical, at_pole, upright)
         left = F.normalize(torch.cross(world_up, forward, dim=1), dim=1)
         up = F.normalize(torch.cross(forward, left, dim=1), dim=1)
         rotation = torch.stack([-left, up, -forward], dim=-1)
@@ -115,11 +128,14 @@ class Cameras:
     def __len__(self) -> int:
         return len(self.position)
 
-    def __getitem__(self, index: slice | Tensor) -> Cameras:
-        return Cameras(self.rotation[index], self.position[index], self.fov_degrees[index])
+    def __getitem__(self, index: int | slice | Tensor) -> Cameras:
+        """Some of the cameras; a number gives a batch of one."""
+        parts = [part[index] for part in (self.rotation, self.position, self.fov_degrees)]
+        return Cameras(*(part[None] if isinstance(index, int) else part for part in parts))
 
-    def to(self, device: torch.device | str) -> Cameras:
-        return Cameras(self.rotation.to(device), self.position.to(device), self.fov_degrees.to(device))
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
+        """The cameras on a device and with a dtype; None leaves it."""
+        return Cameras(*(part.to(device, dtype) for part in (self.rotation, self.position, self.fov_degrees)))
 
     def moved(self, offset: Tensor) -> Cameras:
         """The cameras shifted without turning.
@@ -131,7 +147,7 @@ class Cameras:
             ValueError: the shape of the offset does not fit.
         """
         _check_for_each("offset", offset, len(self), 3)
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.device):
             step = self.rotation @ offset.to(self.rotation.dtype).expand(len(self), 3)[..., None]
         return Cameras(self.rotation, self.position + step[..., 0], self.fov_degrees)
 
@@ -150,7 +166,7 @@ class Cameras:
         cos, sin = torch.cos(angle), torch.sin(angle)
         zero, one = torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).view(-1, 3, 3)
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.device):
             return Cameras(self.rotation @ turn.to(self.rotation.dtype), self.position, self.fov_degrees)
 
     @property
@@ -194,7 +210,7 @@ class Cameras:
 
         column, row = places(aspect(height, width), width), -places(1, height)
         x, y = column.repeat(height), row.repeat_interleave(width)
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.device):
             focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))  # of a picture whose half height is 1
             xy = torch.stack([x, y], dim=-1).expand(len(self), -1, 2)
             local = torch.cat([xy, -focal[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1)
@@ -217,7 +233,7 @@ class Cameras:
 
         Source: R. Hartley and A. Zisserman, Multiple View Geometry, section 6.1.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.device):
             local = (points - self.position[:, None]) @ self.rotation  # [B, N, 3]: right, up, backward
             depth = -local[..., 2]
             focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))

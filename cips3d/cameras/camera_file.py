@@ -24,7 +24,7 @@ MAX_CAMERAS = 100_000
 
 
 def read_cameras(
-    path: Path, *, fov_degrees: float = 12.0, pitch_mean: float = FRONT, yaw_mean: float = FRONT
+    path: str | Path, *, fov_degrees: float = 12.0, pitch_mean: float = FRONT, yaw_mean: float = FRONT
 ) -> Cameras:
     """Cameras of a JSON file, in its order.
 
@@ -47,7 +47,7 @@ def read_cameras(
     Raises:
         UserError: the file cannot be read, or a camera in it makes no sense; its place is named.
     """
-    entries = _entries(path)
+    entries = _entries(Path(path))
     cameras = []
     for k, entry in enumerate(entries):
         try:
@@ -111,8 +111,8 @@ def _of_angles(entry: dict[str, Any], fov: float, front: tuple[float, float]) ->
         camera = Cameras.look_at(camera.position, _vector(entry, "look_at")[None], fov)
     if not _is_rotation(camera.rotation[0]):
         if "look_at" not in entry:
-            raise ValueError("stands at the origin or on a pole; give a larger radius or another pitch")
-        raise ValueError("looks straight up or down, or at itself; move look_at")
+            raise ValueError("stands at the origin; give a larger radius")
+        raise ValueError("looks at itself; move look_at")
     offset = _vector(entry, "translation") if "translation" in entry else torch.zeros(3, dtype=torch.float64)
     return camera.rolled(roll).moved(offset)
 

@@ -51,13 +51,13 @@ class Networks:
         return generator.requires_grad_(False).eval()
 
 
-def load_networks(path: Path) -> Networks:
+def load_networks(path: str | Path) -> Networks:
     """Read a run folder (its newest checkpoint), a checkpoint, or a file that `python -m cips3d.convert` wrote.
 
     Raises:
         UserError: nothing is there, or it is not a file that this package can use.
     """
-    file = find_checkpoint(path)
+    file = find_checkpoint(Path(path))
     return _of_converted(file) if file.suffix.lower() == ENDING else _of_checkpoint(file)
 
 

@@ -33,11 +33,13 @@ class ImageSource(Protocol):
     """Anything that hands out square pictures by index; the same index always gives the same picture."""
 
     @property
-    def resolution(self) -> int: ...
+    def resolution(self) -> int:
+        """Side of the pictures in pixels."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Tensor: ...  # uint8 [3, H, W]
+    def __getitem__(self, index: int, /) -> Tensor:
+        """uint8 [3, resolution, resolution]."""
 
 
 class ImageFolder:

@@ -14,6 +14,7 @@ from cips3d.inversion.objective import Candidates, Objective, Record
 from cips3d.inversion.search import search
 from cips3d.inversion.style_space import StyleSpace
 from cips3d.inversion.tuning import Pivot, tune
+from cips3d.ops.checks import check_tensor
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.latents import SeenBy
 
@@ -86,7 +87,8 @@ def invert(
 
     Args:
         loaded: any generator; of 2-D ones there is no camera to be found.
-        photo: [3, R, R] in [-1, 1], R a side that the generator renders.
+        photo: [3, R, R] in [-1, 1], R a side that the generator renders; of a file, `decode_image` of `cips3d.data`
+            with that R gives it as bytes: x / 127.5 - 1.
         settings: how.
         progress: show bars with losses on stderr.
         stop: asked before every step; where it is true, what there is then is returned.
@@ -165,6 +167,7 @@ def _result(
 
 
 def _check(loaded: LoadedGenerator, photo: Tensor, settings: InversionSettings) -> None:
+    check_tensor("photo", photo)
     if photo.dim() != 3 or photo.shape[0] != 3 or photo.shape[1] != photo.shape[2]:
         raise ValueError(f"photo must have shape [3, R, R], got {list(photo.shape)}")
     fixed = loaded.generator.fixed_resolution

@@ -19,7 +19,7 @@ MESH_ENDINGS = (".glb", ".ply", ".obj")
 GLB_COLOR = "_COLOR"
 
 
-def write_mesh(path: Path, mesh: Mesh) -> None:
+def write_mesh(path: str | Path, mesh: Mesh) -> None:
     """Write a mesh with its normals and colours, whole or not at all; the ending of `path` chooses the format.
 
     .ply: binary, colours as 8-bit sRGB; .obj: text, sRGB colours in [0, 1] behind the coordinates, as MeshLab, Blender
@@ -29,6 +29,7 @@ def write_mesh(path: Path, mesh: Mesh) -> None:
     Raises:
         ValueError: the ending is none of these.
     """
+    path = Path(path)
     ending = path.suffix.lower()
     if ending not in MESH_ENDINGS:
         raise ValueError(f"path must end in {', '.join(MESH_ENDINGS)}, got {path}")

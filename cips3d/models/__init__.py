@@ -1,11 +1,13 @@
 """Networks of the family: generators, discriminators and what they are made of."""
 
 from cips3d.models.cips import CIPS, CIPSConfig
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
 from cips3d.models.discriminator import Discriminator, DiscriminatorConfig
-from cips3d.models.generator import Generator, Picture, View
-from cips3d.models.pigan import PiGAN, PiGANConfig
+from cips3d.models.family import make_discriminator, make_generator
+from cips3d.models.generator import Generator, Picture, View, truncated
+from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANStyles
 from cips3d.models.pigan_discriminator import PiGANDiscriminator, PiGANDiscriminatorConfig
+from cips3d.models.style_mapping import WStyles
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 from cips3d.models.volume import VolumeSettings
 
@@ -13,6 +15,7 @@ __all__ = [
     "CIPS",
     "CIPS3D",
     "CIPS3DConfig",
+    "CIPS3DStyles",
     "CIPSConfig",
     "Discriminator",
     "DiscriminatorConfig",
@@ -21,9 +24,14 @@ __all__ = [
     "PiGANConfig",
     "PiGANDiscriminator",
     "PiGANDiscriminatorConfig",
+    "PiGANStyles",
     "Picture",
     "StyleGAN2",
     "StyleGAN2Config",
     "View",
     "VolumeSettings",
+    "WStyles",
+    "make_discriminator",
+    "make_generator",
+    "truncated",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cips3d.cameras import sides
 from cips3d.errors import UserError, require_choice
-from cips3d.models.generator import Picture, View, WeightParts, Window
+from cips3d.models.generator import Picture, View, WeightParts, Window, check_styles
 from cips3d.models.pixel_network import PixelNetwork
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
@@ -35,7 +35,7 @@ SAME_GRID = 1e-5  # coordinates this close are those of the same pixel: far abov
 class CIPSConfig:
     """Dimensions of a generator; the defaults are the published CIPS for 256²."""
 
-    system: Literal["cips"] = "cips"
+    system: Literal["cips"] = field(default="cips", kw_only=True)
     resolution: int = 256
     """side of the learned embedding, which is that of the pictures of training"""
     variant: Variant = "skip"
@@ -271,6 +271,7 @@ class CIPS(WGenerator):
         """
         if chunk_pixels is not None and chunk_pixels < 1:
             raise ValueError(f"chunk_pixels must be at least 1, got {chunk_pixels}")
+        check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
         side = self.config.resolution
         if coords is None:

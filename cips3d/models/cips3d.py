@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,13 +11,23 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Cameras, Rays, sides
 from cips3d.errors import require_range
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, at_layers, mixed_layers
+from cips3d.models.generator import (
+    Generator,
+    ParameterGroups,
+    Picture,
+    View,
+    WeightParts,
+    at_layers,
+    check_styles,
+    mixed_layers,
+)
 from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, default_chunk_rays, paint_rays
-from cips3d.models.volume import VolumeSettings, draw_random, filled_depth
+from cips3d.models.volume import VolumeSettings, check_cameras, draw_random, filled_depth
+from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
@@ -27,7 +37,7 @@ from cips3d.ops.precision import Precision
 class CIPS3DConfig:
     """Dimensions of a generator; the defaults are the published CIPS-3D."""
 
-    system: Literal["cips3d"] = "cips3d"
+    system: Literal["cips3d"] = field(default="cips3d", kw_only=True)
     z_shape_dim: int = 256
     """width of the z that gives the shape"""
     shape_style_dim: int = 128
@@ -78,9 +88,9 @@ class CIPS3DConfig:
         require_range("inr_rgb_from", self.inr_rgb_from, 0, self.inr_blocks - 1)
         require_range("inr_skip_from", self.inr_skip_from, int(self.features != self.inr_width))
         from_zero = ("inr_rgb_from", "inr_skip_from")
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), int) and field.name not in from_zero:
-                require_range(field.name, getattr(self, field.name), 1)
+        for each in fields(self):
+            if isinstance(getattr(self, each.name), int) and each.name not in from_zero:
+                require_range(each.name, getattr(self, each.name), 1)
 
     @property
     def z_dims(self) -> tuple[int, int]:
@@ -239,7 +249,14 @@ class CIPS3D(Generator[CIPS3DStyles]):
         return CIPS3DStyles(first.shape, mixed_layers(first.appearance, second.appearance, layer, self.style_layers))
 
     def density(self, styles: CIPS3DStyles, points: Tensor) -> Tensor:
-        """Raw density [B, N] at points [B, N, 3]."""
+        """Raw density [B, N] at points [B, N, 3] in scene units.
+
+        Raises:
+            ValueError: an argument does not fit; it is named.
+            TypeError: styles are of another kind.
+        """
+        check_styles(styles, CIPS3DStyles)
+        check_shape("points", points, (len(styles.shape), None, 3))
         return self.nerf.raw_density(points, styles.shape)
 
     def render(self, styles: CIPS3DStyles, view: View) -> Picture:
@@ -346,6 +363,8 @@ class CIPS3D(Generator[CIPS3DStyles]):
         Raises:
             ValueError: an argument does not fit; it is named.
         """
+        check_styles(styles, CIPS3DStyles)
+        check_cameras(cameras, self.aux_to_rgb.weight)
         for name, style in (("shape", styles.shape), ("appearance", styles.appearance)):
             if len(style) != len(cameras):
                 raise ValueError(f"cameras must be as many as styles.{name}, got {len(cameras)} and {len(style)}")

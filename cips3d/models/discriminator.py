@@ -15,6 +15,7 @@ from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_
 from cips3d.models.equalized import SUM_SCALE, EqualizedConv2d, EqualizedLinear
 from cips3d.ops import kernels
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
+from cips3d.ops.checks import check_tensor
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
 MINIBATCH_STD_EPS = 1e-8  # keeps the root's gradient finite where all images of a group agree
@@ -24,7 +25,7 @@ MINIBATCH_STD_EPS = 1e-8  # keeps the root's gradient finite where all images of
 class DiscriminatorConfig:
     """Widths of the discriminators. `channel_table` makes the tables."""
 
-    kind: Literal["residual"] = "residual"
+    kind: Literal["residual"] = field(default="residual", kw_only=True)
     main_channels: dict[int, int] = field(default_factory=channel_table)
     """channels of the main discriminator at each resolution, 4 to the largest: a power of two each"""
     aux_channels: dict[int, int] | None = field(default_factory=lambda: channel_table(cap=256))
@@ -280,6 +281,7 @@ class ImageDiscriminator(nn.Module):
         return Judgement(output[:, :1], output[:, 1:] if self.predict_pose else None)
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
+        check_tensor("image", image)
         resolution = image.shape[-1] if image.dim() == 4 else 0
         if image.shape[1:] != (3, resolution, resolution) or str(resolution) not in self.from_rgb:
             powers = f"R a power of two from {RESOLUTION_MIN} to {self.resolution_max}"
@@ -296,11 +298,17 @@ class ImageDiscriminator(nn.Module):
 class Discriminator(nn.Module):
     """The main discriminator and, where there is one, the auxiliary discriminator of the NeRF's image.
 
+    `Discriminator.from_config` makes both, with random weights.
+
     Source: CIPS-3D (arXiv 2110.09788), section 3.4: the auxiliary one removes the mirror symmetry.
     """
 
     def __init__(self, main: ImageDiscriminator, aux: ImageDiscriminator | None = None) -> None:
         super().__init__()
+        if not isinstance(main, ImageDiscriminator):
+            raise TypeError(
+                f"main must be an ImageDiscriminator, got {type(main).__name__}; from_config takes a configuration"
+            )
         self.main = main
         self.aux = aux
 

@@ -30,6 +30,12 @@ def styles_of(like: StylesT, tensors: Iterable[Tensor]) -> StylesT:
     return type(like)(*tensors)  # a NamedTuple takes its fields one by one
 
 
+def check_styles(styles: object, kind: type[tuple[Tensor, ...]]) -> None:
+    """Raise TypeError unless styles are of the kind that a generator's mapping gives; z, above all, is not."""
+    if not isinstance(styles, kind):
+        raise TypeError(f"styles must be {kind.__name__}, as mapping gives them, got {type(styles).__name__}")
+
+
 def truncated(styles: StylesT, mean: StylesT, psi: float) -> StylesT:
     """mean + ψ (style - mean): ψ < 1 trades variety for typical images.
 
@@ -52,7 +58,13 @@ def styles_by_layer(style: Tensor, layers: int) -> Tensor:
 
 
 def mixed_layers(first: Tensor, second: Tensor, layer: int, layers: int) -> Tensor:
-    """[B, layers, width]: `first` below `layer`, `second` from it on."""
+    """[B, layers, width]: `first` below `layer`, `second` from it on.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    if not 0 <= layer <= layers:
+        raise ValueError(f"layer must be 0 to {layers}, got {layer}")
     return torch.cat([styles_by_layer(first, layers)[:, :layer], styles_by_layer(second, layers)[:, layer:]], dim=1)
 
 
@@ -186,7 +198,13 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
 
     @torch.no_grad()
     def mean_styles(self, count: int = MEAN_STYLE_SAMPLES) -> StylesT:
-        """Mean styles [1, ...] of `count` random z, the centre of truncation; compute once and keep."""
+        """Mean styles [1, ...] of `count` random z, the centre of truncation; compute once and keep.
+
+        Raises:
+            ValueError: the count is less than 1.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
         random = torch.Generator().manual_seed(MEAN_STYLE_SEED)
         styles = self.mapping(*self.sample_z(count, generator=random))
         return styles_of(styles, [s.mean(0, keepdim=True) for s in styles])
@@ -195,7 +213,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """Styles whose layers from `layer` (0 to `style_layers`) on are those of `second` (style mixing).
 
         Raises:
-            ValueError: the model has one style for all layers.
+            ValueError: the model has one style for all layers, or no such layer.
         """
         raise ValueError(f"{type(self).__name__} has no layers whose styles could be mixed")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cips3d.ops.checks import check_shape
+
 PIXEL_NORM_EPS = 1e-8
 LEAKY_SLOPE = 0.2
 
@@ -36,8 +38,7 @@ class MappingNetwork(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, z_dim] -> style [B, style_dim]."""
-        if z.dim() != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z must have shape [B, {self.z_dim}], got {list(z.shape)}")
+        check_shape("z", z, (None, self.z_dim))
         x = pixel_norm(z)
         for k, linear in enumerate(self.linears):
             x = linear(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops.autocast import without_autocast
 from cips3d.ops.film_siren import FoldedLayer, fold_film
 from cips3d.ops.march import RayDraws, RenderedRays
 from cips3d.ops.precision import Precision
@@ -86,7 +87,7 @@ class NeRF(nn.Module):
             style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
         """
         layers = [*self.layers, self.color]
-        with torch.autocast(style.device.type, enabled=False):  # gains of 30 would magnify what 16 bits lose
+        with without_autocast(style.device):  # gains of 30 would magnify what 16 bits lose
             style = style.to(self.density.weight.dtype)
             styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
             first, second, color = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]

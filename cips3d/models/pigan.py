@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Cameras, Rays, sides
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, mixed_layers
+from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, check_styles, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import VolumeSettings, draw_random, filled_depth
+from cips3d.models.volume import VolumeSettings, check_cameras, draw_random, filled_depth
 from cips3d.ops.checks import check_shape
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
@@ -254,6 +254,7 @@ class PiGAN(Generator[PiGANStyles]):
             ValueError: an argument does not fit; it is named.
         """
         self._check_styles(styles)
+        check_cameras(cameras, next(self.nerf.parameters()))
         if len(styles.frequencies) != len(cameras):
             raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.frequencies)}")
         height, width = sides(resolution)
@@ -324,5 +325,6 @@ class PiGAN(Generator[PiGANStyles]):
         )
 
     def _check_styles(self, styles: PiGANStyles) -> None:
+        check_styles(styles, PiGANStyles)
         for name, value in (("frequencies", styles.frequencies), ("phases", styles.phases)):
             check_shape(name, value, (len(styles.frequencies), self.style_layers, self.config.width))

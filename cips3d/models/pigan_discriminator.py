@@ -16,6 +16,7 @@ from cips3d.models.discriminator import Judgement, Verdict
 from cips3d.models.equalized import SUM_SCALE
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
+from cips3d.ops.checks import check_tensor
 
 RESOLUTION_MIN = 2  # the residual blocks end here
 
@@ -36,7 +37,7 @@ def pigan_channel_table(resolution_max: int = 512, base: int = 8192, cap: int = 
 class PiGANDiscriminatorConfig:
     """Widths and kind of a discriminator; the defaults are those of CARLA."""
 
-    kind: Literal["pigan"] = "pigan"
+    kind: Literal["pigan"] = field(default="pigan", kw_only=True)
     channels: dict[int, int] = field(default_factory=pigan_channel_table)
     """channels at each resolution, 2 to the largest: a power of two each"""
     strided: bool = False
@@ -262,6 +263,7 @@ class PiGANDiscriminator(nn.Module):
         return Verdict(Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent), None)
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
+        check_tensor("image", image)
         resolution = image.shape[-1] if image.dim() == 4 else 0
         if image.shape[1:] != (3, resolution, resolution) or resolution not in self.config.channels:
             raise ValueError(

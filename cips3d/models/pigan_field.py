@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -26,7 +26,7 @@ MAPPING_OUTPUT_SCALE = 0.25  # of the mapping's last weights: styles start close
 class PiGANConfig:
     """Dimensions of a generator; the defaults are the published SPATIALSIRENBASELINE (CelebA, Cats)."""
 
-    system: Literal["pigan"] = "pigan"
+    system: Literal["pigan"] = field(default="pigan", kw_only=True)
     z_dim: int = 256
     width: int = 256
     """of every sine layer"""

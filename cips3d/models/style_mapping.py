@@ -11,6 +11,7 @@ from cips3d.errors import UserError
 from cips3d.models.equalized import EqualizedLinear
 from cips3d.models.generator import styles_by_layer
 from cips3d.models.mapping import pixel_norm
+from cips3d.ops.checks import check_shape
 
 
 class WStyles(NamedTuple):
@@ -70,8 +71,7 @@ class StyleMapping(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z [B, z_dim] -> w [B, style_dim]."""
-        if z.dim() != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z must have shape [B, {self.z_dim}], got {list(z.shape)}")
+        check_shape("z", z, (None, self.z_dim))
         x = pixel_norm(z)
         for linear in self.linears:
             x = linear(x)

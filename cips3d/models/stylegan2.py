@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
-from cips3d.models.generator import Picture, View, WeightParts
+from cips3d.models.generator import Picture, View, WeightParts, check_styles
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, noise_maps
 from cips3d.models.w_generator import WGenerator
@@ -22,7 +22,7 @@ Noise = Literal["const", "random", "none"]
 class StyleGAN2Config:
     """Dimensions of a generator; the defaults are the published StyleGAN2 at 1024² (configuration F)."""
 
-    system: Literal["stylegan2"] = "stylegan2"
+    system: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
     channels: dict[int, int] = field(default_factory=channel_table)
     """channels at each resolution, 4 to that of the pictures: a power of two each"""
     z_dim: int = 512
@@ -135,6 +135,7 @@ class StyleGAN2(WGenerator):
         Raises:
             ValueError: an argument does not fit; it is named.
         """
+        check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
         image = self.network(w, self._noise(noise, w[0], generator))
         return Picture(image, aux_image=None, depth=None)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cips3d.cameras import Cameras
 from cips3d.errors import UserError, require_choice, require_range
+from cips3d.ops.checks import check_alike
 from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.march import RayDraws
 
@@ -49,6 +51,23 @@ class VolumeSettings:
     @property
     def fine(self) -> int:
         return self.samples if self.fine_samples is None else self.fine_samples
+
+
+def check_cameras(cameras: Cameras, weight: Tensor) -> None:
+    """Raise, naming the argument, unless cameras have the dtype and device of a generator's weights.
+
+    Raises:
+        TypeError: they are no cameras.
+        ValueError: dtype or device do not fit, or are of 16 bits.
+    """
+    if not isinstance(cameras, Cameras):
+        raise TypeError(f"cameras must be Cameras, got {type(cameras).__name__}")
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"weights must be torch.float32 or torch.float64, got {weight.dtype}: rays of 16 bits would miss their "
+            'pixels; autocast or set_precision("fast") compute products of 16 bits'
+        )
+    check_alike("the weights", weight, {"cameras": cameras.position})
 
 
 def draw_random(

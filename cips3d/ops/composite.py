@@ -71,6 +71,11 @@ def composite_weights(
         TypeError: depths are of 16 bits: too coarse for the differences of neighbours.
 
     Source: NeRF (arXiv 2003.08934), eq. 3, with pi-GAN's constants.
+
+    Example:
+        >>> weights, behind = composite_weights(torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[0.0, 1.0]]]))
+        >>> weights  # 1 - 1/e of the light, and the rest
+        tensor([[[0.6321, 0.3679]]])
     """
     check_densities(density, depths, noise, activation)
     density = density.to(depths.dtype)

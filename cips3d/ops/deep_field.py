@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_shape
 from cips3d.ops.film_siren import film_siren
 from cips3d.ops.precision import Precision
@@ -86,7 +87,7 @@ def evaluate_deep_field(
         precision: see `render_rays`. Autocast is for layers without sines and has no say here.
     """
     gains, shifts = field.trunk_gain.unbind(1), field.trunk_shift.unbind(1)
-    with torch.autocast(points.device.type, enabled=False):
+    with without_autocast(points.device):
         h = points
         weights = (field.first_weight, *field.hidden_weight)
         for weight, bias, gain, shift in zip(weights, field.trunk_bias, gains, shifts, strict=True):

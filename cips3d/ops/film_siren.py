@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import is_autocasting
 from cips3d.ops.checks import check_shape
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
@@ -123,11 +124,11 @@ def _through_op(x: Tensor, *parameters: Tensor) -> bool:
     Nor would it keep phases in float32 under autocast.
     """
     is_plain = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (x, *parameters))
-    return kernels.take(x) or not is_plain or torch.is_autocast_enabled(x.device.type)
+    return kernels.take(x) or not is_plain or is_autocasting(x.device)
 
 
 def _output_dtype(x: Tensor) -> torch.dtype:
-    casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    casts = is_autocasting(x.device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(x.device.type) if casts else x.dtype
 
 
@@ -177,7 +178,7 @@ def sine_field(
     check_shape("density_bias", density_bias, (1,))
     is_fast(precision)  # raises where it is unknown, whatever computes
     flat = [tensor for layer in (*trunk, color) for tensor in layer]
-    in_blocks = points.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not kernels.take(points)
+    in_blocks = points.device.type == "cpu" and not is_autocasting(points.device) and not kernels.take(points)
     if in_blocks and not torch.compiler.is_compiling():
         return _BlockwiseField.apply(points, density_weight, density_bias, *flat)
     return _reference_field(points, density_weight, density_bias, *flat, precision=precision)

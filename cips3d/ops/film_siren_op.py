@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_shape
 from cips3d.ops.library import define
 from cips3d.ops.second_order import differentiate_reference
@@ -100,7 +101,7 @@ def _folded(parameters: Parameters, batch: int, dtype: torch.dtype) -> tuple[Ten
 def _reference(
     x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor | None, shift: Tensor | None, dtype: torch.dtype, fast: bool
 ) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         compute = _accumulated(dtype)
         folded, offset = _folded(Parameters(weight, bias, gain, shift), x.shape[0], compute)
         phase = torch.baddbmm(offset[:, None], x.to(compute), folded.transpose(1, 2))
@@ -201,7 +202,7 @@ def _backward_reference(
 ) -> Gradients:
     parameters = Parameters(weight, bias, gain, shift)
     found = _backward_fake(grad, x, weight, bias, gain, shift, fast, False, False)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         compute = _accumulated(grad.dtype)
         folded, offset = _folded(parameters, x.shape[0], compute)
         wide = x.to(compute)

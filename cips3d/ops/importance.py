@@ -52,6 +52,11 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> MergedDepth
             4 S + 3 F > 12 000.
 
     Source: NeRF (arXiv 2003.08934), section 5.2; constants and bins as in pi-GAN's `sample_pdf`.
+
+    Example:
+        >>> depths, weights = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.tensor([[[0.0, 0.0, 1.0, 0.0]]])
+        >>> importance_depths(depths, weights, torch.tensor([[[0.25, 0.75]]])).merged
+        tensor([[[1.0000, 2.0000, 2.7500, 3.0000, 3.2500, 4.0000]]])
     """
     samples, fine = check_importance(depths, weights, u)
     weights, u = weights.to(depths.dtype), u.to(depths.dtype)

@@ -12,6 +12,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from cips3d.ops.compiling import constant_while_compiling
+
 # The values are the contract with `DType` in csrc/numeric.h.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -86,7 +88,7 @@ def runs_on_capability(architectures: str, major: int, minor: int) -> bool:
 _ready: dict[int, bool] = {}  # CUDA device -> whether the kernels run there
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _runs_on_cuda(index: int) -> bool:
     if index not in _ready:
         reason = why_not_on(torch.device("cuda", index))
@@ -99,7 +101,7 @@ def _runs_on_cuda(index: int) -> bool:
 _warned: set[str] = set()  # the reasons that `warn_composed` has given
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def warn_composed(reason: str, instead: str) -> None:
     """Warn, once for each reason, that no fused kernel computes this, and say what happens instead."""
     if reason not in _warned:

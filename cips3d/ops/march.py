@@ -106,6 +106,7 @@ def march_rays(
 
     Raises:
         ValueError: a shape or device does not fit, the field returns other shapes, or the range is empty.
+        TypeError: the draws are of another kind, or the field returns something else.
 
     Source: NeRF (arXiv 2003.08934), section 5, as pi-GAN and CIPS-3D use it (one field, one final compositing).
 
@@ -117,6 +118,7 @@ def march_rays(
         >>> round(seen.depth.item(), 1), round(seen.opacity.item(), 2)
         (0.7, 1.0)
     """
+    check_draws(origins, directions, draws, activation)
     draws = draws.detach()
     depths, points = stratified_points(origins, directions, draws.stratified, t_near, t_far)
     coarse = _evaluate(field, points)
@@ -138,7 +140,10 @@ def _rendered(seen: Composited, depths: Tensor) -> RenderedRays:
 
 def _evaluate(field: Field, points: Tensor) -> tuple[Tensor, Tensor]:
     """Density [B, R, S] and values [B, R, S, C] of a field at points [B, R, S, 3]."""
-    density, values = field(points.flatten(1, 2))
+    found = field(points.flatten(1, 2))
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(f"field must return a tuple of density and values, got {type(found).__name__}")
+    density, values = found
     batch, count = points.shape[0], points.shape[1] * points.shape[2]
     check_shape("the field's density", density, (batch, count))
     check_shape("the field's values", values, (batch, count, None))

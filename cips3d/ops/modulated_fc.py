@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import is_autocasting, without_autocast
 from cips3d.ops.checks import check_alike, check_device, check_shape
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
 from cips3d.ops.split_matmul import pays_for, split_matmul
@@ -36,7 +37,7 @@ def demodulation(weight: Tensor, modulation: Tensor) -> Tensor:
     width_in, _ = check_shape("weight", weight, (None, None))
     check_shape("modulation", modulation, (None, width_in))
     wide = torch.promote_types(weight.dtype, torch.float32)
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight.device):
         norm_squared = modulation.to(wide).square() @ weight.to(wide).square()
     return torch.rsqrt(norm_squared + DEMODULATION_EPS)
 
@@ -69,7 +70,7 @@ def modulate_weight(weight: Tensor, modulation: Tensor, *, demodulate: bool = Tr
 
 @dataclass(frozen=True)
 class ModulatedWeight:
-    """The weight of a modulated layer for B images, in one of two forms of the same map.
+    """The weight of a modulated layer for B images, in one of two forms of the same map; `of` takes the quicker one.
 
     Folded, x W'' with a matrix an image: no pass over the pixels besides the product. Shared, ((x ⊙ m) W) ⊙ d with one
     matrix for all: one large product, and scalings that are free where `modulated_epilogue` has a kernel, since the
@@ -111,9 +112,16 @@ class ModulatedWeight:
         return scaled.modulated
 
 
+def check_layers(**layers: ModulatedWeight | None) -> None:
+    """Raise TypeError, naming the argument, for a layer that is none."""
+    for name, layer in layers.items():
+        if layer is not None and not isinstance(layer, ModulatedWeight):
+            raise TypeError(f"{name} must be a ModulatedWeight, got {type(layer).__name__}")
+
+
 def _check_dtype(name: str, weight: Tensor, x: Tensor) -> None:
     """Raise ValueError, naming the argument, unless a product of these is defined."""
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocasting(x.device):
         check_device("x", x, **{name: weight})
     else:
         check_alike("x", x, {name: weight})
@@ -146,8 +154,16 @@ def modulated_layer(
         ValueError: an argument does not fit; it is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
+
+    Example:
+        >>> x, style = torch.rand(2, 5, 8), torch.rand(2, 8)
+        >>> first, second = (ModulatedWeight.of(torch.randn(8, 8), style) for _ in range(2))
+        >>> link = modulated_layer(first.modulate(x), first, following=second, return_output=False)
+        >>> modulated_layer(link.modulated, second, rgb_weight=torch.rand(3, 8)).rgb.shape
+        torch.Size([2, 5, 3])
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
+    check_layers(layer=layer, following=following)
     shared = layer.modulation is not None
     *_, width_out = check_shape("layer.weight", layer.weight, (*(() if shared else (batch,)), width_in, None))
     _check_dtype("layer.weight", layer.weight, x)
@@ -195,6 +211,11 @@ def modulated_fc(
         ValueError: a shape, dtype or device does not fit or the slope is negative; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2; CIPS-3D (arXiv 2110.09788), section 3.2.
+
+    Example:
+        >>> x, weight, style = torch.rand(2, 5, 8), torch.randn(8, 4), torch.randn(2, 8)
+        >>> modulated_fc(x, weight, 1 + style, negative_slope=0.2).shape
+        torch.Size([2, 5, 4])
     """
     width_in, _ = check_shape("weight", weight, (None, None))
     batch, _ = check_shape("modulation", modulation, (None, width_in))

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import is_autocasting
 from cips3d.ops.checks import check_alike, check_number, check_shape
+from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.library import define
-from cips3d.ops.modulated_fc import ModulatedWeight, modulated_layer
+from cips3d.ops.modulated_fc import ModulatedWeight, check_layers, modulated_layer
 from cips3d.ops.modulated_inr_backward import BACKWARD
 from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import require_float32
@@ -59,9 +61,15 @@ def modulated_inr(
         ValueError: an argument does not fit; it is named.
 
     Source: CIPS-3D (arXiv 2110.09788), section 3.2; StyleGAN2 (arXiv 1912.04958), section 2.2.
+
+    Example:
+        >>> shared, modulations = (torch.randn(8, 16), torch.randn(16, 16)), (torch.rand(2, 8), torch.rand(2, 16))
+        >>> block = [ModulatedWeight.of(weight, m) for weight, m in zip(shared, modulations, strict=True)]
+        >>> modulated_inr(torch.rand(2, 5, 8), block, [torch.randn(3, 16)], skip_from=1).shape
+        torch.Size([2, 5, 3])
     """
     check_modulated_inr(features, layers, rgb_weights, skip_from, negative_slope)
-    fast = is_fast(precision) or torch.is_autocast_enabled(features.device.type)
+    fast = is_fast(precision) or is_autocasting(features.device)
     rounds = fast or takes_float16(precision)
     if not keep_activations and _takes(features, layers, rgb_weights):
         reason = why_not_fused(features, layers, negative_slope, fast=rounds)
@@ -120,15 +128,16 @@ def check_modulated_inr(
     skip_from: int,
     negative_slope: float,
 ) -> None:
-    """Raise ValueError, naming the argument, unless `modulated_inr` is defined for these."""
+    """Raise, naming the argument, unless `modulated_inr` is defined for these."""
     batch, _, width_in = check_shape("features", features, (None, None, None))
     if not layers or len(layers) % 2:
         raise ValueError(f"layers must be two a block, got {len(layers)}")
+    check_layers(**{f"layers[{k}]": layer for k, layer in enumerate(layers)})
     width = layers[0].weight.shape[-1]
     for k, layer in enumerate(layers):
         shape = (width if k else width_in, width)
         check_shape(f"layers[{k}].weight", layer.weight, shape if layer.modulation is not None else (batch, *shape))
-        if not torch.is_autocast_enabled(features.device.type):
+        if not is_autocasting(features.device):
             check_alike("features", features, {f"layers[{k}].weight": layer.weight})
         if layer.modulation is not None:
             check_shape(f"layers[{k}].modulation", layer.modulation, (batch, shape[0]))
@@ -169,7 +178,7 @@ def why_not_fused(
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _fits(device: torch.device, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
     rows: int = kernels.module_for(device).modulated_inr_rows(device.index or 0, 1, 1, 1, not fast)

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from cips3d.ops.compiling import constant_while_compiling
+
 Precision = Literal["highest", "high", "fast"]
 """Of products of float32 numbers, a promise of at least so much accuracy.
 
@@ -56,7 +58,7 @@ def _meant(precision: Precision | None) -> Precision:
     return precision
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _set_in_pytorch() -> Precision:
     """PyTorch's own setting; torch.compile asks when it compiles."""
     try:

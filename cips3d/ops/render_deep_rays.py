@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.deep_field import (
     DIRECTION_COLUMNS,
     DeepSirenField,
@@ -28,7 +29,7 @@ from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.stratified import ray_points
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def deep_kernel_fits(device: torch.device, coarse: int, fine: int, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
     fits: bool = kernels.module_for(device).render_deep_rays_fits(device.index or 0, coarse, fine, not fast)

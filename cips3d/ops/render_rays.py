@@ -11,6 +11,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops import render_deep_rays as deep
 from cips3d.ops.checks import check_alike, check_number
+from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.composite import DensityActivation
 from cips3d.ops.composite_reference import light_in_front
 from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
@@ -37,7 +38,7 @@ WIDTH_MAX = 256  # of any layer: what the kernels have room for
 SAMPLES_MAX = 96  # coarse and fine together
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _fits(device: torch.device, coarse: int, fine: int, width: int, color: int, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
     module, index = kernels.module_for(device), device.index or 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_shape
 from cips3d.ops.film_siren import FoldedLayer, sine_field
 from cips3d.ops.precision import Precision
@@ -41,7 +41,7 @@ def evaluate_siren_field(
 ) -> tuple[Tensor, Tensor]:
     """Raw density [B, N] and colour activations [B, N, C] at points [B, N, 3]; precision as in `render_rays`."""
     trunk, density_layer = (field.first, field.second), (field.density_weight, field.density_bias)
-    with torch.autocast(points.device.type, enabled=False):  # it is meant for layers without sines
+    with without_autocast(points.device):  # it is meant for layers without sines
         density, colors = sine_field(points, trunk, field.color, *density_layer, precision=precision)
     if field.ball_radius:
         density = density + field.ball_density * (1 - points.norm(dim=-1) / field.ball_radius)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import is_autocasting, without_autocast
 from cips3d.ops.checks import check_shape, check_tensor
+from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.library import define
 from cips3d.ops.precision import takes_float16
 
@@ -67,12 +69,12 @@ def pays_for(x: Tensor) -> bool:
     It is for float32 where kernels compute, the precision set in PyTorch is "highest", no autocast is on and the device
     gains from it.
     """
-    if x.dtype != torch.float32 or not kernels.take(x) or torch.is_autocast_enabled(x.device.type):
+    if x.dtype != torch.float32 or not kernels.take(x) or is_autocasting(x.device):
         return False
     return not takes_float16(None) and _pays_on(x.device)
 
 
-@torch.compiler.assume_constant_result
+@constant_while_compiling
 def _pays_on(device: torch.device) -> bool:
     """The emulation stands for a device that gains from it."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) in PAYS_ON
@@ -174,7 +176,7 @@ def multiply_over_rows(x: Rows, y: Rows) -> Tensor:
 
 
 def _reference(x: Tensor, weight: Tensor, largest: Tensor | None) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return x @ weight
 
 
@@ -204,7 +206,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _over_rows_reference(x: Tensor, y: Tensor, x_largest: Tensor | None, y_largest: Tensor | None) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return x.mT @ y
 
 

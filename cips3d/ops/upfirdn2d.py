@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_number, check_shape, check_tensor
 from cips3d.ops.library import define
 
@@ -98,12 +99,19 @@ def upfirdn2d(x: Tensor, kernel: Tensor, up: Factor = 1, down: Factor = 1, paddi
             (x0, x1, y0, y1).
 
     Returns:
-        [B, C, H', W'] with the dtype of x.
+        [B, C, H', W'] with the dtype of x, contiguous.
 
     Raises:
         ValueError: an argument does not fit or nothing would be left; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), the operation in its published code.
+
+    Example:
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> upfirdn2d(x, binomial_kernel(gain=2), up=2, padding=(2, 1)).shape
+        torch.Size([2, 3, 16, 16])
+        >>> upfirdn2d(x, binomial_kernel(), down=2, padding=1).shape
+        torch.Size([2, 3, 4, 4])
     """
     axes = upfirdn2d_geometry(x, kernel, up, down, padding)
     if not kernels.take(x):
@@ -121,7 +129,7 @@ def _filter(x: Tensor, kernel: Tensor, columns: AxisGeometry, rows: AxisGeometry
     taps = kernel.to(x.dtype)
     if not flip:
         taps = taps.flip(list(range(taps.dim())))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         if taps.dim() == 2:
             return _not_separable(x, taps, columns, rows)
         if max(columns.size, columns.output, rows.size, rows.output) <= BAND_SIZE:

@@ -60,14 +60,14 @@ class Latent:
     """what the face was seen by, of 3-D models"""
 
 
-def write_latent(path: Path, latent: Latent) -> None:
+def write_latent(path: str | Path, latent: Latent) -> None:
     """Write a file whole or not at all.
 
     Raises:
         UserError: the place cannot be written, or the disk is full.
     """
     about = {"format_version": FORMAT_VERSION, "model": latent.model, "camera": to_plain(latent.camera)}
-    write_tensors(path, latent.styles, {FORMAT: json.dumps(about)})
+    write_tensors(Path(path), latent.styles, {FORMAT: json.dumps(about)})
 
 
 def read_latent(path: str | Path) -> Latent:

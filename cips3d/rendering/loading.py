@@ -12,6 +12,7 @@ from torch import Tensor
 from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.rendering_settings import volume_of_pictures
+from cips3d.devices import choose_device
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
@@ -69,15 +70,21 @@ def load_generator(
 ) -> LoadedGenerator:
     """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
 
+    It is in evaluation mode, and its weights do not require gradients: `generator.requires_grad_().train()` to train
+    them. `cips3d.checkpoints.networks.load_networks` gives the discriminator's too.
+
     Args:
         path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.
-        device: where it shall compute.
+        device: where it shall compute; "auto" is a GPU where there is one.
         precision: how exactly; None: as PyTorch is set (see `Generator.set_precision`).
 
     Raises:
-        UserError: nothing is there, it is not a checkpoint that this package can use, or the model does not compute so.
+        UserError: nothing is there, it is not a checkpoint that this package can use, the model does not compute so, or
+            there is no such device.
     """
-    networks = load_networks(Path(path))
+    if isinstance(device, str):
+        device = choose_device(device)
+    networks = load_networks(path)
     rendering = networks.rendering
     generator = networks.generator().to(device)
     if precision is not None:

@@ -96,9 +96,6 @@ def mixed_styles(
 
     Source: StyleGAN (arXiv 1812.04958), section 3.1.
     """
-    layers = loaded.generator.style_layers
-    if not 0 <= layer <= layers:
-        raise ValueError(f"layer must be 0 to {layers} for {type(loaded.generator).__name__}, got {layer}")
     rows, columns = len(first[0]), len(second[0])
     pairs = torch.arange(rows * columns, device=first[0].device)
     return loaded.generator.mixed(chosen(first, pairs // columns), chosen(second, pairs % columns), layer)

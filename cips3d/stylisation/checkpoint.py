@@ -12,7 +12,7 @@ from cips3d.files import sha256_of
 from cips3d.plain import to_plain
 
 
-def write_stylised(path: Path, generator: dict[str, Tensor], base: Networks, style: Networks) -> None:
+def write_stylised(path: str | Path, generator: dict[str, Tensor], base: Networks, style: Networks) -> None:
     """Write a generator between two others, whole or not at all.
 
     With it goes a discriminator to train on with: the style's, which knows the new pictures, or else the base's.
@@ -38,4 +38,4 @@ def write_stylised(path: Path, generator: dict[str, Tensor], base: Networks, sty
         discriminator_config=None if judge.discriminator is None else to_plain(judge.discriminator_config),
         states=states,
     )
-    write_converted(path, converted)
+    write_converted(Path(path), converted)

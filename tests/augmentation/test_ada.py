@@ -222,6 +222,8 @@ def test_autocast_does_not_change_precision() -> None:
 
 
 def test_arguments() -> None:
+    with pytest.raises(ValueError, match=r"images must be of a floating-point dtype, got torch\.uint8"):
+        adaptive_augment(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 0.5)
     with pytest.raises(ValueError, match=r"images must have shape \[B, C, H, W\]"):
         adaptive_augment(torch.zeros(3, 8, 8), 0.5)
     with pytest.raises(ValueError, match="groups must be out of blit, geometric, color, got noise"):

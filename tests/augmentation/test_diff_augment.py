@@ -32,6 +32,8 @@ def test_unknown_augmentation() -> None:
 
 
 def test_images_must_be_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"images must be of a floating-point dtype, got torch\.uint8"):
+        diff_augment(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"images must have shape \[B, C, H, W\]"):
         diff_augment(torch.zeros(3, 8, 8))
 

@@ -122,6 +122,32 @@ def test_selection_and_length() -> None:
     assert len(cameras) == 3 and len(cameras[1:]) == 2
     assert torch.equal(cameras[torch.tensor([2, 0])].position, cameras.position[[2, 0]])
     assert cameras.to("cpu").device == torch.device("cpu")
+    assert cameras.to(dtype=torch.float32).rays(2).directions.dtype == torch.float32
+    assert torch.equal(cameras[-1].rotation, cameras.rotation[2:])
+    assert [camera.yaw.item() for camera in cameras] == cameras.yaw.tolist()
+
+
+@pytest.mark.parametrize("height", [1.0, -1.0])
+def test_straight_down_and_up(height: float) -> None:
+    """As the front camera, raised or lowered almost as far, sees it."""
+    position = torch.tensor([[0.0, height, 0.0]], dtype=torch.float64)
+    camera = Cameras.look_at(position)
+    nearly = Cameras.look_at(position + torch.tensor([0.0, 0.0, 1e-9], dtype=torch.float64))
+    assert torch.allclose(camera.rotation, nearly.rotation, atol=1e-8)
+    assert torch.linalg.det(camera.rotation).item() == pytest.approx(1)
+    assert Cameras.look_at(position.float()).rotation.tolist() == camera.rotation.tolist()
+
+
+def test_matrices_of_other_conventions() -> None:
+    """OpenCV's axes are right, down and forward, and its focal lengths count pixels."""
+    focal, height, width = 40.0, 11, 21
+    camera_to_world = torch.eye(3, dtype=torch.float64)[None]  # looks along +z
+    rotation = camera_to_world * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+    fov = torch.tensor([2 * math.degrees(math.atan((height - 1) / (2 * focal)))], dtype=torch.float64)
+    directions = Cameras(rotation, torch.zeros(1, 3, dtype=torch.float64), fov).rays((height, width)).directions
+    row, column = 2, 17
+    expected = torch.tensor([column - (width - 1) / 2, row - (height - 1) / 2, focal], dtype=torch.float64)
+    assert torch.allclose(directions[0, row * width + column], expected / expected.norm(), atol=1e-12)
 
 
 def test_rays_are_differentiable() -> None:
@@ -140,6 +166,11 @@ def test_wrong_arguments_are_named() -> None:
         Cameras.from_angles(torch.zeros(2), torch.zeros(3))
     with pytest.raises(ValueError, match="resolution"):
         cameras_at((FRONT, FRONT)).rays(0)
+    for resolution in (16.0, (16.0, 16), (16,), None):
+        with pytest.raises(TypeError, match=r"^resolution must be an int or \(height, width\), got"):
+            cameras_at((FRONT, FRONT)).rays(resolution)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="yaw must be a tensor, got float"):
+        Cameras.from_angles(torch.zeros(1), 1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

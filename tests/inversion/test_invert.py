@@ -164,6 +164,8 @@ def test_mistakes() -> None:
     photo = own_picture(loaded, 3, FRONT, FRONT)
     with pytest.raises(ValueError, match="photo must have shape"):
         invert(loaded, photo[:, :, 1:], QUICK)
+    with pytest.raises(ValueError, match=r"photo must be of a floating-point dtype, got torch\.uint8"):
+        invert(loaded, photo.to(torch.uint8), QUICK)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         invert(loaded, photo, replace(QUICK, steps=0))
     with pytest.raises(ValueError, match="starts must be at least 1, got 0"):

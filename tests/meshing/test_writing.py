@@ -50,7 +50,7 @@ def test_reads_back(tmp_path: Path, mesh: Mesh, ending: str) -> None:
 
 
 def test_ply_is_binary(tmp_path: Path, mesh: Mesh) -> None:
-    write_mesh(tmp_path / "head.ply", mesh)
+    write_mesh(str(tmp_path / "head.ply"), mesh)
     header = (tmp_path / "head.ply").read_bytes().partition(b"end_header")[0].decode()
     assert "format binary_little_endian" in header
     assert "property uchar red" in header

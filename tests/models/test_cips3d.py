@@ -245,6 +245,12 @@ def test_wrong_inputs_are_named(generator: CIPS3D) -> None:
         generator(z_appearance, z_appearance, cameras, resolution=4)
     with pytest.raises(ValueError, match="cameras"):
         generator(z_shape, z_appearance, cameras[:1], resolution=4)
+    with pytest.raises(ValueError, match=r"^cameras must be torch\.float64 on cpu like the weights"):
+        generator(z_shape, z_appearance, cameras.to(dtype=torch.float32), resolution=4)
+    with pytest.raises(TypeError, match="cameras must be Cameras, got Tensor"):
+        generator(z_shape, z_appearance, cameras.position, resolution=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"points must have shape \[2, any, 3\], got \[1, 7, 3\]"):
+        generator.density(generator.mapping(z_shape, z_appearance), torch.zeros(1, 7, 3).double())
     with pytest.raises(ValueError, match=r"as many as styles\.appearance, got 2 and 4"), torch.no_grad():
         generator(z_shape, z_appearance.repeat(2, 1), cameras, resolution=40)  # in several chunks
     for name in ("chunk_rays", "grad_points"):

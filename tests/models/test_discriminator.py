@@ -239,11 +239,19 @@ def test_r1_gradient_is_right(group: int, downsample_first: bool) -> None:
     torch.testing.assert_close(slope, difference, rtol=1e-4, atol=0)
 
 
+def test_a_configuration_is_no_network() -> None:
+    with pytest.raises(TypeError, match=r"main must be an ImageDiscriminator, got DiscriminatorConfig; from_config"):
+        Discriminator(DiscriminatorConfig())  # type: ignore[arg-type]
+
+
 def test_pair() -> None:
     torch.manual_seed(0)
     config = DiscriminatorConfig(main_channels=CHANNELS, aux_channels={4: 4, 8: 4, 16: 4})
     discriminator = Discriminator.from_config(config)
     assert discriminator.aux is not None
+    assert discriminator.config == config == DiscriminatorConfig(CHANNELS, {4: 4, 8: 4, 16: 4})
+    with pytest.raises(ValueError, match=r"image must be of a floating-point dtype, got torch\.uint8"):
+        discriminator(images(2, 32).to(torch.uint8))
     image, aux_image = images(2, 32), images(2, 16, seed=1)
     assert discriminator(image, fade=0.4).shape == (2, 1)
     logits, aux_logits = discriminator(image, aux_image, fade=0.6)

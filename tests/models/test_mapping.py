@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,5 +36,7 @@ def test_initial_weights_are_kaiming() -> None:
 
 
 def test_wrong_z_is_named() -> None:
-    with pytest.raises(ValueError, match=r"z must have shape \[B, 6\]"):
+    with pytest.raises(ValueError, match=r"z must have shape \[any, 6\]"):
         MappingNetwork(6, 4, 2, False)(torch.zeros(2, 5))
+    with pytest.raises(TypeError, match="z must be a tensor, got ndarray"):
+        MappingNetwork(6, 4, 2, False)(np.zeros((2, 6)))

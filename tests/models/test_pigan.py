@@ -252,12 +252,17 @@ def test_mixing(generator: PiGAN) -> None:
     for a, b, c in zip(first, second, mixed, strict=True):
         assert torch.equal(c[:, :1], a[:, :1]) and torch.equal(c[:, 1:], b[:, 1:])
     assert all(torch.equal(a, b) for a, b in zip(generator.mixed(first, second, 4), first, strict=True))
+    for layer in (-1, 5):
+        with pytest.raises(ValueError, match=f"layer must be 0 to 4, got {layer}"):
+            generator.mixed(first, second, layer)
 
 
 def test_mean_styles_are_fixed(generator: PiGAN) -> None:
     generator.float()
     first, again = generator.mean_styles(100), generator.mean_styles(100)
     assert isinstance(first, PiGANStyles) and first.phases.shape == (1, 4, 12)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        generator.mean_styles(0)
     assert torch.equal(first.frequencies, again.frequencies) and torch.equal(first.phases, again.phases)
 
 
@@ -322,6 +327,12 @@ def test_wrong_inputs_are_named(generator: PiGAN) -> None:
         generator(z[:, :4], cameras, resolution=4)
     with pytest.raises(ValueError, match="cameras must be as many as styles, got 1 and 2"):
         generator(z, cameras[:1], resolution=4)
+    with pytest.raises(ValueError, match=r"^cameras must be torch\.float64 on cpu like the weights"):
+        generator(z, cameras.to(dtype=torch.float32), resolution=4)
+    with pytest.raises(TypeError, match="cameras must be Cameras, got Tensor"):
+        generator(z, cameras.position, resolution=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"points must have shape \[2, any, 3\], got \[1, 7, 3\]"):
+        generator.density(generator.mapping(z), torch.zeros(1, 7, 3).double())
     styles = generator.mapping(z)
     with pytest.raises(ValueError, match=r"phases must have shape \[2, 4, 12\]"):
         generator.synthesis(styles._replace(phases=styles.phases[:, 1:]), cameras, VolumeSettings(), resolution=4)

@@ -199,6 +199,13 @@ class TestRays:
         with pytest.raises(ValueError, match=r"the field's (density|values) must have shape \[1, 12"):
             ops.march_rays(lambda _: (case.of(*density), case.of(*values)), rays, rays, case.draws(fine=0), 0.5, 1.5)
 
+    def test_fields_and_draws_of_other_kinds(self, case: Case) -> None:
+        rays = torch.zeros(1, 3, 3, device=case.device)
+        with pytest.raises(TypeError, match="field must return a tuple of density and values, got Tensor"):
+            ops.march_rays(lambda points: points, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type,return-value]
+        with pytest.raises(TypeError, match="draws must be RayDraws, got Tensor"):
+            ops.march_rays(lambda points: points, rays, rays, case.uniform(1, 3, 4), 0.5, 1.5)  # type: ignore[arg-type,return-value]
+
     def test_any_number_of_samples_in_one_compiled_graph(self, case: Case) -> None:
         layers = case.layers()
         compiled = torch.compile(lambda draws: case.rendered(layers, draws).colors, fullgraph=True, backend="aot_eager")
@@ -261,6 +268,10 @@ def test_dtypes_of_a_modulated_layer(case: Case) -> None:
     with pytest.raises(ValueError, match=r"following\.weight must take the 2 channels of the layer, got 3"):
         layer, following = ops.ModulatedWeight.of(weight, m), ops.ModulatedWeight.of(case.of(3, 2), case.of(1, 3))
         ops.modulated_layer(x, layer, following=following)
+    with pytest.raises(TypeError, match=r"^layer must be a ModulatedWeight, got Tensor"):
+        ops.modulated_layer(x, weight)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^layers\[1\] must be a ModulatedWeight, got Tensor"):
+        ops.modulated_inr(x, [layer, weight], [case.of(3, 2)], skip_from=1)  # type: ignore[list-item]
 
 
 def test_what_a_kernel_forgets_to_write_shows() -> None:

@@ -46,7 +46,7 @@ FRONT = torch.tensor([math.pi / 2])
 def write(path: Path, loaded: LoadedGenerator, seed: int) -> Path:
     """The face of a seed as a latent."""
     camera = SeenBy(1.5, 1.7, 12.0) if loaded.generator.is_3d else None
-    write_latent(path, latent_of(loaded, styles_of_seeds(loaded, [seed]), camera))
+    write_latent(str(path), latent_of(loaded, styles_of_seeds(loaded, [seed]), camera))
     return path
 
 

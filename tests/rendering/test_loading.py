@@ -32,6 +32,12 @@ def test_is_ready_to_render(loaded: LoadedGenerator) -> None:
     assert not any(p.requires_grad for p in loaded.generator.parameters())
 
 
+def test_devices_by_name(run_folder: Path) -> None:
+    assert load_generator(run_folder, "cpu").generator.device == torch.device("cpu")
+    with pytest.raises(UserError, match="gpu is not a device; give auto, cpu, cuda or cuda:N"):
+        load_generator(run_folder, "gpu")
+
+
 def test_newest_checkpoint_is_taken(run_folder: Path, small_config: TrainConfig) -> None:
     write_checkpoint(run_folder / "checkpoints" / "step-00009000.pt", small_config, step=9000)
     assert load_generator(run_folder).step == 9000
