@@ -1,9 +1,9 @@
 // The work on rays by the lanes of a warp: their samples' weights, fine depths drawn from them, their order, and the
 // composited colours.
 //
-// A group of kLanes neighbouring lanes has kRays rays, a lane up to kSlots samples of each: sample slot * kLanes + lane.
-// Each step of the work waits for the one before: what several rays need is computed side by side, without branches
-// between.
+// A group of kLanes neighbouring lanes has kRays rays, a lane up to kSlots samples of each: sample slot * kLanes +
+// lane. Each step of the work waits for the one before: what several rays need is computed side by side, without
+// branches between.
 #pragma once
 #include "ray_samples.h"
 #include "rays.h"
@@ -16,7 +16,6 @@ constexpr int kFewSamples = 32;   // one a lane; of so many a warp has three ray
 constexpr int kRaysOfFew = 3;
 constexpr int kWarpKeys = kRaysOfFew * (kFewSamples + 4);  // two arrays of a ray, each up to a multiple of four
 static_assert(kWarpKeys >= kWarpSamples + 8, "and those of a ray of many samples");
-
 
 // How much of a warp's array one of its rays has.
 constexpr int part_of_warp(int whole, int rays) { return whole / rays / 4 * 4; }
@@ -203,14 +202,14 @@ __device__ __forceinline__ void merge(const float* const (&depths)[kRays],  // [
 #pragma unroll
       for (int k = 0; k < kRays; k++) four[k] = *reinterpret_cast<const uint4*>(keys[k] + others + min(m, count - 4));
 #pragma unroll
-      for (int k = 0; k < kRays; k++)
-        place[k] += counts & count_smaller(four[k], is_coarse ? key[k] : key[k] + 1);
+      for (int k = 0; k < kRays; k++) place[k] += counts & count_smaller(four[k], is_coarse ? key[k] : key[k] + 1);
     }
 #pragma unroll
     for (int k = 0; k < kRays; k++) {
       if (!ascending)
-        place[k] = is_coarse ? count_before(keys[k], coarse, key[k], i) + count_before(keys[k] + others, fine, key[k], 0)
-                             : count_before(keys[k], coarse, key[k], coarse) + own;
+        place[k] = is_coarse
+                       ? count_before(keys[k], coarse, key[k], i) + count_before(keys[k] + others, fine, key[k], 0)
+                       : count_before(keys[k], coarse, key[k], coarse) + own;
       if (i < coarse + fine && there[k]) order[k][place[k]] = i;
     }
   }

@@ -122,8 +122,8 @@ __device__ __forceinline__ float stratified_depth(const RaySettings& s, int i, f
   return linspace(s.near, s.far, s.coarse, i) + (u - 0.5f) * spacing;
 }
 
-// Coarse weights of rays, and from them their fine depths: of `first` and those behind it, kRays times as many as a warp
-// has groups of lanes.
+// Coarse weights of rays, and from them their fine depths: of `first` and those behind it, kRays times as many as a
+// warp has groups of lanes.
 template <int kLanes, int kRays, class Color>
 __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, const RaySettings& s,
                                                    const RayScratch<Color>& scratch, int first, int rays,
@@ -242,7 +242,7 @@ __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const 
 // Has `count` floats from `first` on brought near, by all threads of the block; of null there is nothing to bring.
 __device__ __forceinline__ void prefetch_floats(const float* from, int64_t first, int count) {
   constexpr int kLine = kCacheLine / sizeof(float);
-  if (from == nullptr) return;
+  if (from == nullptr || count == 0) return;
   for (int i = threadIdx.x * kLine; i < count + kLine - 1; i += blockDim.x * kLine)
     prefetch_line(from + first + min(i, count - 1));
 }
@@ -288,10 +288,15 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
       scratch.ray[i / 3 * 6 + i % 3] = tensors.origins[global * 3 + i];
       scratch.ray[i / 3 * 6 + 3 + i % 3] = tensors.directions[global * 3 + i];
     }
-    // What the work on rays reads would be waited for once a ray.
+    // What the work on rays reads would be waited for once a ray, and what a tile begins with, by all warps.
     prefetch_floats(tensors.importance, global * s.fine, rays * s.fine);
     prefetch_floats(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
     prefetch_floats(tensors.merged_noise, global * samples, rays * samples);
+    const int64_t ahead = global + rays;  // the tiles' rays lie one behind the other
+    const int rays_ahead = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.images * s.rays - ahead));
+    prefetch_floats(tensors.origins, ahead * 3, rays_ahead * 3);
+    prefetch_floats(tensors.directions, ahead * 3, rays_ahead * 3);
+    prefetch_floats(tensors.stratified, ahead * s.coarse, rays_ahead * s.coarse);
     for (int i = threadIdx.x; i < rays * s.coarse; i += blockDim.x) {
       const int ray = s.coarse_divisor.divide(i), sample = i - ray * s.coarse;
       scratch.depths[ray * samples + sample] = stratified_depth(s, sample, tensors.stratified[global * s.coarse + i]);
