@@ -18,7 +18,7 @@ constexpr int kWarpKeys = kRaysOfFew * (kFewSamples + 4);  // two arrays of a ra
 static_assert(kWarpKeys >= kWarpSamples + 8, "and those of a ray of many samples");
 
 // How much of a warp's array one of its rays has.
-constexpr int part_of_warp(int whole, int rays) { return whole / rays / 4 * 4; }
+__host__ __device__ constexpr int part_of_warp(int whole, int rays) { return whole / rays / 4 * 4; }
 
 // Weights of samples in order of depth.
 template <int kRays, int kSlots>

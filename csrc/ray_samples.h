@@ -86,20 +86,26 @@ __device__ __forceinline__ bool all_distinct(int sum, int count, int arrays) {
   return __reduce_add_sync(~0u, sum) == arrays * (count * (count - 1) / 2);
 }
 
-// How many elements of ascending arrays are smaller than an x of each, side by side; every lane takes the same steps.
+// How many elements of ascending arrays are smaller than an x of each, side by side. Every lane takes as many steps,
+// and those of torch.searchsorted: where an array does not ascend, what is found depends on them.
 template <int K, class Float>
 __device__ __forceinline__ void lower_bound(int (&smaller)[K], Float* const (&ascending)[K], int count,
                                             const float (&x)[K]) {
+  int left[K];  // elements that it is still among
 #pragma unroll
-  for (int k = 0; k < K; k++) smaller[k] = 0;
+  for (int k = 0; k < K; k++) smaller[k] = 0, left[k] = count;
 #pragma unroll 1
-  for (int step = count > 0 ? 1 << (31 - __clz(count)) : 0; step > 0; step /= 2) {
-    float last[K];
+  for (int most = count; most > 0; most /= 2) {
+    float middle[K];
 #pragma unroll
-    for (int k = 0; k < K; k++) last[k] = ascending[k][min(smaller[k] + step, count) - 1];
+    for (int k = 0; k < K; k++) middle[k] = ascending[k][min(smaller[k] + left[k] / 2, count - 1)];
 #pragma unroll
-    for (int k = 0; k < K; k++)
-      if (last[k] < x[k] && smaller[k] + step <= count) smaller[k] += step;
+    for (int k = 0; k < K; k++) {
+      const bool behind = left[k] > 0 && middle[k] < x[k];
+      const int below = left[k] / 2;
+      smaller[k] += behind ? below + 1 : 0;
+      left[k] = behind ? left[k] - below - 1 : below;
+    }
   }
 }
 
