@@ -107,38 +107,44 @@ struct StepBuffers {
   }
 };
 
-// The sums over samples, spread over the warps of a block: a warp has 16 rows of the second layer's matrix (its part of
-// the columns where the matrix has fewer than 8 such strips) and pairs of 8 columns of the colour layer's.
+// The sums over samples, spread over the warps of a block so that every operand which a warp loads meets several
+// others: of the second layer's matrix a warp has 32 rows and half of the columns, of the colour layer's 32 rows
+// (colours) and 32 columns. Of what has one row or column (biases, the density's weights, the first layer) it has a
+// strip of 16.
 template <int kWidth, int kColor, class Buffers>
 struct LayerSums {
-  static constexpr int kStrips = kWidth / 16;                          // of 16 rows or columns
-  static constexpr int kSharers = kBackwardWarps / kStrips;            // warps that share a strip of rows
-  static constexpr int kSecond = (kStrips + kSharers - 1) / kSharers;  // strips of columns a warp
-  static constexpr int kColorStrips = kColor / 16 + 1;                 // and one for the density
-  static_assert(kStrips <= kBackwardWarps && kColorStrips <= kBackwardWarps, "one strip of rows a warp");
+  static constexpr int kSecond = kWidth / 32;  // strips of 16 columns
+  static_assert(kWidth == 16 * kBackwardWarps && kColor == 64, "");
 
-  float second[kSecond][2][4];
+  float second[2][kSecond][2][4];
   float second_bias[4];
   float first[4];
-  float color[kColorStrips][2][4];
+  float color[2][2][2][4];
+  float density[2][4];  // row 0 of 16
   float color_bias[4];
 
-  static constexpr int kValues = 8 * kSecond + 8 * kColorStrips + 12;  // of a thread
+  static constexpr int kValues = 16 * kSecond + 52;  // of a thread
+
+  // What a warp has of the matrices, as strips of 16 rows and columns, and which colours' biases: of the four strips of
+  // colours, and then the density's.
+  static __device__ __forceinline__ int second_row(int warp) { return warp / 2 * 2; }
+  static __device__ __forceinline__ int second_column(int warp) { return warp % 2 * kSecond; }
+  static __device__ __forceinline__ int color_row(int warp) { return warp % 2 * 2; }
+  static __device__ __forceinline__ int color_column(int warp) { return warp / 2 * 2; }
+  static __device__ __forceinline__ int bias_strip(int warp) { return warp < 4 ? color_row(warp) + warp / 2 : 4; }
 
   // Calls f(place, sum) for every sum of the thread.
   template <class F>
   __device__ __forceinline__ void each(F f) {
 #pragma unroll
-    for (int k = 0; k < kSecond; k++)
+    for (int i = 0; i < 16 * kSecond; i++) f(i, second[i / (8 * kSecond)][i / 8 % kSecond][i / 4 % 2][i % 4]);
 #pragma unroll
-      for (int i = 0; i < 8; i++) f(8 * k + i, second[k][i / 4][i % 4]);
+    for (int i = 0; i < 32; i++) f(16 * kSecond + i, color[i / 16][i / 8 % 2][i / 4 % 2][i % 4]);
 #pragma unroll
-    for (int k = 0; k < kColorStrips; k++)
-#pragma unroll
-      for (int i = 0; i < 8; i++) f(8 * (kSecond + k) + i, color[k][i / 4][i % 4]);
+    for (int i = 0; i < 8; i++) f(16 * kSecond + 32 + i, density[i / 4][i % 4]);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      constexpr int kFirst = 8 * (kSecond + kColorStrips);
+      constexpr int kFirst = 16 * kSecond + 40;
       f(kFirst + i, second_bias[i]), f(kFirst + 4 + i, first[i]), f(kFirst + 8 + i, color_bias[i]);
     }
   }
@@ -180,48 +186,58 @@ struct LayerSums {
     }
   }
 
+  // Which of two operands, by a number that all lanes of a warp have.
+  __device__ __forceinline__ static void choose(uint32_t (&to)[4], bool second, const uint32_t (&a)[4],
+                                                const uint32_t (&b)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) to[i] = second ? b[i] : a[i];
+  }
+
   // Adds a step's samples; all warps, between two barriers.
   __device__ __forceinline__ void add(const Buffers& buffers, int warp, int lane) {
     constexpr int kParts = Buffers::kParts, kRows = Buffers::kRows, kWide = Buffers::kWide;
     constexpr int kNarrow = Buffers::kNarrow;
-    const int strip = warp % kStrips, share = warp / kStrips;
 #pragma unroll 1
     for (int row = 0; row < kRows; row += 16) {
       uint32_t point[2];
       ldmatrix_x2_trans(point, buffers.point + (row + lane % 16) * Buffers::kPoint);
 #pragma unroll
       for (int part = 0; part < kParts; part++) {  // of the gradient: high, low
-        uint32_t a[4];
-        load_transposed<kWide>(a, buffers.second + part * kRows * kWide, row, 16 * strip, lane);
-        mma_m16n8k16_f16(second_bias, a, point, second_bias);
+        uint32_t a[2][4], of_density[4], chosen[4];
 #pragma unroll
-        for (int k = 0; k < kSecond; k++) {
-          const int column = 16 * (share * kSecond + k);
-          if (column >= kWidth) continue;
+        for (int i = 0; i < 2; i++)
+          load_transposed<kWide>(a[i], buffers.second + part * kRows * kWide, row, 16 * (second_row(warp) + i), lane);
+        choose(chosen, warp % 2 != 0, a[0], a[1]);
+        mma_m16n8k16_f16(second_bias, chosen, point, second_bias);
+#pragma unroll
+        for (int k = 0; k < kSecond; k++)
 #pragma unroll
           for (int other = 0; other < kParts - part; other++) {  // low · low is below the rounding
             uint32_t b[4];
-            load_pair<kWide>(b, buffers.h1 + other * kRows * kWide, row, column, lane);
-            multiply_pair(second[k], a, b);
+            load_pair<kWide>(b, buffers.h1 + other * kRows * kWide, row, 16 * (second_column(warp) + k), lane);
+#pragma unroll
+            for (int i = 0; i < 2; i++) multiply_pair(second[i][k], a[i], b);
           }
-        }
-        load_transposed<kWide>(a, buffers.first + part * kRows * kWide, row, 16 * strip, lane);
-        mma_m16n8k16_f16(first, a, point, first);
-        if (warp < kColorStrips) {
-          load_transposed<kNarrow>(a, buffers.color + part * kRows * kNarrow, row, 16 * warp, lane);
-          mma_m16n8k16_f16(color_bias, a, point, color_bias);
-        }
-        if (warp < kStrips) {
-          uint32_t b[kParts][4];
+        load_transposed<kWide>(a[0], buffers.first + part * kRows * kWide, row, 16 * warp, lane);
+        mma_m16n8k16_f16(first, a[0], point, first);
 #pragma unroll
-          for (int other = 0; other < kParts - part; other++)
-            load_pair<kWide>(b[other], buffers.h2 + other * kRows * kWide, row, 16 * warp, lane);
+        for (int i = 0; i < 2; i++)
+          load_transposed<kNarrow>(a[i], buffers.color + part * kRows * kNarrow, row, 16 * (color_row(warp) + i), lane);
+        load_transposed<kNarrow>(of_density, buffers.color + part * kRows * kNarrow, row, kColor, lane);
+        choose(chosen, warp / 2 != 0, a[0], a[1]);
+        choose(chosen, warp >= 4, chosen, of_density);
+        mma_m16n8k16_f16(color_bias, chosen, point, color_bias);
 #pragma unroll
-          for (int k = 0; k < kColorStrips; k++) {
-            load_transposed<kNarrow>(a, buffers.color + part * kRows * kNarrow, row, 16 * k, lane);
+        for (int other = 0; other < kParts - part; other++) {
+          uint32_t b[2][4];
 #pragma unroll
-            for (int other = 0; other < kParts - part; other++) multiply_pair(color[k], a, b[other]);
+          for (int k = 0; k < 2; k++) {
+            load_pair<kWide>(b[k], buffers.h2 + other * kRows * kWide, row, 16 * (color_column(warp) + k), lane);
+#pragma unroll
+            for (int i = 0; i < 2; i++) multiply_pair(color[i][k], a[i], b[k]);
           }
+          choose(chosen, warp % 2 != 0, b[0], b[1]);
+          multiply_pair(density, of_density, chosen);
         }
       }
     }
@@ -230,40 +246,42 @@ struct LayerSums {
   // Writes the sums, divided by the scales, in `GradientLayout`.
   __device__ __forceinline__ void store(float* to, const GradientLayout& layout, float unscale_colors, float unscale,
                                         int warp, int lane) {
-    const int strip = warp % kStrips, share = warp / kStrips;
     const int row = lane / 4, pair = lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int out = 16 * strip + row + i / 2 * 8;
+      const int of = row + i / 2 * 8, column = pair + i % 2;  // in a strip, and of 8
 #pragma unroll
-      for (int k = 0; k < kSecond; k++)
+      for (int m = 0; m < 2; m++)
 #pragma unroll
-        for (int n = 0; n < 2; n++) {
-          const int in = 16 * (share * kSecond + k) + 8 * n + pair + i % 2;
-          if (out < layout.width && in < layout.width) to[out * layout.width + in] = unscale * second[k][n][i];
+        for (int n = 0; n < 2 * kSecond; n++) {
+          const int out = 16 * (second_row(warp) + m) + of, in = 16 * second_column(warp) + 8 * n + column;
+          if (out < layout.width && in < layout.width)
+            to[out * layout.width + in] = unscale * second[m][n / 2][n % 2][i];
         }
-      const int column = pair + i % 2;  // x, y, z, 1, low x, low y, low z, 0
-      // The low parts of a point are four columns, that is two lanes, further on.
+#pragma unroll
+      for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+          const int out = 16 * (color_row(warp) + m) + of, in = 16 * color_column(warp) + 8 * n + column;
+          if (out < layout.color && in < layout.width)
+            to[layout.color_weight() + out * layout.width + in] = unscale_colors * color[m][n / 2][n % 2][i];
+        }
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const int in = 16 * warp + 8 * n + column;
+        if (of == 0 && in < layout.width) to[layout.density_weight() + in] = unscale * density[n][i];
+      }
+      // Beside a sum's columns x, y, z, 1 are those of low x, y, z: two lanes further on.
+      const int out = 16 * warp + of, channel = 16 * bias_strip(warp) + of;
       const float low = __shfl_down_sync(~0u, first[i], 2);
-      if (share == 0 && out < layout.width) {
-        if (column < 3) to[layout.first() + 3 * out + column] = unscale * (first[i] + low);
-        if (column == 3) to[layout.first_bias() + out] = unscale * first[i];
-        if (column == 3) to[layout.second_bias() + out] = unscale * second_bias[i];
+      if (out < layout.width && column < 3) to[layout.first() + 3 * out + column] = unscale * (first[i] + low);
+      if (out < layout.width && column == 3) {
+        to[layout.first_bias() + out] = unscale * first[i];
+        to[layout.second_bias() + out] = unscale * second_bias[i];
       }
-      const int channel = 16 * warp + row + i / 2 * 8;
-      if (warp < kColorStrips && column == 3) {
-        if (channel < layout.color) to[layout.color_bias() + channel] = unscale_colors * color_bias[i];
-        if (channel == kColor) to[layout.density_bias()] = unscale * color_bias[i];
-      }
-#pragma unroll
-      for (int k = 0; k < kColorStrips; k++)
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-          const int of = 16 * k + row + i / 2 * 8, in = 16 * warp + 8 * n + pair + i % 2;
-          if (warp >= kStrips || in >= layout.width) continue;
-          if (of < layout.color) to[layout.color_weight() + of * layout.width + in] = unscale_colors * color[k][n][i];
-          if (of == kColor) to[layout.density_weight() + in] = unscale * color[k][n][i];
-        }
+      if (warp < 4 && channel < layout.color && column == 3)
+        to[layout.color_bias() + channel] = unscale_colors * color_bias[i];
+      if (warp == 4 && channel == kColor && column == 3) to[layout.density_bias()] = unscale * color_bias[i];
     }
   }
 };

@@ -122,90 +122,127 @@ __device__ __forceinline__ float stratified_depth(const RaySettings& s, int i, f
   return linspace(s.near, s.far, s.coarse, i) + (u - 0.5f) * spacing;
 }
 
-// Coarse weights of rays, and from them their fine depths: a warp's `first` ray and, where a group of lanes is smaller
-// than a warp, those behind it.
-template <int kLanes, class Color>
+// Coarse weights of rays, and from them their fine depths: of `first` and those behind it, kRays times as many as a
+// warp has groups of lanes.
+template <int kLanes, int kRays, class Color>
 __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, const RaySettings& s,
                                                    const RayScratch<Color>& scratch, int first, int rays,
                                                    int64_t global, int thread) {
-  constexpr int kSlots = kLanes == 32 ? kWarpSamples / 32 : 1, kGroups = 32 / kLanes;
-  const int samples = s.coarse + s.fine, lane = thread % kLanes, group = thread / kLanes;  // of the block
-  const int mine = first + group % kGroups, ray = min(mine, rays - 1);
-  float* depths = scratch.depths + ray * samples;
-  float density[kSlots], depth[kSlots], next[kSlots], weight[kSlots];
+  constexpr int kSlots = kLanes == 32 ? kWarpSamples / 32 : 1, kGroups = 32 / kLanes, kAll = kGroups * kRays;
+  const int samples = s.coarse + s.fine, lane = thread % kLanes, warp = thread / 32;
+  bool there[kRays];
+  float density[kRays][kSlots], depth[kRays][kSlots], next[kRays][kSlots], draw[kSlots][kRays];
+  float *depths[kRays], *cdf[kRays];
+  unsigned* keys[kRays];
 #pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    if (kLanes * slot >= s.coarse) continue;
-    const int i = kLanes * slot + lane, there = min(i, s.coarse - 1);
-    depth[slot] = depths[there];
-    next[slot] = depths[min(i + 1, s.coarse - 1)];
-    density[slot] = scratch.density[ray * samples + there];
-    if (tensors.coarse_noise != nullptr) density[slot] += tensors.coarse_noise[(global + ray) * s.coarse + there];
+  for (int k = 0; k < kRays; k++) {
+    const int of_warp = kGroups * k + thread % 32 / kLanes, mine = first + of_warp;
+    there[k] = mine < rays;
+    const int ray = there[k] ? mine : first;  // not another warp's
+    depths[k] = scratch.depths + ray * samples;
+    cdf[k] = scratch.cdf + warp * kWarpSamples + of_warp * part_of_warp(kWarpSamples, kAll);
+    keys[k] = scratch.keys + warp * kWarpKeys + of_warp * part_of_warp(kWarpKeys, kAll);
+#pragma unroll
+    for (int slot = 0; slot < kSlots; slot++) {
+      const int i = min(kLanes * slot + lane, s.coarse - 1), j = min(kLanes * slot + lane, s.fine - 1);
+      depth[k][slot] = depths[k][i];
+      next[k][slot] = depths[k][min(i + 1, s.coarse - 1)];
+      density[k][slot] = scratch.density[ray * samples + i];
+      if (tensors.coarse_noise != nullptr) density[k][slot] += tensors.coarse_noise[(global + ray) * s.coarse + i];
+      draw[slot][k] = tensors.importance[(global + ray) * s.fine + j];
+    }
   }
   const auto c = composite_lanes<kLanes>(density, depth, next, s.coarse, s.softplus, lane);
+  float weight[kRays][kSlots];
 #pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) weight[slot] = c.weight(slot);
-  resample<kLanes>(depths, depths + s.coarse, weight, tensors.importance + (global + ray) * s.fine,
-                   scratch.cdf + group * (kWarpSamples / kGroups), scratch.keys + group * (kWarpKeys / kGroups),
-                   s.coarse, s.fine, lane, mine < rays);
+  for (int k = 0; k < kRays; k++)
+#pragma unroll
+    for (int slot = 0; slot < kSlots; slot++) weight[k][slot] = c.weight(k, slot);
+  resample<kLanes>(depths, weight, draw, cdf, keys, s.coarse, s.fine, lane, there);
 }
 
-// The final weights of a ray, and everything that is written of it.
-template <class Color>
-__device__ void composite_ray(const RayTensors& tensors, const RaySettings& s, const RayScratch<Color>& scratch,
-                              int ray, int64_t global, int channels, int color_row, int thread) {
-  const int lane = thread % 32, warp = thread / 32;
-  constexpr int kSlots = kWarpSamples / 32;
-  const int samples = s.coarse + s.fine;
-  const float *depths = scratch.depths + ray * samples, *raw = scratch.density + ray * samples;
-  int* order = scratch.order + ray * samples;
-  merge(depths, order, scratch.keys + warp * kWarpKeys, s.coarse, s.fine, lane);
-  float density[kSlots], depth[kSlots], next[kSlots];
-  int sample[kSlots];
+// The final weights of kRays rays from `first` on, and everything that is written of them.
+template <int kRays, class Color>
+__device__ __forceinline__ void composite_rays(const RayTensors& tensors, const RaySettings& s,
+                                               const RayScratch<Color>& scratch, int first, int rays, int64_t global,
+                                               int channels, int color_row, int thread) {
+  constexpr int kSlots = kRays > 1 ? 1 : kWarpSamples / 32;
+  const int samples = s.coarse + s.fine, lane = thread % 32, warp = thread / 32;
+  bool there[kRays];
+  int64_t index[kRays];  // of the ray in [B, R]
+  const float* depths[kRays];
+  const Color* colors[kRays];
+  int* order[kRays];
+  unsigned* keys[kRays];
+  float density[kRays][kSlots], depth[kRays][kSlots], next[kRays][kSlots];
+  float *weights[kRays], *out[kRays];
+  int sample[kRays][kSlots];
 #pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    if (32 * slot >= samples) continue;
-    const int i = 32 * slot + lane, there = min(i, samples - 1);
-    sample[slot] = order[there];
-    depth[slot] = depths[sample[slot]];
-    next[slot] = depths[order[min(i + 1, samples - 1)]];
-    density[slot] = raw[sample[slot]];
-    const float* noise = s.fine > 0 ? tensors.merged_noise : tensors.coarse_noise;
-    if (noise != nullptr) density[slot] += noise[global * samples + there];
+  for (int k = 0; k < kRays; k++) {
+    there[k] = first + k < rays;
+    const int ray = there[k] ? first + k : first;  // not another warp's
+    index[k] = global + ray;
+    depths[k] = scratch.depths + ray * samples;
+    colors[k] = scratch.colors + ray * samples * color_row;
+    order[k] = scratch.order + ray * samples;
+    keys[k] = scratch.keys + warp * kWarpKeys + k * part_of_warp(kWarpKeys, kRays);
+    weights[k] = scratch.cdf + warp * kWarpSamples + k * part_of_warp(kWarpSamples, kRays);
+    out[k] = tensors.colors + index[k] * channels;
   }
+  merge<kRays, kSlots>(depths, order, keys, s.coarse, s.fine, lane, there);
+  const float* noise = s.fine > 0 ? tensors.merged_noise : tensors.coarse_noise;
+#pragma unroll
+  for (int k = 0; k < kRays; k++)
+#pragma unroll
+    for (int slot = 0; slot < kSlots; slot++) {
+      if (32 * slot >= samples) continue;
+      const int i = min(32 * slot + lane, samples - 1);
+      sample[k][slot] = order[k][i];
+      depth[k][slot] = depths[k][sample[k][slot]];
+      next[k][slot] = depths[k][order[k][min(i + 1, samples - 1)]];
+      density[k][slot] = scratch.density[depths[k] - scratch.depths + sample[k][slot]];
+      if (noise != nullptr) density[k][slot] += noise[index[k] * samples + i];
+    }
   const auto c = composite_lanes<32>(density, depth, next, samples, s.softplus, lane);
-  float weight[kSlots], sum = 0.0f, depth_sum = 0.0f;
+  float weight[kRays][kSlots], sum[kRays], depth_sum[kRays];
 #pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    weight[slot] = c.weight(slot);
-    sum += weight[slot];
-  }
-  sum = sum_lanes(sum, 1, 32);
+  for (int k = 0; k < kRays; k++) {
+    sum[k] = depth_sum[k] = 0.0f;
 #pragma unroll
-  for (int slot = 0; slot < kSlots; slot++) {
-    const int i = 32 * slot + lane;
-    if (32 * slot >= samples) continue;
-    if (s.last_back && i == samples - 1) weight[slot] += 1.0f - sum;
-    depth_sum += weight[slot] * depth[slot];
-    if (i >= samples) continue;
-    tensors.weights[global * samples + i] = weight[slot];
-    tensors.depths[global * samples + i] = depth[slot];
-    if (tensors.transmittance != nullptr) tensors.transmittance[global * samples + i] = c.transmittance[slot];
+    for (int slot = 0; slot < kSlots; slot++) {
+      weight[k][slot] = c.weight(k, slot);
+      sum[k] += weight[k][slot];
+    }
   }
-  depth_sum = sum_lanes(depth_sum, 1, 32);
-  if (lane == 0) {
-    tensors.depth[global] = depth_sum;
-    tensors.weight_sum[global] = sum;
-  }
-  composite_colors(scratch.colors + ray * samples * color_row, scratch.colors + color_row - kPadColors<Color>, weight,
-                   sample, scratch.cdf + warp * kWarpSamples, samples, channels, color_row,
-                   tensors.colors + global * channels, lane);
+  sum_lanes(sum, 1, 32);
+#pragma unroll
+  for (int k = 0; k < kRays; k++)
+#pragma unroll
+    for (int slot = 0; slot < kSlots; slot++) {
+      const int i = 32 * slot + lane;
+      if (32 * slot >= samples) continue;
+      if (s.last_back && i == samples - 1) weight[k][slot] += 1.0f - sum[k];
+      depth_sum[k] += weight[k][slot] * depth[k][slot];
+      if (i >= samples || !there[k]) continue;
+      tensors.weights[index[k] * samples + i] = weight[k][slot];
+      tensors.depths[index[k] * samples + i] = depth[k][slot];
+      if (tensors.transmittance != nullptr) tensors.transmittance[index[k] * samples + i] = c.transmittance[k][slot];
+    }
+  sum_lanes(depth_sum, 1, 32);
+#pragma unroll
+  for (int k = 0; k < kRays; k++)
+    if (lane == 0 && there[k]) {
+      tensors.depth[index[k]] = depth_sum[k];
+      tensors.weight_sum[index[k]] = sum[k];
+    }
+  composite_colors(colors, scratch.colors + color_row - kPadColors<Color>, weight, sample, weights, samples, channels,
+                   color_row, out, lane, there);
 }
 
 // Has `count` floats from `first` on brought near, by all threads of the block; of null there is nothing to bring.
 __device__ __forceinline__ void prefetch_floats(const float* from, int64_t first, int count) {
   constexpr int kLine = kCacheLine / sizeof(float);
-  if (from == nullptr) return;
+  if (from == nullptr || count == 0) return;
   for (int i = threadIdx.x * kLine; i < count + kLine - 1; i += blockDim.x * kLine)
     prefetch_line(from + first + min(i, count - 1));
 }
@@ -217,6 +254,10 @@ __device__ __forceinline__ int thread_here() {
   compute_here(thread);
   return thread;
 }
+
+// The warp's index, as a number that the compiler knows to be the same in all lanes: what depends on it is then no
+// reason to look before every shuffle whether they have parted.
+__device__ __forceinline__ int warp_of(int thread) { return __shfl_sync(~0u, thread / 32, 0); }
 
 // The work of a block.
 template <class Field>
@@ -247,10 +288,15 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
       scratch.ray[i / 3 * 6 + i % 3] = tensors.origins[global * 3 + i];
       scratch.ray[i / 3 * 6 + 3 + i % 3] = tensors.directions[global * 3 + i];
     }
-    // What the work on rays reads would be waited for once a ray.
+    // What the work on rays reads would be waited for once a ray, and what a tile begins with, by all warps.
     prefetch_floats(tensors.importance, global * s.fine, rays * s.fine);
     prefetch_floats(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
     prefetch_floats(tensors.merged_noise, global * samples, rays * samples);
+    const int64_t ahead = global + rays;  // the tiles' rays lie one behind the other
+    const int rays_ahead = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.images * s.rays - ahead));
+    prefetch_floats(tensors.origins, ahead * 3, rays_ahead * 3);
+    prefetch_floats(tensors.directions, ahead * 3, rays_ahead * 3);
+    prefetch_floats(tensors.stratified, ahead * s.coarse, rays_ahead * s.coarse);
     for (int i = threadIdx.x; i < rays * s.coarse; i += blockDim.x) {
       const int ray = s.coarse_divisor.divide(i), sample = i - ray * s.coarse;
       scratch.depths[ray * samples + sample] = stratified_depth(s, sample, tensors.stratified[global * s.coarse + i]);
@@ -259,18 +305,22 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
     field.evaluate(SamplePass<Color>{scratch, rays, 0, s.coarse_divisor, samples});
     __syncthreads();
     if (s.fine > 0) {
-      const bool two_a_warp = s.coarse <= 16 && s.fine <= 16;
-      const int thread = thread_here();
-      for (int first = (two_a_warp ? 2 : 1) * (thread / 32); first < rays; first += (two_a_warp ? 2 : 1) * warps)
-        two_a_warp ? place_fine_samples<16>(tensors, s, scratch, first, rays, global, thread)
-                   : place_fine_samples<32>(tensors, s, scratch, first, rays, global, thread);
+      const bool few = s.coarse <= 16 && s.fine <= 16;  // then half a warp has two rays
+      const int thread = thread_here(), at_a_time = few ? 4 : 1;
+      for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
+        few ? place_fine_samples<16, 2>(tensors, s, scratch, first, rays, global, thread)
+            : place_fine_samples<32, 1>(tensors, s, scratch, first, rays, global, thread);
       __syncthreads();
       field.evaluate(SamplePass<Color>{scratch, rays, s.coarse, s.fine_divisor, samples});
       __syncthreads();
     }
-    const int thread = thread_here();
-    for (int ray = thread / 32; ray < rays; ray += warps)
-      composite_ray(tensors, s, scratch, ray, global + ray, Field::channels(layers), Field::color_row(layers), thread);
+    const bool few = samples <= kFewSamples;
+    const int thread = thread_here(), at_a_time = few ? kRaysOfFew : 1;
+    for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
+      few ? composite_rays<kRaysOfFew>(tensors, s, scratch, first, rays, global, Field::channels(layers),
+                                       Field::color_row(layers), thread)
+          : composite_rays<1>(tensors, s, scratch, first, rays, global, Field::channels(layers),
+                              Field::color_row(layers), thread);
   }
 }
 

@@ -40,6 +40,7 @@ __device__ __forceinline__ float from_sortable(unsigned key) {
 // How many of `count` keys come before `key`; of equal ones, the first `ties`.
 __device__ __forceinline__ int count_before(const unsigned* keys, int count, unsigned key, int ties) {
   int before = 0;
+#pragma unroll 1  // hardly ever needed
   for (int m = 0; m < count; m++) before += keys[m] < key || (keys[m] == key && m < ties);
   return before;
 }
@@ -50,15 +51,33 @@ __device__ __forceinline__ void pad_keys(unsigned* keys, int count, int lane) {
   if (lane < padded_keys(count) - count) keys[count + lane] = kLastKey;
 }
 
-// How many keys of such an array are smaller.
-__device__ __forceinline__ int count_smaller(const unsigned* keys, int count, unsigned key) {
-  int smaller = 0;
+// How many of four keys are smaller.
+__device__ __forceinline__ int count_smaller(const uint4& four, unsigned key) {
+  return (four.x < key) + (four.y < key) + (four.z < key) + (four.w < key);
+}
+
+// How many keys of each of such arrays are smaller than a key, side by side.
+template <int K, class Key>
+__device__ __forceinline__ void count_smaller(int (&smaller)[K], Key* const (&keys)[K], int count,
+                                              const unsigned (&key)[K]) {
+#pragma unroll
+  for (int k = 0; k < K; k++) smaller[k] = 0;
 #pragma unroll 1
   for (int m = 0; m < count; m += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(keys + m);
-    smaller += (four.x < key) + (four.y < key) + (four.z < key) + (four.w < key);
+    uint4 four[K];
+#pragma unroll
+    for (int k = 0; k < K; k++) four[k] = *reinterpret_cast<const uint4*>(keys[k] + m);
+#pragma unroll
+    for (int k = 0; k < K; k++) smaller[k] += count_smaller(four[k], key[k]);
   }
-  return smaller;
+}
+
+__device__ __forceinline__ int count_smaller(const unsigned* keys, int count, unsigned key) {
+  int smaller[1];
+  const unsigned* const of[1] = {keys};
+  const unsigned than[1] = {key};
+  count_smaller(smaller, of, count, than);
+  return smaller[0];
 }
 
 // Whether `arrays` times `count` keys have no equal ones in any array, from each lane's sum of their ranks by
@@ -67,19 +86,35 @@ __device__ __forceinline__ bool all_distinct(int sum, int count, int arrays) {
   return __reduce_add_sync(~0u, sum) == arrays * (count * (count - 1) / 2);
 }
 
-// The number of elements of an ascending array that are smaller than x.
-__device__ __forceinline__ int lower_bound(const float* ascending, int count, float x) {
-  int first = 0;
-  while (count > 0) {
-    const int half_count = count / 2;
-    if (ascending[first + half_count] < x) {
-      first += half_count + 1;
-      count -= half_count + 1;
-    } else {
-      count = half_count;
+// How many elements of ascending arrays are smaller than an x of each, side by side. Every lane takes as many steps,
+// and those of torch.searchsorted: where an array does not ascend, what is found depends on them.
+template <int K, class Float>
+__device__ __forceinline__ void lower_bound(int (&smaller)[K], Float* const (&ascending)[K], int count,
+                                            const float (&x)[K]) {
+  int left[K];  // elements that it is still among
+#pragma unroll
+  for (int k = 0; k < K; k++) smaller[k] = 0, left[k] = count;
+#pragma unroll 1
+  for (int most = count; most > 0; most /= 2) {
+    float middle[K];
+#pragma unroll
+    for (int k = 0; k < K; k++) middle[k] = ascending[k][min(smaller[k] + left[k] / 2, count - 1)];
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+      const bool behind = left[k] > 0 && middle[k] < x[k];
+      const int below = left[k] / 2;
+      smaller[k] += behind ? below + 1 : 0;
+      left[k] = behind ? left[k] - below - 1 : below;
     }
   }
-  return first;
+}
+
+__device__ __forceinline__ int lower_bound(const float* ascending, int count, float x) {
+  int smaller[1];
+  const float* const of[1] = {ascending};
+  const float than[1] = {x};
+  lower_bound(smaller, of, count, than);
+  return smaller[0];
 }
 
 }  // namespace cips3d

@@ -51,8 +51,11 @@ __device__ __forceinline__ RayLane ray_lane(int group, int64_t rays) {
 template <int K>
 __device__ __forceinline__ void sum_lanes(float (&x)[K], int low, int high) {
   for (int bit = low; bit < high; bit *= 2) {
+    float other[K];
 #pragma unroll
-    for (int k = 0; k < K; k++) x[k] += __shfl_xor_sync(~0u, x[k], bit);
+    for (int k = 0; k < K; k++) other[k] = __shfl_xor_sync(~0u, x[k], bit);
+#pragma unroll
+    for (int k = 0; k < K; k++) x[k] += other[k];
   }
 }
 
@@ -62,13 +65,23 @@ __device__ __forceinline__ float sum_lanes(float x, int low, int high) {
   return sum[0];
 }
 
-// Sum over this lane and those before it in its group.
-__device__ __forceinline__ float sum_up_to(float x, int index, int group) {
+// Sums over this lane and those before it in its group, of several numbers side by side.
+template <int K>
+__device__ __forceinline__ void sum_up_to(float (&x)[K], int index, int group) {
   for (int step = 1; step < group; step *= 2) {
-    const float before = __shfl_up_sync(~0u, x, step, group);
-    if (index >= step) x += before;
+    float before[K];
+#pragma unroll
+    for (int k = 0; k < K; k++) before[k] = __shfl_up_sync(~0u, x[k], step, group);
+#pragma unroll
+    for (int k = 0; k < K; k++)
+      if (index >= step) x[k] += before[k];
   }
-  return x;
+}
+
+__device__ __forceinline__ float sum_up_to(float x, int index, int group) {
+  float sum[1] = {x};
+  sum_up_to(sum, index, group);
+  return sum[0];
 }
 
 // Sum over this lane and those behind it in its group.
@@ -80,13 +93,23 @@ __device__ __forceinline__ float sum_from(float x, int index, int group) {
   return x;
 }
 
-// Product over this lane and those before it in its group.
-__device__ __forceinline__ float product_up_to(float x, int index, int group) {
+// Products over this lane and those before it in its group, of several numbers side by side.
+template <int K>
+__device__ __forceinline__ void product_up_to(float (&x)[K], int index, int group) {
   for (int step = 1; step < group; step *= 2) {
-    const float before = __shfl_up_sync(~0u, x, step, group);
-    if (index >= step) x *= before;
+    float before[K];
+#pragma unroll
+    for (int k = 0; k < K; k++) before[k] = __shfl_up_sync(~0u, x[k], step, group);
+#pragma unroll
+    for (int k = 0; k < K; k++)
+      if (index >= step) x[k] *= before[k];
   }
-  return x;
+}
+
+__device__ __forceinline__ float product_up_to(float x, int index, int group) {
+  float product[1] = {x};
+  product_up_to(product, index, group);
+  return product[0];
 }
 
 // The rows of C channels of one ray's samples: S coarse ones, then fine ones from a tensor of their own. Without fine

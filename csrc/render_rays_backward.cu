@@ -92,8 +92,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       ray.direction = load3(saved.directions + 3 * ray.index);
       ray.grad_sum = gradients.weight_sum == nullptr ? 0.0f : gradients.weight_sum[ray.index];
       ray.grad_depth = gradients.depth == nullptr ? 0.0f : gradients.depth[ray.index];
+      const int last = s.samples - 1 + s.samples % 2;
+      load_depths(ray, saved, s, last);
 #pragma unroll 1
-      for (int later = s.samples - 1 + s.samples % 2; later > 0; later -= 2) {
+      for (int later = last; later > 0; later -= 2) {
         differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, later, 16 * in_step,
                                              share, lane);
         __syncthreads();

@@ -2,32 +2,9 @@
 // differentiated.
 #pragma once
 #include "layer_sums.h"
-#include "ray_samples.h"
+#include "ray_gradients.h"
 
 namespace cips3d {
-
-struct SavedRays {
-  const float* origins;        // [B, R, 3]
-  const float* directions;     // [B, R, 3]
-  const float* depths;         // [B, R, N] ascending
-  const float* transmittance;  // [B, R, N] in front of each sample
-  const float* weights;        // [B, R, N]
-  const float* noise;          // [B, R, N] added to the densities, or null
-};
-
-struct OutputGradients {
-  const float* colors;      // [B, R, C]
-  const float* weight_sum;  // [B, R] or null
-  const float* depth;       // [B, R] or null
-  const float* weights;     // [B, R, N] or null
-  const float* scales;      // [2] by GradientScale
-};
-
-struct BackwardSettings {
-  int64_t images, rays;
-  int samples;
-  bool softplus, last_back;
-};
 
 // accumulator[n] += A · Wᵀ's transpose, that is A · W, for 16 rows of W [., kRow] from `row` on (the step of the sum)
 // and 16 columns from `column` on.
@@ -53,45 +30,13 @@ __device__ __forceinline__ void multiply_step_transposed(float (&accumulator)[2]
   }
 }
 
-// One ray of a lane: what stays the same over its samples, and what runs from back to front.
-struct RayState {
-  float3 origin, direction;
-  float grad_sum, grad_depth, behind, last_gradient;
-  float3 grad_origin, grad_direction;
-  int64_t index;  // of the ray in [B, R]
-  bool there;
-};
-
-// Alpha compositing at one sample, backward; see the composite op.
-struct SampleGradient {
-  float weight;   // what its colour is multiplied with
-  float density;  // gradient of the raw density
-};
-
-__device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, const SavedRays& saved,
-                                                               const OutputGradients& gradients,
-                                                               const BackwardSettings& s, int i, float raw,
-                                                               float grad_of_colors, float depth) {
-  if (!ray.there || i >= s.samples) return {0.0f, 0.0f};
-  const int64_t at = ray.index * s.samples + i;
-  if (saved.noise != nullptr) raw += saved.noise[at];
-  const bool last = i + 1 == s.samples;
-  const float delta = last ? kLastDelta : saved.depths[at + 1] - depth;
-  const float density = activated(raw, s.softplus), slope = activation_slope(raw, s.softplus);
-  const float passed = expf(-delta * density), alpha = 1.0f - passed, light = saved.transmittance[at];
-  float grad = grad_of_colors + ray.grad_depth * depth;
-  if (gradients.weights != nullptr) grad += gradients.weights[at];
-  const float weight = alpha * light;
-  float shown = weight;
-  if (s.last_back) {
-    // The last sample shows 1 minus the others: it takes no gradient of its own and its gradient goes off the others'.
-    if (last) ray.last_gradient = grad, shown = saved.weights[at];
-    grad -= ray.last_gradient;
-  }
-  grad += ray.grad_sum;  // goes by the weights without that
-  const float grad_alpha = grad * light - ray.behind / (1.0f - alpha + kTransmittanceFloor);
-  ray.behind += grad * weight;
-  return {shown, grad_alpha * delta * passed * slope};
+// Two gradients as halves; what is too large for them becomes the largest.
+template <bool kAccurate>
+__device__ __forceinline__ void pack_gradients(float x, float y, uint32_t& high, uint32_t& low) {
+  if (kAccurate) return pack_activations<true>(clamp_to_half(x), clamp_to_half(y), high, low);
+  const half2 most = __floats2half2_rn(kLargestHalf, kLargestHalf);
+  const half2 pair = __hmin2(__hmax2(__floats2half2_rn(x, y), __floats2half2_rn(-kLargestHalf, -kLargestHalf)), most);
+  memcpy(&high, &pair, sizeof(high));
 }
 
 // An operand A [16, 16] of rows `row` to row + 15 of a buffer, columns `column` to column + 15, that the tile's warps
@@ -99,14 +44,6 @@ __device__ __forceinline__ SampleGradient differentiate_sample(RayState& ray, co
 template <int kRow>
 __device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, int row, int column, int lane) {
   ldmatrix_x4(a, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
-}
-
-// Values `channel` (even) and the one behind it of a row of `channels`; those past its end are 0. Rows may be those of
-// a part of a larger tensor, which begins anywhere.
-__device__ __forceinline__ float2 pair_of_channels(const float* row, int channel, int channels) {
-  if (channels % 2 == 0 && reinterpret_cast<uintptr_t>(row) % sizeof(float2) == 0)
-    return channel < channels ? *reinterpret_cast<const float2*>(row + channel) : make_float2(0.0f, 0.0f);
-  return make_float2(channel < channels ? row[channel] : 0.0f, channel + 1 < channels ? row[channel + 1] : 0.0f);
 }
 
 // Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g. Recomputes the field,
@@ -126,26 +63,31 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   // Whether operands A are read from the buffers again for every product: there are no registers for them besides the
   // low parts or the rays' gradients, and a warp that shares its tile has not made all of them itself.
   constexpr bool kReload = kAccurate || kRayGradients || Buffers::kSharers > 1;
+  // Strips of 16 channels that are computed at a time: one matrix instruction in flight an accumulator, a strip has two
+  // of them, and four hide each other's latency.
+  constexpr int kStrips = kSteps % 2 == 0 && !kAccurate ? 2 : 1;
   const int pair = lane % 4 * 2;
   const int row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
   const int own = 16 * kSteps * share, own_color = 16 * kColorSteps * share;  // first channels
-  float depth[2];
   float3 point[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    const int i = min(later - r, s.samples - 1);
-    depth[r] = saved.depths[ray.index * s.samples + i];
-    point[r] = make_float3(fmaf(depth[r], ray.direction.x, ray.origin.x), fmaf(depth[r], ray.direction.y, ray.origin.y),
-                           fmaf(depth[r], ray.direction.z, ray.origin.z));
+    point[r] = make_float3(fmaf(ray.depth[r], ray.direction.x, ray.origin.x),
+                           fmaf(ray.depth[r], ray.direction.y, ray.origin.y),
+                           fmaf(ray.depth[r], ray.direction.z, ray.origin.z));
   }
 
+  // Here and below weights are read before anything is stored: no compiler moves a load across a store to memory that
+  // could be the same, and the load would be waited for.
   uint32_t h1[kReload ? 1 : kDepth][4];
+  float4 next[2] = {weights.first[own + pair], weights.first[own + pair + 1]};
 #pragma unroll
   for (int k = 0; k < kSteps; k++)
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-      const int channel = own + 16 * k + 8 * e + pair;
-      const float4 a = weights.first[channel], b = weights.first[channel + 1];
+      const int channel = own + 16 * k + 8 * e + pair, behind = min(channel + 8, kWidth - 2);
+      const float4 a = next[0], b = next[1];
+      next[0] = weights.first[behind], next[1] = weights.first[behind + 1];
 #pragma unroll
       for (int r = 0; r < 2; r++) {
         const float3 p = point[r];
@@ -160,8 +102,8 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 
   float density[2] = {0.0f, 0.0f};
 #pragma unroll 1
-  for (int column = own; column < own + 16 * kSteps; column += 16) {
-    float phase[1][2][4] = {};
+  for (int column = own; column < own + 16 * kSteps; column += 16 * kStrips) {
+    float phase[kStrips][1][2][4] = {};
 #pragma unroll
     for (int k = 0; k < kDepth; k++) {
       uint32_t high[1][4], low[1][4] = {};
@@ -172,18 +114,26 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
         for (int i = 0; i < 4; i++) high[0][i] = h1[kReload ? 0 : k][i];
       }
-      multiply_step<1, kAccurate, kRow>(phase, high, low, weights.second, kWidth * kRow, column, 16 * k, lane);
+#pragma unroll
+      for (int strip = 0; strip < kStrips; strip++)
+        multiply_step<1, kAccurate, kRow>(phase[strip], high, low, weights.second, kWidth * kRow, column + 16 * strip,
+                                          16 * k, lane);
+    }
+    float2 bias[2 * kStrips], v[2 * kStrips];
+#pragma unroll
+    for (int n = 0; n < 2 * kStrips; n++) {
+      bias[n] = *reinterpret_cast<const float2*>(weights.second_bias + column + 8 * n + pair);
+      v[n] = *reinterpret_cast<const float2*>(weights.density + column + 8 * n + pair);
     }
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
+    for (int n = 0; n < 2 * kStrips; n++) {
       const int channel = column + 8 * n + pair;
-      const float2 bias = *reinterpret_cast<const float2*>(weights.second_bias + channel);
-      const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
+      const float (&of_channels)[4] = phase[n / 2][0][n % 2];
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const float px = phase[0][n][2 * r] + bias.x, py = phase[0][n][2 * r + 1] + bias.y;
+        const float px = of_channels[2 * r] + bias[n].x, py = of_channels[2 * r + 1] + bias[n].y;
         const float x = sine<kAccurate>(px), y = sine<kAccurate>(py);
-        density[r] = fmaf(x, v.x, fmaf(y, v.y, density[r]));
+        density[r] = fmaf(x, v[n].x, fmaf(y, v[n].y, density[r]));
         uint32_t high, low = 0;
         pack_activations<kAccurate>(x, y, high, low);
         Buffers::template put<kWide>(buffers.h2, row[r], channel, high, low);
@@ -194,6 +144,14 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   }
   Buffers::meet();
 
+  float2 grad_color[2 * kColorSteps];
+  const float* grad_colors = gradients.colors + ray.index * (colors + colors % 2);
+#pragma unroll
+  for (int n = 0; n < 2 * kColorSteps; n++) {
+    const int channel = own_color + 8 * n + pair;
+    grad_color[n] = channel < colors ? *reinterpret_cast<const float2*>(grad_colors + channel) : make_float2(0, 0);
+  }
+  const SampleInputs inputs = load_inputs(ray, saved, gradients, s, later);
   float color[kColorSteps][1][2][4] = {};
 #pragma unroll 2
   for (int k = 0; k < kDepth; k++) {
@@ -209,12 +167,11 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   // The density, and the gradient of a sample's weight through its colours, Σ g_c colour_c: first of the lane's own
   // channels, then of all of them.
   float totals[4] = {density[0], density[1], 0.0f, 0.0f};
-  const float* grad_colors = gradients.colors + ray.index * colors;
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {
     const int channel = own_color + 8 * n + pair;
     const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
-    const float2 grad = pair_of_channels(grad_colors, channel, colors);
+    const float2 grad = grad_color[n];
     float (&phase)[4] = color[n / 2][0][n % 2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -229,12 +186,13 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
     for (int bit = 1; bit < 4; bit *= 2) totals[i] += __shfl_xor_sync(~0u, totals[i], bit);
   buffers.sum_over_sharers(totals, 8, lane / 4, lane % 4 == 0);
+  float raw[2];
+#pragma unroll
+  for (int r = 0; r < 2; r++) raw[r] = totals[r] + weights.density_bias + layers.ball.at(point[r]);
   SampleGradient sample[2];
+  differentiate_compositing(sample, ray, saved, s, later, inputs, raw, {totals[2], totals[3]});
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    sample[r] =
-        differentiate_sample(ray, saved, gradients, s, later - r,
-                             totals[r] + weights.density_bias + layers.ball.at(point[r]), totals[2 + r], depth[r]);
     sample[r].weight *= buffers.scales[kScaleOfColors];
     sample[r].density = clamp_to_half(sample[r].density * buffers.scales[kScaleOfAll]);
   }
@@ -243,14 +201,14 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {
     const int channel = own_color + 8 * n + pair;
-    const float2 grad = pair_of_channels(grad_colors, channel, colors);
+    const float2 grad = grad_color[n];
     const float (&phase)[4] = color[n / 2][0][n % 2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       uint32_t high, low = 0;
       const float x = cosine<kAccurate>(phase[2 * r]) * sample[r].weight * grad.x;
       const float y = cosine<kAccurate>(phase[2 * r + 1]) * sample[r].weight * grad.y;
-      pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
+      pack_gradients<kAccurate>(x, y, high, low);
       Buffers::template put<kNarrow>(buffers.color, row[r], channel, high, low);
     }
   }
@@ -282,36 +240,43 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
       buffers.scales[kScaleOfAll] / buffers.scales[kScaleOfColors];  // from the colours' scale to that of all
   uint32_t second[kReload ? 1 : kDepth][4];
 #pragma unroll
-  for (int k = 0; k < kSteps; k++) {
-    float grad[2][4] = {};
+  for (int k = 0; k < kSteps; k += kStrips) {
+    float grad[kStrips][2][4] = {};
     const int column = own + 16 * k;
+    float2 v[2 * kStrips], slope[2 * kStrips][2];
+#pragma unroll
+    for (int n = 0; n < 2 * kStrips; n++) {
+      v[n] = *reinterpret_cast<const float2*>(weights.density + column + 8 * n + pair);
+#pragma unroll
+      for (int r = 0; r < 2; r++)
+        slope[n][r] = Buffers::template get<kWide>(buffers.second, row[r], column + 8 * n + pair);
+    }
 #pragma unroll
     for (int c = 0; c < kColorDepth; c++)
-      multiply_step_transposed<kAccurate, kRow>(grad, color_high[c], color_low[c], weights.color, kColor * kRow, 16 * c,
-                                                column, lane);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const int channel = column + 8 * n + pair;
-      const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
+      for (int strip = 0; strip < kStrips; strip++)
+        multiply_step_transposed<kAccurate, kRow>(grad[strip], color_high[c], color_low[c], weights.color,
+                                                  kColor * kRow, 16 * c, column + 16 * strip, lane);
+#pragma unroll
+    for (int n = 0; n < 2 * kStrips; n++)
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const float2 slope = Buffers::template get<kWide>(buffers.second, row[r], channel);
-        const float x = fmaf(of_colors, grad[n][2 * r], sample[r].density * v.x) * slope.x;
-        const float y = fmaf(of_colors, grad[n][2 * r + 1], sample[r].density * v.y) * slope.y;
+        const float (&of_channels)[4] = grad[n / 2][n % 2];
+        const float x = fmaf(of_colors, of_channels[2 * r], sample[r].density * v[n].x) * slope[n][r].x;
+        const float y = fmaf(of_colors, of_channels[2 * r + 1], sample[r].density * v[n].y) * slope[n][r].y;
         uint32_t high, low = 0;
-        pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
-        if (!kReload) second[kReload ? 0 : k][2 * n + r] = high;
-        Buffers::template put<kWide>(buffers.second, row[r], channel, high, low);
+        pack_gradients<kAccurate>(x, y, high, low);
+        if (!kReload) second[kReload ? 0 : k + n / 2][2 * (n % 2) + r] = high;
+        Buffers::template put<kWide>(buffers.second, row[r], column + 8 * n + pair, high, low);
       }
-    }
   }
   Buffers::meet();
 
   // Gradient of the first phase: cos ⊙ (gradient of the second phase · W2), the phase computed once more.
   float3 grad_point[2] = {};
 #pragma unroll 1
-  for (int column = own; column < own + 16 * kSteps; column += 16) {
-    float grad[2][4] = {};
+  for (int column = own; column < own + 16 * kSteps; column += 16 * kStrips) {
+    float grad[kStrips][2][4] = {};
 #pragma unroll
     for (int k = 0; k < kDepth; k++) {
       uint32_t high[4], low[4] = {};
@@ -322,20 +287,28 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
 #pragma unroll
         for (int i = 0; i < 4; i++) high[i] = second[kReload ? 0 : k][i];
       }
-      multiply_step_transposed<kAccurate, kRow>(grad, high, low, weights.second, kWidth * kRow, 16 * k, column, lane);
-    }
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const int channel = column + 8 * n + pair;
-      const float4 a = weights.first[channel], b = weights.first[channel + 1];
+      for (int strip = 0; strip < kStrips; strip++)
+        multiply_step_transposed<kAccurate, kRow>(grad[strip], high, low, weights.second, kWidth * kRow, 16 * k,
+                                                  column + 16 * strip, lane);
+    }
+    float4 first[2 * kStrips][2];
+#pragma unroll
+    for (int n = 0; n < 2 * kStrips; n++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) first[n][i] = weights.first[column + 8 * n + pair + i];
+#pragma unroll
+    for (int n = 0; n < 2 * kStrips; n++) {
+      const float4 a = first[n][0], b = first[n][1];
+      const float (&of_channels)[4] = grad[n / 2][n % 2];
 #pragma unroll
       for (int r = 0; r < 2; r++) {
         const float3 p = point[r];
-        const float x = grad[n][2 * r] * cosine<kAccurate>(fmaf(a.x, p.x, fmaf(a.y, p.y, fmaf(a.z, p.z, a.w))));
-        const float y = grad[n][2 * r + 1] * cosine<kAccurate>(fmaf(b.x, p.x, fmaf(b.y, p.y, fmaf(b.z, p.z, b.w))));
+        const float x = of_channels[2 * r] * cosine<kAccurate>(fmaf(a.x, p.x, fmaf(a.y, p.y, fmaf(a.z, p.z, a.w))));
+        const float y = of_channels[2 * r + 1] * cosine<kAccurate>(fmaf(b.x, p.x, fmaf(b.y, p.y, fmaf(b.z, p.z, b.w))));
         uint32_t high, low = 0;
-        pack_activations<kAccurate>(clamp_to_half(x), clamp_to_half(y), high, low);
-        Buffers::template put<kWide>(buffers.first, row[r], channel, high, low);
+        pack_gradients<kAccurate>(x, y, high, low);
+        Buffers::template put<kWide>(buffers.first, row[r], column + 8 * n + pair, high, low);
         if (!kRayGradients) continue;
         grad_point[r].x = fmaf(x, a.x, fmaf(y, b.x, grad_point[r].x));
         grad_point[r].y = fmaf(x, a.y, fmaf(y, b.y, grad_point[r].y));
@@ -356,10 +329,12 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
     ray.grad_origin.x += grad_point[r].x;
     ray.grad_origin.y += grad_point[r].y;
     ray.grad_origin.z += grad_point[r].z;
-    ray.grad_direction.x = fmaf(depth[r], grad_point[r].x, ray.grad_direction.x);
-    ray.grad_direction.y = fmaf(depth[r], grad_point[r].y, ray.grad_direction.y);
-    ray.grad_direction.z = fmaf(depth[r], grad_point[r].z, ray.grad_direction.z);
+    ray.grad_direction.x = fmaf(ray.depth[r], grad_point[r].x, ray.grad_direction.x);
+    ray.grad_direction.y = fmaf(ray.depth[r], grad_point[r].y, ray.grad_direction.y);
+    ray.grad_direction.z = fmaf(ray.depth[r], grad_point[r].z, ray.grad_direction.z);
   }
+  ray.depth_behind = ray.depth[1];
+  load_depths(ray, saved, s, later - 2);
 }
 
 }  // namespace cips3d

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cips3d.ops import kernels
 from cips3d.ops.film_siren_op import Parameters, sine
@@ -46,9 +47,10 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     blocks = _blocks(kernels.multiprocessors(origins.device), images, rays)
     partial_sums = origins.new_empty(images, blocks, module.render_rays_block_floats())
     sums = origins.new_empty(images, size)
+    scales = _scales(depths, *tensors[6:10])
     kernels.launch(
         "render_rays_backward",
-        *(*tensors[:10], _scales(depths, *tensors[6:10]), *layers, partial_sums, sums),
+        *(*tensors[:6], _in_pairs(tensors[6]), *tensors[7:10], scales, *layers, partial_sums, sums),
         *((of_origins, of_directions) if with_rays else (None, None)),
         *(images, rays, samples, width, color, ball_density, ball_radius, blocks),
         *(activation == "softplus", last_back, not fast),
@@ -68,6 +70,13 @@ def _blocks(multiprocessors: int, images: int, rays: int) -> int:
     several = [max(1, rounds * multiprocessors // images) for rounds in range(1, MOST_ROUNDS + 1)]
     fullest = max(several, key=lambda blocks: min(busy(blocks), WELL_FILLED))  # the first of equals
     return min(fullest, -(-rays // RAYS_A_BLOCK))
+
+
+def _in_pairs(of_colors: Tensor) -> Tensor:
+    """Gradients of colours as the kernel reads them: an even number of channels, the last one 0, aligned to 8 bytes."""
+    if of_colors.shape[-1] % 2:
+        return functional.pad(of_colors, (0, 1))
+    return of_colors.clone() if of_colors.data_ptr() % 8 else of_colors
 
 
 def _scales(
