@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from training.runs import after_steps, assert_equal_states
 
+from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.data.loader import TrainingImages
+from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.plain import to_plain
@@ -145,6 +147,26 @@ def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_pa
             assert torch.equal(a["generator"][name], value), name
 
 
+def test_pictures_come_as_they_are_asked_for(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Asked(TrainingImages):
+        def __init__(self, *arguments: Any, **others: Any) -> None:
+            asked.update(others)
+            super().__init__(*arguments, **others)
+
+    def open_asked(*arguments: Any, **others: Any) -> Any:
+        asked.update(others)
+        return open_training_source(*arguments, **others)
+
+    monkeypatch.setattr(loop, "TrainingImages", Asked)
+    monkeypatch.setattr(loop, "open_training_source", open_asked)
+    config = replace(small_config, steps=1, seed=5, x_flip=True, workers=1, heads=7, poses=PoseDistribution("uniform"))
+    train(config)
+    for name in ("seed", "x_flip", "workers", "heads", "poses"):
+        assert asked[name] == getattr(config, name), name
+
+
 def test_every_stage_opens_its_pictures_once(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time, workers are started and read ahead."""
     opened = []
@@ -236,8 +258,8 @@ def test_bad_data_leave_no_folder(small_config: TrainConfig, tmp_path: Path) -> 
 
 def test_runs_are_numbered(small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = replace(small_config, out=None, steps=1)
-    assert [train(config)[0].name for _ in range(2)] == ["00000-tiny", "00001-tiny"]
+    config = replace(small_config, preset="afhq", out=None, steps=1)
+    assert [train(config)[0].name for _ in range(2)] == ["00000-afhq", "00001-afhq"]
 
 
 def test_batches_must_be_shared_equally(small_config: TrainConfig) -> None:

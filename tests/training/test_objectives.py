@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
+from cips3d.training import losses
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import LOSSES
@@ -55,6 +56,22 @@ def test_every_loss_lets_the_generator_catch_up(small_config: TrainConfig, name:
     _, first = run(config, **fixed)
     _, last = run(config, 60, **fixed)
     assert last.scalars["g/loss"] < first.scalars["g/loss"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_both_networks_make_the_named_loss_small(small_config: TrainConfig, name: Any) -> None:
+    stage = replace(small_config.stages[0], aux_weight=0.0)
+    config = replace(small_config, loss=name, r1_gamma=0.0, stages=(stage,))
+    fake = Images(real_images().flip(1), None, torch.zeros(4, 2), torch.zeros(4, 11))
+    objectives, now = Objectives(TrainingState(config, Processes()), config), moment(config, 0)
+    of_real, of_fake = (
+        judged.main.logits
+        for judged in (objectives.discriminate_real(real_images(), now), objectives.discriminate(fake, now))
+    )
+    of_discriminator = objectives.discriminator(real_images(), fake, now, StepReport())
+    torch.testing.assert_close(of_discriminator, LOSSES[name].discriminator(of_real, of_fake))
+    of_generator = objectives.generator(fake, real_images(), now, StepReport())
+    torch.testing.assert_close(of_generator, LOSSES[name].generator(of_fake, of_real))
 
 
 def penalties(config: TrainConfig, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
@@ -121,6 +138,19 @@ def test_path_lengths_are_regularised(small_config: TrainConfig) -> None:
     assert report.scalars["g/path_length"] == state.path_length.mean > 0
     _, report = run(config, 2)  # not due at the second step
     assert "g/path_length" not in report.scalars
+
+
+def test_path_lengths_of_half_a_batch_count_for_the_steps_between(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of lengths of 1 and a mean that has come 1% of the way to them: weight 3, every 5 steps."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(losses, "path_lengths", lambda images, *of: seen.append(of[0]) or images.new_ones(len(images)))
+    config = replace(small_config, path_length_weight=3.0, path_length_every=5)
+    step = TrainingStep(TrainingState(config, Processes()), config)
+    loss = step.path_length_loss(4, moment(config, 0), None, StepReport())
+    assert loss.item() == pytest.approx(3 * 5 * 0.99**2)
+    assert seen[0].shape == (2, 4, 8)  # of each of the INR's layers
 
 
 def test_style_mixing_shows_in_the_pictures(small_config: TrainConfig) -> None:
@@ -194,6 +224,9 @@ def test_augmentation_changes_what_is_seen(small_config: TrainConfig) -> None:
     assert torch.equal(objectives.augment(real_images(), now), real_images())
     state.ada.p = 1.0
     assert not torch.allclose(objectives.augment(real_images(), now), real_images())
+    state.ada.p = 0.0
+    brighter = replace(now, stage=replace(now.stage, diff_augment=("color",)))
+    assert not torch.allclose(objectives.augment(real_images(), brighter), real_images())
 
 
 def test_a_second_slower_average(small_config: TrainConfig) -> None:
@@ -241,7 +274,7 @@ def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None
     assert state.optimizer_g.param_groups[0]["betas"] == (0.0, 0.125)  # no path length penalty: no correction
     assert replace(config, r1_gamma=0.0).discriminator_interval is None
     assert replace(config, r1_gamma=0.0, r2_gamma=1.0).discriminator_interval == 2  # its steps are R1's
-    assert lazy_betas((0.0, 0.99), 16) == (0.0, pytest.approx(0.99 ** (16 / 17)))
+    assert lazy_betas((0.5, 0.99), 16) == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
 
 
 def test_all_of_it_resumes_exactly(small_config: TrainConfig) -> None:

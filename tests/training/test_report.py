@@ -1,12 +1,23 @@
-"""Animations at the end of a run."""
+"""Pictures of a run, and animations at its end."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from evaluation.analytic import Flat, loaded_of
 
+from cips3d.cameras import PoseDistribution
 from cips3d.rendering import render_views, styles_of_seeds
-from cips3d.training.report import front_view, interpolation
+from cips3d.training.config import TrainConfig
+from cips3d.training.report import as_loaded, front_view, interpolation
+
+
+def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None:
+    config = replace(small_config, fov_degrees=20.0, poses=PoseDistribution("uniform", yaw_std=0.7))
+    loaded = as_loaded(Flat(), config, 8, 3)
+    assert (loaded.fov_degrees, loaded.poses, loaded.settings) == (20.0, config.poses, config.volume)
+    assert (loaded.resolution, loaded.step) == (8, 3)
 
 
 def test_faces_turn_into_each_other_and_back() -> None:

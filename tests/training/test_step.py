@@ -14,7 +14,7 @@ from host_waits import reads_of_single_values
 from ops.backends import Backend
 from torch import Tensor
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import FRONT, Cameras, PoseDistribution
 from cips3d.models.generator import View
 from cips3d.ops import kernels
 from cips3d.training import losses
@@ -44,6 +44,26 @@ def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingStat
 
 def weights(module: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def test_generated_pictures_are_taken_as_configured(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pose that is known of each is its camera's."""
+    stage = replace(small_config.stages[0], grad_points=9, density_noise=0.5)
+    config = replace(
+        small_config, stages=(stage,), fov_degrees=20.0, poses=PoseDistribution("uniform", yaw_std=0.8, pitch_std=0.01)
+    )
+    step = TrainingStep(TrainingState(config, Processes()), config)
+    views: list[View[Any]] = []
+    render = step.state.generator.render
+    monkeypatch.setattr(step.state.generator, "render", lambda *of: views.append(of[1]) or render(*of))
+    images = step.generate(64, moment(config, 1), None)
+    (view,) = views
+    assert (view.cameras.fov_degrees == 20).all()
+    assert (view.volume, view.grad_points, view.return_aux) == (config.volume, 9, True)
+    assert view.density_noise == 0.5 * 3 / 4  # after one of four steps
+    yaw, pitch = images.pose.T
+    assert 0.5 < yaw.abs().max() < 0.81 and pitch.abs().max() < 0.011
+    torch.testing.assert_close(yaw + FRONT, view.cameras.yaw)
 
 
 @pytest.mark.parametrize("reuse_fakes", [False, True])
@@ -314,3 +334,21 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(
         assert torch.equal(before, state.path_length.mean) is not report.finite
         assert all(p.requires_grad for p in state.discriminator.parameters())
         assert math.isfinite(state.path_length.mean)
+
+
+def test_the_seed_chooses_weights_and_draws(small_config: TrainConfig) -> None:
+    first, same, other = (TrainingState(replace(small_config, seed=seed), Processes()) for seed in (3, 3, 4))
+    for name in ("generator", "discriminator"):
+        assert torch.equal(weights(getattr(first, name)), weights(getattr(same, name))), name
+        assert not torch.equal(weights(getattr(first, name)), weights(getattr(other, name))), name
+    assert torch.equal(first.random.get_state(), same.random.get_state())
+    assert not torch.equal(first.random.get_state(), other.random.get_state())
+
+
+def test_windows_lie_anywhere_in_the_pictures(small_config: TrainConfig) -> None:
+    """And nowhere beside them."""
+    config = replace(small_config, stages=(replace(small_config.stages[0], crop=6),))
+    step, now = TrainingStep(TrainingState(config, Processes()), config), moment(config, 0)
+    windows = [step.draw_window(now) for _ in range(200)]
+    assert {window[:2] for window in windows if window} == {(top, left) for top in range(3) for left in range(3)}
+    assert {window[2:] for window in windows if window} == {(6, 6)}
