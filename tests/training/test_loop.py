@@ -29,7 +29,7 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, train
 from cips3d.training.objectives import Objectives
 from cips3d.training.report import Reporter
-from cips3d.training.run_folder import METRICS_FILE
+from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, SCALARS_FILE
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:
@@ -219,6 +219,9 @@ def test_single_bad_steps_are_counted(small_config: TrainConfig, monkeypatch: py
     monkeypatch.setattr(Objectives, "generator", broken)
     folder, _ = train(small_config)
     assert load_checkpoint(find_checkpoint(folder))["skipped"] == 1
+    assert "step 3: a loss or gradient was not finite" in (folder / LOG_FILE).read_text()
+    lines = [json.loads(line) for line in (folder / SCALARS_FILE).read_text().splitlines()]
+    assert [(line["step"], line["skipped_steps"]) for line in lines] == [(2, 0), (3, 1), (4, 1), (6, 1)]
 
 
 def test_finished_run_asks_for_more_steps(small_config: TrainConfig) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from evaluation.analytic import Flat, loaded_of
+from inversion.small_models import small
 
 from cips3d.cameras import PoseDistribution
 from cips3d.rendering import render_views, styles_of_seeds
 from cips3d.training.config import TrainConfig
-from cips3d.training.report import as_loaded, front_view, interpolation
+from cips3d.training.report import as_loaded, face_rows, front_view, interpolation
 
 
 def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None:
@@ -18,6 +20,21 @@ def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None
     loaded = as_loaded(Flat(), config, 8, 3)
     assert (loaded.fov_degrees, loaded.poses, loaded.settings) == (20.0, config.poses, config.volume)
     assert (loaded.resolution, loaded.step) == (8, 3)
+
+
+def test_rows_of_pictures_without_cameras() -> None:
+    """Each face with other noise, and with the layers of the one after it from the middle on."""
+    loaded = small("stylegan2")
+    for name, parameter in loaded.generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.fill_(1.0)
+    rows = face_rows(loaded, 2)
+    images = [rows[name] for name in ("image", "random noise", "mixed")]
+    assert all(image.shape == (2, 3, 16, 16) for image in images)
+    own, following = styles_of_seeds(loaded, range(2)), styles_of_seeds(loaded, range(1, 3))
+    mixed = loaded.generator.mixed(own, following, loaded.generator.style_layers // 2)
+    torch.testing.assert_close(images[2], render_views(loaded, mixed, *front_view(loaded), 16).image[:, 0])
+    assert not any(torch.allclose(a, b) for a, b in combinations(images, 2))
 
 
 def test_faces_turn_into_each_other_and_back() -> None:

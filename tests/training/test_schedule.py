@@ -34,6 +34,7 @@ def test_density_noise_fades_out() -> None:
     assert moment(FFHQ, 0).density_noise == 1.0
     assert moment(FFHQ, 1250).density_noise == pytest.approx(0.75)
     assert moment(FFHQ, 5000).density_noise == 0.0
+    assert moment(replace(FFHQ, density_noise_steps=2500), 1250).density_noise == pytest.approx(0.5)
     assert moment(FFHQ, 79_999).density_noise == 0.0
     assert moment(FFHQ, 81_250).density_noise == pytest.approx(0.75)  # anew in every stage
     assert moment(replace(FFHQ, density_noise_restarts=False), 81_250).density_noise == 0.0

@@ -78,6 +78,26 @@ def test_both_networks_learn(small_config: TrainConfig, reuse_fakes: bool) -> No
     assert torch.equal(weights(after.generator_ema), weights(after.generator))  # before ema_start: a copy
 
 
+@pytest.mark.parametrize(("reuse_fakes", "batches"), [(False, 2), (True, 1)])
+def test_batches_that_are_generated_in_a_step(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reuse_fakes: bool, batches: int
+) -> None:
+    made = []
+    generate = TrainingStep.generate
+    monkeypatch.setattr(TrainingStep, "generate", lambda *of: made.append(of) or generate(*of))
+    run(replace(small_config, reuse_fakes=reuse_fakes))
+    assert len(made) == batches
+
+
+@pytest.mark.parametrize(("warm_up", "decay"), [(False, 0.75), (True, 2 / 11)])
+def test_the_average_follows_as_configured(small_config: TrainConfig, warm_up: bool, decay: float) -> None:
+    config = replace(small_config, ema_start=0, ema_decay=0.75, ema_warmup=warm_up)
+    before = TrainingState(config, Processes())
+    after, _ = run(config)
+    expected = torch.lerp(weights(after.generator), weights(before.generator), decay)
+    torch.testing.assert_close(weights(after.generator_ema), expected)
+
+
 def overlapping(module: torch.nn.Module) -> list[str]:
     """Parameters whose gradient shares memory with another's, or with itself."""
     spans = []
