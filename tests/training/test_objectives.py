@@ -162,6 +162,30 @@ def test_style_mixing_shows_in_the_pictures(small_config: TrainConfig) -> None:
     assert not torch.equal(appearance[:, 0], appearance[:, -1])
 
 
+def test_what_is_read_off_is_added_with_its_weight(small_config: TrainConfig) -> None:
+    """Both networks make both errors small."""
+    discriminator = PiGANDiscriminatorConfig(
+        channels=pigan_channel_table(8, base=32, cap=8), latent_dim=5, predict_pose=True
+    )
+    config = replace(
+        small_config,
+        generator=PiGANConfig(z_dim=5, width=8, layers=2, mapping_width=8),
+        discriminator=discriminator,
+        r1_gamma=0.0,
+        latent_weight=2.0,
+        stages=(replace(small_config.stages[0], aux_weight=0.0, pose_weight=3.0),),
+    )
+    fake = Images(real_images().flip(1), None, torch.ones(4, 2), torch.ones(4, 5))
+    objectives, now = Objectives(TrainingState(config, Processes()), config), moment(config, 0)
+    for name, objective in (("d", objectives.discriminator), ("g", objectives.generator)):
+        pair = (real_images(), fake) if name == "d" else (fake, real_images())
+        report = StepReport()
+        loss = objective(*pair, now, report)
+        pose, latent = report.scalars[f"{name}/pose_loss"], report.scalars[f"{name}/latent_loss"]
+        assert pose > 0.1 and latent > 0.1
+        torch.testing.assert_close(loss, report.scalars[f"{name}/loss"] + 3 * pose + 2 * latent)
+
+
 def test_z_is_read_off_the_images(small_config: TrainConfig) -> None:
     config = replace(
         small_config,
