@@ -77,6 +77,9 @@ def test_density_noise_has_the_asked_spread() -> None:
         ({"samples": 0}, "samples 0 makes no sense"),
         ({"samples": 1}, "samples 1 is too few to resample from; give 3 or more, or fine_samples 0"),
         ({"samples": 2, "fine_samples": 4}, "samples 2 is too few to resample from"),
+        ({"t_near": -math.inf}, "t_near -inf makes no sense"),
+        ({"t_far": math.inf}, "t_far inf makes no sense"),
+        ({"t_near": 1.12}, "t_far 1.12 leaves no ray behind t_near 1.12"),
         ({"density_activation": "rely"}, "density_activation 'rely' is unknown; choose one of relu, softplus"),
     ],
 )
