@@ -372,3 +372,14 @@ def test_windows_lie_anywhere_in_the_pictures(small_config: TrainConfig) -> None
     windows = [step.draw_window(now) for _ in range(200)]
     assert {window[:2] for window in windows if window} == {(top, left) for top in range(3) for left in range(3)}
     assert {window[2:] for window in windows if window} == {(6, 6)}
+
+
+def test_every_network_has_its_learning_rate(small_config: TrainConfig) -> None:
+    stage = replace(small_config.stages[0], lr_nerf=1.0, lr_inr=2.0, lr_mapping=3.0, lr_discriminator=4.0)
+    state = TrainingState(small_config, Processes())
+    state.set_learning_rates(stage, 0.5)
+    rates = {id(p): group["lr"] for group in state.optimizer_g.param_groups for p in group["params"]}
+    expected = {"nerf": 0.5, "aux_to_rgb": 0.5, "inr": 1.0, "shape_mapping": 1.5, "appearance_mapping": 1.5}
+    for name, parameter in state.generator.named_parameters():
+        assert rates[id(parameter)] == expected[name.partition(".")[0]], name
+    assert {group["lr"] for group in state.optimizer_d.param_groups} == {2.0}
