@@ -154,6 +154,13 @@ def test_nothing_is_imported(tmp_path: Path) -> None:
     assert "antigravity" not in sys.modules and "generators" not in sys.modules
 
 
+def test_what_is_dropped_is_gone(tmp_path: Path) -> None:
+    """POP takes an object or, where there is none since a mark, the mark; POP_MARK all since it."""
+    for pickled in (raw("kept", "dropped", b"0"), raw("kept", b"(", b"0"), raw("kept", b"(", "dropped", "too", b"1")):
+        write_zip(tmp_path / "f.pth", pickled)
+        assert read_torch_file(tmp_path / "f.pth") == "kept"
+
+
 def test_attributes_are_only_noted(tmp_path: Path) -> None:
     state = {"__class__": 1, "__setstate__": 2, "__dict__": 3, "__reduce__": 4, "kind": 5}
     write_zip(tmp_path / "f.pth", raw(b"csiren.siren\nSiren\n)\x81", pickle.dumps(state, 2)[2:-1], b"b"))

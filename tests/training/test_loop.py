@@ -33,18 +33,20 @@ from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, SCALARS_FILE
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:
-    config = replace(small_config, reports=replace(small_config.reports, metrics_interval=12, metrics_images=8))
+    reports = replace(small_config.reports, metrics_interval=12, metrics_images=8, pictures_every=4, keep=3)
+    config = replace(small_config, reports=reports)
     folder, exit_code = train(config)
     assert exit_code == 0
-    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-00000003.pt", "step-00000006.pt"]
+    assert [p.stem for p in list_checkpoints(folder / "checkpoints")] == [f"step-0000000{k}" for k in (0, 3, 6)]
     assert load_checkpoint(folder / "checkpoints" / "best.pt")["best"]["value"] > 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
     stored = json.loads((folder / "config.json").read_text())
     assert stored["versions"]["torch"] == torch.__version__
     assert TrainConfig.from_json(json.dumps(stored["config"])).generator == config.generator
-    assert sorted(p.name for p in (folder / "pictures").iterdir()) == ["00000000.png", "00000006.png"]
+    assert sorted(p.stem for p in (folder / "pictures").iterdir()) == ["00000000", "00000004", "00000006"]
     with Image.open(folder / "pictures" / "00000006.png") as grid:
-        assert grid.height >= 7 * 8 * (96 // 8)  # front, tilted, two yaws, auxiliary, depth, truncated
+        assert grid.height >= 7 * 96  # front, tilted, two yaws, auxiliary, depth, truncated
+        assert 2 * 96 <= grid.width < 8 * 96  # two faces beside the rows' names
     with Image.open(folder / "turntable.webp") as turntable:
         assert getattr(turntable, "n_frames", 1) == 4
     assert list((folder / "tensorboard").glob("events.out.tfevents*"))

@@ -288,9 +288,43 @@ def test_a_step_asks_for_no_single_numbers(small_config: TrainConfig) -> None:
     assert reads.count == 0
 
 
-def test_accumulated_step_runs(small_config: TrainConfig) -> None:
-    _, report = run(small_config, accumulation=2)
+def test_both_networks_see_a_batch_in_parts(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    judge = Objectives.judge
+    monkeypatch.setattr(Objectives, "judge", lambda *of: seen.append(len(of[1])) or judge(*of))
+    _, report = run(replace(small_config, r1_gamma=0.0), accumulation=2)
     assert report.finite
+    assert seen == [2] * 6  # twice real, generated, and generated to be learned from
+
+
+def test_a_step_draws_from_the_runs_own_numbers_alone(small_config: TrainConfig) -> None:
+    """Libraries may draw from the global ones; what a seed trains does not depend on them."""
+    config = replace(
+        small_config,
+        discriminator=replace(small_config.discriminator, predict_pose=True),
+        r2_gamma=1.0,
+        gradient_penalty=1.0,
+        path_length_weight=2.0,
+        style_mixing=1.0,
+        ada_target=0.6,
+    )
+    every = ("color", "translation", "cutout")
+    stage = replace(config.stages[0], pose_weight=1.0, pose_augment=every, diff_augment=every, grad_points=9)
+    config = replace(config, stages=(stage,))
+    state = TrainingState(config, Processes())
+    state.ada.p = 0.5
+    before = torch.get_rng_state()
+    assert TrainingStep(state, config)(real_images(), moment(config, 0)).finite
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mixed_precision_of_discriminators_leaves_penalties_exact(small_config: TrainConfig) -> None:
+    config = replace(small_config, amp=Amp(discriminator="bf16"))
+    state, now = TrainingState(config, Processes()), moment(config, 0)
+    mixed, plain = Objectives(state, config), Objectives(state, small_config)
+    exact = plain.discriminate_real(real_images(), now).main.logits
+    assert not torch.equal(mixed.discriminate_real(real_images(), now).main.logits, exact)
+    assert torch.equal(mixed.discriminate_real(real_images(), now, exact=True).main.logits, exact)
 
 
 def test_partial_gradients_and_augmentation(small_config: TrainConfig) -> None:
