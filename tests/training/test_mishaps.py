@@ -44,6 +44,13 @@ def full_disk() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def full_disk_in_words() -> UserError:
+    """As `atomic_file` says it."""
+    error = UserError("the disk is full: step-00000003.pt was not written")
+    error.__cause__ = full_disk()
+    return error
+
+
 def out_of_memory() -> RuntimeError:
     return RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
@@ -53,6 +60,7 @@ def out_of_memory() -> RuntimeError:
     [
         (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
         (full_disk(), UserError, "the disk is full; free some space, and go on with --resume"),
+        (full_disk_in_words(), UserError, "the disk is full; free some space, and go on with --resume"),
         (out_of_memory(), UserError, "cpu has too little memory; give a smaller --batch-size"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
-from cips3d.training import losses
+from cips3d.training import losses, objectives
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import LOSSES
@@ -279,6 +279,26 @@ def test_lazy_penalties_take_steps_of_their_own(small_config: TrainConfig, alone
     assert {"d/r1", "g/path_length", "d/gradient_norm", "g/gradient_norm"} <= report.scalars.keys()
     assert ("d/penalty/gradient_norm" in report.scalars) == alone
     assert ("g/path_length/gradient_norm" in report.scalars) == alone
+
+
+def test_lazy_penalties_step_along_their_own_gradients(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Penalties that nothing changes move nothing, whatever the losses of the same step do."""
+    monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.mean((1, 2, 3)) * 0 + 1)
+    monkeypatch.setattr(objectives, "r1_penalty", lambda logits, images: logits.mean() * 0)
+    gradients: dict[str, float] = {}
+    update = TrainingStep.update
+
+    def recorded(self: TrainingStep, network: torch.nn.Module, *of: Any) -> bool:
+        gradients[of[2]] = sum(p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None)
+        return update(self, network, *of)
+
+    monkeypatch.setattr(TrainingStep, "update", recorded)
+    run(replace(small_config, lazy_correction=True, path_length_weight=2.0))
+    assert gradients.keys() == {"d", "d/penalty", "g", "g/path_length"}
+    assert gradients["d"] > 0 and gradients["g"] > 0
+    assert gradients["d/penalty"] == gradients["g/path_length"] == 0
 
 
 @pytest.mark.parametrize("name", ["nerf", "inr", "discriminator"])
