@@ -10,6 +10,7 @@ from evaluation.analytic import Flat, loaded_of
 from inversion.small_models import small
 
 from cips3d.cameras import PoseDistribution
+from cips3d.pictures import depth_image
 from cips3d.rendering import render_views, styles_of_seeds
 from cips3d.training.config import TrainConfig
 from cips3d.training.report import as_loaded, face_rows, front_view, interpolation
@@ -20,6 +21,27 @@ def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None
     loaded = as_loaded(Flat(), config, 8, 3)
     assert (loaded.fov_degrees, loaded.poses, loaded.settings) == (20.0, config.poses, config.volume)
     assert (loaded.resolution, loaded.step) == (8, 3)
+
+
+def test_rows_of_views() -> None:
+    """From the front, from above, from the right and the left, and the depth from the front."""
+    loaded = small("cips3d")
+    loaded = replace(loaded, settings=replace(loaded.settings, t_near=0.9, t_far=1.2))
+    rows = face_rows(loaded, 2)
+    assert list(rows) == ["front", "tilted", "yaw -0.4", "yaw +0.4", "auxiliary", "depth", "truncated 0.7"]
+    pitch, yaw = front_view(loaded)
+    for name, up, turn in (
+        ("front", 0.0, 0.0),
+        ("tilted", -0.25, 0.0),
+        ("yaw -0.4", 0.0, -0.4),
+        ("yaw +0.4", 0.0, 0.4),
+    ):
+        views = render_views(loaded, styles_of_seeds(loaded, range(2)), pitch + up, yaw + turn, 8, aux=True, depth=True)
+        torch.testing.assert_close(rows[name], views.image[:, 0])
+        if name == "front":
+            assert views.aux_image is not None and views.depth is not None
+            torch.testing.assert_close(rows["auxiliary"], views.aux_image[:, 0])
+            torch.testing.assert_close(rows["depth"], depth_image(views.depth[:, 0], 0.9, 1.2))
 
 
 def test_rows_of_pictures_without_cameras() -> None:
