@@ -13,7 +13,7 @@ from cips3d.cameras import PoseDistribution
 from cips3d.pictures import depth_image
 from cips3d.rendering import render_views, styles_of_seeds
 from cips3d.training.config import TrainConfig
-from cips3d.training.report import as_loaded, face_rows, front_view, interpolation
+from cips3d.training.report import as_loaded, face_rows, front_view, interpolation, turntable
 
 
 def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None:
@@ -24,12 +24,14 @@ def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None
 
 
 def test_rows_of_views() -> None:
-    """From the front, from above, from the right and the left, and the depth from the front."""
+    """From the front of the training cameras, from above, from the right and the left, and the depth from the front."""
     loaded = small("cips3d")
-    loaded = replace(loaded, settings=replace(loaded.settings, t_near=0.9, t_far=1.2))
+    poses = PoseDistribution(pitch_mean=1.2, yaw_mean=1.9)
+    loaded = replace(loaded, settings=replace(loaded.settings, t_near=0.9, t_far=1.2), poses=poses)
     rows = face_rows(loaded, 2)
     assert list(rows) == ["front", "tilted", "yaw -0.4", "yaw +0.4", "auxiliary", "depth", "truncated 0.7"]
-    pitch, yaw = front_view(loaded)
+    pitch, yaw = torch.tensor([1.2]), torch.tensor([1.9])
+    assert front_view(loaded) == (pitch, yaw)
     for name, up, turn in (
         ("front", 0.0, 0.0),
         ("tilted", -0.25, 0.0),
@@ -57,6 +59,16 @@ def test_rows_of_pictures_without_cameras() -> None:
     mixed = loaded.generator.mixed(own, following, loaded.generator.style_layers // 2)
     torch.testing.assert_close(images[2], render_views(loaded, mixed, *front_view(loaded), 16).image[:, 0])
     assert not any(torch.allclose(a, b) for a, b in combinations(images, 2))
+
+
+def test_turntable() -> None:
+    """Swings around the front of the training cameras, first to the left."""
+    loaded = replace(small("cips3d"), poses=PoseDistribution(pitch_mean=1.2, yaw_mean=1.9))
+    frames = turntable(loaded, faces=1, frames=4)
+    assert len(frames) == 4
+    for frame, turn in zip(frames, (0.0, 0.6, 0.0, -0.6), strict=True):
+        pitch, yaw = torch.tensor([1.2]), torch.tensor([1.9 + turn])
+        torch.testing.assert_close(frame, render_views(loaded, styles_of_seeds(loaded, [0]), pitch, yaw, 8).image[:, 0])
 
 
 def test_faces_turn_into_each_other_and_back() -> None:
