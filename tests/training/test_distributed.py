@@ -24,7 +24,9 @@ from cips3d.training import distributed, loop
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes
 from cips3d.training.loop import train
+from cips3d.training.objectives import StepReport
 from cips3d.training.state import TrainingState
+from cips3d.training.step import TrainingStep
 
 WORKER = """
 import sys, torch
@@ -126,6 +128,16 @@ def test_several_processes_save_together_or_not_at_all(
     assert small_config.out is not None
     found = sorted((small_config.out / "checkpoints").glob("step-*.pt"))
     assert [load_checkpoint(path)["step"] for path in found] == saved
+
+
+def test_augmentation_counts_the_pictures_of_all_processes(small_config: TrainConfig) -> None:
+    config = replace(small_config, ada_target=0.6, ada_kimg=0.1)
+    state = TrainingState(config, Twins())
+    report = StepReport(scalars={"d/real_sign": torch.tensor(0.7)})  # the same of both
+    for _ in range(4):
+        TrainingStep(state, config).adapt_augmentation(2, report)
+    assert state.ada.p == pytest.approx(4 * 2 * 2 / 100)
+    assert report.scalars["d/real_sign"] == torch.tensor(0.7)
 
 
 def test_random_numbers_of_several_processes(small_config: TrainConfig) -> None:

@@ -108,6 +108,10 @@ def test_both_discriminators_count_as_one_batch(small_config: TrainConfig) -> No
     squared = torch.cat([slope, aux_slope]).square().sum((1, 2, 3)).mean()
     with_r1, _ = penalties(replace(config, r1_gamma=3.0, r1_every=2), fake)
     assert (with_r1 - loss).item() == pytest.approx(0.5 * 3.0 * 2 * squared.item(), rel=1e-4)
+    same = replace(fake, main=real_images(), aux=real_images())  # R2 of these is R1
+    without, _ = penalties(config, same)
+    with_r2, _ = penalties(replace(config, r2_gamma=3.0, r1_every=2), same)
+    assert (with_r2 - without).item() == pytest.approx(0.5 * 3.0 * 2 * squared.item(), rel=1e-4)
 
 
 def test_both_discriminators_are_penalised(small_config: TrainConfig) -> None:
