@@ -134,11 +134,12 @@ def two_stages(config: TrainConfig) -> TrainConfig:
     return replace(config, stages=(first, second))
 
 
-def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_path: Path) -> None:
-    """A run of two stages equals one that ended with the first stage and was resumed."""
+@pytest.mark.parametrize("steps", [3, 5])
+def test_stages_and_resume(small_config: TrainConfig, tmp_path: Path, steps: int) -> None:
+    """A run of two stages equals one that ended with the first stage, or within the second, and was resumed."""
     config = two_stages(small_config)
     whole, _ = train(replace(config, out=tmp_path / "whole"))
-    first, _ = train(replace(config, out=tmp_path / "part", steps=3))
+    first, _ = train(replace(config, out=tmp_path / "part", steps=steps))
     resumed, _ = train(replace(config, out=None, resume=first))
     a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (whole, resumed))
     assert_equal_states(a, b)

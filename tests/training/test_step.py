@@ -390,15 +390,6 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(
         assert math.isfinite(state.path_length.mean)
 
 
-def test_the_seed_chooses_weights_and_draws(small_config: TrainConfig) -> None:
-    first, same, other = (TrainingState(replace(small_config, seed=seed), Processes()) for seed in (3, 3, 4))
-    for name in ("generator", "discriminator"):
-        assert torch.equal(weights(getattr(first, name)), weights(getattr(same, name))), name
-        assert not torch.equal(weights(getattr(first, name)), weights(getattr(other, name))), name
-    assert torch.equal(first.random.get_state(), same.random.get_state())
-    assert not torch.equal(first.random.get_state(), other.random.get_state())
-
-
 def test_windows_lie_anywhere_in_the_pictures(small_config: TrainConfig) -> None:
     """And nowhere beside them."""
     config = replace(small_config, stages=(replace(small_config.stages[0], crop=6),))
@@ -408,12 +399,19 @@ def test_windows_lie_anywhere_in_the_pictures(small_config: TrainConfig) -> None
     assert {window[2:] for window in windows if window} == {(6, 6)}
 
 
-def test_every_network_has_its_learning_rate(small_config: TrainConfig) -> None:
-    stage = replace(small_config.stages[0], lr_nerf=1.0, lr_inr=2.0, lr_mapping=3.0, lr_discriminator=4.0)
-    state = TrainingState(small_config, Processes())
-    state.set_learning_rates(stage, 0.5)
-    rates = {id(p): group["lr"] for group in state.optimizer_g.param_groups for p in group["params"]}
-    expected = {"nerf": 0.5, "aux_to_rgb": 0.5, "inr": 1.0, "shape_mapping": 1.5, "appearance_mapping": 1.5}
-    for name, parameter in state.generator.named_parameters():
-        assert rates[id(parameter)] == expected[name.partition(".")[0]], name
-    assert {group["lr"] for group in state.optimizer_d.param_groups} == {2.0}
+def test_real_pictures_are_cut_where_generated_ones_are(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def judged(real: Tensor, *_: object) -> Tensor:
+        seen.append(real)
+        raise InterruptedError
+
+    step = TrainingStep(TrainingState(small_config, Processes()), small_config)
+    monkeypatch.setattr(step, "draw_window", lambda _: (1, 2, 4, 5))
+    monkeypatch.setattr(step, "generate_without_gradient", lambda *_: None)
+    monkeypatch.setattr(step.objectives, "discriminator", judged)
+    with pytest.raises(InterruptedError):
+        step(real_images(), moment(small_config, 0))
+    assert torch.equal(seen[0], real_images()[:, :, 1:5, 2:7])
