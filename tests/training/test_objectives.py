@@ -305,6 +305,15 @@ def test_lazy_penalties_step_along_their_own_gradients(
     assert gradients["d/penalty"] == gradients["g/path_length"] == 0
 
 
+def test_lazy_penalties_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainConfig) -> None:
+    config = replace(small_config, lazy_correction=True)
+    norms = []
+    for parts in (1, 2):
+        _, report = run(config, accumulation=parts, lr_discriminator=0.0)
+        norms.append(report.scalars["d/penalty/gradient_norm"].item())
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32 sums in another order
+
+
 @pytest.mark.parametrize("name", ["nerf", "inr", "discriminator"])
 def test_losses_are_scaled_where_float16_is_on_their_way(name: str) -> None:
     of_generator, of_discriminator = gradient_scalers(Amp(**{name: "fp16"}), torch.device("cpu"))  # type: ignore[arg-type]
