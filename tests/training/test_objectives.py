@@ -290,7 +290,8 @@ def test_lazy_penalties_step_along_their_own_gradients(
 ) -> None:
     """Penalties that nothing changes move nothing, whatever the losses of the same step do."""
     monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.mean((1, 2, 3)) * 0 + 1)
-    monkeypatch.setattr(objectives, "r1_penalty", lambda logits, images: logits.mean() * 0)
+    penalised: list[Tensor] = []
+    monkeypatch.setattr(objectives, "r1_penalty", lambda logits, images: penalised.append(images) or logits.mean() * 0)
     gradients: dict[str, float] = {}
     update = TrainingStep.update
 
@@ -303,6 +304,7 @@ def test_lazy_penalties_step_along_their_own_gradients(
     assert gradients.keys() == {"d", "d/penalty", "g", "g/path_length"}
     assert gradients["d"] > 0 and gradients["g"] > 0
     assert gradients["d/penalty"] == gradients["g/path_length"] == 0
+    assert len(penalised) == 2  # of both discriminators, once
 
 
 def test_lazy_penalties_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainConfig) -> None:

@@ -47,6 +47,12 @@ def test_lazy_r1() -> None:
     assert not moment(replace(FFHQ, r1_gamma=0.0), 0).r1_now
 
 
+def test_lazy_path_lengths() -> None:
+    config = replace(FFHQ, path_length_weight=2.0, path_length_every=3)
+    assert [moment(config, step).path_length_now for step in range(5)] == [True, False, False, True, False]
+    assert not moment(replace(config, path_length_weight=0.0), 0).path_length_now
+
+
 def test_cooldown_is_linear_at_the_end(small_config: TrainConfig) -> None:
     stage = replace(small_config.stages[0], steps=100)
     config = replace(small_config, stages=(stage,), cooldown=0.2)

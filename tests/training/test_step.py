@@ -297,6 +297,33 @@ def test_both_networks_see_a_batch_in_parts(small_config: TrainConfig, monkeypat
     assert seen == [2] * 6  # twice real, generated, and generated to be learned from
 
 
+def test_losses_of_a_batch_in_parts_are_its_mean(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses that are the same of every part have the same gradients in however many."""
+
+    def constant(name: str) -> Any:
+        original = getattr(Objectives, name)
+
+        def loss(self: Objectives, *of: Any) -> Tensor:
+            original(self, *of)  # which notes its figures
+            return torch.stack([p.sum() for p in getattr(self.state, name).parameters()]).sum()
+
+        return loss
+
+    for name in ("discriminator", "generator"):
+        monkeypatch.setattr(Objectives, name, constant(name))
+    monkeypatch.setattr(
+        TrainingStep,
+        "path_length_loss",
+        lambda self, *_: torch.stack([p.sum() for p in self.state.generator.parameters()]).sum(),
+    )
+    config = replace(small_config, path_length_weight=2.0)
+    norms = []
+    for parts in (1, 2):
+        _, report = run(config, accumulation=parts)
+        norms.append([report.scalars[f"{name}/gradient_norm"].item() for name in ("d", "g")])
+    assert norms[1] == pytest.approx(norms[0])
+
+
 def test_a_step_draws_from_the_runs_own_numbers_alone(small_config: TrainConfig) -> None:
     """Libraries may draw from the global ones; what a seed trains does not depend on them."""
     config = replace(
