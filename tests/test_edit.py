@@ -135,6 +135,7 @@ class TestAnimations:
             assert np.abs(shown - expected).mean() < 6  # grey levels; ordered dithering adds up to 6
 
     def test_many_rows_form_a_square(self, command: SweepCommand, tmp_path: Path) -> None:
+        assert "--frames 1 is no animation" in command("--frames", 1, out="one.gif", fails=True)
         command("--seeds", "0-7", "--frames", 2, out="out.gif")
         assert frames_of(tmp_path / "out.gif")[0].shape[:2] == (3 * SIDE * ENLARGE + 4, 3 * SIDE * ENLARGE + 4)
 

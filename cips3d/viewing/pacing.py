@@ -42,10 +42,6 @@ class Pacing:
         self._pixel_seconds: float | None = None
 
     @property
-    def largest(self) -> int:
-        return self.sizes[-1]
-
-    @property
     def moving(self) -> int:
         """Side of the next picture while all is moving."""
         return self.sizes[self._place]

@@ -113,6 +113,7 @@ class TestMistakes:
             ({"pitch": math.nan}, "pitch"),
             ({"pitch": 1.6}, "over a pole"),
             ({"radius": 0}, "radius"),
+            ({"radius": -1}, "radius -1; give a positive distance"),
             ({"radius": 1e-30}, "larger radius"),
             ({"fov_degrees": 180}, "fov_degrees"),
             ({"fov_degrees": 1e-50}, "fov_degrees 1e-50, too narrow"),

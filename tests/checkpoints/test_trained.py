@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cips3d.checkpoints.trained import find_checkpoint, keep_checkpoints, load_checkpoint, save_checkpoint
+from cips3d.checkpoints.trained import (
+    FORMAT,
+    FORMAT_VERSION,
+    find_checkpoint,
+    keep_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 
@@ -92,6 +99,13 @@ def test_other_kinds_of_checkpoint_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"model": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not a training checkpoint"):
+        load_checkpoint(path)
+
+
+def test_newer_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": FORMAT, "format_version": FORMAT_VERSION + 1}, path)
+    with pytest.raises(UserError, match="newer version of cips3d; update"):
         load_checkpoint(path)
 
 

@@ -149,9 +149,17 @@ def test_nothing_is_imported(tmp_path: Path) -> None:
     for pickled in (b"cantigravity\nfly\n.", b"\x80\x04\x8c\x0bantigravity\x8c\x03fly\x93."):
         write_zip(tmp_path / "evil.pth", pickled)
         assert "antigravity.fly" in refusal(tmp_path / "evil.pth")
-    write_zip(tmp_path / "inert.pth", raw(b"cgenerators.surely_missing\nGenerator\n)\x81"))
-    assert read_torch_file(tmp_path / "inert.pth").kind == InertClass("generators.surely_missing", "Generator")
+    for module in ("generators", "generators.surely_missing"):
+        write_zip(tmp_path / "inert.pth", raw(f"c{module}\nGenerator\n".encode(), b")\x81"))
+        assert read_torch_file(tmp_path / "inert.pth").kind == InertClass(module, "Generator")
     assert "antigravity" not in sys.modules and "generators" not in sys.modules
+
+
+def test_what_is_dropped_is_gone(tmp_path: Path) -> None:
+    """POP takes an object or, where there is none since a mark, the mark; POP_MARK all since it."""
+    for pickled in (raw("kept", "dropped", b"0"), raw("kept", b"(", b"0"), raw("kept", b"(", "dropped", "too", b"1")):
+        write_zip(tmp_path / "f.pth", pickled)
+        assert read_torch_file(tmp_path / "f.pth") == "kept"
 
 
 def test_attributes_are_only_noted(tmp_path: Path) -> None:

@@ -163,7 +163,15 @@ def test_truncated_files_are_unreadable(kind: str, smallest: bool) -> None:
             read_rgb(data[: int(share * len(data))], smallest=smallest)
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a picture",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        encoded(noise(4, 4), "PPM"),  # which Pillow could read
+    ],
+)
 def test_other_content_is_unreadable(data: bytes) -> None:
     with pytest.raises(UNREADABLE_ERRORS):
         read_rgb(data)

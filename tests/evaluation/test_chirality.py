@@ -78,6 +78,11 @@ def test_pictures_are_resized_for_the_classifier(classifier: ChiralityClassifier
     assert found.mirrored < 0.1
 
 
+def test_one_view_has_no_sides(classifier: ChiralityClassifier) -> None:
+    with pytest.raises(ValueError, match="views must be at least 2, got 1"):
+        chirality(loaded_of(balls(), RESOLUTION), classifier, FACES, resolution=RESOLUTION, views=1)
+
+
 def test_2d_models_have_no_sides(classifier: ChiralityClassifier) -> None:
     with pytest.raises(UserError, match="chirality needs a 3-D model"):
         chirality(loaded_of(Flat()), classifier, FACES, resolution=RESOLUTION)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from evaluation.analytic import FRONT, SETTINGS, Analytic, Flat, loaded_of, nothing, plane, sphere, waves
 from torch import Tensor
 
-from cips3d.cameras import Cameras, Rays
+from cips3d.cameras import Cameras, PoseDistribution, Rays
 from cips3d.errors import UserError
 from cips3d.evaluation.consistency import view_consistency
 from cips3d.evaluation.views import FaceSample
@@ -42,6 +43,26 @@ def test_texture_of_the_surface_against_one_of_the_picture() -> None:
     assert true.psnr > 40
     assert false.psnr < 15
     assert true.overlap == pytest.approx(false.overlap)  # it is a matter of depth alone
+    aside = PoseDistribution(yaw_mean=FRONT + 0.5, pitch_mean=FRONT - 0.3)
+    assert view_consistency(replace(loaded_of(Analytic(sphere(RADIUS)), 64), poses=aside), FACES).psnr > 40
+
+
+def test_tolerance_and_empty_space_are_shares_of_the_rays() -> None:
+    """Views whose depths differ by 0.02 contradict each other on rays of 0.24, not on longer ones."""
+
+    def nearer_from_the_left(rays: Rays) -> Tensor:
+        return plane()(rays) - 0.02 * (rays.origins[..., 0] > 0)
+
+    loaded = loaded_of(Analytic(nearer_from_the_left))
+    overlap = [
+        view_consistency(replace(loaded, settings=settings), FACES, views=2).overlap
+        for settings in (SETTINGS, replace(SETTINGS, t_near=0.5), replace(SETTINGS, t_far=1.5))
+    ]
+    assert overlap[0] < 0.1
+    assert min(overlap[1:]) > 0.5
+    loaded = loaded_of(Analytic(nothing))
+    assert view_consistency(loaded, FACES, views=2).overlap == 0
+    assert view_consistency(replace(loaded, settings=replace(SETTINGS, t_far=1.5)), FACES, views=2).overlap > 0.3
 
 
 def test_overlap_of_a_sphere() -> None:

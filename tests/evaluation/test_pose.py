@@ -119,5 +119,7 @@ def test_accuracy_is_from_the_model_s_own_front() -> None:
 
 
 def test_accuracy_needs_cameras() -> None:
+    with pytest.raises(ValueError, match="views must be at least 2, got 1"):
+        pose_accuracy(loaded_of(Flat()), Reader(), FaceSample(2), resolution=32, views=1)
     with pytest.raises(UserError, match="pose needs a 3-D model"):
         pose_accuracy(loaded_of(Flat()), Reader(), FaceSample(2), resolution=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,14 @@ def test_noisy_sphere_is_rougher_than_a_sphere() -> None:
     )
     assert flat < smooth < rough
     assert rough > 1000 * math.sqrt(12 / math.pi) * 0.002 / LENGTH  # noise comes on top of the curvature
+
+
+def test_rays_of_another_length() -> None:
+    """The same plane is as much smoother as they are longer."""
+    loaded = loaded_of(Analytic(plane()), 48)
+    longer = replace(loaded, settings=replace(loaded.settings, t_near=0.7, t_far=1.2))
+    short, long = (depth_smoothness(model, FaceSample(2)).roughness for model in (loaded, longer))
+    assert long == pytest.approx(short * LENGTH / 0.5, rel=1e-4)
 
 
 def test_a_single_pixel() -> None:

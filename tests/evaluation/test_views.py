@@ -9,7 +9,7 @@ import pytest
 import torch
 from inversion.small_models import small
 
-from cips3d.evaluation.views import FACES_AT_ONCE, FaceSample, equal_angles, seen_from
+from cips3d.evaluation.views import FACES_AT_ONCE, FaceSample, equal_angles, resized, seen_from
 from cips3d.rendering import LoadedGenerator
 
 
@@ -33,3 +33,11 @@ def test_those_of_a_gpu_are_the_same_cuda() -> None:
     counts, pictures = seen_by(replace(loaded, generator=copy.deepcopy(loaded.generator).to("cuda")))
     assert counts == [FACES_AT_ONCE, FACES_AT_ONCE, 1]
     torch.testing.assert_close(pictures, seen_by(loaded)[1], atol=5e-3, rtol=0)
+
+
+def test_pictures_of_other_sides() -> None:
+    """Every pixel counts in a smaller picture; between the pixels of a larger one, colours are mixed."""
+    checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2).expand(1, 3, 4, 4)
+    torch.testing.assert_close(resized(checks, 2), torch.zeros(1, 3, 2, 2))
+    torch.testing.assert_close(resized(checks[..., :2, :2], 4)[0, 0, 0], torch.tensor([1.0, 0.5, -0.5, -1.0]))
+    assert resized(checks, 4) is checks

@@ -68,7 +68,9 @@ class TestVisibleSide:
     def test_cips3d(self) -> None:
         assert visible_side(VolumeSettings(), 12.0) == pytest.approx(0.24)
 
-    @pytest.mark.parametrize(("fov", "t_near", "t_far"), [(12.0, 0.88, 1.12), (30.0, 0.7, 1.3), (12.0, 0.95, 1.02)])
+    @pytest.mark.parametrize(
+        ("fov", "t_near", "t_far"), [(12.0, 0.88, 1.12), (30.0, 0.7, 1.3), (12.0, 0.95, 1.02), (12.0, 0.7, 1.1)]
+    )
     def test_holds_what_the_middle_rows_of_a_frontal_camera_see(self, fov: float, t_near: float, t_far: float) -> None:
         """And nothing smaller does; rays of the corners reach a little nearer to the camera."""
         front = torch.tensor([math.pi / 2], dtype=torch.float64)

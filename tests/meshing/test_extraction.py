@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_ball() -> None:
     front = made.mesh.vertices[:, 2] > 0.06
     shown = made.mesh.colors[front] / 127.5 - 1
     np.testing.assert_allclose(shown, made.mesh.vertices[front] / 0.07, atol=0.04)  # a pixel is 0.05 of the radius
+
+
+def test_surface_of_the_model_s_activation() -> None:
+    """The raw density whose softplus is 0.5 lies outside of a ball at whose surface it is 0."""
+    loaded = loaded_balls(Balls(sharpness=10.0))
+    settings = replace(SMALL, threshold=0.5, side=0.4)
+    for activation, raw in (("relu", 0.5), ("softplus", math.log(math.exp(0.5) - 1))):
+        model = replace(loaded, settings=replace(loaded.settings, density_activation=activation))
+        vertices = extract_mesh(model, one_face(), settings).mesh.vertices
+        assert np.linalg.norm(vertices, axis=1).mean() == pytest.approx(0.07 - raw / 10, rel=0.02)
 
 
 def test_inference_mode() -> None:

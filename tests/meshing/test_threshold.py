@@ -76,6 +76,13 @@ def test_too_thin() -> None:
         threshold_of(SolidBall(sharpness=4.0))
 
 
+@pytest.mark.parametrize(("t_near", "t_far"), [(0.88, 0.9), (1.1, 1.12)])
+def test_what_rays_do_not_reach_is_no_surface(t_near: float, t_far: float) -> None:
+    """Before the ball, and behind it."""
+    with pytest.raises(UserError, match="--threshold"):
+        surface_threshold(DensityField(Balls(), one_face()), CAMERAS, VolumeSettings(t_near=t_near, t_far=t_far))
+
+
 def test_diverged() -> None:
     with pytest.raises(UserError, match="diverged"):
         threshold_of(Balls(sharpness=math.nan))

@@ -66,6 +66,7 @@ def test_glb_has_linear_float_colors_and_a_matt_material(tmp_path: Path, mesh: M
     light = np.frombuffer(binary, dtype="<f4", count=12, offset=start).reshape(4, 3)
     np.testing.assert_allclose(255 * to_srgb(light), mesh.colors, atol=1e-3)
     assert "NORMAL" in primitive["attributes"]
+    assert len(tree["accessors"]) == 4  # no second set of colours
     assert not any(name.startswith("_") for name in primitive["attributes"])
     assert tree["materials"][primitive["material"]]["pbrMetallicRoughness"]["metallicFactor"] == 0
 

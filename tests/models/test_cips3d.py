@@ -303,3 +303,15 @@ def test_kernels_give_the_same(kernel_backend: Backend) -> None:
     for (name, _), a, b in zip(ours.named_parameters(), gradients, references, strict=True):
         # float32 through two networks; leaky ReLUs on the other side of their kink.
         assert relative_l2(a, b) < 1e-3, name
+
+
+def test_networks_are_those_of_the_configuration() -> None:
+    config = replace(CONFIG, point_scale=5.0, initial_radius=0.07, rgb_init=0.5, aux_init=0.25, inr_skip_from=2)
+    generator = CIPS3D(config)
+    nerf, inr = generator.nerf, generator.inr
+    assert (nerf.point_scale, nerf.density_scale, nerf.initial_radius) == (5.0, 200.0, 0.07)
+    assert (inr.skip_from, inr.rgb_from, len(inr.to_rgb)) == (2, 1, 2)
+    for linears, share in ((inr.to_rgb, 0.5), ([generator.aux_to_rgb], 0.25)):
+        for linear in linears:
+            bound = math.sqrt(6 / linear.in_features) * share
+            assert 0.7 * bound < linear.weight.abs().max() <= bound

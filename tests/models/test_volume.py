@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from inversion.small_models import small
 from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
+from cips3d.models.generator import View
+from cips3d.models.pigan import PiGAN
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops.march import march_rays
+from cips3d.rendering import styles_of_seeds
 
 RADIUS = 0.06
 
@@ -44,6 +49,14 @@ def test_depth_of_a_ball() -> None:
     # the surface lies within one coarse bin (0.24 / 63), which the fine samples divide
     assert (depth[hit] - true[hit]).abs().max() < 0.24 / 63
     assert opacity[torch.isinf(true)].max() == 0
+
+
+def test_rays_begin_and_end_where_they_are_asked_to() -> None:
+    """In the middle of the ball, and before it."""
+    depth, opacity, true = look(VolumeSettings(samples=16, t_near=0.97))
+    assert (depth[true < 0.95] >= 0.97).all() and (opacity[true < 0.95] > 0.99).all()
+    _, opacity, _ = look(VolumeSettings(samples=16, t_far=0.93))
+    assert (opacity == 0).all()
 
 
 def test_fine_samples_sharpen() -> None:
@@ -78,6 +91,9 @@ def test_density_noise_has_the_asked_spread() -> None:
         ({"samples": 0}, "samples 0 makes no sense"),
         ({"samples": 1}, "samples 1 is too few to resample from; give 3 or more, or fine_samples 0"),
         ({"samples": 2, "fine_samples": 4}, "samples 2 is too few to resample from"),
+        ({"t_near": -math.inf}, "t_near -inf makes no sense"),
+        ({"t_far": math.inf}, "t_far inf makes no sense"),
+        ({"t_near": 1.12}, "t_far 1.12 leaves no ray behind t_near 1.12"),
         ({"density_activation": "rely"}, "density_activation 'rely' is unknown; choose one of relu, softplus"),
     ],
 )
@@ -92,3 +108,35 @@ def test_wrong_settings_are_named(fields: dict[str, Any], named: str) -> None:
 def test_fewest_samples(settings: VolumeSettings) -> None:
     _, opacity, true = look(settings)
     assert opacity.isfinite().all() and opacity[torch.isinf(true)].max() == 0
+
+
+@pytest.mark.parametrize("system", ["cips3d", "pigan"])
+def test_every_setting_shows_in_the_pictures(system: str) -> None:
+    loaded = small(system)
+    styles, front = styles_of_seeds(loaded, [0]), torch.full((1,), math.pi / 2)
+    if isinstance(loaded.generator, PiGAN):  # untrained, it is opaque everywhere
+        points = torch.rand(1, 999, 3, generator=torch.Generator().manual_seed(0)) / 4 - 0.125
+        loaded.generator.nerf.density.bias.sub_(loaded.generator.density(styles, points).median())
+    usual = VolumeSettings(samples=4)
+    changes: list[dict[str, Any]] = [
+        *({"samples": 6, "fine_samples": 4}, {"fine_samples": 6}, {"t_near": 0.8}, {"t_far": 1.2}),
+        *({"density_activation": "softplus"}, {"last_back": True}, {"white_back": True}),
+    ]
+    shown = []
+    for settings in (usual, *(replace(usual, **change) for change in changes)):
+        view = View(8, Cameras.from_angles(front, front), settings, jitter=False)
+        shown.append(loaded.generator.render(styles, view).image)
+    for image, change in zip(shown[1:], changes, strict=True):
+        assert not torch.allclose(image, shown[0], atol=1e-4), change
+
+
+@pytest.mark.parametrize("system", ["cips3d", "pigan"])
+def test_generators_look_where_they_are_asked_to(system: str) -> None:
+    loaded = small(system)
+    for near, far in ((0.5, 0.7), (1.2, 1.3)):
+        settings = replace(loaded.settings, t_near=near, t_far=far)
+        front = torch.full((1,), math.pi / 2)
+        view = View(8, Cameras.from_angles(front, front), settings, jitter=False)
+        depth = loaded.generator.render(styles_of_seeds(loaded, [0]), view).depth
+        assert depth is not None
+        assert near <= depth.min() and depth.max() <= far + 1e-6

@@ -255,8 +255,8 @@ def film_siren_points(module: ModuleType) -> None:
 
 
 def render_rays(module: ModuleType) -> None:
-    """Both precisions; fewer channels than there is room for, rays that fill no step, an odd number of samples."""
-    images, rays, coarse, fine, width, color = 2, 9, 4, 3, 20, 6
+    """Both precisions; fewer channels than there is room for, rays that fill no step, odd samples and colours."""
+    images, rays, coarse, fine, width, color = 2, 9, 4, 3, 20, 7
     samples = coarse + fine
     uniform = np.random.default_rng(1).random
     origins, directions = normal(images, rays, 3), normal(images, rays, 3)
@@ -269,8 +269,7 @@ def render_rays(module: ModuleType) -> None:
     blocks = 2
     partial = normal(images, blocks, module.render_rays_block_floats())
     sums = normal(images, module.render_rays_gradient_size(width, color))
-    # Gradients of colours as a part of a larger array: aligned to single floats, and not to pairs.
-    of_colors = normal(images * rays * color + 1)[1:].reshape(images, rays, color)
+    of_colors = normal(images, rays, color + color % 2)  # the kernel reads pairs
     grads = [of_colors, normal(images, rays), normal(images, rays), normal(images, rays, samples)]
     of_rays, scales = [normal(images, rays, 3) for _ in range(2)], np.ones(2, np.float32)
     most = module.shared_limit()

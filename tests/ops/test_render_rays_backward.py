@@ -48,6 +48,22 @@ def test_gradients_with_little_shared_memory(
         assert relative_l2(gradient, reference) < GRADIENT_TOLERANCE[precision] or gradient.numel() == 1
 
 
+@pytest.mark.parametrize("color", [16, 7])
+def test_gradients_that_lie_anywhere_in_memory(kernel_backend: Backend, color: int) -> None:
+    """The kernel reads pairs of colours' gradients: where they lie between pairs or are odd it gets a copy."""
+    s = Setting(width=32, color=color, rays=5, coarse=4, fine=4)
+    ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
+    seen = run(ours, s, "fast").colors
+    part = torch.linspace(-1, 1, seen.numel() + 1, device=seen.device)[1:].view_as(seen)
+    assert part.data_ptr() % 8 and part.is_contiguous()
+    found, expected = (
+        torch.autograd.grad(seen, ours.leaves(), grad, retain_graph=True, materialize_grads=True)
+        for grad in (part, part.clone())
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert any(gradient.any() for gradient in found)
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e6])
 def test_gradients_of_any_size(kernel_backend: Backend, scale: float) -> None:
     """float16 operands must neither overflow nor vanish: the kernel scales by a power of two, so nothing changes."""

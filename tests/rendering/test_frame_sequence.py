@@ -96,7 +96,7 @@ class TestKinds:
         torch.testing.assert_close(normals[:, 16, 16], torch.tensor([0.0, 0.0, 1.0]), atol=0.02, rtol=0)  # 1 degree
 
 
-class TestFilm:
+class TestFrameSequence:
     def test_every_face_in_every_frame(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0, 1, 2])
         sequence = every_face(loaded, styles, CAMERAS, Look(5, ALL, batch_size=7))

@@ -130,8 +130,12 @@ def test_a_file_that_cannot_be_written(command: RenderCommand, monkeypatch: pyte
     def full(path: Path, image: Image.Image) -> None:
         raise UserError(f"the disk is full: {path.name} was not written")
 
+    rendered, render = [], FrameSequence.part
+    monkeypatch.setattr(FrameSequence, "part", lambda *of: rendered.append(of) or render(*of))
     monkeypatch.setattr(pictures, "save_image", full)
-    assert "seed0000.png was not written" in command("--seeds", "0-40", "--yaw", 0, out="faces", fails=True)
+    flags = ("--seeds", "0-40", "--yaw", 0, "--batch-size", 1)
+    assert "seed0000.png was not written" in command(*flags, out="faces", fails=True)
+    assert len(rendered) < 41  # of pictures that wait to be written there are only so many
     assert "seed0003.png was not written" in command("--seeds", 3, "--yaw", 0, out="faces", fails=True)
 
 

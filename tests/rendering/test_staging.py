@@ -6,7 +6,9 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +33,32 @@ from cips3d.rendering import (
     styles_of_seeds,
 )
 from cips3d.rendering.frame_sequence import Look, every_face
+from cips3d.rendering.options import Options
+from cips3d.rendering.staging import stage
 
 FRONT = torch.tensor([math.pi / 2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "pitch", "yaw"),
+    [
+        ({}, [1.2] * 3, [1.5, 1.9, 2.3]),
+        ({"pitch": (0.1,), "yaw": (-0.2, 0.3)}, [1.3] * 2, [1.7, 2.2]),
+        ({"trajectory": "yaw", "frames": 4}, [1.2] * 4, [1.9, 2.3, 1.9, 1.5]),
+        ({"trajectory": "circle", "frames": 4}, [1.4, 1.2, 1.0, 1.2], [1.9, 2.3, 1.9, 1.5]),
+        ({"trajectory": "way.json"}, [1.3], [1.7]),
+    ],
+)
+def test_angles_are_counted_from_the_front_of_the_training_cameras(
+    loaded: LoadedGenerator, tmp_path: Path, flags: dict[str, Any], pitch: list[float], yaw: list[float]
+) -> None:
+    (tmp_path / "way.json").write_text('[{"pitch": 0.1, "yaw": -0.2}]')
+    if flags.get("trajectory") == "way.json":
+        flags = {"trajectory": str(tmp_path / "way.json")}
+    model = replace(loaded, poses=PoseDistribution(pitch_mean=1.2, yaw_mean=1.9))
+    cameras = stage(model, Options(tmp_path, tmp_path / "out.png", **flags)).film.cameras
+    torch.testing.assert_close(cameras.pitch, torch.tensor(pitch))
+    torch.testing.assert_close(cameras.yaw, torch.tensor(yaw))
 
 
 class TestTrajectories:

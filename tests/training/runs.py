@@ -1,14 +1,20 @@
-"""Whole runs: what ends them at a step, and whether two came to the same."""
+"""Runs, whole or of some steps: what ends them, and whether two came to the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from cips3d.training.config import TrainConfig
+from cips3d.training.distributed import Processes
 from cips3d.training.objectives import StepReport
+from cips3d.training.schedule import moment
+from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
 
@@ -41,3 +47,19 @@ def after_steps(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[],
         return report
 
     monkeypatch.setattr(TrainingStep, "__call__", counted)
+
+
+def real_images(batch: int = 4) -> Tensor:
+    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingState, StepReport]:
+    if stage:
+        config = replace(config, stages=(replace(config.stages[0], **stage),))
+    state = TrainingState(config, Processes())
+    state.enter_stage(0, config.stages[0])
+    step = TrainingStep(state, config)
+    for k in range(steps):
+        report = step(real_images(), moment(config, k))
+        state.step += 1
+    return state, report

@@ -6,18 +6,27 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from training.runs import after_steps
 
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
+from cips3d.data.loader import TrainingImages
 from cips3d.devices import choose_device
 from cips3d.errors import UserError
-from cips3d.training import distributed
+from cips3d.training import distributed, loop
 from cips3d.training.config import TrainConfig
-from cips3d.training.distributed import TORCHRUN_SETS, join_processes
+from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes
+from cips3d.training.loop import train
+from cips3d.training.objectives import StepReport
+from cips3d.training.state import TrainingState
+from cips3d.training.step import TrainingStep
 
 WORKER = """
 import sys, torch
@@ -39,6 +48,31 @@ with Training(settled(config), processes) as training:
     assert not torch.equal(draws[0], draws[1])
 processes.leave()
 """
+
+
+@dataclass(frozen=True)
+class Twins(Processes):
+    """This process and another that does the same, without one."""
+
+    world_size: int = 2
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor.mul_(2)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+    def broadcast(self, module: nn.Module) -> None:
+        pass
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
+
+    def from_first(self, value: Any) -> Any:
+        return value
+
+    def wait(self) -> None:
+        pass
 
 
 def run_two(config: TrainConfig, folder: Path) -> None:
@@ -74,6 +108,49 @@ def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path
     assert measured[0] == measured[1]
     assert a["best"] == b["best"]
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["seed"] == 0
+
+
+@pytest.mark.parametrize(("together", "saved"), [(True, [0, 2]), (False, [0])])
+def test_several_processes_save_together_or_not_at_all(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, together: bool, saved: list[int]
+) -> None:
+    """All meet a picture that cannot be read at the same place; a bug may be one's alone, and who saves waits."""
+
+    def fail(*_: object) -> None:
+        raise UserError("photo.png cannot be read") if together else ZeroDivisionError
+
+    monkeypatch.setattr(loop, "join_processes", lambda _: Twins())
+    after_steps(
+        monkeypatch, *((2, lambda: monkeypatch.setattr(TrainingImages, "__next__", fail)) if together else (3, fail))
+    )
+    with pytest.raises(UserError if together else ZeroDivisionError):
+        train(replace(small_config, reports=replace(small_config.reports, checkpoint_every=100)))
+    assert small_config.out is not None
+    found = sorted((small_config.out / "checkpoints").glob("step-*.pt"))
+    assert [load_checkpoint(path)["step"] for path in found] == saved
+
+
+def test_augmentation_counts_the_pictures_of_all_processes(small_config: TrainConfig) -> None:
+    config = replace(small_config, ada_target=0.6, ada_kimg=0.1)
+    state = TrainingState(config, Twins())
+    report = StepReport(scalars={"d/real_sign": torch.tensor(0.7)})  # the same of both
+    for _ in range(4):
+        TrainingStep(state, config).adapt_augmentation(2, report)
+    assert state.ada.p == pytest.approx(4 * 2 * 2 / 100)
+    assert report.scalars["d/real_sign"] == torch.tensor(0.7)
+
+
+def test_random_numbers_of_several_processes(small_config: TrainConfig) -> None:
+    """Each draws its own, also where a run goes on with more processes than before."""
+    one = TrainingState(small_config, Processes())
+    new = [TrainingState(small_config, Twins(rank)) for rank in range(3)]
+    assert len({state.random.get_state().numpy().tobytes() for state in new}) == 3
+    for rank, state in enumerate(new):
+        before = state.random.get_state()
+        state.load_state_dict({**one.state_dict(), "step": 4})
+        assert torch.equal(state.random.get_state(), one.random.get_state()) == (rank == 0)
+        assert rank == 0 or not torch.equal(state.random.get_state(), before)
+    assert len({state.random.get_state().numpy().tobytes() for state in new}) == 3
 
 
 @pytest.mark.parametrize("world_size", ["2", "x"])

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from training.runs import after_steps, assert_equal_states
 
+from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
 from cips3d.data.loader import TrainingImages
+from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
 from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.plain import to_plain
@@ -27,22 +29,24 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.loop import TrainingDiverged, train
 from cips3d.training.objectives import Objectives
 from cips3d.training.report import Reporter
-from cips3d.training.run_folder import METRICS_FILE
+from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, SCALARS_FILE
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:
-    config = replace(small_config, reports=replace(small_config.reports, metrics_interval=12, metrics_images=8))
+    reports = replace(small_config.reports, metrics_interval=12, metrics_images=8, pictures_every=4, keep=3)
+    config = replace(small_config, reports=reports)
     folder, exit_code = train(config)
     assert exit_code == 0
-    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step-00000003.pt", "step-00000006.pt"]
+    assert [p.stem for p in list_checkpoints(folder / "checkpoints")] == [f"step-0000000{k}" for k in (0, 3, 6)]
     assert load_checkpoint(folder / "checkpoints" / "best.pt")["best"]["value"] > 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
     stored = json.loads((folder / "config.json").read_text())
     assert stored["versions"]["torch"] == torch.__version__
     assert TrainConfig.from_json(json.dumps(stored["config"])).generator == config.generator
-    assert sorted(p.name for p in (folder / "pictures").iterdir()) == ["00000000.png", "00000006.png"]
+    assert sorted(p.stem for p in (folder / "pictures").iterdir()) == ["00000000", "00000004", "00000006"]
     with Image.open(folder / "pictures" / "00000006.png") as grid:
-        assert grid.height >= 7 * 8 * (96 // 8)  # front, tilted, two yaws, auxiliary, depth, truncated
+        assert grid.height >= 7 * 96  # front, tilted, two yaws, auxiliary, depth, truncated
+        assert 2 * 96 <= grid.width < 8 * 96  # two faces beside the rows' names
     with Image.open(folder / "turntable.webp") as turntable:
         assert getattr(turntable, "n_frames", 1) == 4
     assert list((folder / "tensorboard").glob("events.out.tfevents*"))
@@ -130,11 +134,12 @@ def two_stages(config: TrainConfig) -> TrainConfig:
     return replace(config, stages=(first, second))
 
 
-def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_path: Path) -> None:
-    """A run of two stages equals one that ended with the first stage and was resumed."""
+@pytest.mark.parametrize("steps", [3, 5])
+def test_stages_and_resume(small_config: TrainConfig, tmp_path: Path, steps: int) -> None:
+    """A run of two stages equals one that ended with the first stage, or within the second, and was resumed."""
     config = two_stages(small_config)
     whole, _ = train(replace(config, out=tmp_path / "whole"))
-    first, _ = train(replace(config, out=tmp_path / "part", steps=3))
+    first, _ = train(replace(config, out=tmp_path / "part", steps=steps))
     resumed, _ = train(replace(config, out=None, resume=first))
     a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (whole, resumed))
     assert_equal_states(a, b)
@@ -143,6 +148,26 @@ def test_stages_and_resume_across_their_border(small_config: TrainConfig, tmp_pa
     for name, value in frozen["generator_ema"].items():
         if name.startswith(("nerf.", "shape_mapping.", "aux_to_rgb.")):
             assert torch.equal(a["generator"][name], value), name
+
+
+def test_pictures_come_as_they_are_asked_for(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Asked(TrainingImages):
+        def __init__(self, *arguments: Any, **others: Any) -> None:
+            asked.update(others)
+            super().__init__(*arguments, **others)
+
+    def open_asked(*arguments: Any, **others: Any) -> Any:
+        asked.update(others)
+        return open_training_source(*arguments, **others)
+
+    monkeypatch.setattr(loop, "TrainingImages", Asked)
+    monkeypatch.setattr(loop, "open_training_source", open_asked)
+    config = replace(small_config, steps=1, seed=5, x_flip=True, workers=1, heads=7, poses=PoseDistribution("uniform"))
+    train(config)
+    for name in ("seed", "x_flip", "workers", "heads", "poses"):
+        assert asked[name] == getattr(config, name), name
 
 
 def test_every_stage_opens_its_pictures_once(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +222,9 @@ def test_single_bad_steps_are_counted(small_config: TrainConfig, monkeypatch: py
     monkeypatch.setattr(Objectives, "generator", broken)
     folder, _ = train(small_config)
     assert load_checkpoint(find_checkpoint(folder))["skipped"] == 1
+    assert "step 3: a loss or gradient was not finite" in (folder / LOG_FILE).read_text()
+    lines = [json.loads(line) for line in (folder / SCALARS_FILE).read_text().splitlines()]
+    assert [(line["step"], line["skipped_steps"]) for line in lines] == [(2, 0), (3, 1), (4, 1), (6, 1)]
 
 
 def test_finished_run_asks_for_more_steps(small_config: TrainConfig) -> None:
@@ -236,8 +264,8 @@ def test_bad_data_leave_no_folder(small_config: TrainConfig, tmp_path: Path) -> 
 
 def test_runs_are_numbered(small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = replace(small_config, out=None, steps=1)
-    assert [train(config)[0].name for _ in range(2)] == ["00000-tiny", "00001-tiny"]
+    config = replace(small_config, preset="afhq", out=None, steps=1)
+    assert [train(config)[0].name for _ in range(2)] == ["00000-afhq", "00001-afhq"]
 
 
 def test_batches_must_be_shared_equally(small_config: TrainConfig) -> None:

@@ -259,6 +259,8 @@ def test_gradient_penalty_lies_between_real_and_fake() -> None:
         return images.square().sum((1, 2, 3)) / 2  # ∇D = x̂
 
     penalty = gradient_penalty(discriminator, real, fake, generator=seeded(5))
+    penalty.backward()
+    assert real.grad is None and fake.grad is None  # it is the discriminator's alone
     torch.testing.assert_close(penalty, (seen[0].flatten(1).norm(dim=1) - 1).square().mean())
     share = (seen[0] - fake) / (real - fake)  # u, one an image
     torch.testing.assert_close(share, share[:, :1, :1, :1].expand_as(share))

@@ -44,6 +44,13 @@ def full_disk() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def full_disk_in_words() -> UserError:
+    """As `atomic_file` says it."""
+    error = UserError("the disk is full: step-00000003.pt was not written")
+    error.__cause__ = full_disk()
+    return error
+
+
 def out_of_memory() -> RuntimeError:
     return RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
@@ -53,6 +60,7 @@ def out_of_memory() -> RuntimeError:
     [
         (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
         (full_disk(), UserError, "the disk is full; free some space, and go on with --resume"),
+        (full_disk_in_words(), UserError, "the disk is full; free some space, and go on with --resume"),
         (out_of_memory(), UserError, "cpu has too little memory; give a smaller --batch-size"),
     ],
 )
@@ -254,15 +262,18 @@ def test_curves_and_words_are_written_down(small_config: TrainConfig) -> None:
 def test_precision_of_a_run_is_the_models(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `--precision` of all other commands, and under what mixed precision says of a part."""
     seen: list[tuple[str | None, str | None]] = []
+    rounded_to: list[torch.dtype] = []
     original = TrainingStep.__init__
 
     def init(self: TrainingStep, *arguments: object) -> None:
         original(self, *arguments)  # type: ignore[arg-type]
         generator = self.state.generator
         seen.append((generator.nerf.precision, generator.inr.precision))  # type: ignore[union-attr]
+        rounded_to.append(generator.inr.fast_dtype)  # type: ignore[union-attr]
 
     monkeypatch.setattr(TrainingStep, "__init__", init)
-    for precision, amp in ((None, Amp()), ("high", Amp()), ("fast", Amp()), ("high", Amp(inr="bf16"))):
+    cases = ((None, Amp()), ("high", Amp()), ("fast", Amp()), ("high", Amp(inr="bf16")), (None, Amp(inr="fp16")))
+    for precision, amp in cases:
         loop_config = replace(small_config, steps=1, precision=precision, amp=amp, out=None, data=small_config.data)
         with monkeypatch.context() as patch:
             patch.setattr(Training, "run", lambda _: 0)
@@ -270,4 +281,5 @@ def test_precision_of_a_run_is_the_models(small_config: TrainConfig, monkeypatch
             assert small_config.out is not None
             small_config.out.mkdir(exist_ok=True)
             train(loop_config)
-    assert seen == [(None, None), ("high", "high"), ("fast", "fast"), ("high", "fast")]
+    assert seen == [(None, None), ("high", "high"), ("fast", "fast"), ("high", "fast"), (None, "fast")]
+    assert rounded_to == [torch.bfloat16] * 4 + [torch.float16]

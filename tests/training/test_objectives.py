@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
+from cips3d.training import losses, objectives
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import LOSSES
@@ -57,6 +58,22 @@ def test_every_loss_lets_the_generator_catch_up(small_config: TrainConfig, name:
     assert last.scalars["g/loss"] < first.scalars["g/loss"]
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_both_networks_make_the_named_loss_small(small_config: TrainConfig, name: Any) -> None:
+    stage = replace(small_config.stages[0], aux_weight=0.0)
+    config = replace(small_config, loss=name, r1_gamma=0.0, stages=(stage,))
+    fake = Images(real_images().flip(1), None, torch.zeros(4, 2), torch.zeros(4, 11))
+    objectives, now = Objectives(TrainingState(config, Processes()), config), moment(config, 0)
+    of_real, of_fake = (
+        judged.main.logits
+        for judged in (objectives.discriminate_real(real_images(), now), objectives.discriminate(fake, now))
+    )
+    of_discriminator = objectives.discriminator(real_images(), fake, now, StepReport())
+    torch.testing.assert_close(of_discriminator, LOSSES[name].discriminator(of_real, of_fake))
+    of_generator = objectives.generator(fake, real_images(), now, StepReport())
+    torch.testing.assert_close(of_generator, LOSSES[name].generator(of_fake, of_real))
+
+
 def penalties(config: TrainConfig, images: Images) -> tuple[Tensor, dict[str, Tensor]]:
     """The discriminators' objective and its scalars at step 0, where all that can be due is due."""
     report = StepReport()
@@ -91,6 +108,10 @@ def test_both_discriminators_count_as_one_batch(small_config: TrainConfig) -> No
     squared = torch.cat([slope, aux_slope]).square().sum((1, 2, 3)).mean()
     with_r1, _ = penalties(replace(config, r1_gamma=3.0, r1_every=2), fake)
     assert (with_r1 - loss).item() == pytest.approx(0.5 * 3.0 * 2 * squared.item(), rel=1e-4)
+    same = replace(fake, main=real_images(), aux=real_images())  # R2 of these is R1
+    without, _ = penalties(config, same)
+    with_r2, _ = penalties(replace(config, r2_gamma=3.0, r1_every=2), same)
+    assert (with_r2 - without).item() == pytest.approx(0.5 * 3.0 * 2 * squared.item(), rel=1e-4)
 
 
 def test_both_discriminators_are_penalised(small_config: TrainConfig) -> None:
@@ -123,6 +144,19 @@ def test_path_lengths_are_regularised(small_config: TrainConfig) -> None:
     assert "g/path_length" not in report.scalars
 
 
+def test_path_lengths_of_half_a_batch_count_for_the_steps_between(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of lengths of 1 and a mean that has come 1% of the way to them: weight 3, every 5 steps."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(losses, "path_lengths", lambda images, *of: seen.append(of[0]) or images.new_ones(len(images)))
+    config = replace(small_config, path_length_weight=3.0, path_length_every=5)
+    step = TrainingStep(TrainingState(config, Processes()), config)
+    loss = step.path_length_loss(4, moment(config, 0), None, StepReport())
+    assert loss.item() == pytest.approx(3 * 5 * 0.99**2)
+    assert seen[0].shape == (2, 4, 8)  # of each of the INR's layers
+
+
 def test_style_mixing_shows_in_the_pictures(small_config: TrainConfig) -> None:
     config = replace(small_config, style_mixing=1.0)
     step = TrainingStep(TrainingState(config, Processes()), config)
@@ -130,6 +164,30 @@ def test_style_mixing_shows_in_the_pictures(small_config: TrainConfig) -> None:
     appearance = mixed[-1]
     assert appearance.dim() == 3  # a style for every layer
     assert not torch.equal(appearance[:, 0], appearance[:, -1])
+
+
+def test_what_is_read_off_is_added_with_its_weight(small_config: TrainConfig) -> None:
+    """Both networks make both errors small."""
+    discriminator = PiGANDiscriminatorConfig(
+        channels=pigan_channel_table(8, base=32, cap=8), latent_dim=5, predict_pose=True
+    )
+    config = replace(
+        small_config,
+        generator=PiGANConfig(z_dim=5, width=8, layers=2, mapping_width=8),
+        discriminator=discriminator,
+        r1_gamma=0.0,
+        latent_weight=2.0,
+        stages=(replace(small_config.stages[0], aux_weight=0.0, pose_weight=3.0),),
+    )
+    fake = Images(real_images().flip(1), None, torch.ones(4, 2), torch.ones(4, 5))
+    objectives, now = Objectives(TrainingState(config, Processes()), config), moment(config, 0)
+    for name, objective in (("d", objectives.discriminator), ("g", objectives.generator)):
+        pair = (real_images(), fake) if name == "d" else (fake, real_images())
+        report = StepReport()
+        loss = objective(*pair, now, report)
+        pose, latent = report.scalars[f"{name}/pose_loss"], report.scalars[f"{name}/latent_loss"]
+        assert pose > 0.1 and latent > 0.1
+        torch.testing.assert_close(loss, report.scalars[f"{name}/loss"] + 3 * pose + 2 * latent)
 
 
 def test_z_is_read_off_the_images(small_config: TrainConfig) -> None:
@@ -194,6 +252,9 @@ def test_augmentation_changes_what_is_seen(small_config: TrainConfig) -> None:
     assert torch.equal(objectives.augment(real_images(), now), real_images())
     state.ada.p = 1.0
     assert not torch.allclose(objectives.augment(real_images(), now), real_images())
+    state.ada.p = 0.0
+    brighter = replace(now, stage=replace(now.stage, diff_augment=("color",)))
+    assert not torch.allclose(objectives.augment(real_images(), brighter), real_images())
 
 
 def test_a_second_slower_average(small_config: TrainConfig) -> None:
@@ -224,6 +285,37 @@ def test_lazy_penalties_take_steps_of_their_own(small_config: TrainConfig, alone
     assert ("g/path_length/gradient_norm" in report.scalars) == alone
 
 
+def test_lazy_penalties_step_along_their_own_gradients(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Penalties that nothing changes move nothing, whatever the losses of the same step do."""
+    monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.mean((1, 2, 3)) * 0 + 1)
+    penalised: list[Tensor] = []
+    monkeypatch.setattr(objectives, "r1_penalty", lambda logits, images: penalised.append(images) or logits.mean() * 0)
+    gradients: dict[str, float] = {}
+    update = TrainingStep.update
+
+    def recorded(self: TrainingStep, network: torch.nn.Module, *of: Any) -> bool:
+        gradients[of[2]] = sum(p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None)
+        return update(self, network, *of)
+
+    monkeypatch.setattr(TrainingStep, "update", recorded)
+    run(replace(small_config, lazy_correction=True, path_length_weight=2.0))
+    assert gradients.keys() == {"d", "d/penalty", "g", "g/path_length"}
+    assert gradients["d"] > 0 and gradients["g"] > 0
+    assert gradients["d/penalty"] == gradients["g/path_length"] == 0
+    assert len(penalised) == 2  # of both discriminators, once
+
+
+def test_lazy_penalties_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainConfig) -> None:
+    config = replace(small_config, lazy_correction=True)
+    norms = []
+    for parts in (1, 2):
+        _, report = run(config, accumulation=parts, lr_discriminator=0.0)
+        norms.append(report.scalars["d/penalty/gradient_norm"].item())
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32 sums in another order
+
+
 @pytest.mark.parametrize("name", ["nerf", "inr", "discriminator"])
 def test_losses_are_scaled_where_float16_is_on_their_way(name: str) -> None:
     of_generator, of_discriminator = gradient_scalers(Amp(**{name: "fp16"}), torch.device("cpu"))  # type: ignore[arg-type]
@@ -241,7 +333,7 @@ def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None
     assert state.optimizer_g.param_groups[0]["betas"] == (0.0, 0.125)  # no path length penalty: no correction
     assert replace(config, r1_gamma=0.0).discriminator_interval is None
     assert replace(config, r1_gamma=0.0, r2_gamma=1.0).discriminator_interval == 2  # its steps are R1's
-    assert lazy_betas((0.0, 0.99), 16) == (0.0, pytest.approx(0.99 ** (16 / 17)))
+    assert lazy_betas((0.5, 0.99), 16) == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
 
 
 def test_all_of_it_resumes_exactly(small_config: TrainConfig) -> None:

@@ -1,12 +1,74 @@
-"""Animations at the end of a run."""
+"""Pictures of a run, and animations at its end."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
+
 import torch
 from evaluation.analytic import Flat, loaded_of
+from inversion.small_models import small
 
+from cips3d.cameras import PoseDistribution
+from cips3d.pictures import depth_image
 from cips3d.rendering import render_views, styles_of_seeds
-from cips3d.training.report import front_view, interpolation
+from cips3d.training.config import TrainConfig
+from cips3d.training.report import as_loaded, face_rows, front_view, interpolation, turntable
+
+
+def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None:
+    config = replace(small_config, fov_degrees=20.0, poses=PoseDistribution("uniform", yaw_std=0.7))
+    loaded = as_loaded(Flat(), config, 8, 3)
+    assert (loaded.fov_degrees, loaded.poses, loaded.settings) == (20.0, config.poses, config.volume)
+    assert (loaded.resolution, loaded.step) == (8, 3)
+
+
+def test_rows_of_views() -> None:
+    """From the front of the training cameras, from above, from the right and the left, and the depth from the front."""
+    loaded = small("cips3d")
+    poses = PoseDistribution(pitch_mean=1.2, yaw_mean=1.9)
+    loaded = replace(loaded, settings=replace(loaded.settings, t_near=0.9, t_far=1.2), poses=poses)
+    rows = face_rows(loaded, 2)
+    assert list(rows) == ["front", "tilted", "yaw -0.4", "yaw +0.4", "auxiliary", "depth", "truncated 0.7"]
+    pitch, yaw = torch.tensor([1.2]), torch.tensor([1.9])
+    assert front_view(loaded) == (pitch, yaw)
+    for name, up, turn in (
+        ("front", 0.0, 0.0),
+        ("tilted", -0.25, 0.0),
+        ("yaw -0.4", 0.0, -0.4),
+        ("yaw +0.4", 0.0, 0.4),
+    ):
+        views = render_views(loaded, styles_of_seeds(loaded, range(2)), pitch + up, yaw + turn, 8, aux=True, depth=True)
+        torch.testing.assert_close(rows[name], views.image[:, 0])
+        if name == "front":
+            assert views.aux_image is not None and views.depth is not None
+            torch.testing.assert_close(rows["auxiliary"], views.aux_image[:, 0])
+            torch.testing.assert_close(rows["depth"], depth_image(views.depth[:, 0], 0.9, 1.2))
+
+
+def test_rows_of_pictures_without_cameras() -> None:
+    """Each face with other noise, and with the layers of the one after it from the middle on."""
+    loaded = small("stylegan2")
+    for name, parameter in loaded.generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.fill_(1.0)
+    rows = face_rows(loaded, 2)
+    images = [rows[name] for name in ("image", "random noise", "mixed")]
+    assert all(image.shape == (2, 3, 16, 16) for image in images)
+    own, following = styles_of_seeds(loaded, range(2)), styles_of_seeds(loaded, range(1, 3))
+    mixed = loaded.generator.mixed(own, following, loaded.generator.style_layers // 2)
+    torch.testing.assert_close(images[2], render_views(loaded, mixed, *front_view(loaded), 16).image[:, 0])
+    assert not any(torch.allclose(a, b) for a, b in combinations(images, 2))
+
+
+def test_turntable() -> None:
+    """Swings around the front of the training cameras, first to the left."""
+    loaded = replace(small("cips3d"), poses=PoseDistribution(pitch_mean=1.2, yaw_mean=1.9))
+    frames = turntable(loaded, faces=1, frames=4)
+    assert len(frames) == 4
+    for frame, turn in zip(frames, (0.0, 0.6, 0.0, -0.6), strict=True):
+        pitch, yaw = torch.tensor([1.2]), torch.tensor([1.9 + turn])
+        torch.testing.assert_close(frame, render_views(loaded, styles_of_seeds(loaded, [0]), pitch, yaw, 8).image[:, 0])
 
 
 def test_faces_turn_into_each_other_and_back() -> None:

@@ -34,6 +34,7 @@ def test_density_noise_fades_out() -> None:
     assert moment(FFHQ, 0).density_noise == 1.0
     assert moment(FFHQ, 1250).density_noise == pytest.approx(0.75)
     assert moment(FFHQ, 5000).density_noise == 0.0
+    assert moment(replace(FFHQ, density_noise_steps=2500), 1250).density_noise == pytest.approx(0.5)
     assert moment(FFHQ, 79_999).density_noise == 0.0
     assert moment(FFHQ, 81_250).density_noise == pytest.approx(0.75)  # anew in every stage
     assert moment(replace(FFHQ, density_noise_restarts=False), 81_250).density_noise == 0.0
@@ -44,6 +45,12 @@ def test_lazy_r1() -> None:
     config = replace(FFHQ, r1_every=4)
     assert [moment(config, step).r1_now for step in range(6)] == [True, False, False, False, True, False]
     assert not moment(replace(FFHQ, r1_gamma=0.0), 0).r1_now
+
+
+def test_lazy_path_lengths() -> None:
+    config = replace(FFHQ, path_length_weight=2.0, path_length_every=3)
+    assert [moment(config, step).path_length_now for step in range(5)] == [True, False, False, True, False]
+    assert not moment(replace(config, path_length_weight=0.0), 0).path_length_now
 
 
 def test_cooldown_is_linear_at_the_end(small_config: TrainConfig) -> None:

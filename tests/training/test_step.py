@@ -13,8 +13,9 @@ import torch
 from host_waits import reads_of_single_values
 from ops.backends import Backend
 from torch import Tensor
+from training.runs import real_images, run
 
-from cips3d.cameras import Cameras
+from cips3d.cameras import FRONT, PoseDistribution
 from cips3d.models.generator import View
 from cips3d.ops import kernels
 from cips3d.training import losses
@@ -26,24 +27,28 @@ from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
 
-def real_images(batch: int = 4) -> Tensor:
-    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
-
-
-def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingState, StepReport]:
-    if stage:
-        config = replace(config, stages=(replace(config.stages[0], **stage),))
-    state = TrainingState(config, Processes())
-    state.enter_stage(0, config.stages[0])
-    step = TrainingStep(state, config)
-    for k in range(steps):
-        report = step(real_images(), moment(config, k))
-        state.step += 1
-    return state, report
-
-
 def weights(module: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def test_generated_pictures_are_taken_as_configured(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pose that is known of each is its camera's."""
+    stage = replace(small_config.stages[0], grad_points=9, density_noise=0.5)
+    config = replace(
+        small_config, stages=(stage,), fov_degrees=20.0, poses=PoseDistribution("uniform", yaw_std=0.8, pitch_std=0.01)
+    )
+    step = TrainingStep(TrainingState(config, Processes()), config)
+    views: list[View[Any]] = []
+    render = step.state.generator.render
+    monkeypatch.setattr(step.state.generator, "render", lambda *of: views.append(of[1]) or render(*of))
+    images = step.generate(64, moment(config, 1), None)
+    (view,) = views
+    assert (view.cameras.fov_degrees == 20).all()
+    assert (view.volume, view.grad_points, view.return_aux) == (config.volume, 9, True)
+    assert view.density_noise == 0.5 * 3 / 4  # after one of four steps
+    yaw, pitch = images.pose.T
+    assert 0.5 < yaw.abs().max() < 0.81 and pitch.abs().max() < 0.011
+    torch.testing.assert_close(yaw + FRONT, view.cameras.yaw)
 
 
 @pytest.mark.parametrize("reuse_fakes", [False, True])
@@ -56,6 +61,26 @@ def test_both_networks_learn(small_config: TrainConfig, reuse_fakes: bool) -> No
         assert not torch.equal(weights(getattr(before, name)), weights(getattr(after, name))), name
     assert {"d/loss", "d/aux_loss", "d/r1", "g/loss", "g/aux_loss"} <= set(report.scalars)
     assert torch.equal(weights(after.generator_ema), weights(after.generator))  # before ema_start: a copy
+
+
+@pytest.mark.parametrize(("reuse_fakes", "batches"), [(False, 2), (True, 1)])
+def test_batches_that_are_generated_in_a_step(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, reuse_fakes: bool, batches: int
+) -> None:
+    made = []
+    generate = TrainingStep.generate
+    monkeypatch.setattr(TrainingStep, "generate", lambda *of: made.append(of) or generate(*of))
+    run(replace(small_config, reuse_fakes=reuse_fakes))
+    assert len(made) == batches
+
+
+@pytest.mark.parametrize(("warm_up", "decay"), [(False, 0.75), (True, 2 / 11)])
+def test_the_average_follows_as_configured(small_config: TrainConfig, warm_up: bool, decay: float) -> None:
+    config = replace(small_config, ema_start=0, ema_decay=0.75, ema_warmup=warm_up)
+    before = TrainingState(config, Processes())
+    after, _ = run(config)
+    expected = torch.lerp(weights(after.generator), weights(before.generator), decay)
+    torch.testing.assert_close(weights(after.generator_ema), expected)
 
 
 def overlapping(module: torch.nn.Module) -> list[str]:
@@ -87,21 +112,6 @@ def test_gradients_have_memory_of_their_own(
             state = TrainingState(config, Processes(device=kernel_backend.device))
             TrainingStep(state, config)(real_images().to(kernel_backend.device), moment(config, 0))
     assert seen == [[]] * 4
-
-
-def test_parts_of_a_batch_add_up(small_config: TrainConfig) -> None:
-    """Gradients of two backward passes without a clip or a scale, of every parameter of the generator."""
-    generator = TrainingState(small_config, Processes()).generator.double()
-    z = [x.double() for x in generator.sample_z(2, generator=torch.Generator().manual_seed(0))]
-    front = torch.full((2,), math.pi / 2, dtype=torch.float64)
-
-    def backward() -> list[Tensor]:
-        view = View(8, Cameras.from_angles(front, front), small_config.volume, jitter=False)
-        generator.render(generator.mapping(*z), view).image.square().sum().backward()
-        return [p.grad.clone() for p in generator.parameters() if p.grad is not None]
-
-    for twice, once in zip(*reversed([backward(), backward()]), strict=True):
-        torch.testing.assert_close(twice, 2 * once)
 
 
 def test_discriminator_separates_fixed_images(small_config: TrainConfig) -> None:
@@ -176,57 +186,6 @@ def test_frozen_nerf_comes_from_its_average(small_config: TrainConfig) -> None:
     assert not torch.equal(weights(state.generator.inr), inr)
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config: TrainConfig) -> None:
-    """The mean over parts of equal size is the mean over the batch; real images only, so that draws do not matter."""
-    gradients = []
-    for parts in (1, 2):
-        config = replace(small_config, r1_gamma=2.0)
-        state = TrainingState(config, Processes())
-        step = TrainingStep(state, config)
-        now = moment(config, 0)
-        fake = step.generate_without_gradient(4, now, None)
-        for index in torch.arange(4).chunk(parts):
-            part = replace(fake, main=fake.main[index], aux=None if fake.aux is None else fake.aux[index])
-            loss = step.objectives.discriminator(real_images()[index], part, now, StepReport()) / parts
-            loss.backward()
-        gradients.append(
-            torch.cat([p.grad.reshape(-1) for p in state.discriminator.parameters() if p.grad is not None])
-        )
-    # float32 sums in another order
-    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
-
-
-def test_figures_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainConfig) -> None:
-    config = replace(small_config, r1_gamma=2.0, r2_gamma=1.0)
-    figures = []
-    for parts in (1, 2):
-        step = TrainingStep(TrainingState(config, Processes()), config)
-        now = moment(replace(config, stages=(replace(config.stages[0], accumulation=parts),)), 0)
-        fake = step.generate_without_gradient(4, now, None)
-        report = StepReport()
-        for index in torch.arange(4).chunk(parts):
-            part = replace(fake, main=fake.main[index], aux=None if fake.aux is None else fake.aux[index])
-            step.objectives.discriminator(real_images()[index], part, now, report)
-            step.objectives.generator(part, real_images()[index], now, report)
-        figures.append(report.scalars)
-    whole, in_parts = figures
-    assert {"d/loss", "d/aux_loss", "d/real", "d/r1", "d/r2", "g/loss", "g/aux_loss"} <= whole.keys()
-    assert whole.keys() == in_parts.keys()
-    for name, value in whole.items():
-        assert in_parts[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name  # float32
-
-
-@pytest.mark.parametrize("parts", [1, 4])
-def test_the_mean_path_length_moves_once_a_batch(
-    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, parts: int
-) -> None:
-    """By 1% of the way to lengths of 1, in however many parts the batch comes."""
-    monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.mean((1, 2, 3)) * 0 + 1)
-    state, report = run(replace(small_config, path_length_weight=2.0, path_length_every=1), accumulation=parts)
-    assert report.finite
-    assert state.path_length.mean.item() == pytest.approx(0.01, rel=5e-3)  # 1 - (1 - 0.01/4)⁴ is 0.4% less
-
-
 @pytest.mark.parametrize(("r2_gamma", "times"), [(0.0, 2), (1.0, 3)])
 def test_penalties_of_real_images_need_no_generated_ones(
     small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, r2_gamma: float, times: int
@@ -248,9 +207,34 @@ def test_a_step_asks_for_no_single_numbers(small_config: TrainConfig) -> None:
     assert reads.count == 0
 
 
-def test_accumulated_step_runs(small_config: TrainConfig) -> None:
-    _, report = run(small_config, accumulation=2)
-    assert report.finite
+def test_a_step_draws_from_the_runs_own_numbers_alone(small_config: TrainConfig) -> None:
+    """Libraries may draw from the global ones; what a seed trains does not depend on them."""
+    config = replace(
+        small_config,
+        discriminator=replace(small_config.discriminator, predict_pose=True),
+        r2_gamma=1.0,
+        gradient_penalty=1.0,
+        path_length_weight=2.0,
+        style_mixing=1.0,
+        ada_target=0.6,
+    )
+    every = ("color", "translation", "cutout")
+    stage = replace(config.stages[0], pose_weight=1.0, pose_augment=every, diff_augment=every, grad_points=9)
+    config = replace(config, stages=(stage,))
+    state = TrainingState(config, Processes())
+    state.ada.p = 0.5
+    before = torch.get_rng_state()
+    assert TrainingStep(state, config)(real_images(), moment(config, 0)).finite
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mixed_precision_of_discriminators_leaves_penalties_exact(small_config: TrainConfig) -> None:
+    config = replace(small_config, amp=Amp(discriminator="bf16"))
+    state, now = TrainingState(config, Processes()), moment(config, 0)
+    mixed, plain = Objectives(state, config), Objectives(state, small_config)
+    exact = plain.discriminate_real(real_images(), now).main.logits
+    assert not torch.equal(mixed.discriminate_real(real_images(), now).main.logits, exact)
+    assert torch.equal(mixed.discriminate_real(real_images(), now, exact=True).main.logits, exact)
 
 
 def test_partial_gradients_and_augmentation(small_config: TrainConfig) -> None:
@@ -314,3 +298,30 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(
         assert torch.equal(before, state.path_length.mean) is not report.finite
         assert all(p.requires_grad for p in state.discriminator.parameters())
         assert math.isfinite(state.path_length.mean)
+
+
+def test_windows_lie_anywhere_in_the_pictures(small_config: TrainConfig) -> None:
+    """And nowhere beside them."""
+    config = replace(small_config, stages=(replace(small_config.stages[0], crop=6),))
+    step, now = TrainingStep(TrainingState(config, Processes()), config), moment(config, 0)
+    windows = [step.draw_window(now) for _ in range(200)]
+    assert {window[:2] for window in windows if window} == {(top, left) for top in range(3) for left in range(3)}
+    assert {window[2:] for window in windows if window} == {(6, 6)}
+
+
+def test_real_pictures_are_cut_where_generated_ones_are(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def judged(real: Tensor, *_: object) -> Tensor:
+        seen.append(real)
+        raise InterruptedError
+
+    step = TrainingStep(TrainingState(small_config, Processes()), small_config)
+    monkeypatch.setattr(step, "draw_window", lambda _: (1, 2, 4, 5))
+    monkeypatch.setattr(step, "generate_without_gradient", lambda *_: None)
+    monkeypatch.setattr(step.objectives, "discriminator", judged)
+    with pytest.raises(InterruptedError):
+        step(real_images(), moment(small_config, 0))
+    assert torch.equal(seen[0], real_images()[:, :, 1:5, 2:7])

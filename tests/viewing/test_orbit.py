@@ -50,7 +50,7 @@ def test_zoom_shows_a_share_of_the_picture() -> None:
 
 @pytest.mark.parametrize("kind", POSE_DISTRIBUTIONS)
 def test_trained_views_are_within_the_limits(kind: str) -> None:
-    poses = PoseDistribution(kind, yaw_std=0.3, pitch_std=0.2)  # type: ignore[arg-type]
+    poses = PoseDistribution(kind, yaw_mean=1.9, yaw_std=0.35, pitch_mean=1.4, pitch_std=0.2)  # type: ignore[arg-type]
     limits = trained_limits(poses)
     pitch, yaw = poses.sample(4000, generator=torch.Generator().manual_seed(0))
     low, high = limits.pitch
@@ -79,7 +79,8 @@ def test_held_at_the_nearest_view() -> None:
 
 
 def test_all_around() -> None:
-    limits = all_limits(PoseDistribution())
+    limits = all_limits(PoseDistribution(yaw_mean=1.9))
+    assert limits.front.yaw == 1.9
     for yaw in np.linspace(-math.pi, math.pi, 9):
         held = limits.held(Orbit(float(yaw), 0.0))
         assert math.remainder(held.yaw - yaw, 2 * math.pi) == pytest.approx(0, abs=1e-12)

@@ -111,9 +111,6 @@ class HeadParameters:
             index = slice(index, index + 1) if index != -1 else slice(index, None)
         return self._map(lambda value: value[index])
 
-    def to(self, device: torch.device | str) -> HeadParameters:
-        return self._map(lambda value: value.to(device))
-
     def columns(self) -> HeadParameters:
         """The same with a last axis of 1, to be broadcast over points: [N] becomes [N, 1]."""
         return self._map(lambda value: value.unsqueeze(-1))

@@ -1,0 +1,66 @@
+"""What a run is made of: where it comes from, and what of it a checkpoint keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cips3d.checkpoints.networks import Networks
+from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.training.config import Amp, TrainConfig
+from cips3d.training.distributed import Processes
+from cips3d.training.state import TrainingState
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def test_the_seed_chooses_weights_and_draws(small_config: TrainConfig) -> None:
+    first, same, other = (TrainingState(replace(small_config, seed=seed), Processes()) for seed in (3, 3, 4))
+    for name in ("generator", "discriminator"):
+        assert torch.equal(weights(getattr(first, name)), weights(getattr(same, name))), name
+        assert not torch.equal(weights(getattr(first, name)), weights(getattr(other, name))), name
+    assert torch.equal(first.random.get_state(), same.random.get_state())
+    assert not torch.equal(first.random.get_state(), other.random.get_state())
+
+
+def test_every_network_has_its_learning_rate(small_config: TrainConfig) -> None:
+    stage = replace(small_config.stages[0], lr_nerf=1.0, lr_inr=2.0, lr_mapping=3.0, lr_discriminator=4.0)
+    state = TrainingState(small_config, Processes())
+    state.set_learning_rates(stage, 0.5)
+    rates = {id(p): group["lr"] for group in state.optimizer_g.param_groups for p in group["params"]}
+    expected = {"nerf": 0.5, "aux_to_rgb": 0.5, "inr": 1.0, "shape_mapping": 1.5, "appearance_mapping": 1.5}
+    for name, parameter in state.generator.named_parameters():
+        assert rates[id(parameter)] == expected[name.partition(".")[0]], name
+    assert {group["lr"] for group in state.optimizer_d.param_groups} == {2.0}
+
+
+def test_what_a_run_has_counted_goes_on(small_config: TrainConfig) -> None:
+    config = replace(small_config, amp=Amp(discriminator="fp16"))
+    content = TrainingState(config, Processes()).state_dict()
+    for name, scale in (("scaler_g", 8.0), ("scaler_d", 4.0)):
+        content[name] = {**content[name], "scale": scale}
+    again = TrainingState(config, Processes())
+    again.load_state_dict({**content, "step": 5, "skipped": 3, "position": 20})
+    assert (again.scaler_g.get_scale(), again.scaler_d.get_scale()) == (8.0, 4.0)
+    assert (again.step, again.skipped, again.position) == (5, 3, 20)
+
+
+def test_all_networks_start_from_another_run(small_config: TrainConfig) -> None:
+    config = replace(small_config, slow_ema_decay=0.999)
+    other, state = TrainingState(replace(config, seed=1), Processes()), TrainingState(config, Processes())
+    with torch.no_grad():
+        for parameter in other.generator_ema.parameters():
+            parameter.add_(0.25)
+    rendering = RenderingSettings(config.volume, config.fov_degrees, 8, config.poses)
+    configs = (config.generator, config.discriminator, rendering)
+    weights_of_other = (other.generator_ema.state_dict(), other.discriminator.state_dict())
+    state.start_from(Networks(Path("other.pt"), *configs, 7, *weights_of_other))
+    assert state.generator_slow_ema is not None
+    for generator in (state.generator, state.generator_ema, state.generator_slow_ema):
+        assert torch.equal(weights(generator), weights(other.generator_ema))
+    assert torch.equal(weights(state.discriminator), weights(other.discriminator))
+    assert state.step == 0
