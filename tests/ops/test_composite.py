@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cips3d.ops import Composited, composite, composite_weights
 
-# B, R, S, C: one to 32 lanes a ray, vectors and none, more samples (40) and more channels (264) than lanes take.
+# B, R, S, C: one to 32 lanes a ray, vectors and none, more samples (33, 40) and more channels (264) than lanes take.
 SHAPES = [(2, 3, 5, 4), (1, 1, 1, 1), (1, 37, 2, 1), (1, 2, 24, 32), (1, 3, 12, 64), (2, 1, 40, 5), (1, 2, 6, 264)]
+SHAPES += [(1, 2, 33, 1)]
 
 
 def draw_noise(density: Tensor) -> Tensor:
