@@ -86,6 +86,13 @@ def test_layout(backend: Backend, dtype: torch.dtype) -> None:
         assert relative_l2(found, expected) <= torch.finfo(dtype).eps  # another order of the sum, then one rounding
 
 
+def test_values_that_no_kernel_knows(backend: Backend) -> None:
+    weights, values = on(backend, *sample_inputs((2, 3, 5, 4), torch.float64))
+    sums = accumulate(weights, values)
+    assert sums.dtype == torch.float64
+    assert relative_l2(sums, formula(weights.double(), values)) < 1e-6
+
+
 def test_every_schedule_gives_the_same(kernel_backend: Backend) -> None:
     weights, values = on(kernel_backend, *sample_inputs((2, 9, 40, 8)))
     found = []

@@ -146,6 +146,19 @@ def test_density_of_16_bits(backend: Backend) -> None:
     assert of_density.dtype == torch.bfloat16
 
 
+def test_other_dtypes_beside_float32_depths(backend: Backend) -> None:
+    """Densities and noise become float32; features that no kernel knows stay as they are."""
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    noise = draw_noise(density).to(backend.device)
+    expected = composite(density, features, depths, noise=noise.float())
+    found = composite(density.double(), features.double(), depths, noise=noise)
+    assert [y.dtype for y in found] == [torch.float64] + 4 * [torch.float32]
+    weights, transmittance = composite_weights(density.double(), depths, noise=noise)
+    assert weights.dtype == transmittance.dtype == torch.float32
+    for y, value in zip([*found, weights, transmittance], [*expected, *expected[2:4]], strict=True):
+        assert float((y - value).norm()) < 1e-6 * max(float(value.norm()), 1.0)
+
+
 def test_noise_is_added_before_the_activation(backend: Backend) -> None:
     density, _, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
     noise = draw_noise(density).float().to(backend.device)
