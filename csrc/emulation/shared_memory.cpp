@@ -2,29 +2,47 @@
 
 #include <cstdint>
 #include <cstring>
+#include <cwchar>
 
 #include "sanitizers.h"
 
 namespace cips3d::emulation {
 namespace {
 
-constexpr size_t kAlignment = 128;          // of dynamic shared memory as a whole
-constexpr size_t kArrayAlignment = 16;      // as kSharedAlignment of runtime.h
-constexpr unsigned char kUnwritten = 0xff;  // NaN in fp32, fp16 and bf16
+constexpr size_t kAlignment = 128;      // of dynamic shared memory as a whole
+constexpr size_t kArrayAlignment = 16;  // as kSharedAlignment of runtime.h
+
+// What is in every four bytes: NaN in fp32, fp16 and bf16, and no integer that stands for "none", as 0 and ~0 may.
+constexpr uint32_t kUnwritten = 0x7fff7fff;
+static_assert(sizeof(wchar_t) == sizeof kUnwritten, "");
+
+unsigned char unwritten(const char* at) { return reinterpret_cast<uintptr_t>(at) % 2 ? 0x7f : 0xff; }
+
+void forget_values(char* begin, char* end) {
+  for (; begin < end && reinterpret_cast<uintptr_t>(begin) % sizeof kUnwritten; begin++) *begin = unwritten(begin);
+  const size_t words = (end - begin) / sizeof kUnwritten;
+  std::wmemset(reinterpret_cast<wchar_t*>(begin), kUnwritten, words);
+  for (begin += words * sizeof kUnwritten; begin < end; begin++) *begin = unwritten(begin);
+}
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// The first byte in [begin, end) that is not kUnwritten, or null.
+// The first byte in [begin, end) that has been written, or null.
 const char* first_written(const char* begin, const char* end) {
-  typedef long long Words __attribute__((vector_size(32)));
+  const auto written = [](const char* at) { return static_cast<unsigned char>(*at) != unwritten(at); };
+  typedef uint32_t Words __attribute__((vector_size(32)));
+  for (; begin < end && reinterpret_cast<uintptr_t>(begin) % sizeof kUnwritten; begin++)
+    if (written(begin)) return begin;
   for (; end - begin >= 4 * 32; begin += 4 * 32) {
     Words w[4];
     std::memcpy(w, begin, sizeof w);
-    const Words all = w[0] & w[1] & w[2] & w[3];
-    if ((all[0] & all[1] & all[2] & all[3]) != -1) break;
+    const Words differing = (w[0] ^ kUnwritten) | (w[1] ^ kUnwritten) | (w[2] ^ kUnwritten) | (w[3] ^ kUnwritten);
+    uint64_t any[4];
+    std::memcpy(any, &differing, sizeof any);
+    if (any[0] | any[1] | any[2] | any[3]) break;
   }
   for (; begin < end; begin++)
-    if (static_cast<unsigned char>(*begin) != kUnwritten) return begin;
+    if (written(begin)) return begin;
   return nullptr;
 }
 
@@ -36,7 +54,7 @@ void SharedMemory::allocate(size_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(memory_.get());
   arena_ = memory_.get() + (round_up(at, kAlignment) - at);
   arena_bytes_ = bytes;
-  std::memset(arena_, kUnwritten, bytes);
+  forget_values(arena_, arena_ + bytes);
 }
 
 void SharedMemory::start_grid(size_t bytes) {
@@ -88,11 +106,11 @@ std::string SharedMemory::end_block() {
                                                       " bytes before array " + std::to_string(k)
                                                 : "shared memory: write out of bounds, " + std::to_string(at - end) +
                                                       " bytes past array " + std::to_string(k - 1);
-      std::memset(arena_ + end, kUnwritten, start - end);
+      forget_values(arena_ + end, arena_ + start);
     }
     if (k == count_) break;
     end = start + arrays_[k].bytes;
-    std::memset(arena_ + start, kUnwritten, arrays_[k].bytes);
+    forget_values(arena_ + start, arena_ + end);
   }
   forget(arena_, round_up(end, kAlignment));
   return error;

@@ -133,6 +133,13 @@ def test_zero_counts_as_negative(backend: Backend) -> None:
     torch.testing.assert_close(double.cpu(), torch.full((1, 3), 0.4 * 8))
 
 
+def test_zero_counts_as_negative_in_the_registered_gradients(backend: Backend) -> None:
+    grad, y = torch.ones(1, 3, device=backend.device), torch.tensor([[0.0, 1.0, -1.0]], device=backend.device)
+    dx, db = OPS["bias_leaky_relu_backward"](grad, y, True, 0.25, 2.0)
+    assert dx.tolist() == [[0.5, 2.0, 0.5]] and torch.equal(db, dx[0])
+    assert torch.equal(OPS["bias_leaky_relu_sloped"](grad, None, y, 0.25, 2.0), dx)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
 def test_empty(backend: Backend, shape: tuple[int, ...]) -> None:
     x, bias = on(backend, torch.zeros(shape), torch.zeros(shape[1]))

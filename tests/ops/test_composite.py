@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cips3d.ops import Composited, composite, composite_weights
 
-# B, R, S, C: one to 32 lanes a ray, vectors and none, more samples (40) and more channels (264) than lanes take.
+# B, R, S, C: one to 32 lanes a ray, vectors and none, more samples (33, 40) and more channels (264) than lanes take.
 SHAPES = [(2, 3, 5, 4), (1, 1, 1, 1), (1, 37, 2, 1), (1, 2, 24, 32), (1, 3, 12, 64), (2, 1, 40, 5), (1, 2, 6, 264)]
+SHAPES += [(1, 2, 33, 1)]
 
 
 def draw_noise(density: Tensor) -> Tensor:
@@ -143,6 +144,19 @@ def test_density_of_16_bits(backend: Backend) -> None:
     assert torch.equal(out.features, composite(density.float(), features, depths).features)
     (of_density,) = torch.autograd.grad(out.features.sum(), density)
     assert of_density.dtype == torch.bfloat16
+
+
+def test_other_dtypes_beside_float32_depths(backend: Backend) -> None:
+    """Densities and noise become float32; features that no kernel knows stay as they are."""
+    density, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    noise = draw_noise(density).to(backend.device)
+    expected = composite(density, features, depths, noise=noise.float())
+    found = composite(density.double(), features.double(), depths, noise=noise)
+    assert [y.dtype for y in found] == [torch.float64] + 4 * [torch.float32]
+    weights, transmittance = composite_weights(density.double(), depths, noise=noise)
+    assert weights.dtype == transmittance.dtype == torch.float32
+    for y, value in zip([*found, weights, transmittance], [*expected, *expected[2:4]], strict=True):
+        assert float((y - value).norm()) < 1e-6 * max(float(value.norm()), 1.0)
 
 
 def test_noise_is_added_before_the_activation(backend: Backend) -> None:

@@ -75,6 +75,14 @@ def test_registered_op_is_differentiable_in_float64(settings: tuple[str, bool, b
         assert relative_l2(found, expected) < 1e-12
 
 
+def test_density_of_zero_has_no_slope(backend: Backend) -> None:
+    _, features, depths = (x.to(backend.device) for x in sample_inputs(dtype=torch.float32))
+    inputs = (torch.zeros_like(depths), features, depths, *(None,) * 4)
+    grads = (torch.ones_like(features[:, :, 0]), *(None,) * 4)
+    of_density, *_ = OPS["composite_backward"](*inputs, *grads, "relu", False, False, True, False, False)
+    assert torch.equal(of_density, torch.zeros_like(depths))
+
+
 def test_compiles(backend: Backend) -> None:
     def loss(density: Tensor, features: Tensor, depths: Tensor) -> Tensor:
         out = composite(density * 2, features, depths, last_back=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.backends import Backend
+from ops.backends import Backend, shared_limit
 from torch import Tensor
 
 from cips3d.ops import MergedDepths, importance_depths
@@ -85,14 +85,24 @@ def test_rays_of_the_usual_kind(backend: Backend, shape: tuple[int, int, int, in
     assert error.quantile(0.98) < 1e-4 and error.max() < 1.0
 
 
+@pytest.mark.parametrize(("rays", "samples"), [(9, 6), (30, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draws_at_the_ends(backend: Backend, dtype: torch.dtype) -> None:
-    depths, weights, u = sample_inputs(fine=3, dtype=dtype)
+def test_draws_at_the_ends(backend: Backend, dtype: torch.dtype, rays: int, samples: int) -> None:
+    """Of many weights some rays' sum in float32 stays below the largest draw."""
+    depths, weights, u = sample_inputs(rays=rays, samples=samples, fine=3, dtype=dtype)
     largest = 1 - torch.finfo(dtype).eps / 2
     u = torch.tensor([0.0, largest, 0.5], dtype=dtype).expand_as(u).contiguous()
     depths, weights, u = (x.to(backend.device) for x in (depths, weights, u))
     error = importance_depths(depths, weights, u).fine.double().cpu() - published(depths, weights, u)
     assert error.abs().max() < (1e-4 if dtype == torch.float32 else 1e-12)  # as in test_values
+
+
+def test_draws_on_the_edges_give_midpoints(backend: Backend) -> None:
+    """Exactly: a depth in front of the one that it is drawn up to would change their order."""
+    depths = sample_inputs(1, 50, 6, dtype=torch.float32)[0].to(backend.device) ** 9  # differences that are rounded
+    u = torch.tensor([0.25, 0.5, 0.75], device=backend.device).expand(1, 50, -1)  # of a distribution of equal steps
+    middle = 0.5 * (depths[..., :-1] + depths[..., 1:])
+    assert torch.equal(importance_depths(depths, torch.ones_like(depths), u).fine, middle[..., 1:4])
 
 
 def test_samples_gather_where_the_weight_is(backend: Backend) -> None:
@@ -117,11 +127,18 @@ def test_coarse_samples_come_first_among_equal_depths(kernel_backend: Backend) -
     assert merged[0, 0].tolist() == [1.0, fine[0, 0, 0].item(), 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 3.0]
 
 
+def test_both_zeros_are_one_depth(kernel_backend: Backend) -> None:
+    depths = torch.tensor([[[-1.0, 0.0, -0.0, 0.0, 1.0]]], device=kernel_backend.device)
+    u = torch.full((1, 1, 1), 0.9, device=kernel_backend.device)
+    assert importance_depths(depths, torch.ones_like(depths), u).order[0, 0].tolist() == [0, 1, 2, 3, 5, 4]
+
+
 def test_order_is_a_permutation_whatever_comes_in(kernel_backend: Backend) -> None:
     """NaN, negative and descending depths: what is gathered by the order must never lie outside."""
     depths, weights, u = sample_inputs(3, 7, 12, 9, dtype=torch.float32)
     weights[0] = torch.nan
     depths[1, :, 3] = torch.nan
+    depths[1, :, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # as a GPU's arithmetic gives it
     depths[1, :3] *= -1
     depths[2, :, 2:5] = torch.inf
     depths, weights, u = (x.to(kernel_backend.device) for x in (depths, weights, u))
@@ -184,6 +201,12 @@ def test_rays_too_long_for_the_kernel(kernel_backend: Backend) -> None:
         importance_depths(*inputs)
     longest = [x.to(kernel_backend.device) for x in sample_inputs(1, 2, 2400, 800, dtype=torch.float32)]
     assert_consistent(importance_depths(*longest), longest[0])
+
+
+def test_longest_rays_need_what_every_device_has(kernel_backend: Backend) -> None:
+    longest = [x.to(kernel_backend.device) for x in sample_inputs(1, 5, 2400, 800, dtype=torch.float32)]
+    with shared_limit(kernel_backend, 99):
+        assert_consistent(importance_depths(*longest), longest[0])
 
 
 def test_registered_op_refuses_what_a_kernel_cannot_read(kernel_backend: Backend) -> None:

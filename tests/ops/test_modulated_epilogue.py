@@ -187,6 +187,9 @@ def test_zero_counts_as_negative(backend: Backend) -> None:
     made = modulated_epilogue(product, negative_slope=0.25)
     (gradient,) = torch.autograd.grad(made.output.sum(), product)
     assert gradient.flatten().tolist() == [0.25, 1.0, 0.25]
+    others = (None, None, None, torch.ones_like(product), None, None, [True, *[False] * 4])
+    registered = OPS["modulated_epilogue_backward"](product.detach(), None, 0.25, *others)[0]
+    assert torch.equal(registered, gradient)
     linear = modulated_epilogue(product, negative_slope=None)
     assert torch.equal(linear.output, product) and linear.output is not product
 

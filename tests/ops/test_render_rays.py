@@ -59,6 +59,26 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
         assert cosine(gradient, reference) > 1 - (limit**2 if precision == "fast" else 1e-8)
 
 
+def test_one_sample_is_anywhere_in_the_range(kernel_backend: Backend) -> None:
+    s = Setting(width=32, color=16, rays=9, coarse=1, fine=0, noise=False)
+    ours, exact = both_kinds(kernel_backend, sample_inputs(s))
+    found, expected = run(ours, s, "highest"), run(exact, s, "highest")
+    torch.testing.assert_close(found.depths.cpu().double(), expected.depths, rtol=0, atol=3e-7)
+    assert relative_l2(found.colors, expected.colors) < TOLERANCE["highest"]
+
+
+def test_weights_are_not_rounded_beside_float16_colors(kernel_backend: Backend) -> None:
+    """Colours of 1 add up to the opacity."""
+    s = Setting(width=32, color=16, rays=9)
+    inputs = sample_inputs(s)
+    white = FoldedLayer(
+        torch.zeros_like(inputs.field.color.weight), torch.full_like(inputs.field.color.bias, math.pi / 2)
+    )
+    ours = replace(inputs, field=inputs.field._replace(color=white)).to(kernel_backend.device, torch.float32)
+    seen = run(ours, s, "fast")
+    torch.testing.assert_close(seen.colors, seen.opacity[..., None].expand_as(seen.colors), rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("precision", ["highest", "fast"])
 def test_every_schedule_gives_the_same(kernel_backend: Backend, precision: Precision) -> None:
     s = Setting(width=64, color=32, rays=9, coarse=6, fine=6)
