@@ -56,7 +56,7 @@ def test_angles_are_counted_from_the_front_of_the_training_cameras(
     if flags.get("trajectory") == "way.json":
         flags = {"trajectory": str(tmp_path / "way.json")}
     model = replace(loaded, poses=PoseDistribution(pitch_mean=1.2, yaw_mean=1.9))
-    cameras = stage(model, Options(tmp_path, tmp_path / "out.png", **flags)).film.cameras
+    cameras = stage(model, Options(tmp_path, tmp_path / "out.png", **flags)).sequence.cameras
     torch.testing.assert_close(cameras.pitch, torch.tensor(pitch))
     torch.testing.assert_close(cameras.yaw, torch.tensor(yaw))
 
