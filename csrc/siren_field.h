@@ -143,9 +143,10 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<kWidth, kColor
   float color[kTiles][2 * kColorSteps][4] = {};
 #pragma unroll
   for (int m = 0; m < kTiles; m++) density[m][0] = density[m][1] = 0.0f;
+  constexpr int kStrips = 2 / kTiles;  // of 16 channels at a time: four accumulators hide each other's latency
 #pragma unroll 1  // unrolled it would take minutes to compile and evict itself from the instruction cache
-  for (int step = 0; step < kSteps; step++) {
-    float phase[kTiles][2][4] = {};
+  for (int first = 0; first < kSteps; first += kStrips) {
+    float phase[kStrips][kTiles][2][4] = {};
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
       uint32_t high[kTiles][4], low[kTiles][4];
@@ -156,39 +157,45 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<kWidth, kColor
           high[m][i] = h1.high[m][k][i];
           low[m][i] = kAccurate ? h1.low[kAccurate ? m : 0][kAccurate ? k : 0][i] : 0;
         }
-      multiply_step<kTiles, kAccurate, Weights::kRow>(phase, high, low, weights.second, kWidth * Weights::kRow,
-                                                      16 * step, 16 * k, lane);
-    }
-    uint32_t high[kTiles][4], low[kTiles][4];
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const int channel = 16 * step + 8 * n + pair;
-      const float2 bias = *reinterpret_cast<const float2*>(weights.second_bias + channel);
-      const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
-#pragma unroll
-      for (int m = 0; m < kTiles; m++)
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-          const float x = sine<kAccurate>(phase[m][n][2 * r] + bias.x);
-          const float y = sine<kAccurate>(phase[m][n][2 * r + 1] + bias.y);
-          density[m][r] = fmaf(x, v.x, fmaf(y, v.y, density[m][r]));
-          pack_activations<kAccurate>(x, y, high[m][2 * n + r], low[m][2 * n + r]);
-        }
+      for (int strip = 0; strip < kStrips; strip++)
+        multiply_step<kTiles, kAccurate, Weights::kRow>(phase[strip], high, low, weights.second, kWidth * Weights::kRow,
+                                                        16 * (first + strip), 16 * k, lane);
     }
 #pragma unroll
-    for (int c = 0; c < kColorSteps; c++) {
-      float (&part)[kTiles][2 * kColorSteps][4] = color;
-      float accumulator[kTiles][2][4];
+    for (int strip = 0; strip < kStrips; strip++) {
+      const int step = first + strip;
+      uint32_t high[kTiles][4], low[kTiles][4];
 #pragma unroll
-      for (int m = 0; m < kTiles; m++)
+      for (int n = 0; n < 2; n++) {
+        const int channel = 16 * step + 8 * n + pair;
+        const float2 bias = *reinterpret_cast<const float2*>(weights.second_bias + channel);
+        const float2 v = *reinterpret_cast<const float2*>(weights.density + channel);
 #pragma unroll
-        for (int i = 0; i < 8; i++) accumulator[m][i / 4][i % 4] = part[m][2 * c + i / 4][i % 4];
-      multiply_step<kTiles, kAccurate, Weights::kRow>(accumulator, high, low, weights.color, kColor * Weights::kRow,
-                                                      16 * c, 16 * step, lane);
+        for (int m = 0; m < kTiles; m++)
 #pragma unroll
-      for (int m = 0; m < kTiles; m++)
+          for (int r = 0; r < 2; r++) {
+            const float x = sine<kAccurate>(phase[strip][m][n][2 * r] + bias.x);
+            const float y = sine<kAccurate>(phase[strip][m][n][2 * r + 1] + bias.y);
+            density[m][r] = fmaf(x, v.x, fmaf(y, v.y, density[m][r]));
+            pack_activations<kAccurate>(x, y, high[m][2 * n + r], low[m][2 * n + r]);
+          }
+      }
 #pragma unroll
-        for (int i = 0; i < 8; i++) part[m][2 * c + i / 4][i % 4] = accumulator[m][i / 4][i % 4];
+      for (int c = 0; c < kColorSteps; c++) {
+        float (&part)[kTiles][2 * kColorSteps][4] = color;
+        float accumulator[kTiles][2][4];
+#pragma unroll
+        for (int m = 0; m < kTiles; m++)
+#pragma unroll
+          for (int i = 0; i < 8; i++) accumulator[m][i / 4][i % 4] = part[m][2 * c + i / 4][i % 4];
+        multiply_step<kTiles, kAccurate, Weights::kRow>(accumulator, high, low, weights.color, kColor * Weights::kRow,
+                                                        16 * c, 16 * step, lane);
+#pragma unroll
+        for (int m = 0; m < kTiles; m++)
+#pragma unroll
+          for (int i = 0; i < 8; i++) part[m][2 * c + i / 4][i % 4] = accumulator[m][i / 4][i % 4];
+      }
     }
   }
 

@@ -137,6 +137,12 @@ template <u16 (*narrow)(f32)>
 u32 two(f32 high, f32 low) {
   return static_cast<u32>(narrow(high)) << 16 | narrow(low);
 }
+// Of both halves of a register.
+template <f32 (*of)(f32, f32)>
+u32 halves(u32 a, u32 b) {
+  const auto one = [](u32 x, u32 y) { return half_of(of(of_half(static_cast<u16>(x)), of_half(static_cast<u16>(y)))); };
+  return static_cast<u32>(one(a >> 16, b >> 16)) << 16 | one(a, b);
+}
 f32 flushed(f32 x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
 // In another direction than to nearest. Volatile: computed here, not before or behind.
 template <int mode>
@@ -288,7 +294,10 @@ std::map<std::string, Handler> make_table() {
   table["abs.f32"] = unary<f32, f32, [](f32 a) { return std::fabs(a); }>;
   table["min.f32"] = binary<f32, f32, [](f32 a, f32 b) { return std::fmin(a, b); }>;
   table["max.f32"] = binary<f32, f32, [](f32 a, f32 b) { return std::fmax(a, b); }>;
-  // Approximations, whose errors (below 2^-20 of sin and cos, 2^-22 of ex2) are left out.
+  table["min.f16x2"] = binary<u32, u32, halves<std::fmin>>;
+  table["max.f16x2"] = binary<u32, u32, halves<std::fmax>>;
+  // Approximations, whose errors (below 2^-20 of sin and cos, 2^-22 of ex2, two units of div) are left out.
+  table["div.approx.f32"] = binary<f32, f32, [](f32 a, f32 b) { return a / b; }>;
   table["sin.approx.f32"] = unary<f32, f32, [](f32 a) { return static_cast<f32>(std::sin(f64{a})); }>;
   table["cos.approx.f32"] = unary<f32, f32, [](f32 a) { return static_cast<f32>(std::cos(f64{a})); }>;
   table["ex2.approx.ftz.f32"] =
