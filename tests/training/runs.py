@@ -61,5 +61,6 @@ def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingStat
     step = TrainingStep(state, config)
     for k in range(steps):
         report = step(real_images(), moment(config, k))
+        assert report.finite
         state.step += 1
     return state, report

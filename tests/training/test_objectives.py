@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from training.runs import real_images, run
 
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
@@ -19,22 +20,6 @@ from cips3d.training.objectives import Images, Objectives, StepReport
 from cips3d.training.schedule import moment
 from cips3d.training.state import TrainingState, gradient_scalers, lazy_betas
 from cips3d.training.step import TrainingStep
-
-
-def real_images(batch: int = 4) -> Tensor:
-    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
-
-
-def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingState, StepReport]:
-    config = replace(config, stages=(replace(config.stages[0], **stage),))
-    state = TrainingState(config, Processes())
-    state.enter_stage(0, config.stages[0])
-    step = TrainingStep(state, config)
-    for k in range(steps):
-        report = step(real_images(), moment(config, k))
-        assert report.finite
-        state.step += 1
-    return state, report
 
 
 def weights(module: torch.nn.Module) -> Tensor:
