@@ -108,6 +108,7 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind(module, "render_rays", render_rays);
   bind(module, "render_rays_backward", render_rays_backward);
   bind_query(module, "render_rays_fits", render_rays_fits);
+  bind_query(module, "render_rays_warpgroups", render_rays_warpgroups);
   bind_query(module, "render_rays_backward_fits", render_rays_backward_fits);
   module.def("render_rays_gradient_size", render_rays_gradient_size);
   module.def("render_rays_block_floats", render_rays_block_floats);

@@ -1,5 +1,7 @@
 // What the launchers ask about devices.
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "ops.h"
@@ -54,11 +56,18 @@ DeviceLimits limits_as_they_are() {
 #endif
 }
 
+// To compare, or to look for a mistake.
+bool refuses_warpgroups() {
+  const char* asked = std::getenv("CIPS3D_WGMMA");
+  return asked != nullptr && std::strcmp(asked, "0") == 0;
+}
+
 }  // namespace
 
 DeviceLimits device_limits() {
   DeviceLimits limits = limits_as_they_are();
   if (const int multiprocessors = pretended.load(); multiprocessors > 0) limits.multiprocessors = multiprocessors;
+  if (refuses_warpgroups()) limits.warpgroups = false;
   return limits;
 }
 

@@ -1,7 +1,4 @@
 // modulated_inr: packs the layers for the images, then takes pixels through all of them (modulated_inr.h).
-#include <cstdlib>
-#include <cstring>
-
 #include "modulated_inr_warpgroups.h"
 
 namespace cips3d {
@@ -186,12 +183,6 @@ void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t
   if (best.stages == 0 || plan.time < best.time) best = plan;
 }
 
-// Whether the environment refuses warpgroups: to compare, or to look for a mistake.
-bool refuses_warpgroups() {
-  const char* asked = std::getenv("CIPS3D_WGMMA");
-  return asked != nullptr && std::strcmp(asked, "0") == 0;
-}
-
 void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width) {
   using Pass = WarpgroupPass;
   // Their chunks are whole ones, so of other widths they would compute more than there is.
@@ -216,7 +207,7 @@ InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
     consider<FastPass>(best, device, images, pixels);
     consider<NarrowPass>(best, device, images, pixels);  // as good as the one before, so only where that has no room
     consider<SmallPass>(best, device, images, pixels);
-    if (!refuses_warpgroups()) consider_warpgroups(best, device, images, pixels, width);
+    consider_warpgroups(best, device, images, pixels, width);
   }
   return best;
 }

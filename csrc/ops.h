@@ -161,7 +161,8 @@ void ray_points_backward(cudaStream_t stream, Pointer grad, Pointer directions, 
 
 // render_rays.cu: origins, directions [images, rays, 3]; draws [images, rays, coarse or fine]; folded layers of `width`
 // and `color` channels; outputs [images, rays, ...].
-bool render_rays_fits(int coarse, int fine, bool accurate);  // into the current device's shared memory
+bool render_rays_fits(int coarse, int fine, bool accurate);        // into the current device's shared memory
+bool render_rays_warpgroups(int coarse, int fine, bool accurate);  // whether warpgroups do it there
 void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                  Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
                  Pointer second_weight, Pointer second_bias, Pointer density_weight, Pointer density_bias,

@@ -1,20 +1,25 @@
 // Rays through a field on the chip: coarse samples, importance samples, their merge and the compositing, for any field
 // that a block of threads can evaluate.
 //
-// A block works on a few rays of one image at a time. Two phases alternate: the field at all samples of a pass, and the
-// work on rays, where a warp has one ray and its lanes the samples.
+// A team of threads, which is a block or one of the warpgroups of a block, works on a few rays of one image at a time.
+// Two phases alternate: the field at all samples of a pass, and the work on rays, where a warp has a few rays and its
+// lanes the samples. The teams of a block share the image's weights.
 //
 // A field is a type with
 //   Layers                           what the host gives; a parameter of the kernel
+//   Team                             who works on rays
 //   Color                            the type of composited values in shared memory
 //   static int color_row(layers)     the distance of two samples' values there
-//   kFewestWarps, kMostWarps         of a block, multiples of 4; kMostThreads = 32 * kMostWarps
-//   static int step(warps)           samples that a block evaluates at a time
-//   static size_t bytes(layers)      of shared memory
+//   kFewestWarps, kMostWarps         of a team, multiples of 4; kMostThreads = 32 * kMostWarps * Team::kTeams
+//   kRound                           what a round of a warp's work on rays takes, in samples that it evaluates
+//   meanwhile kFits                            whether the architecture that code is compiled for has what it needs
+//   static int step(warps)           samples that a team evaluates at a time
+//   static size_t bytes(layers)      of shared memory, but for what rays need
 //   static int channels(layers)      composited values
 //   Field(SharedArrays&, layers)
-//   void begin(image)                before the samples of another image; a barrier follows
-//   void evaluate(SamplePass)        by all threads of the block, between barriers
+//   void begin(image)                before the samples of another image, by all threads of the block; barriers of the
+//                                    block around it
+//   void evaluate(SamplePass)        by all threads of the team, between barriers of the team
 #pragma once
 #include "ray_lanes.h"
 
@@ -23,6 +28,15 @@ namespace cips3d {
 // Rows of channels end 16 bytes later: the 8 rows of a warp's store lie in different banks.
 template <class Color>
 constexpr int kPadColors = static_cast<int>(16 / sizeof(Color));
+
+// A block that works as a whole.
+struct BlockTeam {
+  static constexpr int kTeams = 1;
+  __device__ __forceinline__ static int index() { return 0; }
+  __device__ __forceinline__ static int thread() { return threadIdx.x; }
+  __device__ __forceinline__ static int threads() { return blockDim.x; }
+  __device__ __forceinline__ static void sync() { __syncthreads(); }
+};
 
 struct RayTensors {
   const float* origins;       // [B, R, 3]
@@ -58,7 +72,7 @@ struct RaySettings {
   Divisor coarse_divisor = {}, fine_divisor = {};  // launch_rays gives them
 };
 
-// Samples of the rays that a block works on; sample s of ray r is at r * samples + s, coarse ones first.
+// Samples of the rays that a team works on; sample s of ray r is at r * samples + s, coarse ones first.
 template <class Color>
 struct RayScratch {
   float* ray;      // [block_rays, 6] origin, direction
@@ -85,13 +99,13 @@ struct RayScratch {
         colors(shared.take<Color>(static_cast<size_t>(rays) * samples * color_row)) {}
 };
 
-// Where a sample is, and where the block keeps what belongs to it.
+// Where a sample is, and where the team keeps what belongs to it.
 struct PassSample {
   int at, ray;
   float3 point;
 };
 
-// Samples [first, first + count) of every ray of the block, as rows of an operand.
+// Samples [first, first + count) of every ray of the team, as rows of an operand.
 template <class Color>
 struct SamplePass {
   const RayScratch<Color>& scratch;
@@ -239,18 +253,20 @@ __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const 
                    color_row, out, lane, there);
 }
 
-// Has `count` floats from `first` on brought near, by all threads of the block; of null there is nothing to bring.
+// Has `count` floats from `first` on brought near, by all threads of a team; of null there is nothing to bring.
+template <class Team>
 __device__ __forceinline__ void prefetch_floats(const float* from, int64_t first, int count) {
   constexpr int kLine = kCacheLine / sizeof(float);
   if (from == nullptr || count == 0) return;
-  for (int i = threadIdx.x * kLine; i < count + kLine - 1; i += blockDim.x * kLine)
+  for (int i = Team::thread() * kLine; i < count + kLine - 1; i += Team::threads() * kLine)
     prefetch_line(from + first + min(i, count - 1));
 }
 
 // The thread's index, with nothing computed from it ahead: what the work on rays needs of it would otherwise take
 // registers while the field is evaluated.
+template <class Team>
 __device__ __forceinline__ int thread_here() {
-  int thread = threadIdx.x;
+  int thread = Team::thread();
   compute_here(thread);
   return thread;
 }
@@ -259,113 +275,160 @@ __device__ __forceinline__ int thread_here() {
 // reason to look before every shuffle whether they have parted.
 __device__ __forceinline__ int warp_of(int thread) { return __shfl_sync(~0u, thread / 32, 0); }
 
+// A team's rays.
+template <class Field>
+__device__ __forceinline__ RayScratch<typename Field::Color> ray_scratch(SharedArrays& shared,
+                                                                         const typename Field::Layers& layers,
+                                                                         const RaySettings& s) {
+  return {shared, s.block_rays, s.coarse + s.fine, Field::Team::threads() / 32, Field::color_row(layers)};
+}
+
+// The beginning of a tile: the rays [global, global + rays) of [B, R] and their coarse depths. The tiles of a team lie
+// `stride` rays apart.
+template <class Team, class Color>
+__device__ __forceinline__ void place_rays(const RayTensors& tensors, const RaySettings& s,
+                                           const RayScratch<Color>& scratch, int64_t global, int rays, int stride) {
+  const int samples = s.coarse + s.fine;
+  for (int i = Team::thread(); i < 3 * rays; i += Team::threads()) {
+    scratch.ray[i / 3 * 6 + i % 3] = tensors.origins[global * 3 + i];
+    scratch.ray[i / 3 * 6 + 3 + i % 3] = tensors.directions[global * 3 + i];
+  }
+  // What the work on rays reads would be waited for once a ray, and what a tile begins with, by all warps.
+  prefetch_floats<Team>(tensors.importance, global * s.fine, rays * s.fine);
+  prefetch_floats<Team>(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
+  prefetch_floats<Team>(tensors.merged_noise, global * samples, rays * samples);
+  const int64_t ahead = global + stride, behind = s.images * s.rays - ahead;
+  if (behind > 0) {
+    const int rays_ahead = static_cast<int>(min(static_cast<int64_t>(s.block_rays), behind));
+    prefetch_floats<Team>(tensors.origins, ahead * 3, rays_ahead * 3);
+    prefetch_floats<Team>(tensors.directions, ahead * 3, rays_ahead * 3);
+    prefetch_floats<Team>(tensors.stratified, ahead * s.coarse, rays_ahead * s.coarse);
+  }
+  for (int i = Team::thread(); i < rays * s.coarse; i += Team::threads()) {
+    const int ray = s.coarse_divisor.divide(i), sample = i - ray * s.coarse;
+    scratch.depths[ray * samples + sample] = stratified_depth(s, sample, tensors.stratified[global * s.coarse + i]);
+  }
+}
+
+// A tile, by a team, between its barriers. `shared` is where the team's rays are.
+template <class Field>
+__device__ __forceinline__ void march_tile(Field& field, SharedArrays shared, const RayTensors& tensors,
+                                           const typename Field::Layers& layers, const RaySettings& s, int64_t global,
+                                           int rays, int stride) {
+  using Color = typename Field::Color;
+  using Team = typename Field::Team;
+  const int samples = s.coarse + s.fine, warps = Team::threads() / 32;
+  const auto scratch = [&] {  // computed anew, since the field needs the registers
+    shared.renew();
+    SharedArrays from = shared;
+    return ray_scratch<Field>(from, layers, s);
+  };
+  const auto evaluate = [&](int first, Divisor count) {
+    const RayScratch<Color> here = scratch();
+    field.evaluate(SamplePass<Color>{here, rays, first, count, samples});
+    Team::sync();
+  };
+  place_rays<Team>(tensors, s, scratch(), global, rays, stride);
+  Team::sync();
+  evaluate(0, s.coarse_divisor);
+  if (s.fine > 0) {
+    const bool few = s.coarse <= 16 && s.fine <= 16;  // then half a warp has two rays
+    const int thread = thread_here<Team>(), at_a_time = few ? 4 : 1;
+    const RayScratch<Color> here = scratch();
+    for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
+      few ? place_fine_samples<16, 2>(tensors, s, here, first, rays, global, thread)
+          : place_fine_samples<32, 1>(tensors, s, here, first, rays, global, thread);
+    Team::sync();
+    evaluate(s.coarse, s.fine_divisor);
+  }
+  const bool few = samples <= kFewSamples;
+  const int thread = thread_here<Team>(), at_a_time = few ? kRaysOfFew : 1;
+  const RayScratch<Color> here = scratch();
+  for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
+    few ? composite_rays<kRaysOfFew>(tensors, s, here, first, rays, global, Field::channels(layers),
+                                     Field::color_row(layers), thread)
+        : composite_rays<1>(tensors, s, here, first, rays, global, Field::channels(layers), Field::color_row(layers),
+                            thread);
+  Team::sync();  // the tile has been read
+}
+
 // The work of a block.
 template <class Field>
 __device__ __forceinline__ void march(const RayTensors& tensors, const typename Field::Layers& layers,
                                       const RaySettings& s) {
   using Color = typename Field::Color;
-  const int samples = s.coarse + s.fine;
-  const int warps = blockDim.x / 32;
+  using Team = typename Field::Team;
+  const int team = Team::index();
   SharedArrays shared;
   Field field(shared, layers);
-  const RayScratch<Color> scratch(shared, s.block_rays, samples, warps, Field::color_row(layers));
-
-  for (int i = threadIdx.x; i < kPadColors<Color>; i += blockDim.x)  // what stands for samples that are not there
+  for (int before = 0; before < team; before++) ray_scratch<Field>(shared, layers, s);
+  SharedArrays from = shared;
+  const RayScratch<Color> scratch = ray_scratch<Field>(from, layers, s);
+  for (int i = Team::thread(); i < kPadColors<Color>; i += Team::threads())  // what stands for samples not there
     scratch.colors[Field::color_row(layers) - 1 - i] = from_float<Color>(0.0f);
 
   // Consecutive parts of the work, so that a block changes its image as rarely as possible.
-  const int64_t tiles_an_image = ceil_div<int64_t>(s.rays, s.block_rays), tiles = s.images * tiles_an_image;
-  const int64_t end = tiles * (blockIdx.x + 1) / gridDim.x;
-  int64_t loaded = -1;
-  for (int64_t tile = tiles * blockIdx.x / gridDim.x; tile < end; tile++) {
-    const int64_t image = tile / tiles_an_image, begin = (tile - image * tiles_an_image) * s.block_rays;
-    const int rays = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.rays - begin));
-    const int64_t global = image * s.rays + begin;
-    __syncthreads();  // the tile before has been read
-    if (image != loaded) field.begin(image);
-    loaded = image;
-    for (int i = threadIdx.x; i < 3 * rays; i += blockDim.x) {
-      scratch.ray[i / 3 * 6 + i % 3] = tensors.origins[global * 3 + i];
-      scratch.ray[i / 3 * 6 + 3 + i % 3] = tensors.directions[global * 3 + i];
-    }
-    // What the work on rays reads would be waited for once a ray, and what a tile begins with, by all warps.
-    prefetch_floats(tensors.importance, global * s.fine, rays * s.fine);
-    prefetch_floats(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
-    prefetch_floats(tensors.merged_noise, global * samples, rays * samples);
-    const int64_t ahead = global + rays;  // the tiles' rays lie one behind the other
-    const int rays_ahead = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.images * s.rays - ahead));
-    prefetch_floats(tensors.origins, ahead * 3, rays_ahead * 3);
-    prefetch_floats(tensors.directions, ahead * 3, rays_ahead * 3);
-    prefetch_floats(tensors.stratified, ahead * s.coarse, rays_ahead * s.coarse);
-    for (int i = threadIdx.x; i < rays * s.coarse; i += blockDim.x) {
-      const int ray = s.coarse_divisor.divide(i), sample = i - ray * s.coarse;
-      scratch.depths[ray * samples + sample] = stratified_depth(s, sample, tensors.stratified[global * s.coarse + i]);
-    }
+  const int tiles_an_image = static_cast<int>(ceil_div<int64_t>(s.rays, s.block_rays));
+  const int64_t tiles = s.images * tiles_an_image;
+  const int end = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
+  for (int first = static_cast<int>(tiles * blockIdx.x / gridDim.x); first < end;) {
+    const int image = first / tiles_an_image, behind = min(end, (image + 1) * tiles_an_image);
+    __syncthreads();  // nobody needs the image before
+    field.begin(image);
     __syncthreads();
-    field.evaluate(SamplePass<Color>{scratch, rays, 0, s.coarse_divisor, samples});
-    __syncthreads();
-    if (s.fine > 0) {
-      const bool few = s.coarse <= 16 && s.fine <= 16;  // then half a warp has two rays
-      const int thread = thread_here(), at_a_time = few ? 4 : 1;
-      for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
-        few ? place_fine_samples<16, 2>(tensors, s, scratch, first, rays, global, thread)
-            : place_fine_samples<32, 1>(tensors, s, scratch, first, rays, global, thread);
-      __syncthreads();
-      field.evaluate(SamplePass<Color>{scratch, rays, s.coarse, s.fine_divisor, samples});
-      __syncthreads();
+    for (int tile = first + team; tile < behind; tile += Team::kTeams) {
+      const int64_t begin = static_cast<int64_t>(tile - image * tiles_an_image) * s.block_rays;
+      const int rays = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.rays - begin));
+      march_tile<Field>(field, shared, tensors, layers, s, image * s.rays + begin, rays, Team::kTeams * s.block_rays);
     }
-    const bool few = samples <= kFewSamples;
-    const int thread = thread_here(), at_a_time = few ? kRaysOfFew : 1;
-    for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
-      few ? composite_rays<kRaysOfFew>(tensors, s, scratch, first, rays, global, Field::channels(layers),
-                                       Field::color_row(layers), thread)
-          : composite_rays<1>(tensors, s, scratch, first, rays, global, Field::channels(layers),
-                              Field::color_row(layers), thread);
+    first = behind;
   }
 }
 
 template <class Field>
 __global__ void __launch_bounds__(Field::kMostThreads, 1)
     render_rays_kernel(const RayTensors tensors, const typename Field::Layers layers, const RaySettings s) {
-  if constexpr (Field::kFewestBytes > kSharedOfCode)
-    __trap();
-  else
+  if constexpr (Field::kFits)
     march<Field>(tensors, layers, s);
+  else
+    __trap();
 }
 
-// How the work is cut: rays and warps of a block. A pass of `rays * samples` samples should fill its warps, and where
-// two blocks fit on a multiprocessor, one computes while the other sorts: that is worth passes that are less full.
+// How the work is cut: rays and warps of a team. A pass of `rays * samples` samples should fill its warps, as should
+// the work on rays, and where two blocks fit on a multiprocessor, one computes while the other sorts: that is worth
+// passes that are less full.
 constexpr double kWorthTwoBlocks = 0.1;
 struct Plan {
   int rays = 0, warps = 0, blocks = 0;  // blocks of a multiprocessor
   size_t shared = 0;                    // bytes of a block
-  double filled = 0.0;
+  double filled = 0.0, worth = 0.0;     // share of the samples in what passes evaluate, and could with rounds on rays
 };
 
 template <class Field>
 Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s, const DeviceLimits& device,
                  int registers) {
   // Each of a multiprocessor's four schedulers has registers of its own for whole warps.
-  constexpr int kSchedulers = 4, kRegisters = 16384;
+  constexpr int kSchedulers = 4, kRegisters = 16384, kTeams = Field::Team::kTeams;
   const int resident_warps = kSchedulers * (kRegisters / (32 * registers));
   const int samples = s.coarse + s.fine;
   Plan best;
   for (int blocks = 2; blocks >= 1; blocks--)
     // As many on every scheduler: with five, one of them would take as long as all with eight.
     for (int warps = Field::kMostWarps; warps >= Field::kFewestWarps; warps -= kSchedulers) {
-      if (blocks * warps > resident_warps) continue;
+      if (blocks * warps * kTeams > resident_warps) continue;
       for (int rays = 1; rays <= 64; rays++) {
-        const size_t shared = Field::bytes(layers) +
-                              RayScratch<typename Field::Color>::bytes(rays, samples, warps, Field::color_row(layers));
+        const size_t of_rays = RayScratch<typename Field::Color>::bytes(rays, samples, warps, Field::color_row(layers));
+        const size_t shared = Field::bytes(layers) + kTeams * of_rays;
         if ((shared + kSharedOverhead) * blocks > device.shared_multiprocessor || shared > device.shared_block) break;
         double used = 0, offered = 0;
         for (const int count : {s.coarse, s.fine}) {
           used += rays * count;
           offered += ceil_div(rays * count, Field::step(warps)) * Field::step(warps);
         }
-        const double filled = used / offered;
+        const int rounds = ceil_div(rays, warps * (samples <= kFewSamples ? kRaysOfFew : 1));
+        const double worth = used / (offered + rounds * warps * Field::kRound);
         const double better = blocks < best.blocks ? kWorthTwoBlocks : 0.02;
-        if (filled > best.filled + better) best = {rays, warps, blocks, shared, filled};
+        if (worth > best.worth + better) best = {rays, warps, blocks, shared, used / offered, worth};
       }
     }
   return best;  // without rays where not one of them fits
@@ -373,7 +436,8 @@ Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s, con
 
 template <class Field>
 Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s) {
-  return plan_blocks<Field>(layers, s, device_limits(), registers_a_thread(render_rays_kernel<Field>));
+  return plan_blocks<Field>(layers, s, device_limits(),
+                            registers_a_thread(render_rays_kernel<Field>, Field::kMostThreads));
 }
 
 template <class Field>
@@ -382,10 +446,12 @@ void launch_rays(const RayTensors& tensors, const typename Field::Layers& layers
   if (plan.rays == 0) throw std::invalid_argument("one ray's samples do not fit into shared memory");
   s.block_rays = plan.rays;
   s.coarse_divisor = Divisor::of(s.coarse), s.fine_divisor = Divisor::of(s.fine);
+  constexpr int kTeams = Field::Team::kTeams;
+  if (s.images * s.rays > std::numeric_limits<int>::max() / 2) throw std::invalid_argument("more than 2^30 rays");
   const int64_t tiles = s.images * ceil_div<int64_t>(s.rays, plan.rays);
   const int64_t resident = static_cast<int64_t>(device_limits().multiprocessors) * plan.blocks;
-  launch(render_rays_kernel<Field>, dim3(blocks_for(std::min(tiles, resident), 1)), dim3(plan.warps * 32), plan.shared,
-         stream, tensors, layers, s);
+  launch(render_rays_kernel<Field>, dim3(blocks_for(std::min(ceil_div<int64_t>(tiles, kTeams), resident), 1)),
+         dim3(plan.warps * 32 * kTeams), plan.shared, stream, tensors, layers, s);
 }
 
 }  // namespace cips3d

@@ -1,7 +1,6 @@
 // The NeRF branch as one kernel: rays, folded layers and random draws in; composited colour activations, depth, weights
 // and depths out.
-#include "ray_march.h"
-#include "siren_field.h"
+#include "siren_field_warpgroups.h"
 
 namespace cips3d {
 namespace {
@@ -9,15 +8,17 @@ namespace {
 template <int kWidth, int kColorWidth, int kTiles, bool kAccurate>
 struct ShallowField {
   using Layers = FieldLayers;
+  using Team = BlockTeam;
   using Color = std::conditional_t<kAccurate, float, half>;
   using Weights = FieldWeights<kWidth, kColorWidth, kAccurate>;
   static constexpr int kColorRow = kColorWidth + kPadColors<Color>;
   static constexpr int kFewestWarps = 4, kMostWarps = 8, kMostThreads = 32 * kMostWarps;
   static constexpr int kStep = 16 * kTiles;  // samples a warp evaluates at a time
+  static constexpr int kRound = kAccurate ? 25 : 75;
 
   static int step(int warps) { return warps * kStep; }
-  static constexpr size_t kFewestBytes = Weights::bytes();
-  static size_t bytes(const Layers&) { return kFewestBytes; }
+  static constexpr bool kFits = Weights::bytes() <= kSharedOfCode;
+  static size_t bytes(const Layers&) { return Weights::bytes(); }
   __host__ __device__ static constexpr int color_row(const Layers&) { return kColorRow; }
   __device__ __forceinline__ static int channels(const Layers& layers) { return layers.color; }
 
@@ -64,9 +65,22 @@ struct ShallowField {
 using FastField = ShallowField<128, 64, 2, false>;
 using AccurateField = ShallowField<128, 64, 1, true>;
 
+// Without rays where not one of them fits.
 template <class Field>
-void render(const RayTensors& tensors, const FieldLayers& layers, const RaySettings& s, cudaStream_t stream) {
-  launch_rays<Field>(tensors, layers, s, plan_blocks<Field>(layers, s), stream);
+Plan plan(const RaySettings& s) {
+  return plan_blocks<Field>({}, s);
+}
+template <>
+Plan plan<WarpgroupField>(const RaySettings& s) {
+  return device_limits().warpgroups ? plan_blocks<WarpgroupField>({}, s) : Plan{};
+}
+
+template <class Field>
+bool launch_planned(const RayTensors& tensors, const FieldLayers& layers, const RaySettings& s, cudaStream_t stream) {
+  const Plan planned = plan<Field>(s);
+  if (planned.rays == 0) return false;
+  launch_rays<Field>(tensors, layers, s, planned, stream);
+  return true;
 }
 
 }  // namespace
@@ -74,7 +88,13 @@ void render(const RayTensors& tensors, const FieldLayers& layers, const RaySetti
 bool render_rays_fits(int coarse, int fine, bool accurate) {
   RaySettings s = {};
   s.coarse = coarse, s.fine = fine;
-  return (accurate ? plan_blocks<AccurateField>({}, s).rays : plan_blocks<FastField>({}, s).rays) > 0;
+  return (accurate ? plan<AccurateField>(s).rays : plan<FastField>(s).rays) > 0;
+}
+
+bool render_rays_warpgroups(int coarse, int fine, bool accurate) {
+  RaySettings s = {};
+  s.coarse = coarse, s.fine = fine;
+  return !accurate && plan<WarpgroupField>(s).rays > 0;
 }
 
 void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
@@ -93,10 +113,10 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
                    color_bias, width, color, ball_density, ball_radius);
   const RaySettings s = {images,   rays,     coarse, fine, 0, static_cast<float>(near), static_cast<float>(far),
                          softplus, last_back};
-  if (accurate)
-    render<AccurateField>(tensors, layers, s, stream);
-  else
-    render<FastField>(tensors, layers, s, stream);
+  const bool launched = accurate ? launch_planned<AccurateField>(tensors, layers, s, stream)
+                                 : launch_planned<WarpgroupField>(tensors, layers, s, stream) ||
+                                       launch_planned<FastField>(tensors, layers, s, stream);
+  if (!launched) throw std::invalid_argument("one ray's samples do not fit into shared memory");
 }
 
 }  // namespace cips3d

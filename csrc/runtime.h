@@ -58,33 +58,30 @@ __host__ __device__ constexpr size_t shared_bytes(size_t count) {
   return (count * sizeof(T) + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
 }
 
-// Arrays carved out of dynamic shared memory, in the same order by every thread.
-// Under nvcc one pointer that moves on; in the emulation every array has red zones of its own.
+// Arrays carved out of dynamic shared memory, in the same order by every thread; a copy takes the same ones once more.
+// Under nvcc an offset that moves on; in the emulation every array has red zones of its own.
 class SharedArrays {
  public:
 #if defined(__CUDACC__)
-  __device__ __forceinline__ SharedArrays() {
-    extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
-    next_ = dynamic_shared_memory;
-  }
   template <class T>
   __device__ __forceinline__ T* take(size_t count) {
-    T* array = reinterpret_cast<T*>(next_);
-    next_ += shared_bytes<T>(count);
+    extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+    T* array = reinterpret_cast<T*>(dynamic_shared_memory + taken_);
+    taken_ += static_cast<unsigned>(shared_bytes<T>(count));
     return array;
   }
-
- private:
-  unsigned char* next_;
+  // Has the compiler compute addresses of what is taken from here on anew, rather than keep them in registers.
+  __device__ __forceinline__ void renew() { asm volatile("" : "+r"(taken_)); }
 #else
   template <class T>
   T* take(size_t count) {
     return reinterpret_cast<T*>(emulation::shared_array(count * sizeof(T), taken_++));
   }
+  void renew() {}
+#endif
 
  private:
   unsigned taken_ = 0;
-#endif
 };
 
 constexpr size_t kSharedOverhead = 1024;  // bytes of shared memory that every block takes besides its own
@@ -107,7 +104,7 @@ constexpr size_t kSharedOfCode = shared_of_architecture(90);
 struct DeviceLimits {
   int multiprocessors;
   size_t shared_block, shared_multiprocessor;  // bytes of shared memory
-  bool warpgroups;                             // whether it runs code for sm_90a (warpgroup.h)
+  bool warpgroups;  // whether it runs code for sm_90a (warpgroup.h), and the environment does not refuse it
 };
 
 // Of the current device and the code that it runs; the emulation is a small GPU with the shared memory of compute
@@ -141,15 +138,15 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
 }
 
 // Registers that a thread of a kernel takes, in the steps in which they are given out. The emulation has no registers;
-// there it is the most that a block of 256 threads may have.
+// there it is the most that a block of its threads may have.
 template <class... Parameters>
-int registers_a_thread([[maybe_unused]] void (*kernel)(Parameters...)) {
+int registers_a_thread([[maybe_unused]] void (*kernel)(Parameters...), [[maybe_unused]] int most_threads) {
 #if defined(__CUDACC__)
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel));
   return (attributes.numRegs + 7) / 8 * 8;
 #else
-  return 256;
+  return 65536 / most_threads / 8 * 8;
 #endif
 }
 

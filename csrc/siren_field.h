@@ -43,10 +43,11 @@ inline FieldLayers field_layers(Pointer first_weight, Pointer first_bias, Pointe
 }
 
 // One image's weights in shared memory. Widths below the kernel's are filled up with zeros, which change nothing: the
-// sine of a phase of 0 is 0.
-template <int kWidth, int kColor, bool kAccurate>
+// sine of a phase of 0 is 0. With kCores matrices consist of the core matrices of warpgroup.h, [columns / 8, rows / 8],
+// otherwise of padded rows.
+template <int kWidth, int kColor, bool kAccurate, bool kCores = false>
 struct FieldWeights {
-  static constexpr int kRow = kWidth + kPadHalves;
+  static constexpr int kRow = kWidth + (kCores ? 0 : kPadHalves);
   static constexpr int kParts = kAccurate ? 2 : 1;  // high, low
 
   float4* first;       // [kWidth] x, y, z, bias
@@ -94,8 +95,10 @@ struct FieldWeights {
       const int row = i / kWidth, column = i % kWidth;
       const float value = row < rows && column < columns ? from[row * columns + column] : 0.0f;
       const half high = __float2half_rn(value);
-      to[row * kRow + column] = high;
-      if (kAccurate) to[(to_rows + row) * kRow + column] = __float2half_rn(value - __half2float(high));
+      const int at =
+          kCores ? (column / 8 * (to_rows / 8) + row / 8) * 64 + row % 8 * 8 + column % 8 : row * kRow + column;
+      to[at] = high;
+      if (kAccurate) to[to_rows * kRow + at] = __float2half_rn(value - __half2float(high));
     }
   }
 };

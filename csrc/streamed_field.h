@@ -40,6 +40,7 @@ struct StreamedField {
   using Color = std::conditional_t<kHead || kAccurate, float, half>;
   // Behind the width the direction.
   using Product = StreamedProduct<kRows, kSlab, kFieldWidth + (kHead ? kSlab : 0), kAccurate>;
+  using Team = BlockTeam;
   static constexpr int kFewestWarps = kStreamWarps, kMostWarps = kStreamWarps, kMostThreads = kStreamThreads;
   static constexpr int kParts = Product::kParts, kTiles = Product::kTiles;
   static_assert(kRows <= kStreamThreads, "");
@@ -52,7 +53,8 @@ struct StreamedField {
     return Product::bytes(stages) + shared_bytes<float2>(stages * kFieldWidth) + shared_bytes<float4>(kFieldWidth) +
            shared_bytes<float4>(kRows) + shared_bytes<float>(4 * kStrips * kRows);
   }
-  static constexpr size_t kFewestBytes = bytes(2);
+  static constexpr int kRound = 0;  // nothing beside a pass
+  static constexpr bool kFits = bytes(2) <= kSharedOfCode;
   static size_t bytes(const Layers& layers) { return bytes(layers.slabs.stages); }
   __device__ __forceinline__ static int channels(const Layers& layers) { return kHead ? kHeadValues : layers.channels; }
 

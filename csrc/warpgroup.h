@@ -3,16 +3,17 @@
 // matrix instructions" and "cp.async.bulk".
 //
 // A warpgroup is four warps in a row, from a multiple of 128 threads on. Together they multiply: A [64, 16] times B
-// [256, 16] transposed, both float16, added to [64, 256] fp32. Warp w of the group has rows 16 w to 16 w + 15, its
-// thread (lane = 4 * g + t) sums[4 * n + i]: (16 w + g + i / 2 * 8, 8 * n + 2 * t + i % 2).
+// [N, 16] transposed, both float16, added to [64, N] fp32. Warp w of the group has rows 16 w to 16 w + 15, its thread
+// (lane = 4 * g + t) sums[4 * n + i]: (16 w + g + i / 2 * 8, 8 * n + 2 * t + i % 2). B lies in shared memory; so does
+// A, or its rows are in the warps' registers, as operands A of mma_m16n8k16.
 //
 // The order of things:
-//   wgmma_fence(sums)           the thread's accesses to the sums are over
-//   wgmma_m64n256k16_f16(...)   any number of them; they start, and are added in this order
+//   wgmma_fence(registers...)   the thread's accesses to the sums and to operands in registers are over
+//   wgmma_m64n..k16_f16(...)    any number of them; they start, and are added in this order
 //   wgmma_commit()              closes a group of them
-//   wgmma_wait<N>(sums)         all groups but the last N are over, their operands read; the sums are the thread's with
-//   0
-// What threads write to operands needs fence_for_async_reads() by the writers and then a barrier.
+//   wgmma_wait<N>(registers...) all groups but the last N are over, their operands read; of these registers, those that
+//                               no later group has are the thread's again
+// What threads write to operands in shared memory needs fence_for_async_reads() by the writers and then a barrier.
 #pragma once
 #include "tensor_core.h"
 
@@ -22,6 +23,9 @@
 #else
 #define CIPS3D_HAS_WGMMA 0
 #endif
+namespace cips3d {
+constexpr bool kHasWarpgroups = CIPS3D_HAS_WGMMA;
+}
 
 #if !defined(__CUDACC__)
 #include "emulation/warpgroup.h"
@@ -40,21 +44,28 @@ __device__ __forceinline__ MatrixOperand matrix_operand(const void* first, int k
           static_cast<uint64_t>(row_bytes >> 4) << 32};
 }
 
-// Keeps the compiler from moving what it does with the sums across.
-__device__ __forceinline__ void pin(float (&sums)[128]) {
+// Keep the compiler from moving what it does with registers across.
+template <int N>
+__device__ __forceinline__ void pin(float (&sums)[N]) {
 #pragma unroll
-  for (int i = 0; i < 128; i++) asm volatile("" : "+f"(sums[i])::"memory");
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(sums[i])::"memory");
+}
+template <int N>
+__device__ __forceinline__ void pin(uint32_t (&operands)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * N; i++) asm volatile("" : "+r"(operands[i / 4][i % 4])::"memory");
 }
 
-__device__ __forceinline__ void wgmma_fence(float (&sums)[128]) {
-  pin(sums);
+template <class... Registers>
+__device__ __forceinline__ void wgmma_fence(Registers&... registers) {
+  (pin(registers), ...);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N>
-__device__ __forceinline__ void wgmma_wait(float (&sums)[128]) {
+template <int N, class... Registers>
+__device__ __forceinline__ void wgmma_wait(Registers&... registers) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-  pin(sums);
+  (pin(registers), ...);
 }
 
 #define CIPS3D_SUMS_8(i)                                                                                      \
@@ -76,6 +87,18 @@ __device__ __forceinline__ void wgmma_m64n256k16_f16(float (&d)[128], MatrixOper
       "%128, %129, 1, 1, 1, 0, 0;"
       : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32), CIPS3D_SUMS_32(64), CIPS3D_SUMS_32(96)
       : "l"(a.descriptor), "l"(b.descriptor)
+      : "memory");
+}
+// The operand A of four registers; without kAdds the sums begin with this product.
+template <bool kAdds>
+__device__ __forceinline__ void wgmma_m64n64k16_f16(float (&d)[32], const uint32_t (&a)[4], MatrixOperand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, %37, 1, 1, 0;"
+      : CIPS3D_SUMS_32(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor), "n"(kAdds)
       : "memory");
 }
 #undef CIPS3D_SUMS_32

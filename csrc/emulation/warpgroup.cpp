@@ -1,5 +1,6 @@
 #include "warpgroup.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "block.h"
@@ -9,14 +10,22 @@
 namespace cips3d::emulation {
 namespace {
 
-// The sums of a thread, while products are being added to them.
+// Sums of a thread, while products are being added to them.
 struct Sums {
-  float* in_flight = nullptr;  // where the kernel has them
-  bool fenced = false;
-  float values[kProductSums];
+  float* in_flight;  // where the kernel has them
+  int count;
+  float values[kMostSums];
 };
 
-struct Product : StartedProduct {
+struct Lane {
+  std::vector<std::unique_ptr<Sums>> sums;  // in flight
+  bool fenced = false;
+};
+
+struct Product {
+  StartedProduct operands;  // of lane 0
+  const uint32_t* a_registers[kLanes];
+  Sums* sums[kLanes];
   int group;
   bool added;
 };
@@ -55,7 +64,7 @@ struct PhaseBarrier {
 constexpr unsigned kWarpgroupThreads = 128;
 
 struct State {
-  Sums sums[kMostThreads];
+  Lane lanes[kMostThreads];
   Warp warps[kMostWarps];
   Warpgroup warpgroups[kMostThreads / kWarpgroupThreads];
   std::vector<std::unique_ptr<PhaseBarrier>> barriers;
@@ -71,12 +80,12 @@ State& the_state() {
 // As every lane brings them; what is wrong comes back.
 struct Start {
   float* sums;
-  MatrixOperand a, b;
+  const StartedProduct* product;
   const char* error;
 };
 struct Wait {
-  float* sums;
-  int groups_left;
+  float* const* sums;
+  int arrays, groups_left;
   const char* error;
 };
 
@@ -113,30 +122,46 @@ bool sees(Warp& warp, int rows, const MatrixOperand& of, int row_group) {
 }
 
 // The warp's 16 rows: fragments of sums are those of mma.m16n8k16, one for every 8 columns.
-void add(const Product& product, unsigned warp) {
-  Sums* lanes = the_state().sums + warp * kLanes;
+void add(Product& product, unsigned warp) {
+  const StartedProduct& operands = product.operands;
   uint32_t a[16][8], b[8][8];
-  read_rows(a, 16, product.a, static_cast<int>(warp % 4) * 2);
-  for (int n = 0; n < 32; n++) {
-    read_rows(b, 8, product.b, n);
-    float d[16][8];
+  if (operands.a_registers == nullptr) {
+    read_rows(a, 16, operands.a, static_cast<int>(warp % 4) * 2);
+  } else {
     for (int lane = 0; lane < 32; lane++)
-      for (int r = 0; r < 4; r++) d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2] = lanes[lane].values[4 * n + r];
-    multiply_halves(a, b, d);
-    for (int lane = 0; lane < 32; lane++)
-      for (int r = 0; r < 4; r++) lanes[lane].values[4 * n + r] = d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
+      for (int i = 0; i < 4; i++) a[lane / 4 + i % 2 * 8][lane % 4 + i / 2 * 4] = product.a_registers[lane][i];
   }
+  for (int n = 0; n < operands.columns / 8; n++) {
+    read_rows(b, 8, operands.b, n);
+    float d[16][8];
+    const auto each = [&](auto&& f) {
+      for (int lane = 0; lane < 32; lane++)
+        for (int r = 0; r < 4; r++)
+          f(d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2], product.sums[lane]->values[4 * n + r]);
+    };
+    each([&](float& of_tile, const float& of_lane) { of_tile = operands.adds ? of_lane : 0.0f; });
+    multiply_halves(a, b, d);
+    each([](const float& of_tile, float& of_lane) { of_lane = of_tile; });
+  }
+  product.added = true;
 }
 
 // Null, or why a lane may not start a product.
-const char* take_sums(Sums& sums, const Start& lane, const Start& first) {
-  if (!same(lane.a, first.a) || !same(lane.b, first.b)) return "lanes disagree on the operands";
-  if (sums.in_flight != nullptr)
-    return sums.in_flight == lane.sums ? nullptr : "the emulation adds to one array of sums at a time";
-  if (!sums.fenced) return "no wgmma_fence since the sums were the thread's";
-  sums.in_flight = lane.sums;
-  std::memcpy(sums.values, sums.in_flight, sizeof sums.values);
-  std::memset(sums.in_flight, 0xff, sizeof sums.values);
+const char* take_sums(Lane& lane, const Start& start, const StartedProduct& first, Sums*& taken) {
+  const StartedProduct& product = *start.product;
+  if (!same(product.a, first.a) || !same(product.b, first.b)) return "lanes disagree on the operands";
+  if (product.a_registers != nullptr && !lane.fenced) return "no wgmma_fence since registers were the thread's";
+  for (const auto& sums : lane.sums)
+    if (sums->in_flight == start.sums) {
+      taken = sums.get();
+      return nullptr;
+    }
+  if (!lane.fenced) return "no wgmma_fence since registers were the thread's";
+  lane.sums.push_back(std::make_unique<Sums>());
+  taken = lane.sums.back().get();
+  taken->in_flight = start.sums, taken->count = product.columns / 2;
+  std::memcpy(taken->values, start.sums, taken->count * sizeof(float));
+  std::memset(start.sums, 0xff, taken->count * sizeof(float));
   return nullptr;
 }
 
@@ -145,23 +170,40 @@ void start(void** by_lane, uint32_t) {
   Start** lanes = reinterpret_cast<Start**>(by_lane);
   const unsigned warp = the_block.running()->index / kLanes;
   Warp& of = the_state().warps[warp];
-  const Start& first = *lanes[0];
+  const StartedProduct& first = *lanes[0]->product;
+  Product product{first, {}, {}, of.committed, false};
   for (unsigned lane = 0; lane < kLanes; lane++) {
-    lanes[lane]->error = take_sums(the_state().sums[warp * kLanes + lane], *lanes[lane], first);
+    product.a_registers[lane] = lanes[lane]->product->a_registers;
+    lanes[lane]->error = take_sums(the_state().lanes[warp * kLanes + lane], *lanes[lane], first, product.sums[lane]);
     if (lanes[lane]->error != nullptr) return;
   }
   if (of.fenced == ~0u) {
     the_block.shared().copy_arrays(seen_by(of));
     of.fenced = 0;
   }
-  if (!sees(of, 16, first.a, static_cast<int>(warp % 4) * 2) || !sees(of, 256, first.b, 0)) {
+  const bool sees_a = first.a_registers != nullptr || sees(of, 16, first.a, static_cast<int>(warp % 4) * 2);
+  if (!sees_a || !sees(of, first.columns, first.b, 0)) {
     lanes[0]->error = "an operand was written without fence_for_async_reads";
     return;
   }
-  of.products.push_back({{first.a, first.b}, of.committed, false});
-  if (the_block.reads_late()) return;
-  add(of.products.back(), warp);
-  of.products.back().added = true;
+  if (!the_block.reads_late()) add(product, warp);
+  of.products.push_back(product);
+}
+
+// Gives a lane back the arrays that it waits for and no later group adds to. Null, or what is wrong.
+const char* give_back(Lane& lane, unsigned index, const Wait& wait, const std::vector<Product>& later) {
+  for (auto sums = lane.sums.begin(); sums != lane.sums.end();) {
+    const auto uses = [&](const Product& product) { return product.sums[index] == sums->get(); };
+    float* const* end = wait.sums + wait.arrays;
+    if (std::find(wait.sums, end, (*sums)->in_flight) == end || std::any_of(later.begin(), later.end(), uses)) {
+      ++sums;
+      continue;
+    }
+    std::memcpy((*sums)->in_flight, (*sums)->values, (*sums)->count * sizeof(float));
+    sums = lane.sums.erase(sums);
+    lane.fenced = false;
+  }
+  return wait.groups_left == 0 && !lane.sums.empty() ? "waits for other sums" : nullptr;
 }
 
 void wait(void** by_lane, uint32_t) {
@@ -173,17 +215,8 @@ void wait(void** by_lane, uint32_t) {
   for (; product != of.products.end() && product->group < of.committed - lanes[0]->groups_left; ++product)
     if (!product->added) add(*product, warp);
   of.products.erase(of.products.begin(), product);
-  if (!of.products.empty()) return;
-  for (unsigned lane = 0; lane < kLanes; lane++) {
-    Sums& sums = the_state().sums[warp * kLanes + lane];
-    if (sums.in_flight == nullptr) continue;
-    if (sums.in_flight != lanes[lane]->sums) {
-      lanes[lane]->error = "waits for other sums";
-      return;
-    }
-    std::memcpy(sums.in_flight, sums.values, sizeof sums.values);
-    sums.in_flight = nullptr, sums.fenced = false;
-  }
+  for (unsigned lane = 0; lane < kLanes; lane++)
+    lanes[lane]->error = give_back(the_state().lanes[warp * kLanes + lane], lane, *lanes[lane], of.products);
 }
 
 PhaseBarrier& find_barrier(void* address, const char* operation, Site site) {
@@ -214,14 +247,14 @@ void deliver(PhaseBarrier& barrier) {
 
 }  // namespace
 
-void start_product(float* sums, MatrixOperand a, MatrixOperand b, Site site) {
-  static constexpr Operation kOperation{"wgmma_m64n256k16", true, false};
-  Start arguments{sums, a, b, nullptr};
+void start_product(const char* name, float* sums, const StartedProduct& product, Site site) {
+  static constexpr Operation kOperation{"wgmma", true, false};
+  Start arguments{sums, &product, nullptr};
   collective(kOperation, ~0u, &arguments, start, site);
-  if (arguments.error != nullptr) fail(std::string(kOperation.name) + ": " + arguments.error, site);
+  if (arguments.error != nullptr) fail(std::string(name) + ": " + arguments.error, site);
 }
 
-void fence_products() { the_state().sums[the_block.running()->index].fenced = true; }
+void fence_products() { the_state().lanes[the_block.running()->index].fenced = true; }
 
 void fence_for_asynchronous_reads() {
   const unsigned thread = the_block.running()->index;
@@ -239,12 +272,12 @@ void commit_products(Site site) {
 const StartedProduct* ending_product(int groups_left, unsigned i) {
   const Warp& warp = the_state().warps[the_block.running()->index / kLanes];
   if (i >= warp.products.size() || warp.products[i].group >= warp.committed - groups_left) return nullptr;
-  return &warp.products[i];
+  return &warp.products[i].operands;
 }
 
-void wait_for_products(int groups_left, float* sums, Site site) {
+void wait_for_products(int groups_left, float* const* sums, int arrays, Site site) {
   static constexpr Operation kOperation{"wgmma_wait", true, false};
-  Wait arguments{sums, groups_left, nullptr};
+  Wait arguments{sums, arrays, groups_left, nullptr};
   collective(kOperation, ~0u, &arguments, wait, site);
   if (arguments.error != nullptr) fail(std::string(kOperation.name) + ": " + arguments.error, site);
 }

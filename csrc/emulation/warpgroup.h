@@ -13,18 +13,25 @@ struct MatrixOperand {
   int k_bytes, row_bytes;  // from one to the next 8 columns, and to the next 8 rows
 };
 
-constexpr int kProductSums = 128;  // of a thread: its part of [64, 256]
+constexpr int kMostSums = 128;  // of a thread: its part of [64, 256]
+
+// A product of 64 rows: the first operand in shared memory, or a lane's part of it in its registers.
+struct StartedProduct {
+  MatrixOperand a;
+  const uint32_t* a_registers;  // [4], or null
+  MatrixOperand b;
+  int columns;
+  bool adds;  // to what the sums are
+};
 
 // Until the wait the sums hold NaN. Operands are read at once or at the wait, as the schedule has it.
-void start_product(float* sums, MatrixOperand a, MatrixOperand b, Site site);
+void start_product(const char* name, float* sums, const StartedProduct& product, Site site);
 void fence_products();
 void fence_for_asynchronous_reads();
 void commit_products(Site site);
-void wait_for_products(int groups_left, float* sums, Site site);
+// Gives the thread back these arrays of sums.
+void wait_for_products(int groups_left, float* const* sums, int arrays, Site site);
 // Product i of those that such a wait will end, or null.
-struct StartedProduct {
-  MatrixOperand a, b;
-};
 const StartedProduct* ending_product(int groups_left, unsigned i);
 
 void warpgroup_barrier(Site site);
@@ -41,9 +48,27 @@ inline void touch_operand(const MatrixOperand& of, int row_groups, Site site) {
   const int rows = 2 * 8 * row_groups;
   for (int i = static_cast<int>(threadIdx.x % 128); i < rows; i += 128) {
     const char* row = of.first + i / 8 / row_groups * of.k_bytes + i / 8 % row_groups * of.row_bytes + i % 8 * 16;
-    check_shared(row, 16, "wgmma_m64n256k16", site);
+    check_shared(row, 16, "wgmma", site);
     for (int k = 0; k < 2; k++) (void)reinterpret_cast<const volatile uint64_t*>(row)[k];
   }
+}
+inline void touch_operands(const StartedProduct& of, Site site) {
+  if (of.a_registers == nullptr) touch_operand(of.a, 8, site);
+  touch_operand(of.b, of.columns / 8, site);
+}
+
+// The sums among registers.
+inline float* sums_of(float* sums) { return sums; }
+template <int N>
+float* sums_of(uint32_t (&)[N][4]) {
+  return nullptr;
+}
+
+template <int N, class... Registers>
+void end_products(Site site, Registers&... registers) {
+  for (unsigned i = 0; const StartedProduct* ending = ending_product(N, i); i++) touch_operands(*ending, site);
+  float* const sums[] = {sums_of(registers)...};
+  wait_for_products(N, sums, sizeof...(registers), site);
 }
 
 }  // namespace cips3d::emulation
@@ -56,18 +81,35 @@ inline MatrixOperand matrix_operand(const void* first, int k_bytes, int row_byte
   return {static_cast<const char*>(first), k_bytes, row_bytes};
 }
 
-inline void wgmma_fence(float (&)[emulation::kProductSums]) { emulation::fence_products(); }
-inline void wgmma_m64n256k16_f16(float (&sums)[emulation::kProductSums], MatrixOperand a, MatrixOperand b,
+template <class... Registers>
+void wgmma_fence(Registers&...) {
+  emulation::fence_products();
+}
+inline void wgmma_m64n256k16_f16(float (&sums)[128], MatrixOperand a, MatrixOperand b,
                                  emulation::Site site = emulation::Site::here()) {
-  emulation::touch_operand(a, 8, site), emulation::touch_operand(b, 32, site);
-  emulation::start_product(sums, a, b, site);
+  const emulation::StartedProduct product = {a, nullptr, b, 256, true};
+  emulation::touch_operands(product, site);
+  emulation::start_product("wgmma_m64n256k16", sums, product, site);
+}
+template <bool kAdds>
+void wgmma_m64n64k16_f16(float (&sums)[32], const uint32_t (&a)[4], MatrixOperand b,
+                         emulation::Site site = emulation::Site::here()) {
+  const emulation::StartedProduct product = {{}, a, b, 64, kAdds};
+  emulation::touch_operands(product, site);
+  emulation::start_product("wgmma_m64n64k16", sums, product, site);
 }
 inline void wgmma_commit(emulation::Site site = emulation::Site::here()) { emulation::commit_products(site); }
-template <int N>
-void wgmma_wait(float (&sums)[emulation::kProductSums], emulation::Site site = emulation::Site::here()) {
-  for (unsigned i = 0; const emulation::StartedProduct* ending = emulation::ending_product(N, i); i++)
-    emulation::touch_operand(ending->a, 8, site), emulation::touch_operand(ending->b, 32, site);
-  emulation::wait_for_products(N, sums, site);
+template <int N, class A>
+void wgmma_wait(A& a, emulation::Site site = emulation::Site::here()) {
+  emulation::end_products<N>(site, a);
+}
+template <int N, class A, class B>
+void wgmma_wait(A& a, B& b, emulation::Site site = emulation::Site::here()) {
+  emulation::end_products<N>(site, a, b);
+}
+template <int N, class A, class B, class C>
+void wgmma_wait(A& a, B& b, C& c, emulation::Site site = emulation::Site::here()) {
+  emulation::end_products<N>(site, a, b, c);
 }
 
 inline void warpgroup_sync(emulation::Site site = emulation::Site::here()) { emulation::warpgroup_barrier(site); }

@@ -298,6 +298,7 @@ struct Case {
 };
 
 constexpr size_t kOneArray = shared_bytes<float>(kThreads);
+constexpr size_t kSecondOperand = shared_bytes<half>(16 * 64);
 constexpr size_t kOperands = shared_bytes<half>(16 * kOperandRows) + shared_bytes<half>(16 * kOperandColumns);
 constexpr size_t kBulkCopy = shared_bytes<float>(128) + shared_bytes<uint64_t>(2);
 #define CASE(kernel, blocks, threads, shared) {#kernel, kernel, blocks, threads, shared}
@@ -337,6 +338,9 @@ const Case kCases[] = {
     CASE(operands_overwritten_in_flight, 1, 128, kOperands),
     CASE(missing_warpgroup_sync, 1, 128, kOperands),
     CASE(operand_out_of_bounds, 1, 128, kOperands),
+    CASE(registers_overwritten_in_flight, 1, 128, kSecondOperand),
+    CASE(sums_of_a_later_group_read, 1, 128, kSecondOperand),
+    CASE(missing_wgmma_fence_of_registers, 1, 128, kSecondOperand),
     CASE(warpgroup_sync_of_three_warps, 1, 128, 0),
     CASE(bulk_copy_read_before_the_wait, 1, 128, kBulkCopy),
     CASE(bulk_copy_over_what_is_read, 1, 128, kBulkCopy),

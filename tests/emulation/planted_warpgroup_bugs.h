@@ -1,5 +1,6 @@
 // Kernels of one warpgroup, right and with `bug` wrong in one way each; see planted_bugs.cu.
 #pragma once
+#include "operand.h"
 #include "warpgroup.h"
 
 namespace cips3d {
@@ -110,6 +111,68 @@ __global__ void operand_out_of_bounds(const float* in, float* out, bool bug) {
   wgmma_commit();
   wgmma_wait<0>(product.sums);
   product.write(out);
+}
+
+// The same products with a first operand in registers: two groups of them, for two arrays of sums.
+struct RegisterProducts {
+  half* b;
+  uint32_t a[2][4];
+  float sums[2][32];
+
+  __device__ RegisterProducts(SharedArrays& arrays, const float* in) : b(arrays.take<half>(16 * 64)) {
+    for (int i = threadIdx.x; i < 16 * 64; i += 128) b[i] = __float2half_rn(in[255 - i % 256]);
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = Operand<half>::pack(in[threadIdx.x], in[(threadIdx.x + i) % 256]);
+    fence_for_async_reads();
+    warpgroup_sync();
+  }
+  __device__ void start(int group) {
+    const MatrixOperand second = matrix_operand(b, 1024, 128);
+    wgmma_m64n64k16_f16<false>(sums[group], a[group], second);  // missing_wgmma_fence_of_registers
+    wgmma_commit();
+  }
+  __device__ void write(int group, float* out) const {
+    float total = 0.0f;
+    for (int i = 0; i < 32; i++) total += sums[group][i];
+    out[threadIdx.x] = total;
+  }
+};
+
+__global__ void registers_overwritten_in_flight(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  RegisterProducts products(arrays, in);
+  wgmma_fence(products.a);
+  products.start(0);
+  if (bug) products.a[0][1] = 0;
+  wgmma_wait<0>(products.sums[0], products.a);
+  products.write(0, out);
+}
+
+__global__ void sums_of_a_later_group_read(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  RegisterProducts products(arrays, in);
+  wgmma_fence(products.a);
+  products.start(0);
+  products.start(1);
+  if (bug)
+    wgmma_wait<1>(products.sums[0], products.sums[1]);
+  else
+    wgmma_wait<0>(products.sums[0], products.sums[1]);
+  products.write(1, out);
+  if (bug) wgmma_wait<0>(products.sums[1]);
+}
+
+// The second operand is written after the fence.
+__global__ void missing_wgmma_fence_of_registers(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  RegisterProducts products(arrays, in);
+  wgmma_fence(products.a);
+  products.start(0);
+  wgmma_wait<0>(products.sums[0]);
+  products.a[1][0] = products.a[0][1];
+  if (!bug) wgmma_fence(products.a);
+  products.start(1);
+  wgmma_wait<0>(products.sums[1]);
+  products.write(1, out);
 }
 
 __global__ void warpgroup_sync_of_three_warps(const float* in, float* out, bool bug) {

@@ -25,10 +25,15 @@ WRONG_NUMBERS = (
     "copy_read_without_barrier",
     "missing_syncwarp",
     "sums_read_before_the_wait",
+    "sums_of_a_later_group_read",
     "bulk_copy_read_before_the_wait",
 )
 # So too, but not in index order; and any other order may happen to be harmless.
-WRONG_NUMBERS_IN_SOME_ORDER = ("hidden_by_index_order", "operands_overwritten_in_flight")
+WRONG_NUMBERS_IN_SOME_ORDER = (
+    "hidden_by_index_order",
+    "operands_overwritten_in_flight",
+    "registers_overwritten_in_flight",
+)
 # So too, if the compiler helps.
 WRONG_NUMBERS_FROM_LOCALS = "uninitialised_sum"
 # Found by the emulation itself, with these words; LINE is the one that the source marks.
@@ -45,9 +50,10 @@ ERRORS = {
     "too_much_shared_memory": r"arrays take 2048 bytes, the launch gave 1024",
     "disagreeing_arrays": r"threads disagree on array 0",
     "trapped": r"__trap at .*LINE.*thread \(7, 0, 0\)",
-    "missing_wgmma_fence": r"no wgmma_fence since the sums were the thread's at .*LINE",
+    "missing_wgmma_fence": r"no wgmma_fence since registers were the thread's at .*LINE",
+    "missing_wgmma_fence_of_registers": r"no wgmma_fence since registers were the thread's at .*LINE",
     "missing_fence_for_async_reads": r"an operand was written without fence_for_async_reads at .*LINE",
-    "operand_out_of_bounds": r"wgmma_m64n256k16: shared memory out of bounds at .*LINE",
+    "operand_out_of_bounds": r"wgmma: shared memory out of bounds at .*LINE",
     "warpgroup_sync_of_three_warps": r"32 thread\(s\) returned; 96 thread\(s\) wait in warpgroup_sync at .*LINE",
     "bulk_copy_out_of_bounds": r"copy_bulk: shared memory out of bounds at .*LINE",
     "more_bytes_expected_than_copied": r"128 thread\(s\) wait in phase_barrier_wait at .*LINE",

@@ -128,3 +128,13 @@ def require_room(backend: Backend, why_not: Callable[[], str | None], call: Call
         with pytest.raises(RuntimeError, match="do not fit into shared memory"):
             call()
     pytest.skip(f"the device has less shared memory: {backend.shared} KB")
+
+
+def require_warpgroups(backend: Backend, chosen: bool) -> None:
+    """Skips the test where another kernel is chosen than that for compute capability 9.0, as only other devices may."""
+    if chosen:
+        return
+    on_cuda = backend.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(backend.device) if on_cuda else emulated_kernels.capability()
+    assert capability != (9, 0) or backend.shared < MOST_SHARED
+    pytest.skip("for compute capability 9.0")

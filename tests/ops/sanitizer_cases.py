@@ -273,9 +273,17 @@ def render_rays(module: ModuleType) -> None:
     grads = [of_colors, normal(images, rays), normal(images, rays), normal(images, rays, samples)]
     of_rays, scales = [normal(images, rays, 3) for _ in range(2)], np.ones(2, np.float32)
     most = module.shared_limit()
-    for accurate, limit in ((False, most), (False, 163 << 10), (False, 99 << 10), (True, most)):
+    for accurate, limit, warpgroups in (
+        (False, most, True),
+        (False, most, False),
+        (False, 163 << 10, False),
+        (False, 99 << 10, False),
+        (True, most, False),
+    ):
         module.set_shared_limit(limit)
+        os.environ["CIPS3D_WGMMA"] = str(int(warpgroups))
         assert module.render_rays_fits(DEVICE, coarse, fine, accurate)
+        assert module.render_rays_warpgroups(DEVICE, coarse, fine, accurate) == warpgroups
         assert module.render_rays_backward_fits(DEVICE, accurate)
         given = map(address, [origins, directions, *draws, *noise, *layers, *outputs])
         sizes = (images, rays, coarse, fine, width, color, 1.0, 0.1, 0.88, 1.12)
@@ -286,6 +294,7 @@ def render_rays(module: ModuleType) -> None:
         sizes = (images, rays, samples, width, color, 1.0, 0.1, blocks)
         module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
     module.set_shared_limit(most)
+    del os.environ["CIPS3D_WGMMA"]
 
 
 def render_wide_rays(module: ModuleType) -> None:

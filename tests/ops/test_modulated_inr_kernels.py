@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import emulated_kernels
 import pytest
 import torch
-from ops.backends import MOST_SHARED, Backend, shared_limit
+from ops.backends import Backend, require_warpgroups, shared_limit
 from ops.inr_networks import TOLERANCE, Setting, both, run, sample_inputs
 from reference_records import relative_l2
 
@@ -54,11 +53,8 @@ def warpgroups(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Call
 
     def check(s: Setting) -> None:
         device, sizes = kernel_backend.device, (s.images, s.pixels, s.width)
-        if not kernels.module_for(device).modulated_inr_warpgroups(device.index or 0, *sizes, False):
-            on_cuda = device.type == "cuda"
-            capability = torch.cuda.get_device_capability(device) if on_cuda else emulated_kernels.capability()
-            assert capability != (9, 0) or kernel_backend.shared < MOST_SHARED
-            pytest.skip("for compute capability 9.0")
+        chosen = kernels.module_for(device).modulated_inr_warpgroups(device.index or 0, *sizes, False)
+        require_warpgroups(kernel_backend, chosen)
 
     return check
 

@@ -59,6 +59,21 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
         assert cosine(gradient, reference) > 1 - (limit**2 if precision == "fast" else 1e-8)
 
 
+@pytest.mark.parametrize("name", [name for name, s in SETTINGS.items() if not is_wide(s.width, s.color)])
+def test_the_kernel_of_every_architecture(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """With float16 operands, where 9.0 has another one."""
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")
+    s = SETTINGS[name]
+    ours, exact = both_kinds(kernel_backend, sample_inputs(s))
+    found, expected = run(ours, s, "fast"), run(exact, s, "highest")
+    for field in ("colors", "opacity", "depth"):
+        error = relative_l2(getattr(found, field), getattr(expected, field))
+        assert error < TOLERANCE["fast"], f"{field}: {error:.1e}"
+    for _ in kernel_backend.schedules():
+        again = run(ours, s, "fast")
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
 def test_one_sample_is_anywhere_in_the_range(kernel_backend: Backend) -> None:
     s = Setting(width=32, color=16, rays=9, coarse=1, fine=0, noise=False)
     ours, exact = both_kinds(kernel_backend, sample_inputs(s))

@@ -138,19 +138,20 @@ void multiply(Warp& warp, const Instruction& i, uint32_t lanes) {
   });
 }
 
-// wgmma: D [64, 256] (+)= A [64, 16] B [16, 256], of a group of four warps. It is computed when the warp waits for it,
-// from what shared memory and registers hold then.
-constexpr int kSums = 128;
+// wgmma: D [64, columns] (+)= A [64, 16] B [16, columns], of a group of four warps, whose registers may be A. It is
+// computed when the warp waits for it, from what shared memory and registers hold then.
+template <int kColumns, bool kRegisters>
 void start_product(Warp& warp, const Instruction& i, uint32_t lanes) {
   all_lanes(warp, lanes);
   if (warp.block.launch.block.x % 128 != 0) warp.fail("a group of fewer than four warps");
-  for (int k = 3; k < 5; k++)
-    if (warp.get<int32_t>(i.operands[kSums + k], 0) != 1) warp.fail("negated operands are not known");
-  for (int k = 5; k < 7; k++)
-    if (warp.get<int32_t>(i.operands[kSums + k], 0) != 0) warp.fail("transposed operands are not known");
-  const auto adds = warp.get<uint8_t>(i.operands[kSums + 2], 0);
-  warp.products.push_back({&i, warp.get<uint64_t>(i.operands[kSums], 0), warp.get<uint64_t>(i.operands[kSums + 1], 0),
-                           (adds & 1) != 0, warp.committed_products});
+  constexpr int kA = kColumns / 2, kB = kA + (kRegisters ? 4 : 1), kAdds = kB + 1, kSigns = kAdds + 1;
+  for (int k = kSigns; k < kSigns + 2; k++)
+    if (warp.get<int32_t>(i.operands[k], 0) != 1) warp.fail("negated operands are not known");
+  for (int k = kSigns + 2; k < kSigns + (kRegisters ? 3 : 4); k++)
+    if (warp.get<int32_t>(i.operands[k], 0) != 0) warp.fail("transposed operands are not known");
+  const auto adds = warp.get<uint8_t>(i.operands[kAdds], 0);
+  const uint64_t a = kRegisters ? 0 : warp.get<uint64_t>(i.operands[kA], 0), b = warp.get<uint64_t>(i.operands[kB], 0);
+  warp.products.push_back({&i, kColumns, kRegisters, a, b, (adds & 1) != 0, warp.committed_products});
 }
 void commit_products(Warp& warp, const Instruction&, uint32_t lanes) {
   all_lanes(warp, lanes);
@@ -168,16 +169,26 @@ double element(Warp& warp, uint64_t descriptor, int row, int k) {
   std::memcpy(&bits, row_at(warp, core) + k % 8 * 2, sizeof bits);
   return of_half(bits);
 }
+// The warp's rows of A: as they lie in its registers, those of mma.m16n8k16.
+void read_rows(Warp& warp, const GroupProduct& product, double (&a)[16][16]) {
+  for (int k = 0; k < 16; k++)
+    for (int row = 0; row < 16; row++) {
+      if (!product.a_in_registers) {
+        a[row][k] = element(warp, product.a, warp.index % 4 * 16 + row, k);
+        continue;
+      }
+      const Operand pair = product.instruction->operands[product.columns / 2 + row / 8 + k / 8 * 2];
+      a[row][k] = of_half(warp.get<uint32_t>(pair, row % 8 * 4 + k % 8 / 2) >> k % 2 * 16 & 0xffff);
+    }
+}
 void compute(Warp& warp, const GroupProduct& product) {
-  const int first = warp.index % 4 * 16;
   static double a[16][16], b[256][16];
-  for (int k = 0; k < 16; k++) {
-    for (int row = 0; row < 16; row++) a[row][k] = element(warp, product.a, first + row, k);
-    for (int column = 0; column < 256; column++) b[column][k] = element(warp, product.b, column, k);
-  }
+  read_rows(warp, product, a);
+  for (int k = 0; k < 16; k++)
+    for (int column = 0; column < product.columns; column++) b[column][k] = element(warp, product.b, column, k);
   for (int l = 0; l < kLanes; l++) {
     const int g = l / 4, t = l % 4;
-    for (int s = 0; s < kSums; s++) {
+    for (int s = 0; s < product.columns / 2; s++) {
       const int row = g + s / 2 % 2 * 8, column = s / 4 * 8 + 2 * t + s % 2;
       const Operand d = product.instruction->operands[s];
       double sum = product.adds ? warp.get<float>(d, l) : 0.0;
@@ -219,7 +230,8 @@ Handler collective_handler(const std::string& opcode) {
       {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", multiply<of_half>},
       {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", multiply<of_bfloat>},
       {"wgmma.fence.sync.aligned", fence_sums},
-      {"wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", start_product},
+      {"wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", start_product<64, true>},
+      {"wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", start_product<256, false>},
       {"wgmma.commit_group.sync.aligned", commit_products},
       {"wgmma.wait_group.sync.aligned", wait_for_products},
   };

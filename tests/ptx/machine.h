@@ -68,7 +68,9 @@ struct LaneCopy {
 // wgmma, from its start to its wait
 struct GroupProduct {
   const Instruction* instruction;
-  uint64_t a, b;
+  int columns;
+  bool a_in_registers;
+  uint64_t a, b;  // matrix descriptors
   bool adds;
   int group;
 };

@@ -20,6 +20,7 @@ WRONG_NUMBERS = (
     "copy_wait_for_too_few",
     "copy_read_without_barrier",
     "sums_read_before_the_wait",
+    "sums_of_a_later_group_read",
     "operands_overwritten_in_flight",
 )
 WRONG_NUMBERS_IN_SOME_ORDER = ("missing_syncthreads", "hidden_by_index_order", "overwritten_too_early")
