@@ -274,51 +274,41 @@ __device__ __forceinline__ void composite_colors(const half* const (&colors)[kRa
     }
   }
   __syncwarp();
-  constexpr int kStrips = kRays > 1 ? 2 : 4;  // of 16 channels, at a time
-  const int g = lane / 4, t = lane % 4 * 2;
+  constexpr int kStrips = 4;  // of 16 channels, at a time
+  const int g = lane / 4, t = lane % 4;
   for (int first = 0; first < channels; first += 16 * kStrips) {
     const int last = (channels - 1) / 16 * 16 - first;  // strips behind the last one repeat it
-    float sums[kRays][2 * kStrips][4] = {};
+    float sums[kRays][kStrips][4] = {};
 #pragma unroll 1
     for (int i = 0; i < samples; i += 16)
 #pragma unroll
       for (int k = 0; k < kRays; k++) {
-        uint32_t high[4] = {}, low[4] = {};  // rows 0 to 7 of A are the same, the others 0
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          high[2 * e] = *reinterpret_cast<const uint32_t*>(parts[k] + i + 8 * e + t);
-          low[2 * e] = *reinterpret_cast<const uint32_t*>(parts[k] + kPlaces + i + 8 * e + t);
-        }
-        // Lanes 0-15 address the rows of 16 samples at a strip's first 8 channels, lanes 16-31 at the others.
-        const int row = i + lane % 16;
-        const half* from = row < samples ? colors[k] + row * color_row + first + lane / 16 * 8 : none;
+        // B: 16 samples, and eight columns that are the high parts of their weights and the low ones in turn.
+        const half* column = parts[k] + g % 2 * kPlaces + i + 2 * t;
+        const uint32_t b[2] = {*reinterpret_cast<const uint32_t*>(column),
+                               *reinterpret_cast<const uint32_t*>(column + 8)};
+        // A: 16 channels of the samples. Lanes 0-15 address the rows of the first 8 at a strip's first 8 channels and
+        // at the others, lanes 16-31 those of the other 8.
+        const int row = i + lane / 16 * 8 + lane % 8;
+        const half* from = row < samples ? colors[k] + row * color_row + first + lane / 8 % 2 * 8 : none;
 #pragma unroll
         for (int strip = 0; strip < kStrips; strip++) {
-          uint32_t b[4];
-          ldmatrix_x4_trans(b, from + (row < samples ? min(16 * strip, last) : 0));
-#pragma unroll
-          for (int n = 0; n < 2; n++) {
-            const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
-            mma_m16n8k16_f16(sums[k][2 * strip + n], low, pair, sums[k][2 * strip + n]);
-            mma_m16n8k16_f16(sums[k][2 * strip + n], high, pair, sums[k][2 * strip + n]);
-          }
+          uint32_t a[4];
+          ldmatrix_x4_trans(a, from + (row < samples ? min(16 * strip, last) : 0));
+          mma_m16n8k16_f16(sums[k][strip], a, b, sums[k][strip]);
         }
       }
-    // Every lane has a pair of each eight channels, and stores one of them.
-    const int channel = first + 8 * g + t;
+    // Every lane has both sums of channels g and g + 8 of every strip, and stores those of strip t.
+    const int channel = first + 16 * t + g;
 #pragma unroll
     for (int k = 0; k < kRays; k++) {
       float2 mine = make_float2(0.0f, 0.0f);
 #pragma unroll
-      for (int n = 0; n < 2 * kStrips; n++)
-        if (g == n) mine = make_float2(sums[k][n][0], sums[k][n][1]);
-      if (g >= 2 * kStrips || channel >= channels || !there[k]) continue;
-      if (channels % 2 == 0) {
-        *reinterpret_cast<float2*>(out[k] + channel) = mine;
-      } else {
-        out[k][channel] = mine.x;
-        if (channel + 1 < channels) out[k][channel + 1] = mine.y;
-      }
+      for (int strip = 0; strip < kStrips; strip++)
+        if (t == strip)
+          mine = make_float2(sums[k][strip][0] + sums[k][strip][1], sums[k][strip][2] + sums[k][strip][3]);
+      if (there[k] && channel < channels) out[k][channel] = mine.x;
+      if (there[k] && channel + 8 < channels) out[k][channel + 8] = mine.y;
     }
   }
 }

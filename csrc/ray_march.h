@@ -22,6 +22,7 @@
 //   void evaluate(SamplePass)        by all threads of the team, between barriers of the team
 #pragma once
 #include "ray_lanes.h"
+#include "stratified_range.h"
 
 namespace cips3d {
 
@@ -65,22 +66,38 @@ struct Divisor {
 };
 
 struct RaySettings {
-  int64_t images, rays;
+  int images, rays;  // the product below 2^30
   int coarse, fine, block_rays;
-  float near, far;
+  StratifiedRange range;  // of the coarse samples
   bool softplus, last_back;
-  Divisor coarse_divisor = {}, fine_divisor = {};  // launch_rays gives them
+  // launch_rays gives these:
+  Divisor coarse_divisor = {}, fine_divisor = {};
+  int tiles = 0, tiles_an_image = 0, tiles_a_block = 0;
+  int scratch_bytes = 0;  // of a team
 };
+
+inline RaySettings ray_settings(int64_t images, int64_t rays, int coarse, int fine, double near, double far,
+                                bool softplus, bool last_back) {
+  if (images * rays > int64_t{1} << 30) throw std::invalid_argument("more than 2^30 rays");
+  return {static_cast<int>(images),
+          static_cast<int>(rays),
+          coarse,
+          fine,
+          0,
+          stratified_range(near, far, coarse),
+          softplus,
+          last_back};
+}
 
 // Samples of the rays that a team works on; sample s of ray r is at r * samples + s, coarse ones first.
 template <class Color>
 struct RayScratch {
+  float* cdf;      // [warps, kWarpSamples] or a ray's weights
+  unsigned* keys;  // [warps, kWarpKeys] depths to be put in order, as sortable numbers
   float* ray;      // [block_rays, 6] origin, direction
   float* depths;   // [block_rays, samples] fine ones ascending
   float* density;  // [block_rays, samples] raw
   int* order;      // [block_rays, samples] order[i]: which sample is the ith from the front
-  float* cdf;      // [warps, kWarpSamples] or a ray's weights
-  unsigned* keys;  // [warps, kWarpKeys] depths to be put in order, as sortable numbers
   Color* colors;   // [block_rays * samples, color row]
 
   static size_t bytes(int rays, int samples, int warps, int color_row) {
@@ -90,13 +107,13 @@ struct RayScratch {
            shared_bytes<Color>(all * color_row);
   }
   __device__ __forceinline__ RayScratch(SharedArrays& shared, int rays, int samples, int warps, int color_row)
-      : ray(shared.take<float>(rays * 6)),
+      : cdf(shared.take<float>(warps * kWarpSamples)),
+        keys(shared.take<unsigned>(warps * kWarpKeys)),
+        ray(shared.take<float>(rays * 6)),
         depths(shared.take<float>(rays * samples)),
         density(shared.take<float>(rays * samples)),
         order(shared.take<int>(rays * samples)),
-        cdf(shared.take<float>(warps * kWarpSamples)),
-        keys(shared.take<unsigned>(warps * kWarpKeys)),
-        colors(shared.take<Color>(static_cast<size_t>(rays) * samples * color_row)) {}
+        colors(shared.take<Color>(rays * samples * color_row)) {}
 };
 
 // Where a sample is, and where the team keeps what belongs to it.
@@ -124,30 +141,22 @@ struct SamplePass {
   }
 };
 
-// torch.linspace(near, far, count)[i], which counts from both ends.
-__device__ __forceinline__ float linspace(float near, float far, int count, int i) {
-  const float step = (far - near) / (count - 1);
-  return i < count / 2 ? near + step * i : far - step * (count - 1 - i);
-}
-
-__device__ __forceinline__ float stratified_depth(const RaySettings& s, int i, float u) {
-  if (s.coarse == 1) return s.near + (s.far - s.near) * u;
-  const float spacing = linspace(s.near, s.far, s.coarse, 1) - s.near;
-  return linspace(s.near, s.far, s.coarse, i) + (u - 0.5f) * spacing;
-}
-
 // Coarse weights of rays, and from them their fine depths: of `first` and those behind it, kRays times as many as a
 // warp has groups of lanes.
 template <int kLanes, int kRays, class Color>
 __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, const RaySettings& s,
-                                                   const RayScratch<Color>& scratch, int first, int rays,
-                                                   int64_t global, int thread) {
+                                                   const RayScratch<Color>& scratch, int first, int rays, int global,
+                                                   int thread) {
   constexpr int kSlots = kLanes == 32 ? kWarpSamples / 32 : 1, kGroups = 32 / kLanes, kAll = kGroups * kRays;
   const int samples = s.coarse + s.fine, lane = thread % kLanes, warp = thread / 32;
   bool there[kRays];
   float density[kRays][kSlots], depth[kRays][kSlots], next[kRays][kSlots], draw[kSlots][kRays];
   float *depths[kRays], *cdf[kRays];
   unsigned* keys[kRays];
+  const bool noisy = tensors.coarse_noise != nullptr;
+  const int64_t before = global;  // rays
+  const float* noise = noisy ? tensors.coarse_noise + before * s.coarse : nullptr;
+  const float* draws = tensors.importance + before * s.fine;
 #pragma unroll
   for (int k = 0; k < kRays; k++) {
     const int of_warp = kGroups * k + thread % 32 / kLanes, mine = first + of_warp;
@@ -162,8 +171,8 @@ __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, co
       depth[k][slot] = depths[k][i];
       next[k][slot] = depths[k][min(i + 1, s.coarse - 1)];
       density[k][slot] = scratch.density[ray * samples + i];
-      if (tensors.coarse_noise != nullptr) density[k][slot] += tensors.coarse_noise[(global + ray) * s.coarse + i];
-      draw[slot][k] = tensors.importance[(global + ray) * s.fine + j];
+      if (noisy) density[k][slot] += noise[ray * s.coarse + i];
+      draw[slot][k] = draws[ray * s.fine + j];
     }
   }
   const auto c = composite_lanes<kLanes>(density, depth, next, s.coarse, s.softplus, lane);
@@ -178,12 +187,13 @@ __device__ __forceinline__ void place_fine_samples(const RayTensors& tensors, co
 // The final weights of kRays rays from `first` on, and everything that is written of them.
 template <int kRays, class Color>
 __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const RaySettings& s,
-                                               const RayScratch<Color>& scratch, int first, int rays, int64_t global,
+                                               const RayScratch<Color>& scratch, int first, int rays, int global,
                                                int channels, int color_row, int thread) {
   constexpr int kSlots = kRays > 1 ? 1 : kWarpSamples / 32;
   const int samples = s.coarse + s.fine, lane = thread % 32, warp = thread / 32;
   bool there[kRays];
-  int64_t index[kRays];  // of the ray in [B, R]
+  const int64_t before = int64_t{global} * samples;  // in front of the tile's samples in [B, R, S + F]
+  int first_sample[kRays];                           // of the tile's
   const float* depths[kRays];
   const Color* colors[kRays];
   int* order[kRays];
@@ -195,16 +205,18 @@ __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const 
   for (int k = 0; k < kRays; k++) {
     there[k] = first + k < rays;
     const int ray = there[k] ? first + k : first;  // not another warp's
-    index[k] = global + ray;
-    depths[k] = scratch.depths + ray * samples;
-    colors[k] = scratch.colors + ray * samples * color_row;
-    order[k] = scratch.order + ray * samples;
+    first_sample[k] = ray * samples;
+    depths[k] = scratch.depths + first_sample[k];
+    colors[k] = scratch.colors + first_sample[k] * color_row;
+    order[k] = scratch.order + first_sample[k];
     keys[k] = scratch.keys + warp * kWarpKeys + k * part_of_warp(kWarpKeys, kRays);
     weights[k] = scratch.cdf + warp * kWarpSamples + k * part_of_warp(kWarpSamples, kRays);
-    out[k] = tensors.colors + index[k] * channels;
+    out[k] = tensors.colors + int64_t{global + ray} * channels;
   }
   merge<kRays, kSlots>(depths, order, keys, s.coarse, s.fine, lane, there);
   const float* noise = s.fine > 0 ? tensors.merged_noise : tensors.coarse_noise;
+  const bool noisy = noise != nullptr;
+  if (noisy) noise += before;
 #pragma unroll
   for (int k = 0; k < kRays; k++)
 #pragma unroll
@@ -214,8 +226,8 @@ __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const 
       sample[k][slot] = order[k][i];
       depth[k][slot] = depths[k][sample[k][slot]];
       next[k][slot] = depths[k][order[k][min(i + 1, samples - 1)]];
-      density[k][slot] = scratch.density[depths[k] - scratch.depths + sample[k][slot]];
-      if (noise != nullptr) density[k][slot] += noise[index[k] * samples + i];
+      density[k][slot] = scratch.density[first_sample[k] + sample[k][slot]];
+      if (noisy) density[k][slot] += noise[first_sample[k] + i];
     }
   const auto c = composite_lanes<32>(density, depth, next, samples, s.softplus, lane);
   float weight[kRays][kSlots], sum[kRays], depth_sum[kRays];
@@ -229,6 +241,8 @@ __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const 
     }
   }
   sum_lanes(sum, 1, 32);
+  float *of_weights = tensors.weights + before, *of_depths = tensors.depths + before;
+  float* of_transmittance = tensors.transmittance == nullptr ? nullptr : tensors.transmittance + before;
 #pragma unroll
   for (int k = 0; k < kRays; k++)
 #pragma unroll
@@ -238,91 +252,93 @@ __device__ __forceinline__ void composite_rays(const RayTensors& tensors, const 
       if (s.last_back && i == samples - 1) weight[k][slot] += 1.0f - sum[k];
       depth_sum[k] += weight[k][slot] * depth[k][slot];
       if (i >= samples || !there[k]) continue;
-      tensors.weights[index[k] * samples + i] = weight[k][slot];
-      tensors.depths[index[k] * samples + i] = depth[k][slot];
-      if (tensors.transmittance != nullptr) tensors.transmittance[index[k] * samples + i] = c.transmittance[k][slot];
+      of_weights[first_sample[k] + i] = weight[k][slot];
+      of_depths[first_sample[k] + i] = depth[k][slot];
+      if (of_transmittance != nullptr) of_transmittance[first_sample[k] + i] = c.transmittance[k][slot];
     }
   sum_lanes(depth_sum, 1, 32);
 #pragma unroll
   for (int k = 0; k < kRays; k++)
     if (lane == 0 && there[k]) {
-      tensors.depth[index[k]] = depth_sum[k];
-      tensors.weight_sum[index[k]] = sum[k];
+      tensors.depth[global + first + k] = depth_sum[k];
+      tensors.weight_sum[global + first + k] = sum[k];
     }
   composite_colors(colors, scratch.colors + color_row - kPadColors<Color>, weight, sample, weights, samples, channels,
                    color_row, out, lane, there);
 }
 
 // Has `count` floats from `first` on brought near, by all threads of a team; of null there is nothing to bring.
-template <class Team>
-__device__ __forceinline__ void prefetch_floats(const float* from, int64_t first, int count) {
+__device__ __forceinline__ void prefetch_floats(const float* from, int64_t first, int count, int thread, int threads) {
   constexpr int kLine = kCacheLine / sizeof(float);
   if (from == nullptr || count == 0) return;
-  for (int i = Team::thread() * kLine; i < count + kLine - 1; i += Team::threads() * kLine)
+  for (int i = thread * kLine; i < count + kLine - 1; i += threads * kLine)
     prefetch_line(from + first + min(i, count - 1));
 }
 
-// The thread's index, with nothing computed from it ahead: what the work on rays needs of it would otherwise take
-// registers while the field is evaluated.
-template <class Team>
-__device__ __forceinline__ int thread_here() {
-  int thread = Team::thread();
-  compute_here(thread);
-  return thread;
+// A number, with nothing computed from it ahead: what the work on rays needs of indices would otherwise take registers
+// while the field is evaluated.
+template <class Int>
+__device__ __forceinline__ Int anew(Int index) {
+  compute_here(index);
+  return index;
 }
 
 // The warp's index, as a number that the compiler knows to be the same in all lanes: what depends on it is then no
 // reason to look before every shuffle whether they have parted.
 __device__ __forceinline__ int warp_of(int thread) { return __shfl_sync(~0u, thread / 32, 0); }
 
-// A team's rays.
+// Where the rays of the thread's team are, behind what the field has taken.
 template <class Field>
-__device__ __forceinline__ RayScratch<typename Field::Color> ray_scratch(SharedArrays& shared,
+__device__ __forceinline__ RayScratch<typename Field::Color> ray_scratch(SharedArrays shared,
                                                                          const typename Field::Layers& layers,
                                                                          const RaySettings& s) {
-  return {shared, s.block_rays, s.coarse + s.fine, Field::Team::threads() / 32, Field::color_row(layers)};
+  const auto take = [&](SharedArrays& from) {
+    return RayScratch<typename Field::Color>(from, s.block_rays, s.coarse + s.fine, Field::Team::threads() / 32,
+                                             Field::color_row(layers));
+  };
+  shared.skip(Field::Team::index(), s.scratch_bytes, take);
+  return take(shared);
 }
 
 // The beginning of a tile: the rays [global, global + rays) of [B, R] and their coarse depths. The tiles of a team lie
 // `stride` rays apart.
 template <class Team, class Color>
 __device__ __forceinline__ void place_rays(const RayTensors& tensors, const RaySettings& s,
-                                           const RayScratch<Color>& scratch, int64_t global, int rays, int stride) {
-  const int samples = s.coarse + s.fine;
-  for (int i = Team::thread(); i < 3 * rays; i += Team::threads()) {
-    scratch.ray[i / 3 * 6 + i % 3] = tensors.origins[global * 3 + i];
-    scratch.ray[i / 3 * 6 + 3 + i % 3] = tensors.directions[global * 3 + i];
+                                           const RayScratch<Color>& scratch, int global, int rays, int stride) {
+  const int samples = s.coarse + s.fine, thread = anew(Team::thread()), threads = Team::threads();
+  const int64_t before = global;  // rays
+  const float *origins = tensors.origins + before * 3, *directions = tensors.directions + before * 3;
+  for (int i = thread; i < 3 * rays; i += threads) {
+    scratch.ray[i / 3 * 6 + i % 3] = origins[i];
+    scratch.ray[i / 3 * 6 + 3 + i % 3] = directions[i];
   }
   // What the work on rays reads would be waited for once a ray, and what a tile begins with, by all warps.
-  prefetch_floats<Team>(tensors.importance, global * s.fine, rays * s.fine);
-  prefetch_floats<Team>(tensors.coarse_noise, global * s.coarse, rays * s.coarse);
-  prefetch_floats<Team>(tensors.merged_noise, global * samples, rays * samples);
-  const int64_t ahead = global + stride, behind = s.images * s.rays - ahead;
-  if (behind > 0) {
-    const int rays_ahead = static_cast<int>(min(static_cast<int64_t>(s.block_rays), behind));
-    prefetch_floats<Team>(tensors.origins, ahead * 3, rays_ahead * 3);
-    prefetch_floats<Team>(tensors.directions, ahead * 3, rays_ahead * 3);
-    prefetch_floats<Team>(tensors.stratified, ahead * s.coarse, rays_ahead * s.coarse);
+  prefetch_floats(tensors.importance, before * s.fine, rays * s.fine, thread, threads);
+  prefetch_floats(tensors.coarse_noise, before * s.coarse, rays * s.coarse, thread, threads);
+  prefetch_floats(tensors.merged_noise, before * samples, rays * samples, thread, threads);
+  const int rays_ahead = min(s.block_rays, s.images * s.rays - global - stride);
+  if (rays_ahead > 0) {
+    const int64_t ahead = before + stride;
+    prefetch_floats(tensors.origins, ahead * 3, rays_ahead * 3, thread, threads);
+    prefetch_floats(tensors.directions, ahead * 3, rays_ahead * 3, thread, threads);
+    prefetch_floats(tensors.stratified, ahead * s.coarse, rays_ahead * s.coarse, thread, threads);
   }
-  for (int i = Team::thread(); i < rays * s.coarse; i += Team::threads()) {
+  const float* stratified = tensors.stratified + before * s.coarse;
+  for (int i = thread; i < rays * s.coarse; i += threads) {
     const int ray = s.coarse_divisor.divide(i), sample = i - ray * s.coarse;
-    scratch.depths[ray * samples + sample] = stratified_depth(s, sample, tensors.stratified[global * s.coarse + i]);
+    scratch.depths[ray * samples + sample] = s.range.depth(sample, stratified[i]);
   }
 }
 
-// A tile, by a team, between its barriers. `shared` is where the team's rays are.
+// A tile, by a team, between its barriers. `shared` is behind what the field has taken.
 template <class Field>
 __device__ __forceinline__ void march_tile(Field& field, SharedArrays shared, const RayTensors& tensors,
-                                           const typename Field::Layers& layers, const RaySettings& s, int64_t global,
+                                           const typename Field::Layers& layers, const RaySettings& s, int global,
                                            int rays, int stride) {
   using Color = typename Field::Color;
   using Team = typename Field::Team;
   const int samples = s.coarse + s.fine, warps = Team::threads() / 32;
-  const auto scratch = [&] {  // computed anew, since the field needs the registers
-    shared.renew();
-    SharedArrays from = shared;
-    return ray_scratch<Field>(from, layers, s);
-  };
+  const auto scratch = [&] { return ray_scratch<Field>(shared, layers, s); };  // anew: the field needs the registers
   const auto evaluate = [&](int first, Divisor count) {
     const RayScratch<Color> here = scratch();
     field.evaluate(SamplePass<Color>{here, rays, first, count, samples});
@@ -333,22 +349,22 @@ __device__ __forceinline__ void march_tile(Field& field, SharedArrays shared, co
   evaluate(0, s.coarse_divisor);
   if (s.fine > 0) {
     const bool few = s.coarse <= 16 && s.fine <= 16;  // then half a warp has two rays
-    const int thread = thread_here<Team>(), at_a_time = few ? 4 : 1;
+    const int warp = warp_of(anew(Team::thread())), at_a_time = few ? 4 : 1;
     const RayScratch<Color> here = scratch();
-    for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
-      few ? place_fine_samples<16, 2>(tensors, s, here, first, rays, global, thread)
-          : place_fine_samples<32, 1>(tensors, s, here, first, rays, global, thread);
+    for (int first = at_a_time * warp; first < rays; first += at_a_time * warps)
+      few ? place_fine_samples<16, 2>(tensors, s, here, first, rays, anew(global), anew(Team::thread()))
+          : place_fine_samples<32, 1>(tensors, s, here, first, rays, anew(global), anew(Team::thread()));
     Team::sync();
     evaluate(s.coarse, s.fine_divisor);
   }
   const bool few = samples <= kFewSamples;
-  const int thread = thread_here<Team>(), at_a_time = few ? kRaysOfFew : 1;
+  const int warp = warp_of(anew(Team::thread())), at_a_time = few ? kRaysOfFew : 1;
+  const int channels = Field::channels(layers), color_row = Field::color_row(layers);
   const RayScratch<Color> here = scratch();
-  for (int first = at_a_time * warp_of(thread); first < rays; first += at_a_time * warps)
-    few ? composite_rays<kRaysOfFew>(tensors, s, here, first, rays, global, Field::channels(layers),
-                                     Field::color_row(layers), thread)
-        : composite_rays<1>(tensors, s, here, first, rays, global, Field::channels(layers), Field::color_row(layers),
-                            thread);
+  for (int first = at_a_time * warp; first < rays; first += at_a_time * warps)
+    few ? composite_rays<kRaysOfFew>(tensors, s, here, first, rays, anew(global), channels, color_row,
+                                     anew(Team::thread()))
+        : composite_rays<1>(tensors, s, here, first, rays, anew(global), channels, color_row, anew(Team::thread()));
   Team::sync();  // the tile has been read
 }
 
@@ -358,30 +374,28 @@ __device__ __forceinline__ void march(const RayTensors& tensors, const typename 
                                       const RaySettings& s) {
   using Color = typename Field::Color;
   using Team = typename Field::Team;
-  const int team = Team::index();
   SharedArrays shared;
   Field field(shared, layers);
-  for (int before = 0; before < team; before++) ray_scratch<Field>(shared, layers, s);
-  SharedArrays from = shared;
-  const RayScratch<Color> scratch = ray_scratch<Field>(from, layers, s);
+  const RayScratch<Color> scratch = ray_scratch<Field>(shared, layers, s);
   for (int i = Team::thread(); i < kPadColors<Color>; i += Team::threads())  // what stands for samples not there
     scratch.colors[Field::color_row(layers) - 1 - i] = from_float<Color>(0.0f);
 
   // Consecutive parts of the work, so that a block changes its image as rarely as possible.
-  const int tiles_an_image = static_cast<int>(ceil_div<int64_t>(s.rays, s.block_rays));
-  const int64_t tiles = s.images * tiles_an_image;
-  const int end = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
-  for (int first = static_cast<int>(tiles * blockIdx.x / gridDim.x); first < end;) {
-    const int image = first / tiles_an_image, behind = min(end, (image + 1) * tiles_an_image);
+  const int block = blockIdx.x;
+  // Where the block's tiles of an image end; computed anew wherever it is needed.
+  const auto end = [&](int image) {
+    return min(min((anew(block) + 1) * s.tiles_a_block, s.tiles), (anew(image) + 1) * s.tiles_an_image);
+  };
+  for (int first = block * s.tiles_a_block; first < s.tiles && first < (block + 1) * s.tiles_a_block;) {
+    const int image = first / s.tiles_an_image;
     __syncthreads();  // nobody needs the image before
     field.begin(image);
     __syncthreads();
-    for (int tile = first + team; tile < behind; tile += Team::kTeams) {
-      const int64_t begin = static_cast<int64_t>(tile - image * tiles_an_image) * s.block_rays;
-      const int rays = static_cast<int>(min(static_cast<int64_t>(s.block_rays), s.rays - begin));
+    for (int tile = first + Team::index(); tile < end(image); tile += Team::kTeams) {
+      const int begin = (tile - image * s.tiles_an_image) * s.block_rays, rays = min(s.block_rays, s.rays - begin);
       march_tile<Field>(field, shared, tensors, layers, s, image * s.rays + begin, rays, Team::kTeams * s.block_rays);
     }
-    first = behind;
+    first = end(image);
   }
 }
 
@@ -447,10 +461,13 @@ void launch_rays(const RayTensors& tensors, const typename Field::Layers& layers
   s.block_rays = plan.rays;
   s.coarse_divisor = Divisor::of(s.coarse), s.fine_divisor = Divisor::of(s.fine);
   constexpr int kTeams = Field::Team::kTeams;
-  if (s.images * s.rays > std::numeric_limits<int>::max() / 2) throw std::invalid_argument("more than 2^30 rays");
-  const int64_t tiles = s.images * ceil_div<int64_t>(s.rays, plan.rays);
+  s.scratch_bytes = static_cast<int>((plan.shared - Field::bytes(layers)) / kTeams);
+  s.tiles_an_image = ceil_div(s.rays, plan.rays);
+  s.tiles = s.images * s.tiles_an_image;
   const int64_t resident = static_cast<int64_t>(device_limits().multiprocessors) * plan.blocks;
-  launch(render_rays_kernel<Field>, dim3(blocks_for(std::min(ceil_div<int64_t>(tiles, kTeams), resident), 1)),
+  const int64_t blocks = std::max<int64_t>(std::min<int64_t>(ceil_div(s.tiles, kTeams), resident), 1);
+  s.tiles_a_block = static_cast<int>(ceil_div<int64_t>(s.tiles, blocks));
+  launch(render_rays_kernel<Field>, dim3(blocks_for(s.tiles, std::max(s.tiles_a_block, 1))),
          dim3(plan.warps * 32 * kTeams), plan.shared, stream, tensors, layers, s);
 }
 

@@ -52,8 +52,7 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                                 depth,
                                 width,
                                 color};
-  const RaySettings s = {images,   rays,     coarse, fine, 0, static_cast<float>(near), static_cast<float>(far),
-                         softplus, last_back};
+  const RaySettings s = ray_settings(images, rays, coarse, fine, near, far, softplus, last_back);
   with_deep_field(accurate, {}, s, [&](auto type, const StreamedLayers& planned, const Plan& plan) {
     using Field = typename decltype(type)::Type;
     StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, Field::kParts, workspace);

@@ -111,8 +111,7 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
   const FieldLayers layers =
       field_layers(first_weight, first_bias, second_weight, second_bias, density_weight, density_bias, color_weight,
                    color_bias, width, color, ball_density, ball_radius);
-  const RaySettings s = {images,   rays,     coarse, fine, 0, static_cast<float>(near), static_cast<float>(far),
-                         softplus, last_back};
+  const RaySettings s = ray_settings(images, rays, coarse, fine, near, far, softplus, last_back);
   const bool launched = accurate ? launch_planned<AccurateField>(tensors, layers, s, stream)
                                  : launch_planned<WarpgroupField>(tensors, layers, s, stream) ||
                                        launch_planned<FastField>(tensors, layers, s, stream);

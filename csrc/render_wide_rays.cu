@@ -45,8 +45,7 @@ void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
   tensors.density_weight = input<float>(density_weight);
   tensors.color_weight = input<float>(color_weight), tensors.color_bias = input<float>(color_bias);
   tensors.depth = kSineLayers, tensors.width = width, tensors.color = color;
-  const RaySettings s = {images,   rays,     coarse, fine, 0, static_cast<float>(near), static_cast<float>(far),
-                         softplus, last_back};
+  const RaySettings s = ray_settings(images, rays, coarse, fine, near, far, softplus, last_back);
   with_wide_field(accurate, color, s, [&](auto type, const StreamedLayers& planned, const Plan& plan) {
     using Field = typename decltype(type)::Type;
     StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, Field::kParts, workspace);

@@ -50,7 +50,7 @@ inline void check(cudaError_t error) {
 }
 #endif
 
-constexpr size_t kSharedAlignment = 16;  // bytes; what cp.async and ldmatrix need
+constexpr unsigned kSharedAlignment = 16;  // bytes; what cp.async and ldmatrix need
 
 // Bytes that SharedArrays::take<T>(count) uses; the host sizes a launch with it.
 template <class T>
@@ -67,17 +67,26 @@ class SharedArrays {
   __device__ __forceinline__ T* take(size_t count) {
     extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
     T* array = reinterpret_cast<T*>(dynamic_shared_memory + taken_);
-    taken_ += static_cast<unsigned>(shared_bytes<T>(count));
+    const unsigned bytes = static_cast<unsigned>(count) * static_cast<unsigned>(sizeof(T));  // shared_bytes, in 32 bits
+    taken_ += (bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
     return array;
   }
-  // Has the compiler compute addresses of what is taken from here on anew, rather than keep them in registers.
-  __device__ __forceinline__ void renew() { asm volatile("" : "+r"(taken_)); }
+  // Leaves out what others take, `copies` times what `take(arrays)` would, so many bytes each time. The compiler
+  // computes addresses of what is taken from here on anew, rather than keep them in registers.
+  template <class Take>
+  __device__ __forceinline__ void skip(int copies, int bytes, Take) {
+    taken_ += copies * bytes;
+    asm volatile("" : "+r"(taken_));
+  }
 #else
   template <class T>
   T* take(size_t count) {
     return reinterpret_cast<T*>(emulation::shared_array(count * sizeof(T), taken_++));
   }
-  void renew() {}
+  template <class Take>
+  void skip(int copies, int, Take take) {
+    for (int i = 0; i < copies; i++) take(*this);
+  }
 #endif
 
  private:

@@ -188,7 +188,7 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   buffers.sum_over_sharers(totals, 8, lane / 4, lane % 4 == 0);
   float raw[2];
 #pragma unroll
-  for (int r = 0; r < 2; r++) raw[r] = totals[r] + weights.density_bias + layers.ball.at(point[r]);
+  for (int r = 0; r < 2; r++) raw[r] = totals[r] + weights.density[kWidth] + layers.ball.at(point[r]);
   SampleGradient sample[2];
   differentiate_compositing(sample, ray, saved, s, later, inputs, raw, {totals[2], totals[3]});
 #pragma unroll

@@ -50,27 +50,25 @@ struct FieldWeights {
   static constexpr int kRow = kWidth + (kCores ? 0 : kPadHalves);
   static constexpr int kParts = kAccurate ? 2 : 1;  // high, low
 
-  float4* first;       // [kWidth] x, y, z, bias
   half* second;        // [kParts, kWidth, kRow]
-  float* second_bias;  // [kWidth]
-  float* density;      // [kWidth]
   half* color;         // [kParts, kColor, kRow]
+  float4* first;       // [kWidth] x, y, z, bias
+  float* second_bias;  // [kWidth]
+  float* density;      // [kWidth + 1] weights, bias
   float* color_bias;   // [kColor]
-  float density_bias;
 
   static constexpr size_t bytes() {
-    return shared_bytes<float4>(kWidth) + shared_bytes<half>(kParts * kWidth * kRow) + 2 * shared_bytes<float>(kWidth) +
-           shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
+    return shared_bytes<float4>(kWidth) + shared_bytes<half>(kParts * kWidth * kRow) + shared_bytes<float>(kWidth) +
+           shared_bytes<float>(kWidth + 1) + shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
   }
 
   __device__ __forceinline__ explicit FieldWeights(SharedArrays& shared)
-      : first(shared.take<float4>(kWidth)),
-        second(shared.take<half>(kParts * kWidth * kRow)),
-        second_bias(shared.take<float>(kWidth)),
-        density(shared.take<float>(kWidth)),
+      : second(shared.take<half>(kParts * kWidth * kRow)),
         color(shared.take<half>(kParts * kColor * kRow)),
-        color_bias(shared.take<float>(kColor)),
-        density_bias(0.0f) {}
+        first(shared.take<float4>(kWidth)),
+        second_bias(shared.take<float>(kWidth)),
+        density(shared.take<float>(kWidth + 1)),
+        color_bias(shared.take<float>(kColor)) {}
 
   // All threads of the block; a barrier must follow.
   __device__ void load(const FieldLayers& from, int64_t image) {
@@ -86,7 +84,7 @@ struct FieldWeights {
       color_bias[i] = i < colors ? from.color_bias[image * colors + i] : 0.0f;
     load_matrix(second, kWidth, from.second_weight + image * width * width, width, width);
     load_matrix(color, kColor, from.color_weight + image * colors * width, colors, width);
-    density_bias = *from.density_bias;
+    if (threadIdx.x == 0) density[kWidth] = *from.density_bias;
   }
 
  private:
@@ -209,7 +207,7 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<kWidth, kColor
       float sum = density[m][r];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      density[m][r] = sum + weights.density_bias;
+      density[m][r] = sum + weights.density[kWidth];
     }
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {

@@ -24,7 +24,7 @@ struct WarpgroupTeam {
 };
 
 // The field at the 16 samples of each warp of a warpgroup. Lane 4 g + t of a warp brings the points of its rows g and
-// g + 8, gets their raw densities, and hands pairs of their colour activations to store(r, channel, x, y), for channels
+// g + 8, gets their raw densities, and hands pairs of their colour activations to store(r, channel, pair), for channels
 // 8 n + 2 t and the one behind.
 template <class Store>
 __device__ __forceinline__ void evaluate_field(const FieldWeights<128, 64, false, true>& weights,
@@ -51,13 +51,14 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<128, 64, false
   // Second layer, half of its channels as a group of products each: while the sines of one half are computed, the other
   // half or its part of the colours is multiplied.
   float phase[2][32], color[32];
+  const MatrixOperand second = matrix_operand(weights.second, kWidth / 8 * kCoreBytes, kCoreBytes),
+                      to_color = matrix_operand(weights.color, kColor / 8 * kCoreBytes, kCoreBytes);
   wgmma_fence(h1);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
 #pragma unroll
     for (int k = 0; k < kSteps; k++) {
-      const MatrixOperand b =
-          matrix_operand(weights.second + (2 * k * (kWidth / 8) + 8 * h) * kCore, kWidth / 8 * kCoreBytes, kCoreBytes);
+      const MatrixOperand b = second.at((2 * k * (kWidth / 8) + 8 * h) * kCoreBytes);
       k == 0 ? wgmma_m64n64k16_f16<false>(phase[h], h1[k], b) : wgmma_m64n64k16_f16<true>(phase[h], h1[k], b);
     }
     wgmma_commit();
@@ -83,8 +84,7 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<128, 64, false
     wgmma_fence(h2[h]);
 #pragma unroll
     for (int k = 0; k < kHalf; k++) {
-      const MatrixOperand b = matrix_operand(weights.color + 2 * (kHalf * h + k) * (kColor / 8) * kCore,
-                                             kColor / 8 * kCoreBytes, kCoreBytes);
+      const MatrixOperand b = to_color.at(2 * (kHalf * h + k) * (kColor / 8) * kCoreBytes);
       h + k == 0 ? wgmma_m64n64k16_f16<false>(color, h2[h][k], b) : wgmma_m64n64k16_f16<true>(color, h2[h][k], b);
     }
     wgmma_commit();
@@ -95,17 +95,22 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<128, 64, false
     float sum = density[r];
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
-    density[r] = sum + weights.density_bias;
+    density[r] = sum + weights.density[kWidth];
   }
   wgmma_wait<0>(color, h2[0], h2[1]);
+  uint32_t colors[kColor / 8][2];  // all before the first store: loads never move up across one
 #pragma unroll
   for (int n = 0; n < kColor / 8; n++) {
-    const int channel = 8 * n + pair;
-    const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
+    const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + 8 * n + pair);
 #pragma unroll
     for (int r = 0; r < 2; r++)
-      store(r, channel, sine<false>(color[4 * n + 2 * r] + bias.x), sine<false>(color[4 * n + 2 * r + 1] + bias.y));
+      colors[n][r] = Operand<half>::pack(sine<false>(color[4 * n + 2 * r] + bias.x),
+                                         sine<false>(color[4 * n + 2 * r + 1] + bias.y));
   }
+#pragma unroll
+  for (int n = 0; n < kColor / 8; n++)
+#pragma unroll
+    for (int r = 0; r < 2; r++) store(r, 8 * n + pair, colors[n][r]);
 }
 
 struct WarpgroupField {
@@ -146,11 +151,8 @@ struct WarpgroupField {
         ball[r] = layers.ball.at(sample.point);
       }
       float density[2];
-      evaluate_field(weights, points, density, [&](int r, int channel, float x, float y) {
-        compute_here(x), compute_here(y);
-        if (at[r] < 0) return;
-        Vector<Color, 2> pair = {{from_float<Color>(x), from_float<Color>(y)}};
-        *reinterpret_cast<Vector<Color, 2>*>(pass.scratch.colors + at[r] * kColorRow + channel) = pair;
+      evaluate_field(weights, points, density, [&](int r, int channel, uint32_t pair) {
+        if (at[r] >= 0) *reinterpret_cast<uint32_t*>(pass.scratch.colors + at[r] * kColorRow + channel) = pair;
       });
       if (threadIdx.x % 4 != 0) continue;
 #pragma unroll

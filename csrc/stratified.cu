@@ -2,6 +2,7 @@
 // A block has whole rays. Points are three numbers each, so they cross shared memory: consecutive threads write and
 // read consecutive addresses.
 #include "rays.h"
+#include "stratified_range.h"
 
 namespace cips3d {
 namespace {
@@ -15,27 +16,6 @@ int rays_a_block(int64_t samples) {
   return rays < 4 ? rays : rays / 4 * 4;
 }
 
-// The depths of a ray: centres from t_near to t_far, each moved by (u - middle) * spacing.
-struct Range {
-  float t_near, t_far;
-  float step;  // between centres
-  float spacing, middle;
-  int samples;
-
-  // torch.linspace(t_near, t_far, samples)[i], which counts from the nearer end.
-  __host__ __device__ float centre(int i) const {
-    return i < samples / 2 ? t_near + step * i : t_far - step * (samples - 1 - i);
-  }
-};
-
-Range range(double t_near, double t_far, int64_t samples) {
-  const float begin = static_cast<float>(t_near), end = static_cast<float>(t_far);
-  if (samples == 1) return {begin, begin, 0.0f, static_cast<float>(t_far - t_near), 0.0f, 1};  // the whole range
-  Range r{begin, end, (end - begin) / (samples - 1), 0.0f, 0.5f, static_cast<int>(samples)};
-  r.spacing = r.centre(1) - r.centre(0);  // rounded like the difference of two elements of torch.linspace
-  return r;
-}
-
 // Depths from draws where `u` is given, otherwise `depths` are given.
 template <bool kWithPoints>
 __global__ void __launch_bounds__(kThreads)
@@ -44,7 +24,7 @@ __global__ void __launch_bounds__(kThreads)
                   const float* __restrict__ directions,  // [images, rays, 3]
                   float* depths,                         // [images, rays, S]
                   float* __restrict__ points,            // [images, rays, S, 3], only with kWithPoints
-                  int64_t rays, bool shared_origin, Range range, int rays_a_block) {
+                  int64_t rays, bool shared_origin, StratifiedRange range, int rays_a_block) {
   const int samples = range.samples;
   const int64_t first_ray = static_cast<int64_t>(blockIdx.x) * rays_a_block;
   const int count = static_cast<int>(min(static_cast<int64_t>(rays_a_block), rays - first_ray)) * samples;
@@ -62,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
       if (u == nullptr) {
         depth = depths[sample + local];
       } else {
-        depth = range.centre(tile + local - ray * samples) + (u[sample + local] - range.middle) * range.spacing;
+        depth = range.depth(tile + local - ray * samples, u[sample + local]);
         depths[sample + local] = depth;
       }
       if (kWithPoints) {
@@ -151,7 +131,7 @@ void stratified_points(cudaStream_t stream, Pointer u, Pointer origins, Pointer 
   const size_t shared = points ? shared_bytes<float>(3 * kTile) : 0;
   launch(points ? depths_kernel<true> : depths_kernel<false>, grid, kThreads, shared, stream, input<float>(u),
          input<float>(origins), input<float>(directions), output<float>(depths), output<float>(points), rays,
-         shared_origin, range(t_near, t_far, samples), block_rays);
+         shared_origin, stratified_range(t_near, t_far, samples), block_rays);
 }
 
 void ray_points_backward(cudaStream_t stream, Pointer grad, Pointer directions, Pointer depths, Pointer grad_origins,

@@ -36,12 +36,16 @@ namespace cips3d {
 // An operand: core matrices of 8 rows of 16 bytes (8 elements of the sum), one row after the other, 128 bytes that are
 // aligned to 16. The next 8 elements lie k_bytes on, the next 8 rows row_bytes; both below 2^18.
 struct MatrixOperand {
-  uint64_t descriptor;
+  uint32_t low, high;  // of the descriptor
+
+  // Another one, so many bytes on.
+  __device__ __forceinline__ MatrixOperand at(int bytes) const { return {low + (bytes >> 4), high}; }
+  __device__ __forceinline__ uint64_t descriptor() const { return static_cast<uint64_t>(high) << 32 | low; }
 };
 __device__ __forceinline__ MatrixOperand matrix_operand(const void* first, int k_bytes, int row_bytes) {
-  // In units of 16 bytes: where it starts, the leading (k) and the stride (rows) offset. The top bits: no swizzle.
-  return {static_cast<uint64_t>((shared_address(first) & 0x3ffff) >> 4) | static_cast<uint64_t>(k_bytes >> 4) << 16 |
-          static_cast<uint64_t>(row_bytes >> 4) << 32};
+  // In units of 16 bytes: where it starts and the leading (k) offset; the stride (rows). The top bits: no swizzle.
+  return {(shared_address(first) & 0x3ffff) >> 4 | static_cast<uint32_t>(k_bytes >> 4) << 16,
+          static_cast<uint32_t>(row_bytes >> 4)};
 }
 
 // Keep the compiler from moving what it does with registers across.
@@ -86,7 +90,7 @@ __device__ __forceinline__ void wgmma_m64n256k16_f16(float (&d)[128], MatrixOper
       "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
       "%128, %129, 1, 1, 1, 0, 0;"
       : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32), CIPS3D_SUMS_32(64), CIPS3D_SUMS_32(96)
-      : "l"(a.descriptor), "l"(b.descriptor)
+      : "l"(a.descriptor()), "l"(b.descriptor())
       : "memory");
 }
 // The operand A of four registers; without kAdds the sums begin with this product.
@@ -98,7 +102,7 @@ __device__ __forceinline__ void wgmma_m64n64k16_f16(float (&d)[32], const uint32
       "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
       "{%32,%33,%34,%35}, %36, %37, 1, 1, 0;"
       : CIPS3D_SUMS_32(0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor), "n"(kAdds)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()), "n"(kAdds)
       : "memory");
 }
 #undef CIPS3D_SUMS_32

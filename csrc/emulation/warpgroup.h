@@ -11,6 +11,8 @@ namespace cips3d::emulation {
 struct MatrixOperand {
   const char* first;       // core matrix
   int k_bytes, row_bytes;  // from one to the next 8 columns, and to the next 8 rows
+
+  MatrixOperand at(int bytes) const { return {first + bytes, k_bytes, row_bytes}; }
 };
 
 constexpr int kMostSums = 128;  // of a thread: its part of [64, 256]
