@@ -31,7 +31,7 @@ from ops_speed import run_group
 from picture_speed import picture_lines, pictures_256, render_64
 from step_speed import train_step_256
 from timing import Ceilings, Stopwatch, measure_ceilings
-from warpgroup_speed import VARIABLE, has_warpgroups
+from warpgroup_speed import VARIABLE, asked_for, has_warpgroups
 
 from cips3d.errors import UserError, exit_on_user_error
 
@@ -40,20 +40,30 @@ COMPILING = "torch.compile"
 COMPILING_SECONDS = 40.0  # with less left it is not begun
 WARPGROUP_TEST_SECONDS, WARPGROUP_SECONDS = 60.0, 60.0  # until something hangs there
 
+WARPGROUP_TESTS = {
+    "modulated_inr": "tests/ops/test_modulated_inr_kernels.py",
+    "render_rays": "tests/ops/test_render_rays_warpgroups.py",
+}
+
 Lines = Mapping[str, Result] | Iterable[tuple[str, Result]]
 
 
 def test_first(device: torch.device, results: Results, seconds: float) -> None:
-    """The kernels' tests, those of the warpgroups' kernel before all others, which may use it.
+    """The kernels' tests, those of the warpgroups' kernels before all others, which may use them.
 
-    Where it fails or hangs, everything after is done without it.
+    Where one of these fails or hangs, everything after is done without it.
     """
     if has_warpgroups(device):
-        selection, where = "cuda and warpgroups", "tests/ops/test_modulated_inr_kernels.py"
-        wrong = run_tests(selection, min(seconds, WARPGROUP_TEST_SECONDS), where)
-        if wrong is not None:
-            results.fail("warpgroup tests", wrong)
-            os.environ[VARIABLE] = "0"
+        right = []
+        for op, where in WARPGROUP_TESTS.items():
+            with asked_for(op):
+                wrong = run_tests("cuda and warpgroups", min(seconds, WARPGROUP_TEST_SECONDS), where)
+            if wrong is None:
+                right.append(op)
+            else:
+                results.fail(f"warpgroup tests of {op}", wrong)
+        if len(right) < len(WARPGROUP_TESTS):
+            os.environ[VARIABLE] = ",".join(right) or "0"
     wrong = run_tests("cuda and not warpgroups", seconds)
     if wrong is not None:
         results.fail("tests", wrong)
@@ -98,7 +108,8 @@ def parts(
         part("render_64", 5, partial(render_64, stopwatch)),
         part("train_step_256", 45, partial(train_step_256, stopwatch, ceilings)),
     ]
-    if small or (has_warpgroups(device) and "warpgroup tests" not in results.failures):
+    all_right = not any(f"warpgroup tests of {op}" in results.failures for op in WARPGROUP_TESTS)
+    if small or (has_warpgroups(device) and all_right):
         made.append(Part("warpgroups", 20, warpgroups))
     made += [
         part("generator_step_256", 15, partial(memory.training, stopwatch)),

@@ -1,7 +1,6 @@
 // What the launchers ask about devices.
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <vector>
 
 #include "ops.h"
@@ -56,19 +55,20 @@ DeviceLimits limits_as_they_are() {
 #endif
 }
 
-// To compare, or to look for a mistake.
-bool refuses_warpgroups() {
-  const char* asked = std::getenv("CIPS3D_WGMMA");
-  return asked != nullptr && std::strcmp(asked, "0") == 0;
-}
-
 }  // namespace
 
 DeviceLimits device_limits() {
   DeviceLimits limits = limits_as_they_are();
   if (const int multiprocessors = pretended.load(); multiprocessors > 0) limits.multiprocessors = multiprocessors;
-  if (refuses_warpgroups()) limits.warpgroups = false;
   return limits;
+}
+
+bool uses_warpgroups(const char* op) {
+  const char* asked = std::getenv("CIPS3D_WGMMA");
+  const std::string allowed = asked == nullptr ? "1" : asked;
+  const bool is_allowed =
+      allowed == "1" || ("," + allowed + ",").find(std::string(",") + op + ",") != std::string::npos;
+  return is_allowed && device_limits().warpgroups;
 }
 
 void pretend_multiprocessors(int count) { pretended = count; }

@@ -186,7 +186,9 @@ void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t
 void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width) {
   using Pass = WarpgroupPass;
   // Their chunks are whole ones, so of other widths they would compute more than there is.
-  if (!device.warpgroups || whole_strips(width) % kStreamColumns != 0 || device.shared_block < Pass::kBytes) return;
+  if (!uses_warpgroups("modulated_inr") || whole_strips(width) % kStreamColumns != 0 ||
+      device.shared_block < Pass::kBytes)
+    return;
   constexpr double kARow = 2.0 / 3;  // of the other passes' time: a prediction
   const int64_t tiles = images * ceil_div<int64_t>(pixels, Pass::kRows);
   InrPlan plan;

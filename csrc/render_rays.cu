@@ -72,7 +72,7 @@ Plan plan(const RaySettings& s) {
 }
 template <>
 Plan plan<WarpgroupField>(const RaySettings& s) {
-  return device_limits().warpgroups ? plan_blocks<WarpgroupField>({}, s) : Plan{};
+  return uses_warpgroups("render_rays") ? plan_blocks<WarpgroupField>({}, s) : Plan{};
 }
 
 template <class Field>

@@ -113,12 +113,16 @@ constexpr size_t kSharedOfCode = shared_of_architecture(90);
 struct DeviceLimits {
   int multiprocessors;
   size_t shared_block, shared_multiprocessor;  // bytes of shared memory
-  bool warpgroups;  // whether it runs code for sm_90a (warpgroup.h), and the environment does not refuse it
+  bool warpgroups;                             // whether it runs code for sm_90a (warpgroup.h)
 };
 
 // Of the current device and the code that it runs; the emulation is a small GPU with the shared memory of compute
 // capability 9.0 (device_limits.cu).
 DeviceLimits device_limits();
+
+// Whether an op's kernel for sm_90a is to be launched: the environment may refuse all (CIPS3D_WGMMA=0) or all but some
+// ("render_rays,..."), to compare, or to look for a mistake.
+bool uses_warpgroups(const char* op);
 
 // launch(kernel<A, B>, grid, block, shared bytes, stream, arguments...): `kernel<<<...>>>` that checks itself and that
 // a C++ compiler can read. Throws std::runtime_error where the launch was refused.

@@ -154,10 +154,11 @@ struct WarpgroupField {
       evaluate_field(weights, points, density, [&](int r, int channel, uint32_t pair) {
         if (at[r] >= 0) *reinterpret_cast<uint32_t*>(pass.scratch.colors + at[r] * kColorRow + channel) = pair;
       });
-      if (threadIdx.x % 4 != 0) continue;
+      if (threadIdx.x % 4 == 0) {
 #pragma unroll
-      for (int r = 0; r < 2; r++)
-        if (at[r] >= 0) pass.scratch.density[at[r]] = density[r] + ball[r];
+        for (int r = 0; r < 2; r++)
+          if (at[r] >= 0) pass.scratch.density[at[r]] = density[r] + ball[r];
+      }
     }
   }
 };

@@ -44,29 +44,33 @@ def test_tests_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         run_tests("cuda", 1)
 
 
-@pytest.mark.parametrize("wrong", [None, "it hangs"])
-def test_without_warpgroups_where_they_fail(monkeypatch: pytest.MonkeyPatch, wrong: str | None) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "left"),
+    [([], "1"), (["render_rays"], "modulated_inr"), (["modulated_inr", "render_rays"], "0")],
+)
+def test_without_warpgroups_where_they_fail(monkeypatch: pytest.MonkeyPatch, wrong: list[str], left: str) -> None:
     """The tests and figures after that have to do without the kernel; all the others are measured all the same."""
-    monkeypatch.delenv(suite.VARIABLE, raising=False)
-    monkeypatch.setenv(suite.VARIABLE, "1")  # set back in the end
+    monkeypatch.setenv(suite.VARIABLE, "1")
     seen: list[tuple[str, str | None]] = []
 
     def tests(selection: str, seconds: float, where: str = "") -> str | None:
-        seen.append((selection, os.environ.get(suite.VARIABLE)))
-        return wrong
+        asked = os.environ.get(suite.VARIABLE)
+        seen.append((selection, asked))
+        return "it hangs" if asked in wrong and selection == "cuda and warpgroups" else None
 
     monkeypatch.setattr(suite, "run_tests", tests)
     monkeypatch.setattr(suite, "has_warpgroups", lambda device: True)
     results = Results(lambda _: None)
     device = torch.device("cuda")
     suite.test_first(device, results, 100)
-    assert seen == [("cuda and warpgroups", "1"), ("cuda and not warpgroups", "1" if wrong is None else "0")]
-    assert results.failures == ({} if wrong is None else {"warpgroup tests": wrong, "tests": wrong})
+    first = [("cuda and warpgroups", op) for op in ("modulated_inr", "render_rays")]
+    assert seen == [*first, ("cuda and not warpgroups", left)]
+    assert results.failures == {f"warpgroup tests of {op}": "it hangs" for op in wrong}
 
     class Watch:
         device = torch.device("cuda")
 
     planned = suite.parts(Watch(), None, results, None, argparse.Namespace(repeats=1, no_compile=False))  # type: ignore[arg-type]
     names = [part.name for part in planned]
-    assert ("warpgroups" in names) is (wrong is None)
+    assert ("warpgroups" in names) is (not wrong)
     assert names[-1] == suite.COMPILING

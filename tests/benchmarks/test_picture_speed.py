@@ -133,11 +133,13 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = dict(warpgroup_speed.warpgroup_lines(Watch(), Ceilings(1e9, {"float16": 1e9})))  # type: ignore[arg-type]
     assert list(lines) == [
         "modulated_inr_without_warpgroups_forward",
+        "nerf_forward_256_without_warpgroups",
         "render_256_without_warpgroups",
         "modulated_inr_warpgroups_forward",
+        "nerf_forward_256_warpgroups",
         "render_256_warpgroups",
     ]
-    assert seen == ["0", "0", "1", "1"]
+    assert seen == ["0"] * 3 + ["1"] * 3
     assert os.environ[warpgroup_speed.VARIABLE] == "as it was"
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
     with warpgroup_speed.asked_for("1"):

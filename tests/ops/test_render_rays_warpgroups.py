@@ -62,5 +62,11 @@ def test_same_as_of_every_architecture(warpgroup_backend: Backend, monkeypatch: 
         assert relative_l2(getattr(found, field), getattr(other, field)) < TOLERANCE["fast"] / 4, field
 
 
+def test_others_can_be_refused(warpgroup_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed, expected in {"render_rays": True, "modulated_inr,render_rays": True, "modulated_inr": False}.items():
+        monkeypatch.setenv("CIPS3D_WGMMA", allowed)
+        assert chosen(warpgroup_backend, Setting()) is expected, allowed
+
+
 def test_not_for_accurate_products(warpgroup_backend: Backend) -> None:
     assert not chosen(warpgroup_backend, Setting(), accurate=True)
