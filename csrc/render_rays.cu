@@ -1,5 +1,6 @@
 // The NeRF branch as one kernel: rays, folded layers and random draws in; composited colour activations, depth, weights
 // and depths out.
+#include "ray_launch.h"
 #include "siren_field_warpgroups.h"
 
 namespace cips3d {

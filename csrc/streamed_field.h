@@ -8,7 +8,7 @@
 // Without, the NeRF branch's where it is too wide for siren_field.h: two layers with gain and shift folded into an
 // image's own matrices, the density of a ball besides, and the colour layer's activations as colours.
 #pragma once
-#include "ray_march.h"
+#include "ray_launch.h"
 #include "siren_arithmetic.h"
 #include "streamed_product.h"
 

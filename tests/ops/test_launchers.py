@@ -24,6 +24,7 @@ REFUSED: list[tuple[str, tuple[int, ...], int, tuple[float, ...], str]] = [
     ("modulated_epilogue", (FLOAT32,), 9, (1, 1, (1 << 20) + 1, 0.2), r"more than 2\^20 channels"),
     ("modulated_epilogue_backward", (FLOAT32,), 14, (1, 1, (1 << 20) + 1, 1, 0.2), r"more than 2\^20 channels"),
     ("modulated_inr", (), 9, (1, LARGE + 1, 8, 8, 2, 1, 0, 0.2, 0), r"more than 2\^30 pixels"),
+    ("render_rays", (), 20, (1, LARGE + 1, 12, 12, 8, 8, 0.0, 0.0, 0.8, 1.2, 0, 0, 0), r"more than 2\^30 rays"),
     ("split_matmul", (), 4, (LARGE + 1, 8, 8), r"more than 2\^30 samples of an image"),
     ("film_siren_points", (FLOAT32,), 6, (65536, 1, 3, 8, 1), "more than 65535 images"),
     ("film_siren_points_backward", (FLOAT32,), 9, (1, 1, 3, 8, 65536, 1), "too many blocks for one launch"),
