@@ -258,6 +258,14 @@ struct WarpgroupPass {
     const int own = __shfl_sync(~0u, warpgroup(), 0);
     // How many chunks there were before is even but for these: there are two a layer, and an even number of layers.
     phase_barrier_wait(described + own, layers.width > kStreamColumns ? chunk : layer % 2);
+    // No branches but for whole warps' loads, so that all column groups are one stretch of code: what the end of a
+    // block has more is computed in any case. And the scales of the next group are read before the activations of this
+    // one are stored, since loads never move up across stores.
+    const auto scales_of = [&](int n) {
+      return *reinterpret_cast<const float4*>(scales + own * kStreamColumns + 8 * n + column());
+    };
+    const float inside[2] = {ends_block ? 1.0f : factor[0], ends_block ? 1.0f : factor[1]};
+    float4 next = scales_of(0);
     float colors[2][3] = {};
     constexpr int kAhead = 4;  // units of skips on their way at a time: they come from L2
 #pragma unroll
@@ -273,21 +281,23 @@ struct WarpgroupPass {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const int n = 2 * (first + i) + j;
-          const int channel = own * kStreamColumns + 8 * n + column();
-          const float4 scale = *reinterpret_cast<const float4*>(scales + channel);
+          const float4 scale = next;
+          if (n + 1 < kColumnGroups) next = scales_of(n + 1);
           float4 a = {}, b = {};
-          if (colored) a = rgb_weight[channel], b = rgb_weight[channel + 1];
+          if (colored) {
+            const float4* weight = rgb_weight + own * kStreamColumns + 8 * n + column();
+            a = weight[0], b = weight[1];
+          }
 #pragma unroll
           for (int r = 0; r < 2; r++) {
-            float x = sums[4 * n + 2 * r] * scale.x, y = sums[4 * n + 2 * r + 1] * scale.z;
-            if (!ends_block) x *= factor[r], y *= factor[r];
+            float x = sums[4 * n + 2 * r] * scale.x * inside[r], y = sums[4 * n + 2 * r + 1] * scale.z * inside[r];
             x = fmaxf(x, layers.slope * x), y = fmaxf(y, layers.slope * y);
             if (has_skip) {
               const float2 before = Operand<half>::unpack(words[j][r]);
               x = fmaf(factor[r], before.x, x), y = fmaf(factor[r], before.y, y);
             }
             words[j][r] = Operand<half>::pack(x, y);
-            if (ends_block) largest[r] = fmaxf(largest[r], fmaxf(fabsf(x), fabsf(y)));
+            largest[r] = fmaxf(largest[r], fmaxf(fabsf(x), fabsf(y)));
             if (colored) {
               colors[r][0] = fmaf(x, a.x, fmaf(y, b.x, colors[r][0]));
               colors[r][1] = fmaf(x, a.y, fmaf(y, b.y, colors[r][1]));
@@ -303,6 +313,7 @@ struct WarpgroupPass {
         if (is_skip) *skips(chunk, first + i) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
       }
     }
+    if (!ends_block) largest[0] = largest[1] = 0.0f;
     if (!colored) return;
 #pragma unroll
     for (int r = 0; r < 2; r++)
