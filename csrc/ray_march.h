@@ -1,5 +1,5 @@
 // Rays through a field on the chip: coarse samples, importance samples, their merge and the compositing, for any field
-// that a block of threads can evaluate.
+// that a team of threads can evaluate.
 //
 // A team of threads, which is a block or one of the warpgroups of a block, works on a few rays of one image at a time.
 // Two phases alternate: the field at all samples of a pass, and the work on rays, where a warp has a few rays and its
@@ -11,8 +11,8 @@
 //   Color                            the type of composited values in shared memory
 //   static int color_row(layers)     the distance of two samples' values there
 //   kFewestWarps, kMostWarps         of a team, multiples of 4; kMostThreads = 32 * kMostWarps * Team::kTeams
-//   kRound                           what a round of a warp's work on rays takes, in samples that it evaluates
-//   meanwhile kFits                            whether the architecture that code is compiled for has what it needs
+//   kRound                           samples that a warp could evaluate during a round of its work on rays
+//   kFits                            whether the architecture that code is compiled for has what it needs
 //   static int step(warps)           samples that a team evaluates at a time
 //   static size_t bytes(layers)      of shared memory, but for what rays need
 //   static int channels(layers)      composited values
@@ -66,7 +66,7 @@ struct Divisor {
 };
 
 struct RaySettings {
-  int images, rays;  // the product below 2^30
+  int images, rays;  // the product at most 2^30
   int coarse, fine, block_rays;
   StratifiedRange range;  // of the coarse samples
   bool softplus, last_back;
