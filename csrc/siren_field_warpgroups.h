@@ -53,6 +53,7 @@ __device__ __forceinline__ void evaluate_field(const FieldWeights<128, 64, false
   float phase[2][32], color[32];
   const MatrixOperand second = matrix_operand(weights.second, kWidth / 8 * kCoreBytes, kCoreBytes),
                       to_color = matrix_operand(weights.color, kColor / 8 * kCoreBytes, kCoreBytes);
+  __syncwarp();  // the lanes have to come to matrix instructions together
   wgmma_fence(h1);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
