@@ -1,4 +1,5 @@
 // Calls to device functions, one after the other, whose results are known.
+#include <cstring>
 #include <utility>
 
 #include "tensor_core.h"
@@ -167,6 +168,28 @@ __global__ void warpgroup_kernel(bool rows_first, const uint16_t* a, const uint1
   for (int i = 0; i < 128; i++) d[index(i)] = sums[i];
 }
 
+// d = a bT, or added to c: a [64, 16] in registers, b [64, 16].
+template <bool kAdds>
+__global__ void warpgroup_registers_kernel(const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  SharedArrays arrays;
+  uint16_t* columns = arrays.take<uint16_t>(64 * 16);
+  for (int i = threadIdx.x; i < 64 * 16; i += 128)
+    columns[(i % 16 / 8 * 8 + i / 16 / 8) * 64 + i / 16 % 8 * 8 + i % 8] = b[i];
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16 + lane / 4, pair = lane % 4 * 2;
+  uint32_t rows[1][4];
+  for (int i = 0; i < 4; i++) std::memcpy(&rows[0][i], a + (first + i % 2 * 8) * 16 + i / 2 * 8 + pair, 4);
+  const auto index = [&](int i) { return (first + i % 4 / 2 * 8) * 64 + i / 4 * 8 + pair + i % 2; };
+  float sums[32];
+  for (int i = 0; i < 32; i++) sums[i] = c[index(i)];
+  fence_for_async_reads();
+  warpgroup_sync();
+  wgmma_fence(sums, rows);
+  wgmma_m64n64k16_f16<kAdds>(sums, rows[0], matrix_operand(columns, 1024, 128));
+  wgmma_commit();
+  wgmma_wait<0>(sums, rows);
+  for (int i = 0; i < 32; i++) d[index(i)] = sums[i];
+}
+
 }  // namespace
 }  // namespace cips3d
 
@@ -203,6 +226,10 @@ EXPORTED void mma(int is_half, const uint16_t* a, const uint16_t* b, const float
 EXPORTED void warpgroup(int rows_first, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
   const size_t bytes = shared_bytes<uint16_t>(64 * 16) + shared_bytes<uint16_t>(256 * 16);
   run(warpgroup_kernel, 1, 128, bytes, nullptr, rows_first != 0, a, b, c, d);
+}
+EXPORTED void warpgroup_registers(int adds, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
+  const auto kernel = adds ? warpgroup_registers_kernel<true> : warpgroup_registers_kernel<false>;
+  run(kernel, 1, 128, shared_bytes<uint16_t>(64 * 16), nullptr, a, b, c, d);
 }
 EXPORTED void ldmatrix(int matrices, int transposed, const uint16_t* in, uint32_t* out) {
   const auto kernel = matrices == 4 ? (transposed ? ldmatrix_kernel<4, true> : ldmatrix_kernel<4, false>)

@@ -129,6 +129,16 @@ def test_product_of_a_warpgroup(scheduled: DeviceFunctions, rows_first: bool) ->
     np.testing.assert_allclose(d, x @ y.T + c, rtol=0, atol=17 * 10 * 2**-24)
 
 
+@pytest.mark.parametrize("adds", [False, True])
+def test_product_of_registers(scheduled: DeviceFunctions, adds: bool) -> None:
+    random = np.random.default_rng(7)
+    a, b = (to_bits(random.normal(size=(64, 16)).astype(np.float32), torch.float16) for _ in range(2))
+    c, d = random.normal(size=(64, 64)).astype(np.float32), np.empty((64, 64), np.float32)
+    scheduled("warpgroup_registers", int(adds), a, b, c, d)
+    x, y = (to_values(bits, torch.float16).astype(np.float64) for bits in (a, b))
+    np.testing.assert_allclose(d, x @ y.T + adds * c, rtol=0, atol=17 * 10 * 2**-24)
+
+
 def exponent(x: float) -> int:
     """Of the leading bit."""
     return math.frexp(x)[1] - 1
