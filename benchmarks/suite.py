@@ -43,6 +43,7 @@ WARPGROUP_TEST_SECONDS, WARPGROUP_SECONDS = 60.0, 60.0  # until something hangs 
 WARPGROUP_TESTS = {
     "modulated_inr": "tests/ops/test_modulated_inr_kernels.py",
     "render_rays": "tests/ops/test_render_rays_warpgroups.py",
+    "render_rays_backward": "tests/ops/test_render_rays_backward_warpgroups.py",
 }
 
 Lines = Mapping[str, Result] | Iterable[tuple[str, Result]]

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from apart import Budget, measure_for_another
 from figures import Result, Results, result_of
-from nerf_speed import CIPS3DVolumes
+from nerf_speed import PRODUCTS, CIPS3DVolumes
 from op_cases import inr_cases
 from picture_cases import Pictures
 from picture_speed import pictures_256, work_of
@@ -57,6 +57,7 @@ def check_chosen(pictures: Pictures, pixels: int, value: str) -> None:
     found = {
         "modulated_inr": module.modulated_inr_warpgroups(index, 1, pixels, pictures.generator.config.inr_width, False),
         "render_rays": module.render_rays_warpgroups(index, settings.samples, settings.samples, False),
+        "render_rays_backward": module.render_rays_backward_warpgroups(index, False, False),
     }
     for op, chosen in found.items():
         if bool(chosen) is not (value == "1"):
@@ -69,16 +70,18 @@ def warpgroup_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[
     device = stopwatch.device
     pictures, volumes = pictures_256(device), CIPS3DVolumes(device)
     volumes.set_precision("fast")
-    of_nerf = Work(flops=volumes.flops, dtype="float16")
     (inr,) = (case for case in inr_cases(device, small=device.type != "cuda") if case.name == "modulated_inr_fast")
     for name, value in KINDS.items():
         with asked_for(value):
             check_chosen(pictures, inr.inputs[0].shape[1], value)
             alone = stopwatch(partial(inr.ours, *inr.inputs))
             yield f"modulated_inr_{name}_forward", result_of(alone, work=inr.forward, ceilings=ceilings)
-            nerf = stopwatch(volumes.ours)
-            line = result_of(nerf, work=of_nerf, ceilings=ceilings, images=volumes.images)
-            yield f"nerf_forward_256_{name}", line
+            with torch.enable_grad():
+                nerf = volumes.timed(volumes.ours, stopwatch)
+            for direction, timing in (("forward", nerf.forward), ("backward", nerf.backward)):
+                work = Work(flops=PRODUCTS[direction] * volumes.flops, dtype="float16")
+                line = result_of(timing, work=work, ceilings=ceilings, images=volumes.images)
+                yield f"nerf_{direction}_256_{name}", line
             whole = stopwatch(partial(pictures.ours, "fast"))
             work = work_of(pictures, "fast")
             yield f"render_256_{name}", result_of(whole, work=work, ceilings=ceilings, images=len(pictures.cameras))

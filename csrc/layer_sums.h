@@ -26,15 +26,18 @@ struct GradientLayout {
 enum GradientScale { kScaleOfColors, kScaleOfAll };
 
 // What the samples of a step leave in shared memory for the sums, as rows of halves; in the accurate mode twice, high
-// and low parts. A tile is 16 rows; its warps share out the channels.
-template <int kWidth, int kColor, bool kAccurate, int kTiles_>
+// and low parts. A tile is 16 rows; its warps share out the channels. With kCores the rows lie in the core matrices of
+// warpgroup.h, [columns / 8, rows / 8], without padding.
+template <int kWidth, int kColor, bool kAccurate, int kTiles_, bool kCores = false>
 struct StepBuffers {
-  static constexpr int kTiles = kTiles_, kRows = 16 * kTiles;
+  static constexpr int kWidths = kWidth, kColors = kColor, kTiles = kTiles_, kRows = 16 * kTiles;
   static constexpr int kSharers = kBackwardWarps / kTiles;  // warps of a tile
   static constexpr int kParts = kAccurate ? 2 : 1;
   static constexpr int kExchanged = kSharers > 1 ? 48 : 0;  // numbers that a warp gives to the others of its tile
   static_assert(kTiles * kSharers == kBackwardWarps && kColor / 16 % kSharers == 0, "");
-  static constexpr int kWide = kWidth + kPadHalves, kNarrow = kColor + 16 + kPadHalves, kPoint = 8 + kPadHalves;
+  static constexpr int kPad = kCores ? 0 : kPadHalves;
+  static constexpr int kWide = kWidth + kPad, kNarrow = kColor + 16 + kPad, kPoint = 8 + kPad;
+  static_assert(!kCores || !kAccurate, "");
 
   half* h1;          // [kParts, kRows, kWide] the second layer's input
   half* h2;          // [kParts, kRows, kWide] the colour layer's and the density's input
@@ -86,19 +89,31 @@ struct StepBuffers {
     }
   }
 
+  // Where a number is in a buffer. Unsigned, since a division of signed numbers is more than a shift.
+  template <int kRow>
+  __device__ __forceinline__ static unsigned at(unsigned row, unsigned column) {
+    return kCores ? (column / 8 * (kRows / 8) + row / 8) * 64 + row % 8 * 8 + column % 8 : row * kRow + column;
+  }
   // Writes a pair of neighbouring columns of a row.
   template <int kRow>
   __device__ __forceinline__ static void put(half* buffer, int row, int column, uint32_t high, uint32_t low) {
-    memcpy(buffer + row * kRow + column, &high, sizeof(high));
-    if (kAccurate) memcpy(buffer + (kRows + row) * kRow + column, &low, sizeof(low));
+    memcpy(buffer + at<kRow>(row, column), &high, sizeof(high));
+    if (kAccurate) memcpy(buffer + at<kRow>(kRows + row, column), &low, sizeof(low));
+  }
+  // An operand A [16, 16] of rows `row` to row + 15, columns `column` to column + 15, that the tile's warps have
+  // written.
+  template <int kRow>
+  __device__ __forceinline__ static void load_rows(uint32_t (&a)[4], const half* buffer, int row, int column,
+                                                   int lane) {
+    ldmatrix_x4(a, buffer + at<kRow>(row + lane % 16, column + lane / 16 * 8));
   }
   template <int kRow>
   __device__ __forceinline__ static float2 get(const half* buffer, int row, int column) {
     uint32_t pair;
-    memcpy(&pair, buffer + row * kRow + column, sizeof(pair));
+    memcpy(&pair, buffer + at<kRow>(row, column), sizeof(pair));
     float2 value = Operand<half>::unpack(pair);
     if (kAccurate) {
-      memcpy(&pair, buffer + (kRows + row) * kRow + column, sizeof(pair));
+      memcpy(&pair, buffer + at<kRow>(kRows + row, column), sizeof(pair));
       const float2 low = Operand<half>::unpack(pair);
       value.x += low.x;
       value.y += low.y;
@@ -106,6 +121,25 @@ struct StepBuffers {
     return value;
   }
 };
+
+// Matrix instructions cut off what a sum cannot hold, so that long ones shrink: the sums move to memory every now and
+// then, where additions round. `carried` has a thread's at [place, thread of the block].
+template <class Sums>
+__device__ __forceinline__ void clear_sums(Sums& sums, float* carried) {
+  sums.each([&](int place, float& sum) { carried[place * kBackwardThreads + threadIdx.x] = sum = 0.0f; });
+}
+template <class Sums>
+__device__ __forceinline__ void carry_sums(Sums& sums, float* carried) {
+  sums.each([&](int place, float& sum) {
+    // One thread an address, so the order is fixed; and an addition in memory takes no registers for what was there.
+    atomicAdd(carried + place * kBackwardThreads + threadIdx.x, sum);
+    sum = 0.0f;
+  });
+}
+template <class Sums>
+__device__ __forceinline__ void collect_sums(Sums& sums, const float* carried) {
+  sums.each([&](int place, float& sum) { sum += carried[place * kBackwardThreads + threadIdx.x]; });
+}
 
 // The sums over samples, spread over the warps of a block so that every operand which a warp loads meets several
 // others: of the second layer's matrix a warp has 32 rows and half of the columns, of the colour layer's 32 rows
@@ -147,22 +181,6 @@ struct LayerSums {
       constexpr int kFirst = 16 * kSecond + 40;
       f(kFirst + i, second_bias[i]), f(kFirst + 4 + i, first[i]), f(kFirst + 8 + i, color_bias[i]);
     }
-  }
-
-  // Matrix instructions cut off what a sum cannot hold, so that long ones shrink: the sums move to memory every now and
-  // then, where additions round. `carried` has a thread's at [place, thread of the block].
-  __device__ __forceinline__ void clear(float* carried) {
-    each([&](int place, float& sum) { carried[place * kBackwardThreads + threadIdx.x] = sum = 0.0f; });
-  }
-  __device__ __forceinline__ void carry(float* carried) {
-    each([&](int place, float& sum) {
-      // One thread an address, so the order is fixed; and an addition in memory takes no registers for what was there.
-      atomicAdd(carried + place * kBackwardThreads + threadIdx.x, sum);
-      sum = 0.0f;
-    });
-  }
-  __device__ __forceinline__ void collect(const float* carried) {
-    each([&](int place, float& sum) { sum += carried[place * kBackwardThreads + threadIdx.x]; });
   }
 
   // An operand A [16, 16] that is the transpose of rows `row` to row + 15, columns `column` to column + 15 of a buffer.

@@ -46,6 +46,13 @@ __device__ __forceinline__ void compute_here([[maybe_unused]] int& i) {
 #endif
 }
 
+// A number, with nothing computed from it ahead, for which registers would be taken meanwhile.
+template <class Number>
+__device__ __forceinline__ Number anew(Number x) {
+  compute_here(x);
+  return x;
+}
+
 constexpr int kCacheLine = 128;  // bytes
 
 // Prefetches a line of device memory into the multiprocessor's L1 cache, without waiting for it.

@@ -199,7 +199,8 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
 // gradient_size], scales [2] (GradientScale).
 int64_t render_rays_gradient_size(int width, int color);
 int64_t render_rays_block_floats();
-bool render_rays_backward_fits(bool accurate);  // into the current device's shared memory
+bool render_rays_backward_fits(bool accurate);                      // into the current device's shared memory
+bool render_rays_backward_warpgroups(bool accurate, bool of_rays);  // whether warpgroups do it
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
                           Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scales,

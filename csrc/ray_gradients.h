@@ -26,7 +26,13 @@ struct BackwardSettings {
   int64_t images, rays;
   int samples;
   bool softplus, last_back;
+  // The launcher gives these:
+  int tiles = 0, tiles_a_part = 0;  // of an image
+  int last = 0;                     // sample of the first step, the later one of two
+  int color_row = 0;                // of gradients of colours, which lie in pairs
 };
+
+__device__ __forceinline__ float3 load3(const float* from) { return make_float3(from[0], from[1], from[2]); }
 
 // One ray of a lane: what stays the same over its samples, and what runs from back to front.
 struct RayState {

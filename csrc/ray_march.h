@@ -262,14 +262,6 @@ __device__ __forceinline__ void prefetch_floats(const float* from, int64_t first
     prefetch_line(from + first + min(i, count - 1));
 }
 
-// A number, with nothing computed from it ahead: what the work on rays needs of indices would otherwise take registers
-// while the field is evaluated.
-template <class Int>
-__device__ __forceinline__ Int anew(Int index) {
-  compute_here(index);
-  return index;
-}
-
 // The warp's index, as a number that the compiler knows to be the same in all lanes: what depends on it is then no
 // reason to look before every shuffle whether they have parted.
 __device__ __forceinline__ int warp_of(int thread) { return __shfl_sync(~0u, thread / 32, 0); }

@@ -4,7 +4,8 @@
 // phase's gradient u and the layer's input x, one partial sum a block, which a second kernel adds up in a fixed order.
 #include <algorithm>
 
-#include "sample_gradients.h"
+#include "layer_sums_warpgroups.h"
+#include "sample_gradients_warpgroups.h"
 
 namespace cips3d {
 namespace {
@@ -17,14 +18,26 @@ template <bool kAccurate, int kTiles>
 struct Block {
   using Weights = FieldWeights<kWidth, kColor, kAccurate>;
   using Buffers = StepBuffers<kWidth, kColor, kAccurate, kTiles>;
+  using Sums = LayerSums<kWidth, kColor, Buffers>;
   static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
+  static constexpr bool kFits = kShared <= kSharedOfCode;
+  __device__ __forceinline__ static void publish() {}  // what threads leave in shared memory, before a barrier
 };
-using WideBlock = Block<false, 8>;     // 221 KB: 9.0 and 10.0
-using MiddleBlock = Block<false, 4>;   // 140 KB: 8.0
-using NarrowBlock = Block<false, 2>;   // 99 KB: everywhere
+// With warpgroups, one warp a tile.
+template <int kTiles>
+struct BlockOfWarpgroups {
+  using Weights = FieldWeights<kWidth, kColor, false, true>;
+  using Buffers = StepBuffers<kWidth, kColor, false, kTiles, true>;
+  using Sums = WarpgroupLayerSums<kWidth, kColor, Buffers>;
+  static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
+  static constexpr bool kFits = kHasWarpgroups;
+  __device__ __forceinline__ static void publish() { fence_for_async_reads(); }
+};
+using WideBlock = Block<false, 8>;    // 221 KB: 9.0 and 10.0
+using MiddleBlock = Block<false, 4>;  // 140 KB: 8.0
+using NarrowBlock = Block<false, 2>;  // 99 KB: everywhere
+using WarpgroupBlock = BlockOfWarpgroups<kBackwardWarps>;
 using AccurateBlock = Block<true, 2>;  // 191 KB: 9.0 and 10.0
-
-__device__ __forceinline__ float3 load3(const float* from) { return make_float3(from[0], from[1], from[2]); }
 
 // Adds up what the lanes and warps of a ray have of its gradients; one of the warps stores them.
 template <class Buffers>
@@ -47,11 +60,25 @@ __device__ __forceinline__ void store_ray_gradients(const Buffers& buffers, cons
 }
 
 // Floats of memory that a block has for its sums, carried and final ones.
-using AnySums = LayerSums<kWidth, kColor, WideBlock::Buffers>;
-constexpr int kBlockFloats = std::max(GradientLayout{kWidth, kColor}.size(), kBackwardThreads* AnySums::kValues);
+using MostSums = WideBlock::Sums;
+static_assert(MostSums::kValues >= WarpgroupBlock::Sums::kValues, "");
+constexpr int kBlockFloats = std::max(GradientLayout{kWidth, kColor}.size(), kBackwardThreads* MostSums::kValues);
+
+// blockIdx.y, read anew: registers are few.
+__device__ __forceinline__ int part_of_image() {
+#if defined(__CUDACC__)
+  int part;
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(part));
+  return part;
+#else
+  return blockIdx.y;
+#endif
+}
 
 // Of the blocks of all images.
-__device__ __forceinline__ int64_t block_of_all() { return static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y; }
+__device__ __forceinline__ int64_t block_of_all() {
+  return static_cast<int64_t>(blockIdx.x) * gridDim.y + part_of_image();
+}
 
 // Block (image, y): the yth part of an image's rays, and its sums. There may be more images than blocks along y.
 template <class Block, bool kRayGradients>
@@ -62,7 +89,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
                                 float* __restrict__ grad_origins,    // [B, R, 3], with kRayGradients
                                 float* __restrict__ grad_directions  // [B, R, 3]
     ) {
-  if constexpr (Block::kShared > kSharedOfCode) {
+  if constexpr (!Block::kFits) {
     __trap();
   } else {
     using Buffers = typename Block::Buffers;
@@ -73,18 +100,19 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const int64_t image = blockIdx.x;
     weights.load(layers, image);
     if (threadIdx.x < 2) buffers.scales[threadIdx.x] = gradients.scales[threadIdx.x];
+    Block::publish();
     __syncthreads();
 
-    LayerSums<kWidth, kColor, Buffers> sums;
-    sums.clear(partial + block_of_all() * kBlockFloats);
+    typename Block::Sums sums;
+    clear_sums(sums, partial + block_of_all() * kBlockFloats);
     // How many samples matrix instructions add up: a sum shrinks by about 2e-8 of itself (in the emulation) an
     // instruction of 16 samples, of which the accurate mode needs three.
     constexpr int kSamplesACarry = Buffers::kParts > 1 ? 512 : 8192;
     constexpr int kRaysAStep = 8 * Buffers::kTiles;
     const int in_step = warp / Buffers::kSharers, share = warp % Buffers::kSharers;  // tile of a step, part of channels
-    const int64_t tiles = ceil_div<int64_t>(s.rays, kRaysAStep), end = tiles * (blockIdx.y + 1) / gridDim.y;
-    for (int64_t tile = tiles * blockIdx.y / gridDim.y; tile < end; tile++) {
-      const int64_t index = tile * kRaysAStep + in_step * 8 + lane / 4;
+    for (int tile = part_of_image() * s.tiles_a_part; tile < min(s.tiles, (part_of_image() + 1) * s.tiles_a_part);
+         tile++) {
+      const int64_t index = int64_t{tile} * kRaysAStep + in_step * 8 + lane / 4;
       RayState ray = {};
       ray.there = index < s.rays;
       ray.index = image * s.rays + min(index, s.rays - 1);
@@ -92,12 +120,12 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       ray.direction = load3(saved.directions + 3 * ray.index);
       ray.grad_sum = gradients.weight_sum == nullptr ? 0.0f : gradients.weight_sum[ray.index];
       ray.grad_depth = gradients.depth == nullptr ? 0.0f : gradients.depth[ray.index];
-      const int last = s.samples - 1 + s.samples % 2;
-      load_depths(ray, saved, s, last);
+      load_depths(ray, saved, s, s.last);
 #pragma unroll 1
-      for (int later = last; later > 0; later -= 2) {
+      for (int later = s.last; later > 0; later -= 2) {
         differentiate_samples<kRayGradients>(weights, buffers, ray, saved, gradients, s, layers, later, 16 * in_step,
                                              share, lane);
+        Block::publish();
         __syncthreads();
         sums.add(buffers, warp, lane);
         __syncthreads();
@@ -106,10 +134,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
         store_ray_gradients(buffers, ray, 1.0f / buffers.scales[kScaleOfAll], grad_origins, grad_directions, share,
                             lane);
       const int at_a_time = max(1, kSamplesACarry / (kRaysAStep * s.samples));
-      if (tile % at_a_time == at_a_time - 1) sums.carry(partial + block_of_all() * kBlockFloats);
+      if (tile % at_a_time == at_a_time - 1) carry_sums(sums, partial + block_of_all() * kBlockFloats);
     }
     float* mine = partial + block_of_all() * kBlockFloats;
-    sums.collect(mine);
+    collect_sums(sums, mine);
     __syncthreads();  // what was carried is where the sums go
     sums.store(mine, {layers.width, layers.color}, 1.0f / buffers.scales[kScaleOfColors],
                1.0f / buffers.scales[kScaleOfAll], warp, lane);
@@ -141,10 +169,14 @@ auto with_block(bool accurate, F f) {
 
 template <class Block, bool kRayGradients>
 void launch_backward(const SavedRays& saved, const OutputGradients& gradients, const FieldLayers& layers,
-                     const BackwardSettings& s, float* partial, float* grad_origins, float* grad_directions,
-                     float* sums, int64_t blocks, cudaStream_t stream) {
+                     BackwardSettings s, float* partial, float* grad_origins, float* grad_directions, float* sums,
+                     int64_t blocks, cudaStream_t stream) {
   if (Block::kShared > device_limits().shared_block)
     throw std::invalid_argument("the backward needs " + std::to_string(Block::kShared) + " bytes of shared memory");
+  s.tiles = static_cast<int>(ceil_div<int64_t>(s.rays, 8 * Block::Buffers::kTiles));
+  s.last = s.samples - 1 + s.samples % 2;
+  s.color_row = layers.color + layers.color % 2;
+  s.tiles_a_part = static_cast<int>(ceil_div<int64_t>(s.tiles, blocks));
   launch(render_rays_backward_kernel<Block, kRayGradients>,
          dim3(blocks_for(s.images, 1), static_cast<unsigned>(blocks)), dim3(kBackwardThreads), Block::kShared, stream,
          saved, gradients, layers, s, partial, grad_origins, grad_directions);
@@ -163,6 +195,12 @@ bool render_rays_backward_fits(bool accurate) {
   return with_block(accurate, [](auto block) { return decltype(block)::kShared <= device_limits().shared_block; });
 }
 
+// Not where rays have gradients too: there are no registers for them.
+bool render_rays_backward_warpgroups(bool accurate, bool of_rays) {
+  return uses_warpgroups("render_rays_backward") && !accurate && !of_rays &&
+         WarpgroupBlock::kShared <= device_limits().shared_block;
+}
+
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
                           Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scales,
@@ -179,11 +217,14 @@ void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directio
       field_layers(first_weight, first_bias, second_weight, second_bias, density_weight, density_bias, color_weight,
                    color_bias, width, color, ball_density, ball_radius);
   const BackwardSettings s = {images, rays, samples, softplus, last_back};
+  const auto run = [&](auto launch) {
+    launch(saved, gradients, layers, s, output<float>(partial), output<float>(grad_origins),
+           output<float>(grad_directions), output<float>(sums), blocks, stream);
+  };
+  if (render_rays_backward_warpgroups(accurate, grad_origins)) return run(launch_backward<WarpgroupBlock, false>);
   with_block(accurate, [&](auto block) {
     using Block = decltype(block);
-    const auto run = grad_origins ? launch_backward<Block, true> : launch_backward<Block, false>;
-    run(saved, gradients, layers, s, output<float>(partial), output<float>(grad_origins),
-        output<float>(grad_directions), output<float>(sums), blocks, stream);
+    run(grad_origins ? launch_backward<Block, true> : launch_backward<Block, false>);
   });
 }
 

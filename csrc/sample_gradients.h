@@ -39,11 +39,103 @@ __device__ __forceinline__ void pack_gradients(float x, float y, uint32_t& high,
   memcpy(&high, &pair, sizeof(high));
 }
 
-// An operand A [16, 16] of rows `row` to row + 15 of a buffer, columns `column` to column + 15, that the tile's warps
-// have written.
-template <int kRow>
-__device__ __forceinline__ void load_rows(uint32_t (&a)[4], const half* buffer, int row, int column, int lane) {
-  ldmatrix_x4(a, buffer + (row + lane % 16) * kRow + column + lane / 16 * 8);
+// From the phases of a warp's colours, [8 kColorSteps] in the order of matrix instructions, and the densities of the
+// lanes' own channels to the gradients of both samples, and to those of the phases, which it leaves in the buffers with
+// what the sums need besides.
+template <int kColorSteps, bool kAccurate, class Weights, class Buffers>
+__device__ __forceinline__ void differentiate_colors(
+    SampleGradient (&sample)[2], float (&color)[8 * kColorSteps], const float (&density)[2], const float3 (&point)[2],
+    const Weights& weights, const Buffers& buffers, RayState& ray, const SavedRays& saved, const BackwardSettings& s,
+    const FieldLayers& layers, const float2 (&grad_color)[2 * kColorSteps], const SampleInputs& inputs, int later,
+    const int (&row)[2], int share, int lane) {
+  constexpr int kNarrow = Buffers::kNarrow, kColor = Buffers::kColors;
+  const int pair = lane % 4 * 2, own_color = 16 * kColorSteps * share;
+  // The density, and the gradient of a sample's weight through its colours, Σ g_c colour_c: first of the lane's own
+  // channels, then of all of them.
+  float totals[4] = {density[0], density[1], 0.0f, 0.0f};
+#pragma unroll
+  for (int n = 0; n < 2 * kColorSteps; n++) {
+    const int channel = own_color + 8 * n + pair;
+    const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
+    const float2 grad = grad_color[n];
+    float* phase = color + 4 * n;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      phase[2 * r] += bias.x;
+      phase[2 * r + 1] += bias.y;
+      totals[2 + r] =
+          fmaf(grad.x, sine<kAccurate>(phase[2 * r]), fmaf(grad.y, sine<kAccurate>(phase[2 * r + 1]), totals[2 + r]));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2) totals[i] += __shfl_xor_sync(~0u, totals[i], bit);
+  buffers.sum_over_sharers(totals, 8, lane / 4, lane % 4 == 0);
+  float raw[2];
+#pragma unroll
+  for (int r = 0; r < 2; r++) raw[r] = totals[r] + weights.density[Buffers::kWidths] + layers.ball.at(point[r]);
+  differentiate_compositing(sample, ray, saved, s, later, inputs, raw, {totals[2], totals[3]});
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    sample[r].weight *= buffers.scales[kScaleOfColors];
+    sample[r].density = clamp_to_half(sample[r].density * buffers.scales[kScaleOfAll]);
+  }
+
+  // Gradients of the colour phases, and behind them those of the densities.
+#pragma unroll
+  for (int n = 0; n < 2 * kColorSteps; n++) {
+    const int channel = own_color + 8 * n + pair;
+    const float2 grad = grad_color[n];
+    const float* phase = color + 4 * n;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      uint32_t high, low = 0;
+      const float x = cosine<kAccurate>(phase[2 * r]) * sample[r].weight * grad.x;
+      const float y = cosine<kAccurate>(phase[2 * r + 1]) * sample[r].weight * grad.y;
+      pack_gradients<kAccurate>(x, y, high, low);
+      Buffers::template put<kNarrow>(buffers.color, row[r], channel, high, low);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    if (share > 0) continue;
+    uint32_t high = 0, low = 0;
+    if (pair == 0) pack_activations<kAccurate>(sample[r].density, 0.0f, high, low);
+    Buffers::template put<kNarrow>(buffers.color, row[r], kColor + pair, high, low);
+    Buffers::template put<kNarrow>(buffers.color, row[r], kColor + 8 + pair, 0, 0);
+    const float x = point[r].x, y = point[r].y, z = point[r].z;
+    const uint32_t xy = Operand<half>::pack(x, y), z1 = Operand<half>::pack(z, 1.0f);
+    const float2 xy_kept = Operand<half>::unpack(xy), z1_kept = Operand<half>::unpack(z1);
+    const uint32_t xy_low = Operand<half>::pack(x - xy_kept.x, y - xy_kept.y);
+    const uint32_t z_low = Operand<half>::pack(z - z1_kept.x, 0.0f);
+    const uint32_t mine = pair == 0 ? xy : pair == 2 ? z1 : pair == 4 ? xy_low : z_low;
+    memcpy(buffers.point + Buffers::template at<Buffers::kPoint>(row[r], pair), &mine, sizeof(mine));
+  }
+}
+
+// What the gradients of a lane's two points are for those of its ray; the density's ball comes in once a row, since
+// lanes and warps are added up.
+__device__ __forceinline__ void add_point_gradients(RayState& ray, float3 (&grad_point)[2], const float3 (&point)[2],
+                                                    const SampleGradient (&sample)[2], const Ball& ball,
+                                                    bool has_ball) {
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const float3 p = point[r];
+    if (ball.radius != 0.0f && has_ball) {
+      const float norm = sqrtf(p.x * p.x + p.y * p.y + p.z * p.z);
+      const float slope = norm > 0.0f ? -sample[r].density * ball.density / (ball.radius * norm) : 0.0f;
+      grad_point[r].x = fmaf(slope, p.x, grad_point[r].x);
+      grad_point[r].y = fmaf(slope, p.y, grad_point[r].y);
+      grad_point[r].z = fmaf(slope, p.z, grad_point[r].z);
+    }
+    ray.grad_origin.x += grad_point[r].x;
+    ray.grad_origin.y += grad_point[r].y;
+    ray.grad_origin.z += grad_point[r].z;
+    ray.grad_direction.x = fmaf(ray.depth[r], grad_point[r].x, ray.grad_direction.x);
+    ray.grad_direction.y = fmaf(ray.depth[r], grad_point[r].y, ray.grad_direction.y);
+    ray.grad_direction.z = fmaf(ray.depth[r], grad_point[r].z, ray.grad_direction.z);
+  }
 }
 
 // Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g. Recomputes the field,
@@ -108,8 +200,8 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
     for (int k = 0; k < kDepth; k++) {
       uint32_t high[1][4], low[1][4] = {};
       if (kReload) {
-        load_rows<kWide>(high[0], buffers.h1, first_row, 16 * k, lane);
-        if (kAccurate) load_rows<kWide>(low[0], buffers.h1, Buffers::kRows + first_row, 16 * k, lane);
+        Buffers::template load_rows<kWide>(high[0], buffers.h1, first_row, 16 * k, lane);
+        if (kAccurate) Buffers::template load_rows<kWide>(low[0], buffers.h1, Buffers::kRows + first_row, 16 * k, lane);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; i++) high[0][i] = h1[kReload ? 0 : k][i];
@@ -145,96 +237,37 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
   Buffers::meet();
 
   float2 grad_color[2 * kColorSteps];
-  const float* grad_colors = gradients.colors + ray.index * (colors + colors % 2);
+  const float* grad_colors = gradients.colors + ray.index * s.color_row;
 #pragma unroll
   for (int n = 0; n < 2 * kColorSteps; n++) {
     const int channel = own_color + 8 * n + pair;
     grad_color[n] = channel < colors ? *reinterpret_cast<const float2*>(grad_colors + channel) : make_float2(0, 0);
   }
   const SampleInputs inputs = load_inputs(ray, saved, gradients, s, later);
-  float color[kColorSteps][1][2][4] = {};
+  float color[8 * kColorSteps] = {};
 #pragma unroll 2
   for (int k = 0; k < kDepth; k++) {
     uint32_t high[1][4], low[1][4] = {};
-    load_rows<kWide>(high[0], buffers.h2, first_row, 16 * k, lane);
-    if (kAccurate) load_rows<kWide>(low[0], buffers.h2, Buffers::kRows + first_row, 16 * k, lane);
+    Buffers::template load_rows<kWide>(high[0], buffers.h2, first_row, 16 * k, lane);
+    if (kAccurate) Buffers::template load_rows<kWide>(low[0], buffers.h2, Buffers::kRows + first_row, 16 * k, lane);
 #pragma unroll
     for (int c = 0; c < kColorSteps; c++)
-      multiply_step<1, kAccurate, kRow>(color[c], high, low, weights.color, kColor * kRow, own_color + 16 * c, 16 * k,
-                                        lane);
+      multiply_step<1, kAccurate, kRow>(*reinterpret_cast<float (*)[1][2][4]>(color + 8 * c), high, low, weights.color,
+                                        kColor * kRow, own_color + 16 * c, 16 * k, lane);
   }
 
-  // The density, and the gradient of a sample's weight through its colours, Σ g_c colour_c: first of the lane's own
-  // channels, then of all of them.
-  float totals[4] = {density[0], density[1], 0.0f, 0.0f};
-#pragma unroll
-  for (int n = 0; n < 2 * kColorSteps; n++) {
-    const int channel = own_color + 8 * n + pair;
-    const float2 bias = *reinterpret_cast<const float2*>(weights.color_bias + channel);
-    const float2 grad = grad_color[n];
-    float (&phase)[4] = color[n / 2][0][n % 2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      phase[2 * r] += bias.x;
-      phase[2 * r + 1] += bias.y;
-      totals[2 + r] =
-          fmaf(grad.x, sine<kAccurate>(phase[2 * r]), fmaf(grad.y, sine<kAccurate>(phase[2 * r + 1]), totals[2 + r]));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-#pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2) totals[i] += __shfl_xor_sync(~0u, totals[i], bit);
-  buffers.sum_over_sharers(totals, 8, lane / 4, lane % 4 == 0);
-  float raw[2];
-#pragma unroll
-  for (int r = 0; r < 2; r++) raw[r] = totals[r] + weights.density[kWidth] + layers.ball.at(point[r]);
   SampleGradient sample[2];
-  differentiate_compositing(sample, ray, saved, s, later, inputs, raw, {totals[2], totals[3]});
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    sample[r].weight *= buffers.scales[kScaleOfColors];
-    sample[r].density = clamp_to_half(sample[r].density * buffers.scales[kScaleOfAll]);
-  }
-
-  // Gradients of the colour phases, and behind them those of the densities.
-#pragma unroll
-  for (int n = 0; n < 2 * kColorSteps; n++) {
-    const int channel = own_color + 8 * n + pair;
-    const float2 grad = grad_color[n];
-    const float (&phase)[4] = color[n / 2][0][n % 2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      uint32_t high, low = 0;
-      const float x = cosine<kAccurate>(phase[2 * r]) * sample[r].weight * grad.x;
-      const float y = cosine<kAccurate>(phase[2 * r + 1]) * sample[r].weight * grad.y;
-      pack_gradients<kAccurate>(x, y, high, low);
-      Buffers::template put<kNarrow>(buffers.color, row[r], channel, high, low);
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    if (share > 0) continue;
-    uint32_t high = 0, low = 0;
-    if (pair == 0) pack_activations<kAccurate>(sample[r].density, 0.0f, high, low);
-    Buffers::template put<kNarrow>(buffers.color, row[r], kColor + pair, high, low);
-    Buffers::template put<kNarrow>(buffers.color, row[r], kColor + 8 + pair, 0, 0);
-    const float x = point[r].x, y = point[r].y, z = point[r].z;
-    const uint32_t xy = Operand<half>::pack(x, y), z1 = Operand<half>::pack(z, 1.0f);
-    const float2 xy_kept = Operand<half>::unpack(xy), z1_kept = Operand<half>::unpack(z1);
-    const uint32_t xy_low = Operand<half>::pack(x - xy_kept.x, y - xy_kept.y);
-    const uint32_t z_low = Operand<half>::pack(z - z1_kept.x, 0.0f);
-    const uint32_t mine = pair == 0 ? xy : pair == 2 ? z1 : pair == 4 ? xy_low : z_low;
-    memcpy(buffers.point + row[r] * Buffers::kPoint + pair, &mine, sizeof(mine));
-  }
+  differentiate_colors<kColorSteps, kAccurate>(sample, color, density, point, weights, buffers, ray, saved, s, layers,
+                                               grad_color, inputs, later, row, share, lane);
   Buffers::meet();
 
   // Gradient of the second phase: cos ⊙ (colour gradients · Wc + density gradient · v).
   uint32_t color_high[kColorDepth][4], color_low[kColorDepth][4] = {};
 #pragma unroll
   for (int c = 0; c < kColorDepth; c++) {
-    load_rows<kNarrow>(color_high[c], buffers.color, first_row, 16 * c, lane);
-    if (kAccurate) load_rows<kNarrow>(color_low[c], buffers.color, Buffers::kRows + first_row, 16 * c, lane);
+    Buffers::template load_rows<kNarrow>(color_high[c], buffers.color, first_row, 16 * c, lane);
+    if (kAccurate)
+      Buffers::template load_rows<kNarrow>(color_low[c], buffers.color, Buffers::kRows + first_row, 16 * c, lane);
   }
   const float of_colors =
       buffers.scales[kScaleOfAll] / buffers.scales[kScaleOfColors];  // from the colours' scale to that of all
@@ -281,8 +314,9 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
     for (int k = 0; k < kDepth; k++) {
       uint32_t high[4], low[4] = {};
       if (kReload) {
-        load_rows<kWide>(high, buffers.second, first_row, 16 * k, lane);
-        if (kAccurate) load_rows<kWide>(low, buffers.second, Buffers::kRows + first_row, 16 * k, lane);
+        Buffers::template load_rows<kWide>(high, buffers.second, first_row, 16 * k, lane);
+        if (kAccurate)
+          Buffers::template load_rows<kWide>(low, buffers.second, Buffers::kRows + first_row, 16 * k, lane);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; i++) high[i] = second[kReload ? 0 : k][i];
@@ -316,23 +350,7 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<kWidth,
       }
     }
   }
-#pragma unroll
-  for (int r = 0; r < (kRayGradients ? 2 : 0); r++) {
-    const float3 p = point[r];
-    if (layers.ball.radius != 0.0f && pair == 0 && share == 0) {  // once a row: lanes and shares are added up
-      const float norm = sqrtf(p.x * p.x + p.y * p.y + p.z * p.z);
-      const float slope = norm > 0.0f ? -sample[r].density * layers.ball.density / (layers.ball.radius * norm) : 0.0f;
-      grad_point[r].x = fmaf(slope, p.x, grad_point[r].x);
-      grad_point[r].y = fmaf(slope, p.y, grad_point[r].y);
-      grad_point[r].z = fmaf(slope, p.z, grad_point[r].z);
-    }
-    ray.grad_origin.x += grad_point[r].x;
-    ray.grad_origin.y += grad_point[r].y;
-    ray.grad_origin.z += grad_point[r].z;
-    ray.grad_direction.x = fmaf(ray.depth[r], grad_point[r].x, ray.grad_direction.x);
-    ray.grad_direction.y = fmaf(ray.depth[r], grad_point[r].y, ray.grad_direction.y);
-    ray.grad_direction.z = fmaf(ray.depth[r], grad_point[r].z, ray.grad_direction.z);
-  }
+  if (kRayGradients) add_point_gradients(ray, grad_point, point, sample, layers.ball, share == 0 && pair == 0);
   ray.depth_behind = ray.depth[1];
   load_depths(ray, saved, s, later - 2);
 }

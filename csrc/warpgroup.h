@@ -34,7 +34,8 @@ constexpr bool kHasWarpgroups = CIPS3D_HAS_WGMMA;
 namespace cips3d {
 
 // An operand: core matrices of 8 rows of 16 bytes (8 elements of the sum), one row after the other, 128 bytes that are
-// aligned to 16. The next 8 elements lie k_bytes on, the next 8 rows row_bytes; both below 2^18.
+// aligned to 16; of a transposed operand they are 8 elements of the sum, and in each 8 rows. The next 8 elements lie
+// k_bytes on, the next 8 rows row_bytes; both below 2^18.
 struct MatrixOperand {
   uint32_t low, high;  // of the descriptor
 
@@ -103,6 +104,50 @@ __device__ __forceinline__ void wgmma_m64n64k16_f16(float (&d)[32], const uint32
       "{%32,%33,%34,%35}, %36, %37, 1, 1, 0;"
       : CIPS3D_SUMS_32(0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()), "n"(kAdds)
+      : "memory");
+}
+// Both operands in shared memory, the second one perhaps transposed.
+template <bool kAdds, bool kTransposed>
+__device__ __forceinline__ void wgmma_m64n64k16_f16(float (&d)[32], MatrixOperand a, MatrixOperand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "%32, %33, %34, 1, 1, 0, %35;"
+      : CIPS3D_SUMS_32(0)
+      : "l"(a.descriptor()), "l"(b.descriptor()), "n"(kAdds), "n"(kTransposed)
+      : "memory");
+}
+// Both operands transposed.
+__device__ __forceinline__ void wgmma_m64n128k16_f16_transposed(float (&d)[64], MatrixOperand a, MatrixOperand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "%64, %65, 1, 1, 1, 1, 1;"
+      : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32)
+      : "l"(a.descriptor()), "l"(b.descriptor())
+      : "memory");
+}
+__device__ __forceinline__ void wgmma_m64n64k16_f16_transposed(float (&d)[32], MatrixOperand a, MatrixOperand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "%32, %33, 1, 1, 1, 1, 1;"
+      : CIPS3D_SUMS_32(0)
+      : "l"(a.descriptor()), "l"(b.descriptor())
+      : "memory");
+}
+__device__ __forceinline__ void wgmma_m64n8k16_f16_transposed(float (&d)[4], MatrixOperand a, MatrixOperand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+      "{%0,%1,%2,%3}, "
+      "%4, %5, 1, 1, 1, 1, 1;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a.descriptor()), "l"(b.descriptor())
       : "memory");
 }
 #undef CIPS3D_SUMS_32

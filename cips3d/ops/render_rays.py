@@ -119,8 +119,8 @@ def render_rays(
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
             weights are about 1e-6 with "highest"; with "fast" 5e-4 in colours and gradients, more in a deep field;
             with "high" as with "fast" in a shallow field of up to 128 channels and 64 colours, else as with "highest".
-            Where operands of such a field are rounded to float16, compute capability 9.0 has a kernel of its own; the
-            environment variable CIPS3D_WGMMA=0 refuses it.
+            Where operands of such a field are rounded to float16, compute capability 9.0 has kernels of its own, for
+            gradients only where rays have none; the environment variable CIPS3D_WGMMA=0 refuses them.
 
     Returns:
         `RenderedRays`.

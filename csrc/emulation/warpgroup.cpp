@@ -103,11 +103,18 @@ bool same(const MatrixOperand& x, const MatrixOperand& y) {
   return x.first == y.first && x.k_bytes == y.k_bytes && x.row_bytes == y.row_bytes;
 }
 
-void read_rows(uint32_t (*words)[8], int rows, const MatrixOperand& from, int row_group) {
+void read_rows(uint32_t (*words)[8], int rows, const MatrixOperand& from, int row_group, bool transposed) {
   for (int k = 0; k < 2; k++)
-    for (int i = 0; i < rows; i++)
-      std::memcpy(words[i] + 4 * k, from.first + k * from.k_bytes + (row_group + i / 8) * from.row_bytes + i % 8 * 16,
-                  16);
+    for (int i = 0; i < rows; i++) {
+      const char* core = from.first + k * from.k_bytes + (row_group + i / 8) * from.row_bytes;
+      if (!transposed) {
+        std::memcpy(words[i] + 4 * k, core + i % 8 * 16, 16);
+        continue;
+      }
+      uint16_t elements[8];
+      for (int e = 0; e < 8; e++) std::memcpy(elements + e, core + e * 16 + i % 8 * 2, 2);
+      std::memcpy(words[i] + 4 * k, elements, 16);
+    }
 }
 
 // Whether products of a warp see rows of an operand as they are.
@@ -126,13 +133,13 @@ void add(Product& product, unsigned warp) {
   const StartedProduct& operands = product.operands;
   uint32_t a[16][8], b[8][8];
   if (operands.a_registers == nullptr) {
-    read_rows(a, 16, operands.a, static_cast<int>(warp % 4) * 2);
+    read_rows(a, 16, operands.a, static_cast<int>(warp % 4) * 2, operands.a_transposed);
   } else {
     for (int lane = 0; lane < 32; lane++)
       for (int i = 0; i < 4; i++) a[lane / 4 + i % 2 * 8][lane % 4 + i / 2 * 4] = product.a_registers[lane][i];
   }
   for (int n = 0; n < operands.columns / 8; n++) {
-    read_rows(b, 8, operands.b, n);
+    read_rows(b, 8, operands.b, n, operands.b_transposed);
     float d[16][8];
     const auto each = [&](auto&& f) {
       for (int lane = 0; lane < 32; lane++)

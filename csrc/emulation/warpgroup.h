@@ -23,7 +23,8 @@ struct StartedProduct {
   const uint32_t* a_registers;  // [4], or null
   MatrixOperand b;
   int columns;
-  bool adds;  // to what the sums are
+  bool adds;                        // to what the sums are
+  bool a_transposed, b_transposed;  // core matrices have elements of the sum as rows
 };
 
 // Until the wait the sums hold NaN. Operands are read at once or at the wait, as the schedule has it.
@@ -89,16 +90,41 @@ void wgmma_fence(Registers&...) {
 }
 inline void wgmma_m64n256k16_f16(float (&sums)[128], MatrixOperand a, MatrixOperand b,
                                  emulation::Site site = emulation::Site::here()) {
-  const emulation::StartedProduct product = {a, nullptr, b, 256, true};
+  const emulation::StartedProduct product = {a, nullptr, b, 256, true, false, false};
   emulation::touch_operands(product, site);
   emulation::start_product("wgmma_m64n256k16", sums, product, site);
 }
 template <bool kAdds>
 void wgmma_m64n64k16_f16(float (&sums)[32], const uint32_t (&a)[4], MatrixOperand b,
                          emulation::Site site = emulation::Site::here()) {
-  const emulation::StartedProduct product = {{}, a, b, 64, kAdds};
+  const emulation::StartedProduct product = {{}, a, b, 64, kAdds, false, false};
   emulation::touch_operands(product, site);
   emulation::start_product("wgmma_m64n64k16", sums, product, site);
+}
+template <bool kAdds, bool kTransposed>
+void wgmma_m64n64k16_f16(float (&sums)[32], MatrixOperand a, MatrixOperand b,
+                         emulation::Site site = emulation::Site::here()) {
+  const emulation::StartedProduct product = {a, nullptr, b, 64, kAdds, false, kTransposed};
+  emulation::touch_operands(product, site);
+  emulation::start_product("wgmma_m64n64k16", sums, product, site);
+}
+template <int kSums>
+void wgmma_transposed(const char* name, float (&sums)[kSums], MatrixOperand a, MatrixOperand b, emulation::Site site) {
+  const emulation::StartedProduct product = {a, nullptr, b, 2 * kSums, true, true, true};
+  emulation::touch_operands(product, site);
+  emulation::start_product(name, sums, product, site);
+}
+inline void wgmma_m64n128k16_f16_transposed(float (&sums)[64], MatrixOperand a, MatrixOperand b,
+                                            emulation::Site site = emulation::Site::here()) {
+  wgmma_transposed("wgmma_m64n128k16", sums, a, b, site);
+}
+inline void wgmma_m64n64k16_f16_transposed(float (&sums)[32], MatrixOperand a, MatrixOperand b,
+                                           emulation::Site site = emulation::Site::here()) {
+  wgmma_transposed("wgmma_m64n64k16", sums, a, b, site);
+}
+inline void wgmma_m64n8k16_f16_transposed(float (&sums)[4], MatrixOperand a, MatrixOperand b,
+                                          emulation::Site site = emulation::Site::here()) {
+  wgmma_transposed("wgmma_m64n8k16", sums, a, b, site);
 }
 inline void wgmma_commit(emulation::Site site = emulation::Site::here()) { emulation::commit_products(site); }
 template <int N, class A>
@@ -112,6 +138,11 @@ void wgmma_wait(A& a, B& b, emulation::Site site = emulation::Site::here()) {
 template <int N, class A, class B, class C>
 void wgmma_wait(A& a, B& b, C& c, emulation::Site site = emulation::Site::here()) {
   emulation::end_products<N>(site, a, b, c);
+}
+
+template <int N, class A, class B, class C, class D, class E, class F>
+void wgmma_wait(A& a, B& b, C& c, D& d, E& e, F& f, emulation::Site site = emulation::Site::here()) {
+  emulation::end_products<N>(site, a, b, c, d, e, f);
 }
 
 inline void warpgroup_sync(emulation::Site site = emulation::Site::here()) { emulation::warpgroup_barrier(site); }

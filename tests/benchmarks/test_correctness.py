@@ -46,7 +46,11 @@ def test_tests_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "left"),
-    [([], "1"), (["render_rays"], "modulated_inr"), (["modulated_inr", "render_rays"], "0")],
+    [
+        ([], "1"),
+        (["render_rays"], "modulated_inr,render_rays_backward"),
+        (["modulated_inr", "render_rays", "render_rays_backward"], "0"),
+    ],
 )
 def test_without_warpgroups_where_they_fail(monkeypatch: pytest.MonkeyPatch, wrong: list[str], left: str) -> None:
     """The tests and figures after that have to do without the kernel; all the others are measured all the same."""
@@ -63,7 +67,7 @@ def test_without_warpgroups_where_they_fail(monkeypatch: pytest.MonkeyPatch, wro
     results = Results(lambda _: None)
     device = torch.device("cuda")
     suite.test_first(device, results, 100)
-    first = [("cuda and warpgroups", op) for op in ("modulated_inr", "render_rays")]
+    first = [("cuda and warpgroups", op) for op in ("modulated_inr", "render_rays", "render_rays_backward")]
     assert seen == [*first, ("cuda and not warpgroups", left)]
     assert results.failures == {f"warpgroup tests of {op}": "it hangs" for op in wrong}
 

@@ -134,12 +134,14 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(lines) == [
         "modulated_inr_without_warpgroups_forward",
         "nerf_forward_256_without_warpgroups",
+        "nerf_backward_256_without_warpgroups",
         "render_256_without_warpgroups",
         "modulated_inr_warpgroups_forward",
         "nerf_forward_256_warpgroups",
+        "nerf_backward_256_warpgroups",
         "render_256_warpgroups",
     ]
-    assert seen == ["0"] * 3 + ["1"] * 3
+    assert seen == ["0"] * 5 + ["1"] * 5
     assert os.environ[warpgroup_speed.VARIABLE] == "as it was"
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
     with warpgroup_speed.asked_for("1"):

@@ -285,6 +285,7 @@ def render_rays(module: ModuleType) -> None:
         assert module.render_rays_fits(DEVICE, coarse, fine, accurate)
         assert module.render_rays_warpgroups(DEVICE, coarse, fine, accurate) == warpgroups
         assert module.render_rays_backward_fits(DEVICE, accurate)
+        assert module.render_rays_backward_warpgroups(DEVICE, accurate, False) == warpgroups
         given = map(address, [origins, directions, *draws, *noise, *layers, *outputs])
         sizes = (images, rays, coarse, fine, width, color, 1.0, 0.1, 0.88, 1.12)
         module.render_rays(DEVICE, STREAM, *given, *sizes, False, True, accurate)
@@ -293,6 +294,8 @@ def render_rays(module: ModuleType) -> None:
         given = map(address, [*saved, *grads, scales, *layers, partial, sums, *of_rays])
         sizes = (images, rays, samples, width, color, 1.0, 0.1, blocks)
         module.render_rays_backward(DEVICE, STREAM, *given, *sizes, False, True, accurate)
+        without = [*list(map(address, [*saved, *grads, scales, *layers, partial, sums])), 0, 0]
+        module.render_rays_backward(DEVICE, STREAM, *without, *sizes, False, True, accurate)
     module.set_shared_limit(most)
     del os.environ["CIPS3D_WGMMA"]
 

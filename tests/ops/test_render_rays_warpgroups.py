@@ -29,9 +29,9 @@ def warpgroup_backend(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) 
 
 WARPGROUPS = {
     **{name: s for name, s in SETTINGS.items() if not is_wide(s.width, s.color)},
-    "teams without rays": Setting(rays=1),
+    "teams without rays": Setting(rays=1, fine=0),
     "several tiles a team": Setting(rays=64, noise=False),
-    "samples of one ray that fill no step": Setting(rays=2, coarse=33, fine=13),
+    "samples of one ray that fill no step": Setting(rays=2, coarse=21, fine=13),
 }
 
 

@@ -140,33 +140,36 @@ void multiply(Warp& warp, const Instruction& i, uint32_t lanes) {
 
 // wgmma: D [64, columns] (+)= A [64, 16] B [16, columns], of a group of four warps, whose registers may be A. It is
 // computed when the warp waits for it, from what shared memory and registers hold then.
-template <int kColumns, bool kRegisters>
+template <int kColumns>
 void start_product(Warp& warp, const Instruction& i, uint32_t lanes) {
   all_lanes(warp, lanes);
   if (warp.block.launch.block.x % 128 != 0) warp.fail("a group of fewer than four warps");
-  constexpr int kA = kColumns / 2, kB = kA + (kRegisters ? 4 : 1), kAdds = kB + 1, kSigns = kAdds + 1;
-  for (int k = kSigns; k < kSigns + 2; k++)
+  constexpr int kA = kColumns / 2;
+  const bool registers = i.together == kA + 9;  // of so many operands: four, and no word about A's transpose
+  const int of_b = kA + (registers ? 4 : 1), adds = of_b + 1, signs = adds + 1, transposes = signs + 2;
+  for (int k = signs; k < transposes; k++)
     if (warp.get<int32_t>(i.operands[k], 0) != 1) warp.fail("negated operands are not known");
-  for (int k = kSigns + 2; k < kSigns + (kRegisters ? 3 : 4); k++)
-    if (warp.get<int32_t>(i.operands[k], 0) != 0) warp.fail("transposed operands are not known");
-  const auto adds = warp.get<uint8_t>(i.operands[kAdds], 0);
-  const uint64_t a = kRegisters ? 0 : warp.get<uint64_t>(i.operands[kA], 0), b = warp.get<uint64_t>(i.operands[kB], 0);
-  warp.products.push_back({&i, kColumns, kRegisters, a, b, (adds & 1) != 0, warp.committed_products});
+  const auto is_transposed = [&](int k) { return warp.get<int32_t>(i.operands[transposes + k], 0) != 0; };
+  const bool a_transposed = !registers && is_transposed(0), b_transposed = is_transposed(registers ? 0 : 1);
+  const uint64_t a = registers ? 0 : warp.get<uint64_t>(i.operands[kA], 0);
+  warp.products.push_back({&i, kColumns, registers, a_transposed, b_transposed, a,
+                           warp.get<uint64_t>(i.operands[of_b], 0), (warp.get<uint8_t>(i.operands[adds], 0) & 1) != 0,
+                           warp.committed_products});
 }
 void commit_products(Warp& warp, const Instruction&, uint32_t lanes) {
   all_lanes(warp, lanes);
   warp.committed_products++;
 }
 
-// A matrix descriptor without swizzle, rows of the sum's elements: core matrices of 8 rows of 16 bytes; 8 elements on
-// lies the leading offset away, 8 rows on the stride offset.
-double element(Warp& warp, uint64_t descriptor, int row, int k) {
+// A matrix descriptor without swizzle, rows of the sum's elements or, transposed, of the other ones: core matrices of 8
+// rows of 16 bytes; 8 elements of the sum on lies the leading offset away, 8 others on the stride offset.
+double element(Warp& warp, uint64_t descriptor, int row, int k, bool transposed) {
   if (descriptor >> 62 != 0) warp.fail("swizzled operands are not known");
   const uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
                  stride = (descriptor >> 32 & 0x3fff) << 4;
-  const uint64_t core = start + row / 8 * stride + k / 8 * leading + row % 8 * 16;
+  const uint64_t core = start + row / 8 * stride + k / 8 * leading + (transposed ? k : row) % 8 * 16;
   uint16_t bits;
-  std::memcpy(&bits, row_at(warp, core) + k % 8 * 2, sizeof bits);
+  std::memcpy(&bits, row_at(warp, core) + (transposed ? row : k) % 8 * 2, sizeof bits);
   return of_half(bits);
 }
 // The warp's rows of A: as they lie in its registers, those of mma.m16n8k16.
@@ -174,7 +177,7 @@ void read_rows(Warp& warp, const GroupProduct& product, double (&a)[16][16]) {
   for (int k = 0; k < 16; k++)
     for (int row = 0; row < 16; row++) {
       if (!product.a_in_registers) {
-        a[row][k] = element(warp, product.a, warp.index % 4 * 16 + row, k);
+        a[row][k] = element(warp, product.a, warp.index % 4 * 16 + row, k, product.a_transposed);
         continue;
       }
       const Operand pair = product.instruction->operands[product.columns / 2 + row / 8 + k / 8 * 2];
@@ -185,7 +188,8 @@ void compute(Warp& warp, const GroupProduct& product) {
   static double a[16][16], b[256][16];
   read_rows(warp, product, a);
   for (int k = 0; k < 16; k++)
-    for (int column = 0; column < product.columns; column++) b[column][k] = element(warp, product.b, column, k);
+    for (int column = 0; column < product.columns; column++)
+      b[column][k] = element(warp, product.b, column, k, product.b_transposed);
   for (int l = 0; l < kLanes; l++) {
     const int g = l / 4, t = l % 4;
     for (int s = 0; s < product.columns / 2; s++) {
@@ -230,8 +234,10 @@ Handler collective_handler(const std::string& opcode) {
       {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", multiply<of_half>},
       {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", multiply<of_bfloat>},
       {"wgmma.fence.sync.aligned", fence_sums},
-      {"wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", start_product<64, true>},
-      {"wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", start_product<256, false>},
+      {"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16", start_product<8>},
+      {"wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", start_product<64>},
+      {"wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16", start_product<128>},
+      {"wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", start_product<256>},
       {"wgmma.commit_group.sync.aligned", commit_products},
       {"wgmma.wait_group.sync.aligned", wait_for_products},
   };

@@ -69,7 +69,7 @@ struct LaneCopy {
 struct GroupProduct {
   const Instruction* instruction;
   int columns;
-  bool a_in_registers;
+  bool a_in_registers, a_transposed, b_transposed;
   uint64_t a, b;  // matrix descriptors
   bool adds;
   int group;
