@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(Field::kMostThreads, 1)
 // the work on rays, and where two blocks fit on a multiprocessor, one computes while the other sorts: that is worth
 // passes that are less full.
 constexpr double kWorthTwoBlocks = 0.1;
+constexpr double kWorthMoreWarps = 1.5;  // how much less full: each waits for itself where there are fewer
 struct Plan {
   int rays = 0, warps = 0, blocks = 0;  // blocks of a multiprocessor
   size_t shared = 0;                    // bytes of a block
@@ -60,7 +61,8 @@ Plan plan_blocks(const typename Field::Layers& layers, const RaySettings& s, con
         const int rounds = ceil_div(rays, warps * (samples <= kFewSamples ? kRaysOfFew : 1));
         const double worth = used / (offered + rounds * warps * Field::kRound);
         const double better = blocks < best.blocks ? kWorthTwoBlocks : 0.02;
-        if (worth > best.worth + better) best = {rays, warps, blocks, shared, used / offered, worth};
+        const double most = blocks * warps < best.blocks * best.warps ? kWorthMoreWarps * best.worth : best.worth;
+        if (worth > most + better) best = {rays, warps, blocks, shared, used / offered, worth};
       }
     }
   return best;  // without rays where not one of them fits
