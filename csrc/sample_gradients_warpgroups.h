@@ -41,13 +41,15 @@ __device__ __forceinline__ void start_products(float (&sums)[kHalves][32], Matri
   }
 }
 
-// Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g; see sample_gradients.h.
+// Two samples of eight rays: row g is the later, row g + 8 the earlier one of ray g; see sample_gradients.h. For
+// gradients of rays there are no registers.
 template <bool kRayGradients, class Buffers>
 __device__ __forceinline__ void differentiate_samples(const FieldWeights<128, 64, false, true>& weights,
                                                       const Buffers& buffers, RayState& ray, const SavedRays& saved,
                                                       const OutputGradients& gradients, const BackwardSettings& s,
                                                       const FieldLayers& layers, int later, int first_row, int,
                                                       int lane) {
+  static_assert(!kRayGradients, "");
   constexpr int kWidth = 128, kColor = 64, kWide = Buffers::kWide, kStep = StepOperands<Buffers>::kStep;
   constexpr int kAtATime = 4;  // groups of eight channels whose weights are read ahead of what is stored
   const int pair = lane % 4 * 2, row[2] = {first_row + lane / 4, first_row + lane / 4 + 8};
@@ -171,7 +173,6 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<128, 64
 
   // Gradient of the first phase: cos ⊙ (gradient of the second phase · W2), the phase computed once more.
   find_points();
-  float3 grad_point[2] = {};
   wgmma_fence();
   start_products<kWidth / 16, kWidth, kStep, true>(sums, rows(buffers.second), weights.second);
 #pragma unroll
@@ -196,15 +197,10 @@ __device__ __forceinline__ void differentiate_samples(const FieldWeights<128, 64
           uint32_t both, none;
           pack_gradients<false>(x, y, both, none);
           Buffers::template put<kWide>(buffers.first, row[r], 64 * h + 8 * (first + n) + pair, both, 0);
-          if (!kRayGradients) continue;
-          grad_point[r].x = fmaf(x, a.x, fmaf(y, b.x, grad_point[r].x));
-          grad_point[r].y = fmaf(x, a.y, fmaf(y, b.y, grad_point[r].y));
-          grad_point[r].z = fmaf(x, a.z, fmaf(y, b.z, grad_point[r].z));
         }
       }
     }
   }
-  if (kRayGradients) add_point_gradients(ray, grad_point, point, sample, layers.ball, pair == 0);
   load_depths(ray, saved, s, later - 2);
 }
 
