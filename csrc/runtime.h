@@ -67,8 +67,7 @@ class SharedArrays {
   __device__ __forceinline__ T* take(size_t count) {
     extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
     T* array = reinterpret_cast<T*>(dynamic_shared_memory + taken_);
-    const unsigned bytes = static_cast<unsigned>(count) * static_cast<unsigned>(sizeof(T));  // shared_bytes, in 32 bits
-    taken_ += (bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+    taken_ += static_cast<unsigned>(shared_bytes<T>(count));
     return array;
   }
   // Leaves out what others take, `copies` times what `take(arrays)` would, so many bytes each time. The compiler
