@@ -15,9 +15,11 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANStyles
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
+from cips3d.ops.march import RayDraws
 
 # Products of a direction in those of the forward; what a backward computes anew is not asked for.
 PRODUCTS = {"forward": 1, "step": 3, "backward": 2}
@@ -119,12 +121,8 @@ class PiGANVolumes(Volumes):
         return [*self.generator.nerf.parameters(), *self.styles]
 
     def ours(self) -> Tensor:
-        return self.generator.synthesis(
-            *(self.styles, self.cameras, self.settings),
-            resolution=self.side,
-            stratified_u=self.uniform,
-            importance_u=self.uniform,
-        ).image
+        view = View(self.side, self.cameras, self.settings)
+        return self.generator.synthesis(self.styles, view, draws=RayDraws(self.uniform, self.uniform)).image
 
     def set_precision(self, precision: Precision) -> None:
         self.generator.set_precision(precision)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
+from cips3d.models.generator import View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 from cips3d.ops.march import RayDraws
@@ -59,16 +60,8 @@ class Pictures:
     def ours(self, precision: Precision) -> Tensor:
         """By `CIPS3D.synthesis`: [B, R, 3], rays row after row."""
         self.generator.set_precision(precision)
-        draws = self.draws
-        seen = self.generator.synthesis(
-            self.styles,
-            self.cameras,
-            self.settings,
-            resolution=self.side,
-            stratified_u=draws.stratified,
-            importance_u=draws.importance,
-        )
-        return seen.image.flatten(2).mT
+        view = View(self.side, self.cameras, self.settings)
+        return self.generator.synthesis(self.styles, view, draws=self.draws).image.flatten(2).mT
 
     def gradients(self, render: Callable[[], Tensor]) -> tuple[Tensor, ...]:
         """Gradients, through every ray, of a method's pictures with respect to the volume and to the INR."""

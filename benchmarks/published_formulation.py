@@ -152,7 +152,7 @@ def render(
         generator: its weights; the volume must start without a ball.
         styles: one of the shape [B, shape_style_dim] and one of the appearance [B, appearance_style_dim] an image.
         rays: [B, R] rays.
-        settings, draws: as for `CIPS3D.synthesis`.
+        settings, draws: the volume of a view and `draws`, as for `CIPS3D.synthesis`.
         truncation: below 1, styles are drawn towards the mean, which is found anew.
     """
     if truncation < 1:

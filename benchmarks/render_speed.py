@@ -41,6 +41,7 @@ from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.info import processor
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.generator import View
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.volume import VolumeSettings, draw_random
 
@@ -107,14 +108,14 @@ def measure(setting: Setting) -> Figures:
     draws = torch.Generator().manual_seed(0)
     z = generator.sample_z(setting.batch_size, generator=draws)
     pitch, yaw = PoseDistribution().sample(setting.batch_size, generator=draws)
-    cameras = Cameras.from_angles(pitch, yaw)
+    cameras, volume = Cameras.from_angles(pitch, yaw), VolumeSettings(setting.samples)
     before = resident_peak()
 
     def render() -> None:
         if not setting.published:
-            generator(*z, cameras, resolution=setting.resolution, samples=setting.samples, generator=draws)
+            generator(*z, view=View(setting.resolution, cameras, volume, generator=draws))
             return
-        volume, rays = VolumeSettings(setting.samples), cameras.rays(setting.resolution)
+        rays = cameras.rays(setting.resolution)
         batch, count, _ = rays.origins.shape
         random = draw_random(batch, count, volume, generator=draws)
         render_as_published(generator, generator.mapping(*z), rays, volume, random)

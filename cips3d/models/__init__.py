@@ -10,6 +10,7 @@ from cips3d.models.pigan_discriminator import PiGANDiscriminator, PiGANDiscrimin
 from cips3d.models.style_mapping import WStyles
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 from cips3d.models.volume import VolumeSettings
+from cips3d.models.volume_generator import Rendering, VolumeGenerator
 
 __all__ = [
     "CIPS",
@@ -26,9 +27,11 @@ __all__ = [
     "PiGANDiscriminatorConfig",
     "PiGANStyles",
     "Picture",
+    "Rendering",
     "StyleGAN2",
     "StyleGAN2Config",
     "View",
+    "VolumeGenerator",
     "VolumeSettings",
     "WStyles",
     "make_discriminator",

@@ -9,12 +9,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays, sides
+from cips3d.cameras import Rays
 from cips3d.errors import require_range
 from cips3d.models.generator import (
-    Generator,
     ParameterGroups,
-    Picture,
     View,
     WeightParts,
     at_layers,
@@ -25,10 +23,10 @@ from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.precision import checked_precision
-from cips3d.models.ray_parts import as_picture, default_chunk_rays, paint_rays
-from cips3d.models.volume import VolumeSettings, check_cameras, draw_random, filled_depth
+from cips3d.models.ray_parts import Painter, default_chunk_rays
+from cips3d.models.volume import VolumeSettings
+from cips3d.models.volume_generator import RayPixels, VolumeGenerator
 from cips3d.ops.checks import check_shape
-from cips3d.ops.composite import DensityActivation
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
 
@@ -109,40 +107,7 @@ class CIPS3DStyles(NamedTuple):
     appearance: Tensor
 
 
-class Rendering(NamedTuple):
-    """Pictures of a batch of cameras.
-
-    Attributes:
-        image: [B, 3, H, W] in [-1, 1].
-        aux_image: [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for.
-        depth: [B, 1, H, W] expected distance along the ray Σ w t, scene units.
-        features: [B, features, H, W].
-        weights: [B, H·W, samples] compositing weights, front to back.
-        sample_depths: [B, H·W, samples].
-    """
-
-    image: Tensor
-    aux_image: Tensor | None
-    depth: Tensor
-    features: Tensor
-    weights: Tensor
-    sample_depths: Tensor
-
-    def filled_depth(self, t_far: float) -> Tensor:
-        """Depth [B, 1, H, W] of a scene with a wall at t_far: Σ w t + (1 - Σ w) t_far; empty rays end far away."""
-        return filled_depth(self.depth, self.weights, t_far)
-
-
-class _Pixels(NamedTuple):
-    rgb: Tensor  # [B, N, 3]
-    aux_rgb: Tensor | None  # [B, N, 3]
-    depth: Tensor  # [B, N, 1]
-    features: Tensor  # [B, N, features]
-    weights: Tensor  # [B, N, samples]
-    sample_depths: Tensor  # [B, N, samples]
-
-
-class CIPS3D(Generator[CIPS3DStyles]):
+class CIPS3D(VolumeGenerator[CIPS3DStyles]):
     """CIPS-3D's generator (arXiv 2110.09788).
 
     z_shape goes through a mapping network to the FiLM layers of a shallow NeRF, which gives a feature per ray;
@@ -150,7 +115,6 @@ class CIPS3D(Generator[CIPS3DStyles]):
     on the same feature gives the auxiliary image that a discriminator of its own sees during training.
     """
 
-    is_3d: ClassVar[bool] = True
     has_aux_image: ClassVar[bool] = True
 
     def __init__(self, config: CIPS3DConfig | None = None) -> None:
@@ -259,150 +223,22 @@ class CIPS3D(Generator[CIPS3DStyles]):
         check_shape("points", points, (len(styles.shape), None, 3))
         return self.nerf.raw_density(points, styles.shape)
 
-    def render(self, styles: CIPS3DStyles, view: View) -> Picture:
-        """Pictures of styles; depth of empty space is t_far. A `window` of the picture is not offered."""
-        if view.window is not None:
-            raise ValueError("window is for generators of pixel coordinates; CIPS-3D renders whole pictures")
-        rendering = self.synthesis(
-            styles,
-            view.cameras,
-            view.volume,
-            resolution=view.resolution,
-            density_noise=view.density_noise,
-            return_aux=view.return_aux,
-            jitter=view.jitter,
-            grad_points=view.grad_points,
-            generator=view.generator,
-        )
-        return Picture(rendering.image, rendering.aux_image, rendering.filled_depth(view.volume.t_far))
-
-    def forward(
-        self,
-        z_shape: Tensor,
-        z_appearance: Tensor,
-        cameras: Cameras,
-        *,
-        resolution: int | tuple[int, int],
-        samples: int = 12,
-        fine_samples: int | None = None,
-        t_near: float = 0.88,
-        t_far: float = 1.12,
-        density_activation: DensityActivation = "relu",
-        density_noise: float = 0.0,
-        last_back: bool = False,
-        white_back: bool = False,
-        return_aux: bool = False,
-        stratified_u: Tensor | None = None,
-        importance_u: Tensor | None = None,
-        coarse_noise: Tensor | None = None,
-        merged_noise: Tensor | None = None,
-        jitter: bool = True,
-        grad_points: int | None = None,
-        chunk_rays: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Rendering:
-        """Render images of random z: `synthesis(mapping(z), ...)`.
-
-        Args:
-            z_shape: [B, z_shape_dim]; z_appearance: [B, z_appearance_dim]; standard normal.
-            cameras: B cameras.
-            resolution: side of a square picture, or (height, width); any size.
-            samples, fine_samples, t_near, t_far, density_activation, last_back, white_back: see `VolumeSettings`.
-            density_noise: standard deviation of the noise added to raw densities (training).
-            return_aux: also give the auxiliary image.
-            stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
-            coarse_noise, merged_noise: [B, R, S] and [B, R, S + F] noise of the coarse and of all samples' raw
-                densities, front to back, in place of `density_noise`.
-            jitter: False renders without random numbers.
-            grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
-            chunk_rays: rays rendered at a time where no gradient is needed; default: `default_chunk_rays`.
-                The result does not depend on it (up to rounding).
-            generator: source of the draws.
-
-        Returns:
-            `Rendering`.
-        """
-        settings = VolumeSettings(samples, fine_samples, t_near, t_far, density_activation, last_back, white_back)
-        return self.synthesis(
-            self.mapping(z_shape, z_appearance),
-            cameras,
-            settings,
-            resolution=resolution,
-            density_noise=density_noise,
-            return_aux=return_aux,
-            stratified_u=stratified_u,
-            importance_u=importance_u,
-            coarse_noise=coarse_noise,
-            merged_noise=merged_noise,
-            jitter=jitter,
-            grad_points=grad_points,
-            chunk_rays=chunk_rays,
-            generator=generator,
-        )
-
-    def synthesis(
-        self,
-        styles: CIPS3DStyles,
-        cameras: Cameras,
-        settings: VolumeSettings,
-        *,
-        resolution: int | tuple[int, int],
-        density_noise: float = 0.0,
-        return_aux: bool = False,
-        stratified_u: Tensor | None = None,
-        importance_u: Tensor | None = None,
-        coarse_noise: Tensor | None = None,
-        merged_noise: Tensor | None = None,
-        jitter: bool = True,
-        grad_points: int | None = None,
-        chunk_rays: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Rendering:
-        """Render images of given styles; arguments as in `forward`.
-
-        Raises:
-            ValueError: an argument does not fit; it is named.
-        """
+    def check_batch(self, styles: CIPS3DStyles, images: int) -> None:
         check_styles(styles, CIPS3DStyles)
-        check_cameras(cameras, self.aux_to_rgb.weight)
-        for name, style in (("shape", styles.shape), ("appearance", styles.appearance)):
-            if len(style) != len(cameras):
-                raise ValueError(f"cameras must be as many as styles.{name}, got {len(cameras)} and {len(style)}")
-        height, width = sides(resolution)
-        rays = cameras.rays((height, width))
-        batch, count = rays.origins.shape[:2]
-        draws = draw_random(
-            batch,
-            count,
-            settings,
-            density_noise=density_noise,
-            stratified_u=stratified_u,
-            importance_u=importance_u,
-            coarse_noise=coarse_noise,
-            merged_noise=merged_noise,
-            jitter=jitter,
-            generator=generator,
-            device=self.device,
-            dtype=rays.origins.dtype,
-        )
+        for name, style in zip(styles._fields, styles, strict=True):
+            if len(style) != images:
+                raise ValueError(f"cameras must be as many as styles.{name}, got {images} and {len(style)}")
+
+    def rays_at_once(self, volume: VolumeSettings) -> int:
+        return default_chunk_rays(self.device)
+
+    def painter(self, styles: CIPS3DStyles, view: View) -> Painter[RayPixels]:
         folded = self.inr.fold(styles.appearance)
 
-        def paint(images: slice, rays: Rays, draws: RayDraws) -> _Pixels:
-            features, ray = self.nerf(rays, styles.shape[images], settings, draws)
-            rgb = self.inr(features, [weight[images] for weight in folded])
-            aux_rgb = torch.tanh(self.aux_to_rgb(features)) if return_aux else None
-            return _Pixels(rgb, aux_rgb, ray.depth[..., None], features, ray.weights, ray.depths)
+        def paint(images: slice, rays: Rays, draws: RayDraws) -> RayPixels:
+            features, ray = self.nerf(rays, styles.shape[images], view.volume, draws)
+            colors = self.inr(features, [weight[images] for weight in folded])
+            aux_colors = torch.tanh(self.aux_to_rgb(features)) if view.return_aux else None
+            return RayPixels.of(ray, colors, aux_colors=aux_colors, features=features)
 
-        if chunk_rays is None:
-            chunk_rays = default_chunk_rays(self.device)
-        pixels = paint_rays(paint, rays, draws, chunk_rays=chunk_rays, grad_points=grad_points, generator=generator)
-
-        shape = (height, width)
-        return Rendering(
-            image=as_picture(pixels.rgb, *shape),
-            aux_image=None if pixels.aux_rgb is None else as_picture(pixels.aux_rgb, *shape),
-            depth=as_picture(pixels.depth, *shape),
-            features=as_picture(pixels.features, *shape),
-            weights=pixels.weights,
-            sample_depths=pixels.sample_depths,
-        )
+        return paint

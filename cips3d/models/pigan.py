@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras, Rays, sides
+from cips3d.cameras import Rays
 from cips3d.errors import UserError
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View, WeightParts, check_styles, mixed_layers
+from cips3d.models.generator import ParameterGroups, View, WeightParts, check_styles, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
 from cips3d.models.precision import checked_precision
-from cips3d.models.ray_parts import as_picture, paint_rays
-from cips3d.models.volume import VolumeSettings, check_cameras, draw_random, filled_depth
+from cips3d.models.ray_parts import Painter
+from cips3d.models.volume import VolumeSettings
+from cips3d.models.volume_generator import RayPixels, VolumeGenerator
 from cips3d.ops.checks import check_shape
-from cips3d.ops.composite import DensityActivation
 from cips3d.ops.deep_field import along_rays
 from cips3d.ops.march import RayDraws, RenderedRays, march_rays
 from cips3d.ops.precision import Precision
@@ -27,47 +27,19 @@ CPU_CHUNK_POINTS = 2048  # 2 MB of activations a layer of 256: what a core's L2 
 CHUNK_POINTS = 1 << 20  # elsewhere: 1 GB a layer of 256
 
 
-class PiGANRendering(NamedTuple):
-    """Pictures of a batch of cameras.
-
-    Attributes:
-        image: [B, 3, H, W] in [-1, 1].
-        depth: [B, 1, H, W] expected distance along the ray Σ w t, scene units.
-        weights: [B, H·W, samples] compositing weights, front to back.
-        sample_depths: [B, H·W, samples].
-    """
-
-    image: Tensor
-    depth: Tensor
-    weights: Tensor
-    sample_depths: Tensor
-
-    def filled_depth(self, t_far: float) -> Tensor:
-        """Depth [B, 1, H, W] of a scene with a wall at t_far: Σ w t + (1 - Σ w) t_far; empty rays end far away."""
-        return filled_depth(self.depth, self.weights, t_far)
-
-
-class _Pixels(NamedTuple):
-    color: Tensor  # [B, N, 3] in [-1, 1]
-    depth: Tensor  # [B, N, 1]
-    weights: Tensor  # [B, N, samples]
-    sample_depths: Tensor  # [B, N, samples]
-
-
 def rays_at_once(device: torch.device, samples: int) -> int:
     """Rays of so many samples each that are rendered at a time where no gradient is needed."""
     points = CPU_CHUNK_POINTS if device.type == "cpu" else CHUNK_POINTS
     return max(points // samples, 1)
 
 
-class PiGAN(Generator[PiGANStyles]):
+class PiGAN(VolumeGenerator[PiGANStyles]):
     """pi-GAN's generator (arXiv 2012.00926).
 
     z goes through a mapping network to the frequencies and phases of a radiance field's sine layers; the field is
     rendered along the rays of a camera.
     """
 
-    is_3d: ClassVar[bool] = True
     has_view_dependence: ClassVar[bool] = True
 
     def __init__(self, config: PiGANConfig | None = None) -> None:
@@ -132,24 +104,6 @@ class PiGAN(Generator[PiGANStyles]):
         frequencies, phases = (mixed_layers(a, b, layer, self.style_layers) for a, b in zip(first, second, strict=True))
         return PiGANStyles(frequencies, phases)
 
-    def render(self, styles: PiGANStyles, view: View) -> Picture:
-        """Pictures of styles; depth of empty space is t_far. Auxiliary images and windows are not offered."""
-        if view.window is not None or view.return_aux:
-            name = "return_aux" if view.return_aux else "window"
-            raise ValueError(f"{name} is not for pi-GAN, which renders one whole picture")
-        rendering = self.synthesis(
-            styles,
-            view.cameras,
-            view.volume,
-            resolution=view.resolution,
-            density_noise=view.density_noise,
-            lock_view=view.lock_view,
-            jitter=view.jitter,
-            grad_points=view.grad_points,
-            generator=view.generator,
-        )
-        return Picture(rendering.image, None, rendering.filled_depth(view.volume.t_far))
-
     def density(self, styles: PiGANStyles, points: Tensor) -> Tensor:
         """Raw densities of points, before their activation.
 
@@ -163,139 +117,28 @@ class PiGAN(Generator[PiGANStyles]):
         Raises:
             ValueError: a shape does not fit; the argument is named.
         """
-        self._check_styles(styles)
+        check_styles(styles, PiGANStyles)
+        self.check_batch(styles, len(styles.frequencies))
         check_shape("points", points, (len(styles.frequencies), None, 3))
         return self.nerf.trunk(points, styles)[0]
 
-    def forward(
-        self,
-        z: Tensor,
-        cameras: Cameras,
-        *,
-        resolution: int | tuple[int, int],
-        samples: int = 12,
-        fine_samples: int | None = None,
-        t_near: float = 0.88,
-        t_far: float = 1.12,
-        density_activation: DensityActivation = "relu",
-        density_noise: float = 0.0,
-        white_back: bool = False,
-        last_back: bool = False,
-        lock_view: bool = False,
-        stratified_u: Tensor | None = None,
-        importance_u: Tensor | None = None,
-        coarse_noise: Tensor | None = None,
-        merged_noise: Tensor | None = None,
-        jitter: bool = True,
-        grad_points: int | None = None,
-        chunk_rays: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> PiGANRendering:
-        """Render images of random z: `synthesis(mapping(z), ...)`.
+    def check_batch(self, styles: PiGANStyles, images: int) -> None:
+        check_styles(styles, PiGANStyles)
+        if len(styles.frequencies) != images:
+            raise ValueError(f"cameras must be as many as styles, got {images} and {len(styles.frequencies)}")
+        for name, style in zip(styles._fields, styles, strict=True):
+            check_shape(name, style, (images, self.style_layers, self.config.width))
 
-        Args:
-            z: [B, z_dim], standard normal.
-            cameras: B cameras.
-            resolution: side of a square picture, or (height, width); any size.
-            samples, fine_samples, t_near, t_far, density_activation, white_back, last_back: see `VolumeSettings`.
-            density_noise: standard deviation of the noise added to raw densities (training).
-            lock_view: colours as seen along -z from wherever the camera looks, which keeps them still in videos.
-            stratified_u, importance_u: [B, R, S] uniform draws in [0, 1), R = H·W; drawn inside when not given.
-            coarse_noise, merged_noise: [B, R, S] and [B, R, S + F] noise of the coarse and of all samples' raw
-                densities, front to back, in place of `density_noise`.
-            jitter: False renders without random numbers.
-            grad_points: only so many randomly chosen rays an image carry gradients; the others are rendered without.
-            chunk_rays: rays rendered at a time where no gradient is needed; default: `rays_at_once`.
-                The result does not depend on it (up to rounding).
-            generator: source of the draws.
+    def rays_at_once(self, volume: VolumeSettings) -> int:
+        return rays_at_once(self.device, max(volume.samples, volume.fine))
 
-        Returns:
-            `PiGANRendering`.
-        """
-        settings = VolumeSettings(samples, fine_samples, t_near, t_far, density_activation, last_back, white_back)
-        return self.synthesis(
-            self.mapping(z),
-            cameras,
-            settings,
-            resolution=resolution,
-            density_noise=density_noise,
-            lock_view=lock_view,
-            stratified_u=stratified_u,
-            importance_u=importance_u,
-            coarse_noise=coarse_noise,
-            merged_noise=merged_noise,
-            jitter=jitter,
-            grad_points=grad_points,
-            chunk_rays=chunk_rays,
-            generator=generator,
-        )
+    def painter(self, styles: PiGANStyles, view: View) -> Painter[RayPixels]:
+        def paint(images: slice, rays: Rays, draws: RayDraws) -> RayPixels:
+            ray = self._rendered(PiGANStyles(*(s[images] for s in styles)), rays, draws, view.volume, view.lock_view)
+            colors = ray.colors + (1 - ray.opacity[..., None]) if view.volume.white_back else ray.colors
+            return RayPixels.of(ray, 2 * colors - 1)
 
-    def synthesis(
-        self,
-        styles: PiGANStyles,
-        cameras: Cameras,
-        settings: VolumeSettings,
-        *,
-        resolution: int | tuple[int, int],
-        density_noise: float = 0.0,
-        lock_view: bool = False,
-        stratified_u: Tensor | None = None,
-        importance_u: Tensor | None = None,
-        coarse_noise: Tensor | None = None,
-        merged_noise: Tensor | None = None,
-        jitter: bool = True,
-        grad_points: int | None = None,
-        chunk_rays: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> PiGANRendering:
-        """Render images of given styles; arguments as in `forward`.
-
-        Raises:
-            ValueError: an argument does not fit; it is named.
-        """
-        self._check_styles(styles)
-        check_cameras(cameras, next(self.nerf.parameters()))
-        if len(styles.frequencies) != len(cameras):
-            raise ValueError(f"cameras must be as many as styles, got {len(cameras)} and {len(styles.frequencies)}")
-        height, width = sides(resolution)
-        rays = cameras.rays((height, width))
-        batch, count = rays.origins.shape[:2]
-        draws = draw_random(
-            batch,
-            count,
-            settings,
-            density_noise=density_noise,
-            stratified_u=stratified_u,
-            importance_u=importance_u,
-            coarse_noise=coarse_noise,
-            merged_noise=merged_noise,
-            jitter=jitter,
-            generator=generator,
-            device=self.device,
-            dtype=rays.origins.dtype,
-        )
-
-        def paint(images: slice, rays: Rays, draws: RayDraws) -> _Pixels:
-            return self._paint(PiGANStyles(*(s[images] for s in styles)), rays, draws, settings, lock_view)
-
-        if chunk_rays is None:
-            chunk_rays = rays_at_once(self.device, max(settings.samples, settings.fine))
-        pixels = paint_rays(paint, rays, draws, chunk_rays=chunk_rays, grad_points=grad_points, generator=generator)
-
-        shape = (height, width)
-        return PiGANRendering(
-            image=as_picture(pixels.color, *shape),
-            depth=as_picture(pixels.depth, *shape),
-            weights=pixels.weights,
-            sample_depths=pixels.sample_depths,
-        )
-
-    def _paint(
-        self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
-    ) -> _Pixels:
-        ray = self._rendered(styles, rays, draws, settings, lock_view)
-        color = ray.colors + (1 - ray.opacity[..., None]) if settings.white_back else ray.colors
-        return _Pixels(2 * color - 1, ray.depth[..., None], ray.weights, ray.depths)
+        return paint
 
     def _rendered(
         self, styles: PiGANStyles, rays: Rays, draws: RayDraws, settings: VolumeSettings, lock_view: bool
@@ -323,8 +166,3 @@ class PiGAN(Generator[PiGANStyles]):
             activation=settings.density_activation,
             last_back=settings.last_back,
         )
-
-    def _check_styles(self, styles: PiGANStyles) -> None:
-        check_styles(styles, PiGANStyles)
-        for name, value in (("frequencies", styles.frequencies), ("phases", styles.phases)):
-            check_shape(name, value, (len(styles.frequencies), self.style_layers, self.config.width))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError, require_choice, require_range
-from cips3d.ops.checks import check_alike
+from cips3d.ops.checks import check_alike, check_shape
 from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.march import RayDraws
 
@@ -76,10 +76,6 @@ def draw_random(
     settings: VolumeSettings,
     *,
     density_noise: float = 0.0,
-    stratified_u: Tensor | None = None,
-    importance_u: Tensor | None = None,
-    coarse_noise: Tensor | None = None,
-    merged_noise: Tensor | None = None,
     jitter: bool = True,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
@@ -89,19 +85,12 @@ def draw_random(
 
     Args:
         batch, rays: B images of R rays.
-        settings: how many samples a ray has, S coarse and F fine ones.
-        density_noise: standard deviation of the Gaussian added to raw densities.
-        stratified_u: [B, R, S] given draws, used instead of drawing.
-        importance_u: [B, R, F] likewise.
-        coarse_noise: [B, R, S] likewise, added to the coarse samples' raw densities as it is.
-        merged_noise: [B, R, S + F] likewise, to those of all samples, front to back.
+        settings: how many samples a ray has.
+        density_noise: standard deviation of the Gaussian added to raw densities; 0: none.
         jitter: False puts every depth in the middle of its bin and the importance draws at equal steps: no noise in
             the picture, the same picture every time.
         generator: source of the draws; they are made on its device and moved.
         device, dtype: of the result.
-
-    Raises:
-        ValueError: a given draw has another shape, or there are no importance samples that it could be for.
     """
     samples, fine = settings.samples, settings.fine
     drawn_on = device if generator is None else generator.device
@@ -111,43 +100,28 @@ def draw_random(
             return torch.rand(batch, rays, count, generator=generator, device=drawn_on).to(device, dtype)
         return ((torch.arange(count, device=device, dtype=dtype) + 0.5) / count).expand(batch, rays, count)
 
-    def given(name: str, draw: Tensor, count: int) -> Tensor:
-        if tuple(draw.shape) != (batch, rays, count):
-            raise ValueError(f"{name} must have shape [{batch}, {rays}, {count}], got {list(draw.shape)}")
-        return draw
-
-    def noise(name: str, draw: Tensor | None, count: int) -> Tensor | None:
-        if draw is not None:
-            return given(name, draw, count)
+    def noise(count: int) -> Tensor | None:
         if density_noise == 0:
             return None
         drawn = torch.randn(batch, rays, count, generator=generator, device=drawn_on)
         return density_noise * drawn.to(device, dtype)
 
-    if stratified_u is not None:
-        stratified = given("stratified_u", stratified_u, samples)
-    else:
-        stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device, dtype=dtype)
+    stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device, dtype=dtype)
     if fine == 0:
-        for name, draw in (("importance_u", importance_u), ("merged_noise", merged_noise)):
-            if draw is not None:
-                raise ValueError(f"{name} is for importance samples, and fine_samples is 0: leave it out")
-        return RayDraws(stratified, coarse_noise=noise("coarse_noise", coarse_noise, samples))
-    importance = uniform(fine) if importance_u is None else given("importance_u", importance_u, fine)
-    return RayDraws(
-        stratified,
-        importance,
-        noise("coarse_noise", coarse_noise, samples),
-        noise("merged_noise", merged_noise, samples + fine),
-    )
+        return RayDraws(stratified, coarse_noise=noise(samples))
+    return RayDraws(stratified, uniform(fine), noise(samples), noise(samples + fine))
 
 
-def filled_depth(depth: Tensor, weights: Tensor, t_far: float) -> Tensor:
-    """Depth of a scene with a wall at t_far, Σ w t + (1 - Σ w) t_far: empty rays end far away.
-
-    Args:
-        depth: [B, 1, H, W] Σ w t.
-        weights: [B, H·W, S].
-        t_far: scene units.
-    """
-    return depth + (1 - weights.sum(-1).view_as(depth)) * t_far
+def check_drawn(draws: RayDraws, batch: int, rays: int, settings: VolumeSettings) -> None:
+    """Raise ValueError, naming the draw, unless these are the random numbers of R rays of B images."""
+    samples, fine = settings.samples, settings.fine
+    needed = {"stratified": samples, "importance": fine, "coarse_noise": samples, "merged_noise": samples + fine}
+    for name, count in needed.items():
+        draw = getattr(draws, name)
+        if draw is None:
+            if name == "importance" and fine > 0:
+                raise ValueError(f"draws.importance must have shape [{batch}, {rays}, {count}], got none")
+        elif name in ("importance", "merged_noise") and fine == 0:
+            raise ValueError(f"draws.{name} is for importance samples, and fine_samples is 0: leave it out")
+        else:
+            check_shape(f"draws.{name}", draw, (batch, rays, count))

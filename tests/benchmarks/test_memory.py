@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN
 from cips3d.models.pigan_field import PiGANConfig
 from cips3d.models.volume import VolumeSettings
@@ -65,7 +66,7 @@ def beyond_the_picture(model: Any, side: int) -> int:
 
     @torch.no_grad()
     def run() -> None:
-        seen.append(model.synthesis(model.mapping(*z), cameras, SETTINGS, resolution=side, chunk_rays=CHUNK))
+        seen.append(model(*z, view=View(side, cameras, SETTINGS), chunk_rays=CHUNK))
 
     peak = peak_allocated(run, CPU)
     picture = sum(4 * x.numel() for x in seen[0] if x is not None)

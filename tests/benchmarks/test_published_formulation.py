@@ -12,7 +12,7 @@ from reference_records import relative_l2
 
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
-from cips3d.models.generator import truncated
+from cips3d.models.generator import View, truncated
 from cips3d.models.ray_parts import as_picture
 from cips3d.models.volume import VolumeSettings, draw_random
 
@@ -54,8 +54,7 @@ def test_same_pictures_and_gradients(settings: VolumeSettings) -> None:
     generator, styles, cameras = setting()
     generated = torch.Generator().manual_seed(2)
     draws = draw_random(2, 20, settings, generator=generated, dtype=torch.float64)
-    u = {"stratified_u": draws.stratified, "importance_u": draws.importance}
-    ours = generator.synthesis(styles, cameras, settings, resolution=(4, 5), **u).image
+    ours = generator.synthesis(styles, View((4, 5), cameras, settings), draws=draws).image
     theirs = published_formulation.render(generator, styles, cameras.rays((4, 5)), settings, draws)
     theirs = as_picture(theirs, 4, 5)
     assert ours.std() > 0.05  # there is something to be seen

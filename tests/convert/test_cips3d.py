@@ -14,7 +14,11 @@ from cips3d.cameras import Cameras
 from cips3d.convert import from_reference
 from cips3d.convert.cips3d_generator import generator_reference_names, generator_to_reference
 from cips3d.errors import UserError
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, Rendering
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+from cips3d.models.generator import View
+from cips3d.models.volume import VolumeSettings
+from cips3d.models.volume_generator import Rendering
+from cips3d.ops.march import RayDraws
 
 RECIPE = "recipe_cips3d_generator_full_r24"
 SMALL = CIPS3DConfig(
@@ -41,19 +45,21 @@ def render_record(
     resolution = settings["img_size"]
     generator = from_reference(weights, system="cips3d").to(device, dtype)
     pitch, yaw = (tensor(loaded, f"in/{angle}")[:, 0].to(dtype) for angle in ("pitch", "yaw"))
-    rendering = generator(
-        tensor(loaded, "in/z_nerf").to(device, dtype),
-        tensor(loaded, "in/z_inr").to(device, dtype),
-        Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]).to(device),
-        resolution=resolution,
+    volume = VolumeSettings(
         samples=settings["num_steps"],
         t_near=settings["ray_start"],
         t_far=settings["ray_end"],
-        stratified_u=tensor(loaded, "in/u_stratified")[..., 0].to(device, dtype),
-        importance_u=tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device, dtype),
         last_back=settings["last_back"],
         white_back=settings["white_back"],
-        return_aux=True,
+    )
+    cameras = Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]).to(device)
+    rendering = generator(
+        *(tensor(loaded, name).to(device, dtype) for name in ("in/z_nerf", "in/z_inr")),
+        view=View(resolution, cameras, volume, return_aux=True),
+        draws=RayDraws(
+            tensor(loaded, "in/u_stratified")[..., 0].to(device, dtype),
+            tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device, dtype),
+        ),
     )
     assert rendering.aux_image is not None
     if torch.is_grad_enabled():
@@ -127,6 +133,7 @@ def test_values_on_the_way(backend: Backend) -> None:
     loaded = record("cips3d_generator_r16")
     _, rendering = rendered("cips3d_generator_r16", backend)
     rendering = Rendering(*(None if x is None else x.cpu() for x in rendering))  # type: ignore[arg-type]
+    assert rendering.features is not None
     features = rendering.features.flatten(2).transpose(1, 2)
     assert relative_l2(features, tensor(loaded, "mid/pixel_features")) < 1e-5
     assert (rendering.depth.flatten(1) - tensor(loaded, "mid/depth")[..., 0]).abs().max() < 1e-5

@@ -21,8 +21,12 @@ from cips3d.convert.pigan_discriminator import (
     pigan_discriminator_to_reference,
 )
 from cips3d.errors import UserError
-from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANRendering
+from cips3d.models.generator import View
+from cips3d.models.pigan import PiGAN, PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminator, PiGANDiscriminatorConfig, append_coordinates
+from cips3d.models.volume import VolumeSettings
+from cips3d.models.volume_generator import Rendering
+from cips3d.ops.march import RayDraws
 
 GENERATOR = "pigan_generator_r16"
 PROGRESSIVE, STRIDED = "recipe_pigan_discriminator_r32", "recipe_pigan_ccs_discriminator_r64"
@@ -43,25 +47,26 @@ DISCRIMINATORS = {
 }
 
 
-def render_record(name: str, device: torch.device | str) -> tuple[PiGAN, PiGANRendering]:
+def render_record(name: str, device: torch.device | str) -> tuple[PiGAN, Rendering]:
     loaded = record(name)
     settings = meta(loaded)
     resolution = settings["img_size"]
     generator = pigan_from_reference(state(loaded), box_warp=settings["cls"] != "TALLSIREN").to(device)
     pitch, yaw = tensor(loaded, "in/pitch")[:, 0], tensor(loaded, "in/yaw")[:, 0]
-    rendering = generator(
-        tensor(loaded, "in/z").to(device),
-        Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]).to(device),
-        resolution=resolution,
+    volume = VolumeSettings(
         samples=settings["num_steps"],
         t_near=settings["ray_start"],
         t_far=settings["ray_end"],
         density_activation=settings["clamp_mode"],
         white_back=settings["white_back"],
         last_back=settings["last_back"],
-        stratified_u=tensor(loaded, "in/u_stratified")[..., 0].to(device),
-        importance_u=tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device),
     )
+    draws = RayDraws(
+        tensor(loaded, "in/u_stratified")[..., 0].to(device),
+        tensor(loaded, "in/u_importance").view(len(yaw), resolution**2, -1).to(device),
+    )
+    cameras = Cameras.from_angles(pitch, yaw, fov_degrees=settings["fov"]).to(device)
+    rendering = generator(tensor(loaded, "in/z").to(device), view=View(resolution, cameras, volume), draws=draws)
     (rendering.image * tensor(loaded, "in/loss_weight").to(device)).sum().backward()
     return generator, rendering
 

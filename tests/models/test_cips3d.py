@@ -14,9 +14,12 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles, Rendering
-from cips3d.models.generator import truncated
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
+from cips3d.models.generator import View, truncated
 from cips3d.models.ray_parts import default_chunk_rays
+from cips3d.models.volume import VolumeSettings
+from cips3d.models.volume_generator import Rendering
+from cips3d.ops.march import RayDraws
 
 CONFIG = CIPS3DConfig(
     z_shape_dim=6,
@@ -51,43 +54,52 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, Cameras]:
     return z_shape, z_appearance, Cameras.from_angles(pitch, yaw)
 
 
-def draws(rays: int, samples: int = 4) -> dict[str, torch.Tensor]:
+def draws(rays: int, samples: int = 4) -> RayDraws:
     random = torch.Generator().manual_seed(2)
-    shape = (BATCH, rays, samples)
-    return {
-        "stratified_u": torch.rand(shape, generator=random, dtype=torch.float64),
-        "importance_u": torch.rand(shape, generator=random, dtype=torch.float64),
-    }
+    return RayDraws(*torch.rand(2, BATCH, rays, samples, generator=random, dtype=torch.float64))
 
 
-def render(model: CIPS3D, resolution: Any = 6, **settings: Any) -> Rendering:
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    settings = {"samples": 4, "return_aux": True, **draws(height * width), **settings}
-    return model(*inputs(), resolution=resolution, **settings)
+VOLUME = VolumeSettings(samples=4)
+COARSE = VolumeSettings(samples=4, fine_samples=0)
+DRAWS = draws(36)
+COARSE_DRAWS = RayDraws(DRAWS.stratified)
+
+
+def render(
+    model: CIPS3D,
+    resolution: Any = 6,
+    volume: VolumeSettings = VOLUME,
+    *,
+    draws: RayDraws | None = DRAWS,
+    chunk_rays: int | None = None,
+    **view: Any,
+) -> Rendering:
+    *z, cameras = inputs()
+    seen: Rendering = model(
+        *z, view=View(resolution, cameras, volume, return_aux=True, **view), draws=draws, chunk_rays=chunk_rays
+    )
+    return seen
 
 
 @pytest.mark.parametrize("resolution", [1, 5, 6, (3, 7)])
 def test_shapes_at_any_resolution(generator: CIPS3D, resolution: Any) -> None:
-    out = render(generator, resolution)
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    out = render(generator, resolution, draws=draws(height * width))
     assert out.image.shape == (BATCH, 3, height, width)
     assert out.aux_image is not None and out.aux_image.shape == out.image.shape
     assert out.depth.shape == (BATCH, 1, height, width)
-    assert out.features.shape == (BATCH, CONFIG.features, height, width)
+    assert out.features is not None and out.features.shape == (BATCH, CONFIG.features, height, width)
     assert out.weights.shape == out.sample_depths.shape == (BATCH, height * width, 8)
     assert out.image.abs().max() <= 1 and out.aux_image.abs().max() <= 1
     assert (out.sample_depths.diff(dim=-1) >= 0).all()
 
 
 @pytest.mark.parametrize("chunk_rays", [1, 7, 35, 36, 1000])
-@pytest.mark.parametrize("fine_samples", [4, 0])
-def test_chunks_do_not_show(generator: CIPS3D, chunk_rays: int, fine_samples: int) -> None:
-    settings: dict[str, Any] = {"fine_samples": fine_samples}
-    if fine_samples == 0:
-        settings["importance_u"] = None
-    whole = render(generator, **settings)  # with gradients nothing is chunked
+@pytest.mark.parametrize(("volume", "draws"), [(VOLUME, DRAWS), (COARSE, COARSE_DRAWS)], ids=["fine", "coarse"])
+def test_chunks_do_not_show(generator: CIPS3D, chunk_rays: int, volume: VolumeSettings, draws: RayDraws) -> None:
+    whole = render(generator, volume=volume, draws=draws)  # with gradients nothing is chunked
     with torch.no_grad():
-        chunked = render(generator, chunk_rays=chunk_rays, **settings)
+        chunked = render(generator, volume=volume, draws=draws, chunk_rays=chunk_rays)
     for name, a, b in zip(Rendering._fields, whole, chunked, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-11), name  # float64 rounding
 
@@ -110,15 +122,9 @@ def test_partial_gradients(generator: CIPS3D) -> None:
 
 
 def test_random_numbers(generator: CIPS3D) -> None:
-    def image(**settings: Any) -> torch.Tensor:
-        with torch.no_grad():
-            return generator.float()(
-                *(x.float() for x in inputs()[:2]),
-                Cameras.from_angles(torch.ones(BATCH), torch.ones(BATCH)),
-                resolution=5,
-                samples=4,
-                **settings,
-            ).image
+    @torch.no_grad()
+    def image(**view: Any) -> Tensor:
+        return render(generator, draws=None, **view).image
 
     assert torch.equal(image(jitter=False), image(jitter=False))
     seeded = [image(generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6)]
@@ -131,13 +137,16 @@ def test_backgrounds(generator: CIPS3D) -> None:
     plain = render(generator)
     left_over = 1 - plain.weights.sum(-1)
     assert left_over.max() > 0.01  # some rays are not opaque, or nothing is tested
-    white = render(generator, white_back=True)
+    white = render(generator, volume=replace(VOLUME, white_back=True))
+    assert white.features is not None and plain.features is not None
     added = (white.features - plain.features).flatten(2)
     assert torch.allclose(added, left_over[:, None].expand_as(added), atol=1e-12)
-    back = render(generator, last_back=True)
+    back = render(generator, volume=replace(VOLUME, last_back=True))
     assert torch.allclose(back.weights.sum(-1), torch.ones_like(left_over))
     assert torch.allclose(back.weights[..., :-1], plain.weights[..., :-1])
-    both = render(generator, last_back=True, white_back=True)  # as published: each takes what is left
+    # As published, each takes what is left.
+    both = render(generator, volume=replace(VOLUME, last_back=True, white_back=True))
+    assert both.features is not None and back.features is not None
     assert torch.allclose((both.features - back.features).flatten(2), added, atol=1e-12)
 
 
@@ -168,19 +177,15 @@ def test_mean_styles_are_fixed(generator: CIPS3D) -> None:
 
 
 def test_a_style_for_every_layer(generator: CIPS3D) -> None:
-    from cips3d.models.volume import VolumeSettings
-
     z_shape, z_appearance, cameras = inputs()
     styles = generator.mapping(z_shape, z_appearance)
     repeated = CIPS3DStyles(styles.shape[:, None].expand(-1, 3, -1), styles.appearance[:, None].expand(-1, 6, -1))
-    settings = VolumeSettings(samples=4)
-    a, b = (generator.synthesis(s, cameras, settings, resolution=4, jitter=False).image for s in (styles, repeated))
+    view = View(4, cameras, VOLUME, jitter=False)
+    a, b = (generator.synthesis(s, view).image for s in (styles, repeated))
     assert torch.allclose(a, b, atol=1e-12)
     other = repeated.appearance.clone()
     other[:, 3:] = other[:, 3:].flip(0)  # mixing: the later layers take the other image's style
-    mixed = generator.synthesis(
-        CIPS3DStyles(repeated.shape, other), cameras, settings, resolution=4, jitter=False
-    ).image
+    mixed = generator.synthesis(CIPS3DStyles(repeated.shape, other), view).image
     assert not torch.allclose(a, mixed)
 
 
@@ -196,7 +201,7 @@ def test_gradients_reach_the_camera(generator: CIPS3D) -> None:
     z_shape, z_appearance, _ = inputs()
     yaw = torch.full((BATCH,), 1.5, dtype=torch.float64, requires_grad=True)
     cameras = Cameras.from_angles(torch.full((BATCH,), 1.6, dtype=torch.float64), yaw)
-    generator(z_shape, z_appearance, cameras, resolution=4, samples=4, jitter=False).image.sum().backward()
+    generator(z_shape, z_appearance, view=View(4, cameras, VOLUME, jitter=False)).image.sum().backward()
     assert yaw.grad is not None and (yaw.grad != 0).all()
 
 
@@ -210,49 +215,53 @@ def test_z_is_drawn_from_the_generator(generator: CIPS3D) -> None:
 
 def test_given_noise_is_what_would_be_drawn(generator: CIPS3D) -> None:
     source = torch.Generator().manual_seed(4)
-    drawn = render(generator, density_noise=5.0, generator=source)
+    drawn = render(generator, draws=None, density_noise=5.0, generator=source)
     source.manual_seed(4)
-    noise = {
-        name: 5 * torch.randn(BATCH, 36, count, generator=source).double()
-        for name, count in (("coarse_noise", 4), ("merged_noise", 8))
-    }
-    given = render(generator, **noise)
+    uniform = [torch.rand(BATCH, 36, 4, generator=source).double() for _ in range(2)]
+    noise = [5 * torch.randn(BATCH, 36, count, generator=source).double() for count in (4, 8)]
+    given = render(generator, draws=RayDraws(*uniform, *noise))
     assert torch.equal(given.image, drawn.image) and torch.equal(given.weights, drawn.weights)
-    assert not torch.allclose(given.weights, render(generator).weights)
-    without_fine = {"importance_u": None, "fine_samples": 0}
-    coarse = render(generator, **without_fine, coarse_noise=noise["coarse_noise"])
-    assert not torch.allclose(coarse.weights, render(generator, **without_fine).weights)
+    assert not torch.allclose(given.weights, render(generator, draws=RayDraws(*uniform)).weights)
+    coarse = render(generator, volume=COARSE, draws=RayDraws(uniform[0], coarse_noise=noise[0]))
+    assert not torch.allclose(coarse.weights, render(generator, volume=COARSE, draws=RayDraws(uniform[0])).weights)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"stratified_u": torch.zeros(1, 2, 3)}, "stratified_u"),
-        ({"importance_u": torch.zeros(BATCH, 36, 5)}, "importance_u"),
-        ({"coarse_noise": torch.zeros(BATCH, 36, 8)}, "coarse_noise"),
-        ({"merged_noise": torch.zeros(BATCH, 36, 4)}, "merged_noise"),
-        ({"fine_samples": 0}, "importance_u is for importance samples, and fine_samples is 0: leave it out"),
+        ({"stratified": torch.zeros(1, 2, 3)}, r"draws\.stratified must have shape \[2, 36, 4\], got \[1, 2, 3\]"),
+        ({"importance": torch.zeros(BATCH, 36, 5)}, r"draws\.importance must have shape \[2, 36, 4\]"),
+        ({"importance": None}, r"draws\.importance must have shape \[2, 36, 4\], got none"),
+        ({"coarse_noise": torch.zeros(BATCH, 36, 8)}, r"draws\.coarse_noise must have shape \[2, 36, 4\]"),
+        ({"merged_noise": torch.zeros(BATCH, 36, 4)}, r"draws\.merged_noise must have shape \[2, 36, 8\]"),
     ],
 )
 def test_wrong_draws_are_named(generator: CIPS3D, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        render(generator, **change)
+        render(generator, draws=DRAWS._replace(**change))
+
+
+def test_draws_without_use_are_named(generator: CIPS3D) -> None:
+    for name, draw in (("importance", DRAWS.importance), ("merged_noise", DRAWS.stratified)):
+        words = rf"draws\.{name} is for importance samples, and fine_samples is 0: leave it out"
+        with pytest.raises(ValueError, match=words):
+            render(generator, volume=COARSE, draws=COARSE_DRAWS._replace(**{name: draw}))
 
 
 def test_wrong_inputs_are_named(generator: CIPS3D) -> None:
     z_shape, z_appearance, cameras = inputs()
     with pytest.raises(ValueError, match="z must have shape"):
-        generator(z_appearance, z_appearance, cameras, resolution=4)
+        generator(z_appearance, z_appearance, view=View(4, cameras))
     with pytest.raises(ValueError, match="cameras"):
-        generator(z_shape, z_appearance, cameras[:1], resolution=4)
+        generator(z_shape, z_appearance, view=View(4, cameras[:1]))
     with pytest.raises(ValueError, match=r"^cameras must be torch\.float64 on cpu like the weights"):
-        generator(z_shape, z_appearance, cameras.to(dtype=torch.float32), resolution=4)
+        generator(z_shape, z_appearance, view=View(4, cameras.to(dtype=torch.float32)))
     with pytest.raises(TypeError, match="cameras must be Cameras, got Tensor"):
-        generator(z_shape, z_appearance, cameras.position, resolution=4)  # type: ignore[arg-type]
+        generator(z_shape, z_appearance, view=View(4, cameras.position))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"points must have shape \[2, any, 3\], got \[1, 7, 3\]"):
         generator.density(generator.mapping(z_shape, z_appearance), torch.zeros(1, 7, 3).double())
     with pytest.raises(ValueError, match=r"as many as styles\.appearance, got 2 and 4"), torch.no_grad():
-        generator(z_shape, z_appearance.repeat(2, 1), cameras, resolution=40)  # in several chunks
+        generator(z_shape, z_appearance.repeat(2, 1), view=View(40, cameras))  # in several chunks
     for name in ("chunk_rays", "grad_points"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             render(generator, **{name: 0})
@@ -268,9 +277,10 @@ def test_a_picture_of_several_default_chunks(generator: CIPS3D) -> None:
     z_shape, z_appearance = single.sample_z(1, generator=torch.Generator().manual_seed(0))
     cameras = Cameras.from_angles(torch.tensor([1.5]), torch.tensor([1.7]))
     side = math.isqrt(default_chunk_rays(torch.device("cpu"))) + 2
-    whole = single(z_shape, z_appearance, cameras, resolution=side, samples=3, jitter=False)
+    view = View(side, cameras, VolumeSettings(samples=3), jitter=False)
+    whole = single(z_shape, z_appearance, view=view)
     with torch.no_grad():
-        chunked = single(z_shape, z_appearance, cameras, resolution=side, samples=3, jitter=False)
+        chunked = single(z_shape, z_appearance, view=view)
     assert (whole.image - chunked.image).abs().max() < 1e-5
 
 
@@ -284,14 +294,9 @@ def test_kernels_give_the_same(kernel_backend: Backend) -> None:
     def run(model: CIPS3D, device: torch.device, dtype: torch.dtype) -> tuple[Rendering, list[Tensor]]:
         z_shape, z_appearance, cameras = inputs()
         cameras = Cameras(*(x.to(device, dtype) for x in (cameras.rotation, cameras.position, cameras.fov_degrees)))
-        seen = model(
-            *(z_shape.to(device, dtype), z_appearance.to(device, dtype), cameras),
-            resolution=6,
-            samples=4,
-            last_back=True,
-            return_aux=True,
-            **{name: u.to(device, dtype) for name, u in draws(36).items()},
-        )
+        view = View(6, cameras, replace(VOLUME, last_back=True), return_aux=True)
+        uniform = RayDraws(*(u.to(device, dtype) for u in DRAWS if u is not None))
+        seen: Rendering = model(z_shape.to(device, dtype), z_appearance.to(device, dtype), view=view, draws=uniform)
         assert seen.aux_image is not None
         loss = seen.image.square().mean() + seen.aux_image.square().mean() + seen.depth.mean()
         return seen, list(torch.autograd.grad(loss, list(model.parameters())))

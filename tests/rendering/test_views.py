@@ -11,7 +11,7 @@ from checkpoints.small_runs import STEP
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3DStyles
-from cips3d.models.generator import chosen
+from cips3d.models.generator import View, chosen
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator, render_pairs, render_views, styles_of_seeds, volume_at
 from cips3d.rendering import views as views_module
@@ -35,11 +35,13 @@ class TestRenderViews:
             for v in range(3):
                 single = loaded.generator.synthesis(
                     CIPS3DStyles(styles.shape[s : s + 1], styles.appearance[s : s + 1]),
-                    Cameras.from_angles(pitch[v : v + 1], yaw[v : v + 1], loaded.fov_degrees),
-                    loaded.settings,
-                    resolution=(6, 9),
-                    return_aux=True,
-                    jitter=False,
+                    View(
+                        (6, 9),
+                        Cameras.from_angles(pitch[v : v + 1], yaw[v : v + 1], loaded.fov_degrees),
+                        loaded.settings,
+                        return_aux=True,
+                        jitter=False,
+                    ),
                 )
                 assert single.aux_image is not None
                 torch.testing.assert_close(views.image[s, v], single.image[0], **SAME)
@@ -127,7 +129,7 @@ class TestRenderPairs:
         cameras = Cameras.from_angles(FRONT, FRONT, 12.0, radius=1.5)
         shown = render_pairs(loaded, styles, cameras, 6, depth=True)
         volume = VolumeSettings(samples=4, t_near=1.38, t_far=1.62)
-        expected = loaded.generator.synthesis(styles, cameras, volume, resolution=6, jitter=False)
+        expected = loaded.generator.synthesis(styles, View(6, cameras, volume, jitter=False))
         # Near and far are rounded to other float32 numbers, and sines of steep arguments magnify that.
         torch.testing.assert_close(shown.image, expected.image, atol=1e-3, rtol=0)
         torch.testing.assert_close(shown.depth, expected.filled_depth(1.62), atol=1e-4, rtol=0)
