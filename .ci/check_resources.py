@@ -130,9 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.architectures:
         kernels = [kernel for kernel in kernels if kernel.architecture in options.architectures]
     print("\n".join(table(kernels)))
-    spilling = sum(kernel.spills > 0 for kernel in kernels)
+    spilling = [kernel for kernel in kernels if kernel.spills > 0]
     if spilling:
-        print(f"{spilling} of {len(kernels)} kernels spill registers", file=sys.stderr)
+        print(f"{len(spilling)} of {len(kernels)} kernels spill registers:", file=sys.stderr)
+        print("\n".join(table(spilling)), file=sys.stderr)
     waiting = {symbol: reason for text in texts for symbol, reason in serialized(text).items()}
     for symbol, name in demangled(sorted(waiting)).items():
         print(f"matrix instructions of {name} do not overlap: {waiting[symbol]}", file=sys.stderr)
