@@ -1,4 +1,8 @@
-"""Measurements with a limit on their time: parts of a run, and processes of their own for what may hang or last."""
+"""Measurements with a limit on their time: parts of a run, and processes of their own for what may hang or break.
+
+A GPU that has seen an illegal access, or a kernel that never ends, is lost to its process. So parts are measured in a
+process apart from the one that keeps the record: where a part breaks it, another one goes on with the parts behind.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,25 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from conditions import ROOT, about, keeping, prepared_device
 from figures import Result, Results
 from timing import Ceilings, Stopwatch, measure_ceilings
 
+from cips3d.errors import UserError
+
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0  # until a killed process has ended
+BROKEN = 75  # exit code of a process that can measure no more, though there are parts left
+HANGS_AFTER = 4.0, 40.0  # times the seconds that a part takes, and seconds more
 
 
 class Budget:
@@ -46,19 +55,55 @@ class Part:
     measure: Callable[[], object]
 
 
+class DeviceLost(Exception):
+    """The process can use its device no more."""
+
+
 def measure_parts(parts: Sequence[Part], results: Results, budget: Budget) -> None:
-    """One after the other, as far as there is time; `results.left_out` names the others."""
+    """One after the other, as far as there is time; `results.left_out` names the others.
+
+    A part on a GPU that takes many times as long as it should ends the process, with the exit code BROKEN.
+
+    Raises:
+        DeviceLost: after a failed part nothing else can run on the device.
+    """
     results.left_out += [part.name for part in parts]
     results.keep(results)
     for part in parts:
         if budget.left < part.seconds:
             continue
-        with results.reporting(part.name):
+        with results.reporting(part.name), _watched(part, results):
             part.measure()
         results.left_out.remove(part.name)
         results.keep(results)
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                raise DeviceLost(part.name) from error
+
+
+@contextmanager
+def _watched(part: Part, results: Results) -> Iterator[None]:
+    """End the process where a part hangs: a thread that waits for a GPU can be told nothing."""
+    factor, more = HANGS_AFTER
+    limit = factor * part.seconds + more
+
+    def end() -> None:
+        results.left_out.remove(part.name)
+        results.fail(part.name, f"it did not end within {limit:.0f} s")
+        sys.stdout.flush()
+        os._exit(BROKEN)
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    if torch.cuda.is_available():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def run_limited(
@@ -67,7 +112,7 @@ def run_limited(
     *,
     environment: Mapping[str, str] | None = None,
     stdout: int | IO[bytes] | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> int | None:
     """Run a command in the repository; its exit code, or None where its time was up.
 
@@ -91,29 +136,56 @@ def run_limited(
 
 
 def measured_apart(
-    name: str, script: str, arguments: Sequence[str], seconds: float, results: Results, *, must_end: bool
+    name: str, script: str, arguments: Sequence[str], budget: Budget, results: Results, *, seconds: float | None = None
 ) -> None:
     """Let another script measure, in a process of its own; its lines are added as they come.
+
+    What a process that breaks leaves over is measured by another one.
 
     Args:
         name: in the failures.
         script: beside this one; it calls `measure_for_another`.
         arguments: of the script.
-        seconds: until it is killed.
+        budget: when it is killed at the latest.
         results: where its lines, failures and what it leaves out are added.
-        must_end: being killed counts as a failure.
+        seconds: how long it may take; then being killed counts as a failure. None: it may use up the budget.
     """
-    seen: dict[str, Result] = {}
     before = list(results.left_out)
-    texts = [""]
+    left: list[str] | None = None
+    until = Budget(budget.left if seconds is None else min(seconds, budget.left))
+    while left is None or left:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "lines.json"
+            merge = _merging(path, results, before)
+            command = [sys.executable, str(Path(__file__).parent / script), *arguments]
+            command += ["--seconds", f"{until.left:.0f}", "--json", str(path)]
+            command += [] if left is None else ["--parts", *left]
+            code = run_limited(command, until.left, stdout=subprocess.DEVNULL, meanwhile=merge)
+            record = merge()
+        if code is None and (seconds is not None or record is None):
+            results.fail(name, "it did not end in time")
+        elif code not in (0, 1, BROKEN, None):
+            results.fail(name, f"it ended with exit code {code}")
+        remaining = [] if record is None else list(record["left_out"])
+        if code != BROKEN or remaining == left:
+            return
+        left = remaining
 
-    def merge() -> None:
+
+def _merging(path: Path, results: Results, before: list[str]) -> Callable[[], dict[str, Any] | None]:
+    """What adds the record that another process writes to a file, as far as it is there, and returns it."""
+    seen: dict[str, Result] = {}
+    texts = [""]
+    records: list[dict[str, Any] | None] = [None]
+
+    def merge() -> dict[str, Any] | None:
         text = path.read_text() if path.exists() else ""
         if text == texts[-1]:
-            return
+            return records[-1]
         texts[:] = [text]
-        record = json.loads(text)
+        records[:] = [record := json.loads(text)]
         results.failures |= record["failures"]
+        results.kernels |= record["kernels"]
         results.left_out = before + record["left_out"]
         for line, values in record["results"].items():
             result = Result(**values)
@@ -121,27 +193,21 @@ def measured_apart(
                 seen[line] = result
                 (results.add if result.compile_ms is None else results.compared)(line, result)
         results.keep(results)
+        return record
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lines.json"
-        command = [sys.executable, str(Path(__file__).parent / script), *arguments, "--json", str(path)]
-        code = run_limited(command, seconds, stdout=subprocess.DEVNULL, meanwhile=merge)
-        merge()
-        began = path.exists()
-    if code is None and (must_end or not began):
-        results.fail(name, f"it did not end within {seconds:.0f} s")
-    elif code not in (0, 1, None):
-        results.fail(name, f"it ended with exit code {code}")
+    return merge
 
 
-def measure_for_another(
-    description: str | None, measure: Callable[[Stopwatch, Ceilings, Results, Budget], object]
-) -> int:
+Measure = Callable[[Stopwatch, Ceilings, Results], Sequence[Part]]
+
+
+def measure_for_another(description: str | None, parts: Measure) -> int:
     """The command of a script that `measured_apart` runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--repeats", type=int, default=20, help="runs that are timed")
     parser.add_argument("--seconds", type=float, default=3600, help="nothing is begun that takes longer than is left")
+    parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     budget = Budget(arguments.seconds)
@@ -149,5 +215,15 @@ def measure_for_another(
     stopwatch = Stopwatch(device, repeats=arguments.repeats)
     ceilings = measure_ceilings(stopwatch)
     results = Results(keeping(arguments.json, about(device, ceilings)))
-    measure(stopwatch, ceilings, results, budget)
+    asked = parts(stopwatch, ceilings, results)
+    if arguments.parts:
+        unknown = set(arguments.parts) - {part.name for part in asked}
+        if unknown:
+            names = ", ".join(repr(part.name) for part in asked)
+            raise UserError(f"--parts {sorted(unknown)[0]!r} is unknown; choose from {names}")
+        asked = [part for part in asked if part.name in arguments.parts]
+    try:
+        measure_parts(asked, results, budget)
+    except DeviceLost:
+        return BROKEN
     return 1 if results.failures else 0

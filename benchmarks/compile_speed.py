@@ -13,7 +13,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from apart import Budget, Part, measure_for_another, measure_parts
+from apart import Part, measure_for_another
 from figures import Result, Results
 from nerf_speed import compiled_nerf_256
 from ops_speed import compile_group
@@ -24,15 +24,16 @@ from cips3d.errors import exit_on_user_error
 
 # Ops in the order of their importance, and seconds on a GPU with sixteen cores. Layers of the INR one by one have the
 # formulations of the whole INR.
-FIRST = (("networks", "film_siren", 25.0), ("networks", "film_siren_fast", 40.0))
-SECOND = (
+FIRST = (
+    ("networks", "film_siren", 25.0),
     ("rays", "composite", 20.0),
     ("rays", "sample_importance", 15.0),
     ("rays", "sample_stratified", 20.0),
     ("discriminator", "fused_leaky_relu", 15.0),
     ("discriminator", "upfirdn2d", 20.0),
 )
-THIRD = (
+SECOND = (
+    ("networks", "film_siren_fast", 40.0),
     ("inr", "modulated_inr_fast", 60.0),
     ("discriminator", "upfirdn2d_down", 20.0),
     ("discriminator", "upfirdn2d_up", 20.0),
@@ -45,6 +46,7 @@ PICTURE_SECONDS, PUBLISHED_SECONDS, NERF_SECONDS = 100.0, 150.0, 60.0
 
 
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
+    """What is measured, in this order."""
     small = stopwatch.device.type != "cuda"
 
     def ops(chosen: tuple[tuple[str, str, float], ...]) -> Iterator[Part]:
@@ -65,17 +67,12 @@ def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Pa
 
     return [
         *ops(FIRST),
+        Part("nerf_256, compiled", NERF_SECONDS, nerf),
         Part("render_256, compiled", PICTURE_SECONDS, partial(picture, "best")),
         *ops(SECOND),
-        Part("nerf_256, compiled", NERF_SECONDS, nerf),
-        *ops(THIRD),
         Part("render_256_published, compiled", PUBLISHED_SECONDS, partial(picture, "published")),
     ]
 
 
-def measure(stopwatch: Stopwatch, ceilings: Ceilings, results: Results, budget: Budget) -> None:
-    measure_parts(parts(stopwatch, ceilings, results), results, budget)
-
-
 if __name__ == "__main__":
-    raise SystemExit(exit_on_user_error(lambda: measure_for_another(__doc__, measure)))
+    raise SystemExit(exit_on_user_error(lambda: measure_for_another(__doc__, parts)))

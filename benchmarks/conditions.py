@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from cips3d.devices import choose_device
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.ops import kernels
+from cips3d.versions import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("csrc", "cips3d", "benchmarks", ":(exclude)benchmarks/results")  # what figures depend on
@@ -43,7 +45,10 @@ def prepared_device(name: str) -> torch.device:
 
 
 def commit() -> str | None:
-    """The checked-out commit, with "+changes" where what is measured differs from it; None outside of a checkout."""
+    """The checked-out commit, with "+changes" where what is measured differs from it.
+
+    Outside of a checkout it is what CIPS3D_COMMIT says, or None.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
@@ -51,7 +56,7 @@ def commit() -> str | None:
     try:
         return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "--", *MEASURED) else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("CIPS3D_COMMIT")
 
 
 def driver() -> str | None:
@@ -82,11 +87,11 @@ def versions() -> dict[str, str | int | None]:
     }
 
 
-def about(device: torch.device, ceilings: Ceilings, commit_given: str | None = None) -> dict[str, Any]:
+def about(device: torch.device, ceilings: Ceilings) -> dict[str, Any]:
     """What a record says besides its figures."""
     on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "driver": driver() if on_gpu else None,
         "versions": versions(),
         "settings": {
@@ -94,7 +99,7 @@ def about(device: torch.device, ceilings: Ceilings, commit_given: str | None = N
             "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
             "compile_mode": COMPILED,
         },
-        "commit": commit_given or commit(),
+        "commit": commit(),
         "ceilings": asdict(ceilings),
     }
 
@@ -112,7 +117,13 @@ def keeping(path: Path | None, about: dict[str, Any]) -> Callable[[Results], Non
         if path is None:
             return
         lines = {name: asdict(result) for name, result in results.items()}
-        record = about | {"results": lines, "failures": results.failures, "left_out": results.left_out}
+        record = about | {
+            "results": lines,
+            "failures": results.failures,
+            "left_out": results.left_out,
+            "tests": results.tests,
+            "kernels": results.kernels,
+        }
         with atomic_file(path) as file:
             file.write((json.dumps(record, indent=2) + "\n").encode())
 

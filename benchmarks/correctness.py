@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,36 +16,67 @@ from conditions import ROOT
 
 from cips3d.errors import UserError
 
-NOT_STARTED = (2, 3, 4, 5)  # pytest's exit codes where it could not collect, does not know a flag, or found no test
 PROCESSES = 6  # at most, that share the tests
 NAMED = 3  # failed tests in a sentence
+SELECTS_NONE = 5  # pytest's exit code
 
 
-def run_tests(selection: str, seconds: float, where: str = "tests/ops") -> str | None:
-    """Run a selection of tests; what failed, in a phrase, or None.
+@dataclass(frozen=True)
+class Outcome:
+    """Of a selection of tests."""
+
+    wrong: str | None
+    """what failed, in a phrase"""
+    counts: dict[str, float]
+    """how many passed, failed and were skipped, and how many seconds it took"""
+
+
+def run_tests(selection: str, seconds: float, where: str = "tests/ops", *, processes: int | None = None) -> Outcome:
+    """Run a selection of tests.
+
+    Args:
+        selection: of pytest's -k.
+        seconds: until they are killed.
+        where: a folder or file of the repository.
+        processes: that share them; 0: one, which names each test before it runs it. Default: half of the processors.
 
     Raises:
-        UserError: they cannot even start.
+        UserError: there is no pytest.
     """
     if importlib.util.find_spec("pytest") is None:
         raise UserError("pytest is not here to run the kernels' tests; pip install '.[test]', or give --no-tests")
-    processes = max(2, min(PROCESSES, (os.cpu_count() or 2) // 2))
+    if processes is None:
+        processes = max(2, min(PROCESSES, (os.cpu_count() or 2) // 2))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-r", "fE", "-n", str(processes), "-k", selection]
-        command += [f"--junitxml={report}", str(ROOT / where)]
+        command = [sys.executable, "-m", "pytest", "-v" if processes == 0 else "-q", "-r", "fE", "-n", str(processes)]
+        command += ["-k", selection, f"--junitxml={report}", str(ROOT / where)]
+        started = time.monotonic()
         code = run_limited(command, seconds, environment=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+        counts = counted(report) | {"seconds": round(time.monotonic() - started, 1)}
         if code is None:
-            return f"the tests ({selection}) did not end within {seconds:.0f} s"
-        if code in NOT_STARTED:
-            raise UserError(f"the kernels' tests ({selection}) cannot be run, as shown above; or give --no-tests")
-        return None if code == 0 else f"{failed(report)} ({selection})"
+            wrong: str | None = f"the tests ({selection}) did not end within {seconds:.0f} s"
+        elif code == SELECTS_NONE:
+            wrong = f"there are no such tests ({selection})"
+        elif code == 0:
+            wrong = None if counts.get("passed") else f"the tests ({selection}) were all skipped"
+        else:
+            wrong = f"{failed(report)} ({selection})" if counts.get("failed") else f"pytest ended with exit code {code}"
+        return Outcome(wrong, counts)
+
+
+def counted(report: Path) -> dict[str, float]:
+    """How many tests of a report of pytest's passed, failed and were skipped; {}: there is no report."""
+    if not report.exists():
+        return {}
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    broken = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    return {"passed": len(cases) - broken - skipped, "failed": broken, "skipped": skipped}
 
 
 def failed(report: Path) -> str:
     """Which tests of a report of pytest's failed, in a phrase."""
-    if not report.exists():
-        return "the tests ended without a report"
     cases = [
         case.get("name", "")
         for case in ElementTree.parse(report).iter("testcase")

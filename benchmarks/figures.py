@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from timing import Ceilings, Timing, Work
+from torch import Tensor
 
+MOST_DIFFERENT = 0.1  # from plain PyTorch, by relative L2: 16-bit gradients differ by a few hundredths
 COLUMNS = ("ms", "× eager", "× compile", "of limit", "GB/s", "TFLOP/s", "peak MB")
 
 
@@ -32,6 +35,8 @@ class Result:
     """achieved: the FLOPs of the products, each counted once, over the time"""
     host_ms: float | None = None
     """what the host takes to launch it on a GPU"""
+    difference: float | None = None
+    """of the results that were timed from plain PyTorch's, by relative L2"""
 
 
 def result_of(
@@ -41,6 +46,7 @@ def result_of(
     work: Work | None = None,
     ceilings: Ceilings | None = None,
     images: int = 1,
+    difference: float | None = None,
 ) -> Result:
     """A line of what was measured.
 
@@ -50,6 +56,7 @@ def result_of(
         work: what has to be done at least.
         ceilings: the device's rates, for the fraction of the limit.
         images: times are shown for one of so many.
+        difference: of the results from plain PyTorch's.
     """
     work = work or Work()
     seconds = ours.ms / 1e3
@@ -63,7 +70,17 @@ def result_of(
         bytes_per_second=work.moved / seconds if work.moved > 0 else None,
         flops_per_second=work.flops / seconds if work.flops > 0 else None,
         host_ms=None if ours.host_ms is None else ours.host_ms / images,
+        difference=difference,
     )
+
+
+def relative_l2(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """‖found - expected‖ / ‖expected‖ over all tensors; NaN where a number is not finite."""
+    total, error = (
+        torch.stack([torch.linalg.vector_norm(x.double()) for x in tensors]).norm()
+        for tensors in (expected, [a.double() - b.double() for a, b in zip(found, expected, strict=True)])
+    )
+    return float(error / total) if total > 0 else float(error)
 
 
 def against_compiled(result: Result, ours: Timing, compiled: Timing, images: int = 1) -> Result:
@@ -109,12 +126,22 @@ class Results(dict[str, Result]):
         self.keep = keep
         self.show = show
         self.failures: dict[str, str] = {}
+        self.tests: dict[str, dict[str, float]] = {}
+        """by selection: how many of the tests passed, failed and were skipped, and in how many seconds"""
+        self.kernels: dict[str, dict[str, float]] = {}
+        """milliseconds by kernel, of what is timed as a whole"""
         self.left_out: list[str] = []
         """parts that are still to be measured, or for which there was no time"""
 
     def add(self, name: str, result: Result) -> None:
         self[name] = result
+        if result.difference is not None and not result.difference < MOST_DIFFERENT:
+            self.failures[name] = f"its results are not those of plain PyTorch: {result.difference:.2g} away"
         print(self.show(name, result), flush=True)
+        self.keep(self)
+
+    def add_kernels(self, name: str, milliseconds: dict[str, float]) -> None:
+        self.kernels[name] = milliseconds
         self.keep(self)
 
     def compared(self, name: str, result: Result) -> None:

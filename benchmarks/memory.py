@@ -11,21 +11,18 @@ there before; the weights are not in it, pictures and gradients are.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from conditions import prepared_device
-from figures import HEAD, Result, result_of, row
+from conditions import about, keeping, prepared_device
+from figures import HEAD, Result, Results, result_of
 from picture_cases import Pictures
-from timing import Stopwatch, Timing
+from timing import Stopwatch, Timing, measure_ceilings
 from torch import Tensor
 
 from cips3d.errors import exit_on_user_error
-from cips3d.files import atomic_file
 
 SIDES = (256, 512, 1024)
 
@@ -39,7 +36,7 @@ def fitting(name: str, stopwatch: Callable[[Callable[[], object]], Timing], run:
         return None
 
 
-def training(stopwatch: Stopwatch) -> dict[str, Result]:
+def training(stopwatch: Stopwatch) -> Iterator[tuple[str, Result]]:
     """Forward and backward of four 256² pictures: with kernels, without, and in the published formulation."""
     on_gpu = stopwatch.device.type == "cuda"
     pictures = Pictures(stopwatch.device, *((4, 256) if on_gpu else (2, 8)))
@@ -50,25 +47,23 @@ def training(stopwatch: Stopwatch) -> dict[str, Result]:
         "fast": partial(pictures.ours, "fast"),
     }
     few = partial(stopwatch, repeats=5, warm_up=2)
-    timings = {way: fitting(way, few, partial(pictures.gradients, render)) for way, render in ways.items()}
-    published = timings["published"]
-    return {
-        f"generator_step_256_{way}": result_of(timing, eager=published)
-        for way, timing in timings.items()
-        if timing is not None
-    }
+    published: Timing | None = None
+    for way, render in ways.items():
+        timing = fitting(way, few, partial(pictures.gradients, render))
+        if way == "published":
+            published = timing
+        if timing is not None:
+            yield f"generator_step_256_{way}", result_of(timing, eager=published)
 
 
-def rendering(stopwatch: Stopwatch) -> dict[str, Result]:
+def rendering(stopwatch: Stopwatch) -> Iterator[tuple[str, Result]]:
     """One picture of growing size, with "fast" products."""
-    results: dict[str, Result] = {}
     few = partial(stopwatch, repeats=5, warm_up=2)
     for side in SIDES if stopwatch.device.type == "cuda" else (16, 32):
         pictures = Pictures(stopwatch.device, 1, side)
         with torch.no_grad():
             timing = few(partial(pictures.ours, "fast"))
-        results[f"picture_{side}"] = result_of(timing)
-    return results
+        yield f"picture_{side}", result_of(timing)
 
 
 def command() -> int:
@@ -76,17 +71,13 @@ def command() -> int:
     parser.add_argument("--device", default="auto", help="cuda, cuda:N, auto, or cpu to see that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
-    stopwatch = Stopwatch(prepared_device(arguments.device))
+    device = prepared_device(arguments.device)
+    stopwatch = Stopwatch(device)
     print(HEAD, flush=True)
-    results: dict[str, Result] = {}
+    results = Results(keeping(arguments.json, about(device, measure_ceilings(stopwatch))))
     for measure in (training, rendering):
-        found = measure(stopwatch)
-        results |= found
-        for name, result in found.items():
-            print(row(name, result), flush=True)
-    if arguments.json:
-        with atomic_file(arguments.json) as file:
-            file.write((json.dumps({name: asdict(r) for name, r in results.items()}, indent=2) + "\n").encode())
+        for name, result in measure(stopwatch):
+            results.add(name, result)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import best_formulation
 import torch
 from compiling import compiled_by_torch
-from figures import Result, against_compiled, result_of
+from figures import Result, against_compiled, relative_l2, result_of
 from timing import Ceilings, Stopwatch, Timing, Work
 from torch import Tensor
 
@@ -52,6 +52,11 @@ class Volumes(ABC):
 
     @abstractmethod
     def set_precision(self, precision: Precision) -> None: ...
+
+    def seen(self) -> list[Tensor]:
+        """What a ray sees, and the gradients."""
+        seen = self.ours()
+        return [seen.detach(), *torch.autograd.grad(seen, self.trained(), self.upstream)]
 
     def timed(self, render: Callable[[], Tensor], stopwatch: Stopwatch) -> Timings:
         trained = self.trained()
@@ -137,14 +142,24 @@ def nerf_lines(
     """
     with kernels.disabled():
         eager = volumes.timed(volumes.ours, stopwatch)
+        expected = volumes.seen()
     precisions: tuple[tuple[str, Precision, int], ...] = (("", "fast", 1), ("_accurate", "highest", 3))
     for end, precision, passes in precisions:
         volumes.set_precision(precision)
         ours = volumes.timed(volumes.ours, stopwatch)
+        image, *gradients = volumes.seen()
+        of_image, of_gradients = relative_l2([image], expected[:1]), relative_l2(gradients, expected[1:])
         for direction, products in PRODUCTS.items():
             work = Work(flops=products * volumes.flops, dtype="float16", passes=passes)
             found, plain = getattr(ours, direction), getattr(eager, direction)
-            line = result_of(found, eager=plain, work=work, ceilings=ceilings, images=volumes.images)
+            line = result_of(
+                found,
+                eager=plain,
+                work=work,
+                ceilings=ceilings,
+                images=volumes.images,
+                difference=of_image if direction == "forward" else of_gradients,
+            )
             yield f"{name}_{direction}_{resolution}{end}", line
 
 

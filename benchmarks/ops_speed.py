@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from compiling import compiled_by_torch
 from conditions import about, described, keeping, prepared_device
-from figures import HEAD, Result, Results, against_compiled, result_of
+from figures import HEAD, Result, Results, against_compiled, relative_l2, result_of
 from op_cases import GROUPS, Case
 from timing import Ceilings, Stopwatch, Timing, Work, measure_ceilings, tf32
 from torch import Tensor
@@ -33,8 +33,7 @@ COMPILED_FORMULATIONS = 2  # at most, of an op
 
 def tensors_of(outputs: object) -> list[Tensor]:
     """The floating-point tensors of an op's result that can be differentiated."""
-    everything = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
-    return [t for t in everything if isinstance(t, Tensor) and t.requires_grad]
+    return [t for t in _tensors(outputs) if t.requires_grad]
 
 
 def forward_run(function: Callable[..., object], case: Case) -> Callable[[], object]:
@@ -48,10 +47,11 @@ def forward_run(function: Callable[..., object], case: Case) -> Callable[[], obj
 
 
 def backward_run(function: Callable[..., object], case: Case) -> Callable[[], object]:
-    """The gradients alone: the graph is built once and kept."""
+    """The gradients alone, of the same random ones every time: the graph is built once and kept."""
     outputs = tensors_of(function(*case.inputs))
     wanted = [t for t in case.inputs if t.requires_grad]
-    upstream = [torch.randn_like(t) for t in outputs]
+    random = torch.Generator(outputs[0].device).manual_seed(0)
+    upstream = [torch.randn(t.shape, generator=random, device=t.device).to(t.dtype) for t in outputs]
     return lambda: torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
 
 
@@ -85,12 +85,30 @@ def fastest(case: Case, prepare: Prepare, stopwatch: Stopwatch, *, compiled: boo
     return min(timings, key=lambda timing: timing.ms)
 
 
+def difference(case: Case, prepare: Prepare) -> float | None:
+    """Of the case's results from those of its first formulation in full precision; None: it has none.
+
+    Indices are left out: they are of samples that stand in another order.
+    """
+    exact = next((formulation for formulation in case.plain if not formulation.tf32), None)
+    if exact is None:
+        return None
+    found, expected = (_tensors(prepare(function, case)()) for function in (case.ours, exact.function))
+    return relative_l2(found, expected)
+
+
+def _tensors(outputs: object) -> list[Tensor]:
+    everything = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
+    return [t for t in everything if isinstance(t, Tensor) and t.is_floating_point()]
+
+
 def measured(case: Case, stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[str, Result]]:
     """The case against eager PyTorch."""
     for name, prepare, work in directions(case):
         ours = stopwatch(prepare(case.ours, case))
         eager = fastest(case, prepare, stopwatch)
-        yield name, result_of(ours, eager=eager, work=work, ceilings=ceilings)
+        apart = difference(case, prepare)
+        yield name, result_of(ours, eager=eager, work=work, ceilings=ceilings, difference=apart)
 
 
 def compared(case: Case, stopwatch: Stopwatch) -> Iterator[tuple[str, Result]]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from figures import Result, against_compiled, result_of
+from figures import Result, against_compiled, relative_l2, result_of
 from memory import fitting
 from picture_cases import Pictures, multiply_adds
 from timing import Ceilings, Stopwatch, Work
@@ -46,10 +46,20 @@ def picture_lines(
     """
     images = len(pictures.cameras)
     published = fitting(f"{name}_published", stopwatch, pictures.published)
+    expected = None if published is None else pictures.published()
     for way, precision in OURS.items():
         ours = stopwatch(partial(pictures.ours, precision))
-        work = work_of(pictures, precision)
-        yield f"{name}{way}", result_of(ours, eager=published, work=work, ceilings=ceilings, images=images)
+        yield (
+            f"{name}{way}",
+            result_of(
+                ours,
+                eager=published,
+                work=work_of(pictures, precision),
+                ceilings=ceilings,
+                images=images,
+                difference=None if expected is None else relative_l2([pictures.ours(precision)], [expected]),
+            ),
+        )
     ways: dict[str, Callable[[], Tensor]] = {}
     if others:
         ways = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
+from unittest import mock
 
 import published_formulation
 import torch
@@ -26,6 +28,8 @@ from cips3d.training.schedule import moment
 from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
+
+BLURS = import_module("cips3d.ops.upfirdn2d")  # the module; the package has the function of that name
 
 BFLOAT16 = Amp(nerf="bf16", inr="bf16", discriminator="bf16")
 KINDS: dict[str, tuple[Precision, Amp]] = {
@@ -130,8 +134,11 @@ class FlopCounter(TorchDispatchMode):
 
 
 def counted_flops(run: Callable[[], object]) -> tuple[float, float]:
-    """FLOPs of the matrix products and of the convolutions that a function computes, in plain PyTorch."""
-    with FlopCounter() as counter, kernels.disabled():
+    """FLOPs of the matrix products and of the convolutions that a function computes, in plain PyTorch.
+
+    Blurs count as the convolutions they are, not as the products with banded matrices that suit a CPU.
+    """
+    with FlopCounter() as counter, kernels.disabled(), mock.patch.object(BLURS, "BAND_SIZE", 0):
         run()
     return counter.products, counter.convolutions
 

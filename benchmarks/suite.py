@@ -7,6 +7,8 @@ formulation, a training step at 256² and the memory that it takes, and last wha
 long as there is time (`--minutes`, all in all). The file is written anew after every line. What fails is noted there,
 under "failures", and the rest goes on; what there was no time for stands under "left_out". What was compiled before the
 time was up is found in torch.compile's cache by the next run.
+
+Outside of a checkout, CIPS3D_COMMIT says what is measured.
 """
 
 from __future__ import annotations
@@ -15,38 +17,40 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
-import memory
 import torch
-from apart import Budget, Part, measure_parts, measured_apart
+from apart import Budget, measured_apart
 from conditions import about, described, keeping, prepared_device
 from correctness import run_tests
-from figures import HEAD, Result, Results
-from nerf_speed import nerf_256, pigan_64
-from op_cases import GROUPS
-from ops_speed import run_group
-from picture_speed import picture_lines, pictures_256, render_64
-from step_speed import train_step_256
-from timing import Ceilings, Stopwatch, measure_ceilings
-from warpgroup_speed import VARIABLE, asked_for, has_warpgroups
+from figures import HEAD, Results
+from timing import Stopwatch, measure_ceilings
+from warpgroup_speed import OPS, VARIABLE, allowed, has_warpgroups, part_of
 
 from cips3d.errors import UserError, exit_on_user_error
 
 MINUTES = 7.5
 COMPILING = "torch.compile"
 COMPILING_SECONDS = 40.0  # with less left it is not begun
-WARPGROUP_TEST_SECONDS, WARPGROUP_SECONDS = 60.0, 60.0  # until something hangs there
+WARPGROUP_TEST_SECONDS, WARPGROUP_SECONDS = 40.0, 150.0  # until something hangs there
 
-WARPGROUP_TESTS = {
-    "modulated_inr": "tests/ops/test_modulated_inr_kernels.py",
-    "render_rays": "tests/ops/test_render_rays_warpgroups.py",
-    "render_rays_backward": "tests/ops/test_render_rays_backward_warpgroups.py",
-}
+WARPGROUP_TESTS = dict(
+    zip(
+        OPS,
+        (
+            "tests/ops/test_modulated_inr_kernels.py",
+            "tests/ops/test_render_rays_warpgroups.py",
+            "tests/ops/test_render_rays_backward_warpgroups.py",
+        ),
+        strict=True,
+    )
+)
 
-Lines = Mapping[str, Result] | Iterable[tuple[str, Result]]
+
+def do_without(wrong: list[str]) -> None:
+    """Everything after is done without these ops' kernels of warpgroups."""
+    if wrong:
+        os.environ[VARIABLE] = ",".join(op for op in allowed() if op not in wrong) or "0"
 
 
 def test_first(device: torch.device, results: Results, seconds: float) -> None:
@@ -55,72 +59,40 @@ def test_first(device: torch.device, results: Results, seconds: float) -> None:
     Where one of these fails or hangs, everything after is done without it.
     """
     if has_warpgroups(device):
-        right = []
+        wrong = []
         for op, where in WARPGROUP_TESTS.items():
-            with asked_for(op):
-                wrong = run_tests("cuda and warpgroups", min(seconds, WARPGROUP_TEST_SECONDS), where)
-            if wrong is None:
-                right.append(op)
-            else:
-                results.fail(f"warpgroup tests of {op}", wrong)
-        if len(right) < len(WARPGROUP_TESTS):
-            os.environ[VARIABLE] = ",".join(right) or "0"
-    wrong = run_tests("cuda and not warpgroups", seconds)
-    if wrong is not None:
-        results.fail("tests", wrong)
+            limit = min(seconds, WARPGROUP_TEST_SECONDS)
+            if not tested(f"warpgroup tests of {op}", "cuda and warpgroups", limit, results, where, processes=0):
+                wrong.append(op)
+        do_without(wrong)
+    tested("tests", "cuda and not warpgroups", seconds, results)
 
 
-def parts(
-    stopwatch: Stopwatch, ceilings: Ceilings, results: Results, budget: Budget, arguments: argparse.Namespace
-) -> list[Part]:
-    """What is measured, in this order, with seconds on an H100."""
-    device = stopwatch.device
-    small = device.type != "cuda"
+def tested(
+    name: str, selection: str, seconds: float, results: Results, where: str = "tests/ops", processes: int | None = None
+) -> bool:
+    """Whether the tests pass; what they find is added to the record."""
+    outcome = run_tests(selection, seconds, where, processes=processes)
+    results.tests[name] = outcome.counts
+    if outcome.wrong is not None:
+        results.fail(name, outcome.wrong)
+    results.keep(results)
+    return outcome.wrong is None
 
-    def part(name: str, seconds: float, measure: Callable[[], Lines]) -> Part:
-        def add() -> None:
-            found = measure()
-            for line, result in found.items() if isinstance(found, Mapping) else found:
-                results.add(line, result)
 
-        return Part(name, seconds, add)
-
-    def ops(group: str, seconds: float) -> Part:
-        return Part(group, seconds, partial(run_group, group, results, stopwatch, ceilings, small=small))
-
-    def apart(name: str, script: str, seconds: float, *, must_end: bool) -> None:
-        given = ["--device", str(device), "--repeats", str(arguments.repeats), "--seconds", f"{seconds:.0f}"]
-        measured_apart(name, script, given, seconds, results, must_end=must_end)
-
-    def pictures() -> Lines:
-        return picture_lines(pictures_256(device), stopwatch, ceilings, "render_256")
-
-    def warpgroups() -> None:
-        apart("warpgroups", "warpgroup_speed.py", WARPGROUP_SECONDS, must_end=True)
-
-    def compiling() -> None:
-        torch.cuda.empty_cache()
-        apart(COMPILING, "compile_speed.py", budget.left, must_end=False)
-
-    made = [
-        *(ops(group, 10) for group in GROUPS),
-        part("nerf_256", 8, partial(nerf_256, stopwatch, ceilings)),
-        part("render_256", 15, pictures),
-        part("render_64", 5, partial(render_64, stopwatch)),
-        part("train_step_256", 45, partial(train_step_256, stopwatch, ceilings)),
-    ]
-    all_right = not any(f"warpgroup tests of {op}" in results.failures for op in WARPGROUP_TESTS)
-    if small or (has_warpgroups(device) and all_right):
-        made.append(Part("warpgroups", 20, warpgroups))
-    made += [
-        part("generator_step_256", 15, partial(memory.training, stopwatch)),
-        part("picture", 10, partial(memory.rendering, stopwatch)),
-        part("pigan_64", 8, partial(pigan_64, stopwatch, ceilings)),
-        part("nerf_wide_256", 10, partial(nerf_256, stopwatch, ceilings, "nerf_wide", 256)),
-    ]
-    if not arguments.no_compile:
-        made.append(Part(COMPILING, COMPILING_SECONDS, compiling))
-    return made
+def measure(device: torch.device, results: Results, budget: Budget, *, repeats: int, compiling: bool) -> None:
+    """Each stage in a process of its own; the kernels of warpgroups first, and not again where they hang."""
+    given = ["--device", str(device), "--repeats", str(repeats)]
+    if device.type != "cuda" or has_warpgroups(device):
+        asked = allowed()
+        measured_apart("warpgroups", "warpgroup_speed.py", given, budget, results, seconds=WARPGROUP_SECONDS)
+        do_without([op for op in asked if part_of(op) in {*results.failures, *results.left_out}])
+    measured_apart("eager", "eager_speed.py", given, budget, results)
+    if compiling and budget.left > COMPILING_SECONDS:
+        measured_apart(COMPILING, "compile_speed.py", given, budget, results)
+    elif compiling:
+        results.left_out.append(COMPILING)
+    results.keep(results)
 
 
 def command() -> int:
@@ -128,24 +100,24 @@ def command() -> int:
     parser.add_argument("--device", default="auto", help="cuda, cuda:N, auto, or cpu to see that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="that all of it may take")
-    parser.add_argument("--test-seconds", type=float, default=180, help="that the kernels' tests may take")
+    parser.add_argument("--test-seconds", type=float, default=150, help="that the kernels' tests may take")
     parser.add_argument("--repeats", type=int, default=20, help="runs of every op that are timed")
     parser.add_argument("--no-tests", action="store_true", help="measure without testing first")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--commit", help="written into the record; default: asked of git")
     arguments = parser.parse_args()
     for name in ("minutes", "test_seconds", "repeats"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(arguments, name)}")
     started, budget = time.monotonic(), Budget(60 * arguments.minutes)
     device = prepared_device(arguments.device)
-    stopwatch = Stopwatch(device, repeats=arguments.repeats)
-    ceilings = measure_ceilings(stopwatch)
-    results = Results(keeping(arguments.json, about(device, ceilings, arguments.commit)))
+    ceilings = measure_ceilings(Stopwatch(device, repeats=arguments.repeats))
+    torch.cuda.empty_cache()  # what others will measure needs the memory
+    results = Results(keeping(arguments.json, about(device, ceilings)))
+    results.keep(results)
     if device.type == "cuda" and not arguments.no_tests:
         test_first(device, results, arguments.test_seconds)
     print(f"{described(ceilings)}\n\n{HEAD}", flush=True)
-    measure_parts(parts(stopwatch, ceilings, results, budget, arguments), results, budget)
+    measure(device, results, budget, repeats=arguments.repeats, compiling=not arguments.no_compile)
     print(f"{time.monotonic() - started:.0f} s")
     if results.left_out:
         print(f"no time for {'; '.join(results.left_out)}")

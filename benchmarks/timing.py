@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-FLUSH_BYTES = 512 << 20  # more than any L2: written between runs, so that every run reads its inputs from memory
+FLUSH_BYTES = 512 << 20  # more than any L2: read between runs, so that every run reads its inputs from memory
 COPY_BYTES = 2 << 30
 PRODUCT_SIZE = 8192
-WAKING_WRITES = 300  # of the flush buffer, about 50 ms: idle clocks are a fraction of those under load
+WAKING_READS = 300  # of the flush buffer, about 50 ms: idle clocks are a fraction of those under load
 ENOUGH_SECONDS, LEAST_REPEATS = 1.0, 5
 HEAD_START = 1.5  # of a GPU's wait over the host's time for a run
 LONGEST_LAUNCH_MS = 25.0  # a host that takes longer waits for the GPU itself, or is what is timed
@@ -48,12 +48,14 @@ class Stopwatch:
         self.device = device
         self.repeats = repeats
         self.warm_up = warm_up
-        self._flushed = torch.empty(FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+        self._flushed = torch.zeros(FLUSH_BYTES // 4 if device.type == "cuda" else 0, device=device)
         self._flush_ms = self._cycles_per_ms = 0.0
         if device.type == "cuda":
             self._wake()
             self._flush_ms = statistics.median(self._between_events(self._flush) for _ in range(LEAST_REPEATS))
-            self._cycles_per_ms = TRIAL_CYCLES / self._between_events(partial(torch.cuda._sleep, TRIAL_CYCLES))
+            sleep = partial(torch.cuda._sleep, TRIAL_CYCLES)
+            sleep()  # the first launch loads it
+            self._cycles_per_ms = TRIAL_CYCLES / self._between_events(sleep)
 
     def __call__(
         self,
@@ -100,10 +102,10 @@ class Stopwatch:
         return start.elapsed_time(end)
 
     def _flush(self) -> None:
-        self._flushed.zero_()
+        self._flushed.sum()  # lines that were written instead would go back to memory during the run
 
     def _wake(self) -> None:
-        for _ in range(WAKING_WRITES):
+        for _ in range(WAKING_READS):
             self._flush()
 
 

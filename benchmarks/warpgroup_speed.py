@@ -2,36 +2,54 @@
 
     python benchmarks/warpgroup_speed.py
 
-`suite.py` runs it in a process of its own: where a copy goes astray, threads would wait for it for ever.
+`suite.py` runs it in a process of its own, before all else that uses these kernels: where a copy goes astray, threads
+would wait for it for ever.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
-from apart import Budget, measure_for_another
-from figures import Result, Results, result_of
+from apart import Part, measure_for_another
+from figures import MOST_DIFFERENT, Result, Results, relative_l2, result_of
 from nerf_speed import PRODUCTS, CIPS3DVolumes
 from op_cases import inr_cases
-from picture_cases import Pictures
 from picture_speed import pictures_256, work_of
 from timing import Ceilings, Stopwatch, Work
+from torch import Tensor
 
 from cips3d.errors import exit_on_user_error
+from cips3d.models.cips3d import CIPS3DConfig
+from cips3d.models.volume import VolumeSettings
 from cips3d.ops import kernels
 
 VARIABLE = "CIPS3D_WGMMA"
-KINDS = {"without_warpgroups": "0", "warpgroups": "1"}
-"""the lines' names, and the variable that asks for the kernels"""
+WITHOUT, WITH = "without_warpgroups", "warpgroups"
+"""in the names of lines"""
+OPS = ("modulated_inr", "render_rays", "render_rays_backward")
+"""that have such kernels"""
+
+Lines = Iterator[tuple[str, Result]]
+
+
+def part_of(op: str) -> str:
+    """The name of the part that compares an op's kernels."""
+    return f"warpgroups of {op}"
 
 
 def has_warpgroups(device: torch.device) -> bool:
     """Whether the kernels could run on a device."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def allowed() -> list[str]:
+    """The ops whose kernels the environment does not refuse."""
+    value = os.environ.get(VARIABLE, "1")
+    return [op for op in OPS if value not in ("", "0") and (value == "1" or op in value.split(","))]
 
 
 @contextmanager
@@ -48,50 +66,104 @@ def asked_for(value: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def check_chosen(pictures: Pictures, pixels: int, value: str) -> None:
-    """Raise RuntimeError where other kernels are chosen than those whose names the lines will have."""
-    device = pictures.cameras.device
-    if device.type != "cuda":
-        return
-    module, index, settings = kernels.module_for(device), device.index or 0, pictures.settings
-    found = {
-        "modulated_inr": module.modulated_inr_warpgroups(index, 1, pixels, pictures.generator.config.inr_width, False),
-        "render_rays": module.render_rays_warpgroups(index, settings.samples, settings.samples, False),
-        "render_rays_backward": module.render_rays_backward_warpgroups(index, False, False),
-    }
-    for op, chosen in found.items():
-        if bool(chosen) is not (value == "1"):
-            raise RuntimeError(f"{VARIABLE}={value} does not decide on the kernel of {op}")
+class Comparison:
+    """An op without its kernel of warpgroups, then with it and no other one."""
+
+    def __init__(self, op: str, device: torch.device) -> None:
+        self.op = op
+        self.device = device
+        self._expected: list[Tensor] | None = None
+
+    def kinds(self) -> Iterator[str]:
+        """What the lines are called while the environment asks for the kind.
+
+        Raises:
+            RuntimeError: other kernels are chosen than those whose names the lines will have.
+        """
+        for name, value in ((WITHOUT, "0"), (WITH, self.op)):
+            with asked_for(value):
+                if self.device.type == "cuda" and self._chosen() is not (name == WITH):
+                    raise RuntimeError(f"{VARIABLE}={value} does not decide on the kernel of {self.op}")
+                yield name
+
+    def difference(self, found: list[Tensor]) -> float | None:
+        """From what the first kind has computed; None for the first.
+
+        Raises:
+            RuntimeError: they have nothing to do with each other.
+        """
+        if self._expected is None:
+            self._expected = found
+            return None
+        difference = relative_l2(found, self._expected)
+        if not difference < MOST_DIFFERENT:
+            raise RuntimeError(f"with warpgroups, {self.op} gives something else: {difference:.2g} away")
+        return difference
+
+    def _chosen(self) -> bool:
+        module, index, volume = kernels.module_for(self.device), self.device.index or 0, VolumeSettings()
+        if self.op == "modulated_inr":
+            return bool(module.modulated_inr_warpgroups(index, 1, 256**2, CIPS3DConfig().inr_width, False))
+        if self.op == "render_rays":
+            return bool(module.render_rays_warpgroups(index, volume.samples, volume.fine, False))
+        return bool(module.render_rays_backward_warpgroups(index, False, False))
 
 
 @torch.no_grad()
-def warpgroup_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Iterator[tuple[str, Result]]:
-    """Both kinds, one after the other."""
-    device = stopwatch.device
-    pictures, volumes = pictures_256(device), CIPS3DVolumes(device)
+def inr_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
+    comparison = Comparison("modulated_inr", stopwatch.device)
+    cases = inr_cases(stopwatch.device, small=stopwatch.device.type != "cuda")
+    (case,) = (case for case in cases if case.name == "modulated_inr_fast")
+    run = partial(case.ours, *case.inputs)
+    for name in comparison.kinds():
+        difference = comparison.difference([run()])
+        line = result_of(stopwatch(run), work=case.forward, ceilings=ceilings, difference=difference)
+        yield f"modulated_inr_{name}_forward", line
+
+
+def nerf_lines(stopwatch: Stopwatch, ceilings: Ceilings, op: str, direction: str) -> Lines:
+    comparison, volumes = Comparison(op, stopwatch.device), CIPS3DVolumes(stopwatch.device)
     volumes.set_precision("fast")
-    (inr,) = (case for case in inr_cases(device, small=device.type != "cuda") if case.name == "modulated_inr_fast")
-    for name, value in KINDS.items():
+    work = Work(flops=PRODUCTS[direction] * volumes.flops, dtype="float16")
+    for name in comparison.kinds():
+        image, *gradients = volumes.seen()
+        difference = comparison.difference([image] if direction == "forward" else gradients)
+        timing = getattr(volumes.timed(volumes.ours, stopwatch), direction)
+        line = result_of(timing, work=work, ceilings=ceilings, images=volumes.images, difference=difference)
+        yield f"nerf_{direction}_256_{name}", line
+
+
+@torch.no_grad()
+def picture_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
+    """With all kernels that are allowed."""
+    pictures = pictures_256(stopwatch.device)
+    images, work = len(pictures.cameras), work_of(pictures, "fast")
+    run = partial(pictures.ours, "fast")
+    for name, value in ((WITHOUT, "0"), (WITH, ",".join(allowed()))):
         with asked_for(value):
-            check_chosen(pictures, inr.inputs[0].shape[1], value)
-            alone = stopwatch(partial(inr.ours, *inr.inputs))
-            yield f"modulated_inr_{name}_forward", result_of(alone, work=inr.forward, ceilings=ceilings)
-            with torch.enable_grad():
-                nerf = volumes.timed(volumes.ours, stopwatch)
-            for direction, timing in (("forward", nerf.forward), ("backward", nerf.backward)):
-                work = Work(flops=PRODUCTS[direction] * volumes.flops, dtype="float16")
-                line = result_of(timing, work=work, ceilings=ceilings, images=volumes.images)
-                yield f"nerf_{direction}_256_{name}", line
-            whole = stopwatch(partial(pictures.ours, "fast"))
-            work = work_of(pictures, "fast")
-            yield f"render_256_{name}", result_of(whole, work=work, ceilings=ceilings, images=len(pictures.cameras))
+            yield f"render_256_{name}", result_of(stopwatch(run), work=work, ceilings=ceilings, images=images)
 
 
-def measure(stopwatch: Stopwatch, ceilings: Ceilings, results: Results, budget: Budget) -> None:
-    with results.reporting("warpgroups"):
-        for name, result in warpgroup_lines(stopwatch, ceilings):
-            results.add(name, result)
+def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
+    """One for each op, so that it is known which kernel hangs; then pictures."""
+
+    def part(name: str, seconds: float, measure: Callable[[], Lines]) -> Part:
+        def add() -> None:
+            for line, result in measure():
+                results.add(line, result)
+
+        return Part(name, seconds, add)
+
+    lines: dict[str, Callable[[], Lines]] = {
+        "modulated_inr": partial(inr_lines, stopwatch, ceilings),
+        "render_rays": partial(nerf_lines, stopwatch, ceilings, "render_rays", "forward"),
+        "render_rays_backward": partial(nerf_lines, stopwatch, ceilings, "render_rays_backward", "backward"),
+    }
+    right = allowed()
+    compared = [part(part_of(op), 5, lines[op]) for op in right]
+    pictures = part("render_256 with warpgroups", 5, partial(picture_lines, stopwatch, ceilings))
+    return [*compared, *([pictures] if right else [])]
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_on_user_error(lambda: measure_for_another(__doc__, measure)))
+    raise SystemExit(exit_on_user_error(lambda: measure_for_another(__doc__, parts)))

@@ -22,6 +22,7 @@ import cips3d
 import cips3d.ops
 from cips3d.errors import exit_on_user_error
 from cips3d.ops import kernels, library
+from cips3d.versions import processor
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 DRIVER_RELEASE = Path("/proc/driver/nvidia/version")
@@ -156,14 +157,6 @@ def _device(device: torch.device, hardware: str, capability: str | None, memory_
     reason = kernels.why_not_on(device)
     backend: Backend = "kernel" if reason is None else "reference"
     return Device(str(device), hardware, capability, memory_bytes, backend, reason)
-
-
-def processor() -> str:
-    """The processor's name and the threads that PyTorch starts on it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, threads of PyTorch: {torch.get_num_threads()}"
 
 
 def find_driver() -> Driver:

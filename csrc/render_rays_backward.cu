@@ -30,7 +30,8 @@ struct BlockOfWarpgroups {
   using Buffers = StepBuffers<kWidth, kColor, false, kTiles, true>;
   using Sums = WarpgroupLayerSums<kWidth, kColor, Buffers>;
   static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
-  static constexpr bool kFits = kHasWarpgroups;
+  static constexpr bool kFits = kHasWarpgroups && kTransposesOperands;
+  static_assert(Weights::bytes() % 128 == 0, "core matrices lie in two lines");
   __device__ __forceinline__ static void publish() { fence_for_async_reads(); }
 };
 using WideBlock = Block<false, 8>;    // 221 KB: 9.0 and 10.0
@@ -197,7 +198,7 @@ bool render_rays_backward_fits(bool accurate) {
 
 // Not where rays have gradients too: there are no registers for them.
 bool render_rays_backward_warpgroups(bool accurate, bool of_rays) {
-  return uses_warpgroups("render_rays_backward") && !accurate && !of_rays &&
+  return kTransposesOperands && uses_warpgroups("render_rays_backward") && !accurate && !of_rays &&
          WarpgroupBlock::kShared <= device_limits().shared_block;
 }
 

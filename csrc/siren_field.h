@@ -48,18 +48,19 @@ inline FieldLayers field_layers(Pointer first_weight, Pointer first_bias, Pointe
 template <int kWidth, int kColor, bool kAccurate, bool kCores = false>
 struct FieldWeights {
   static constexpr int kRow = kWidth + (kCores ? 0 : kPadHalves);
-  static constexpr int kParts = kAccurate ? 2 : 1;  // high, low
+  static constexpr int kParts = kAccurate ? 2 : 1;             // high, low
+  static constexpr int kDensity = kWidth + (kCores ? 32 : 1);  // core matrices behind it start at lines of 128 bytes
 
   half* second;        // [kParts, kWidth, kRow]
   half* color;         // [kParts, kColor, kRow]
   float4* first;       // [kWidth] x, y, z, bias
   float* second_bias;  // [kWidth]
-  float* density;      // [kWidth + 1] weights, bias
+  float* density;      // [kDensity] weights, bias
   float* color_bias;   // [kColor]
 
   static constexpr size_t bytes() {
     return shared_bytes<float4>(kWidth) + shared_bytes<half>(kParts * kWidth * kRow) + shared_bytes<float>(kWidth) +
-           shared_bytes<float>(kWidth + 1) + shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
+           shared_bytes<float>(kDensity) + shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
   }
 
   __device__ __forceinline__ explicit FieldWeights(SharedArrays& shared)
@@ -67,7 +68,7 @@ struct FieldWeights {
         color(shared.take<half>(kParts * kColor * kRow)),
         first(shared.take<float4>(kWidth)),
         second_bias(shared.take<float>(kWidth)),
-        density(shared.take<float>(kWidth + 1)),
+        density(shared.take<float>(kDensity)),
         color_bias(shared.take<float>(kColor)) {}
 
   // All threads of the block; a barrier must follow.

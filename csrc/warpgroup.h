@@ -25,7 +25,16 @@
 #endif
 namespace cips3d {
 constexpr bool kHasWarpgroups = CIPS3D_HAS_WGMMA;
-}
+
+// Whether matrix instructions may have transposed operands. ptxas before 13.0.88 is known to get some of them wrong
+// where there is no swizzle (reported with triton-lang/triton, pull request 8378).
+#if defined(__CUDACC__) && \
+    __CUDACC_VER_MAJOR__ * 1000000 + __CUDACC_VER_MINOR__ * 10000 + __CUDACC_VER_BUILD__ < 13000088
+constexpr bool kTransposesOperands = false;
+#else
+constexpr bool kTransposesOperands = true;
+#endif
+}  // namespace cips3d
 
 #if !defined(__CUDACC__)
 #include "emulation/warpgroup.h"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from apart import Budget, Part, measure_parts, measured_apart, run_limited
+import suite
+import torch
+from apart import Budget, DeviceLost, Part, measure_parts, measured_apart, run_limited
 from figures import Result, Results
 
 
@@ -67,35 +70,105 @@ def test_parts_that_do_not_fit_are_left_out() -> None:
     assert found.failures == {"broken": "RuntimeError: no"}
 
 
+def test_a_lost_device_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal access nothing else runs; what is left is known."""
+
+    def synchronize() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    found = results()
+    with pytest.raises(DeviceLost):
+        measure_parts([Part("a", 1, lambda: None), Part("b", 1, lambda: None)], found, Budget(60))
+    assert found.left_out == ["b"]
+
+
+SCRIPT = """
+import os, sys, time
+import apart, torch
+from figures import Result
+
+def parts(stopwatch, ceilings, results):
+    def add(name):
+        results.add(name, Result(ms=len(results) + 1.0))
+
+    def broken():
+        os._exit(apart.BROKEN)
+
+    def wrong():
+        raise ValueError("no")
+
+    measures = {"first": lambda: add("first"), "wrong": wrong, "hangs": hang, "last": lambda: add("last")}
+    return [apart.Part(name, 0.0, measure) for name, measure in measures.items()]
+
+def hang():
+    torch.cuda.is_available = lambda: False  # no device to ask
+    time.sleep(600)
+
+torch.cuda.is_available = lambda: True
+torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
+apart.HANGS_AFTER = 0.0, 1.0
+apart.measure_ceilings = lambda stopwatch: apart.Ceilings(1.0, {})
+apart.about = lambda device, ceilings: {}
+raise SystemExit(apart.measure_for_another("", parts))
+"""
+
+
+def test_what_a_hanging_part_leaves_over_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another process; nothing is measured twice."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(suite.__file__).parent))
+    found = results()
+    found.left_out = ["later"]
+    measured_apart("apart", str(script), ["--device", "cpu"], Budget(120), found)
+    assert {name: line.ms for name, line in found.items()} == {"first": 1.0, "last": 1.0}
+    assert found.failures == {"wrong": "ValueError: no", "hangs": "it did not end within 1 s"}
+    assert found.left_out == ["later"]
+
+
+def test_parts_are_asked_for_by_name(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    folder = str(Path(suite.__file__).parent)
+    for names, error in ((["last"], ""), (["lst"], "--parts 'lst' is unknown; choose from 'first', 'wrong'")):
+        command = [sys.executable, str(script), "--device", "cpu", "--parts", *names]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": folder})
+        assert ("| last |" in done.stdout) is (not error) and "| first |" not in done.stdout
+        assert error in done.stderr
+
+
 RECORD = """
 import json, sys, time
 from pathlib import Path
 none = dict.fromkeys(["ratio_vs_eager", "fraction_of_limit", "peak_mb"])
 lines = {"a": none | {"ms": 2.0, "ratio_vs_compile": 4.0, "compile_ms": 8.0}, "b": none | {"ms": 5.0}}
-record = {"results": lines, "failures": {"c": "broken"}, "left_out": ["d"]}
+record = {"results": lines, "failures": {"c": "broken"}, "left_out": ["d"], "kernels": {"a": {"sine": 1.0}}}
 path = Path(sys.argv[sys.argv.index("--json") + 1])
 path.with_suffix(".part").write_text(json.dumps(record))
 path.with_suffix(".part").replace(path)
 """
 
 
-@pytest.mark.parametrize("must_end", [False, True])
-def test_lines_of_another_process_are_kept_when_it_hangs(tmp_path: Path, must_end: bool) -> None:
+@pytest.mark.parametrize("seconds", [None, 3])
+def test_lines_of_another_process_are_kept_when_it_hangs(tmp_path: Path, seconds: float | None) -> None:
     script = tmp_path / "script.py"
     script.write_text(RECORD + "time.sleep(600)\n")
     found = results()
     found.left_out = ["apart", "later"]
     found.add("a", Result(ms=3.0, ratio_vs_eager=7.0))
-    measured_apart("apart", str(script), [], 3, found, must_end=must_end)
+    measured_apart("apart", str(script), [], Budget(3 if seconds is None else 60), found, seconds=seconds)
     assert found["a"] == Result(ms=3.0, ratio_vs_eager=7.0, ratio_vs_compile=4.0, compile_ms=8.0)
     assert found["b"] == Result(ms=5.0)
     assert found.left_out == ["apart", "later", "d"]
-    assert found.failures == {"c": "broken"} | ({"apart": "it did not end within 3 s"} if must_end else {})
+    assert found.failures == {"c": "broken"} | ({} if seconds is None else {"apart": "it did not end in time"})
+    assert found.kernels == {"a": {"sine": 1.0}}
 
 
 def test_another_process_that_breaks_is_noted(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit(7)")
     found = results()
-    measured_apart("apart", str(script), [], 60, found, must_end=False)
+    measured_apart("apart", str(script), [], Budget(60), found)
     assert found.failures == {"apart": "it ended with exit code 7"}

@@ -46,7 +46,10 @@ def test_other_changes_are_not(checkout: Path) -> None:
 
 def test_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conditions, "ROOT", tmp_path)
+    monkeypatch.delenv("CIPS3D_COMMIT", raising=False)
     assert conditions.commit() is None
+    monkeypatch.setenv("CIPS3D_COMMIT", "abc")
+    assert conditions.commit() == "abc"
 
 
 def test_a_gpu_without_kernels_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +61,10 @@ def test_a_gpu_without_kernels_is_not_measured(monkeypatch: pytest.MonkeyPatch) 
     assert conditions.prepared_device("cpu").type == "cpu"
 
 
-def test_record(tmp_path: Path) -> None:
+def test_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings = Ceilings(1e9, {"float32": 1e9})
-    about = conditions.about(torch.device("cpu"), ceilings, "abc")
+    monkeypatch.setattr(conditions, "commit", lambda: "abc")
+    about = conditions.about(torch.device("cpu"), ceilings)
     assert set(about["versions"]) == {"python", "torch", "cuda", "cudnn", "triton"}
     assert about["settings"]["compile_mode"].startswith("max-autotune")
     assert about["settings"]["matmul.allow_tf32"] is torch.backends.cuda.matmul.allow_tf32
@@ -69,9 +73,12 @@ def test_record(tmp_path: Path) -> None:
     results.left_out.append("c")
     results.add("a", Result(ms=1.0))
     results.fail("b", "no reason")
+    results.tests["ops"] = {"passed": 3, "seconds": 1.5}
+    results.add_kernels("a", {"sine": 0.5})
     record = json.loads((tmp_path / "record.json").read_text())
     assert {"device", "driver", "ceilings"} <= set(record)
     assert record["commit"] == "abc"
     assert record["results"]["a"]["ms"] == 1.0
     assert {"ratio_vs_eager", "ratio_vs_compile", "fraction_of_limit", "peak_mb"} <= set(record["results"]["a"])
     assert (record["failures"], record["left_out"]) == ({"b": "no reason"}, ["c"])
+    assert (record["tests"], record["kernels"]) == ({"ops": {"passed": 3, "seconds": 1.5}}, {"a": {"sine": 0.5}})

@@ -8,6 +8,7 @@ from typing import Any
 import ops_speed
 import pytest
 import torch
+from figures import MOST_DIFFERENT, Results
 from op_cases import Case, Formulation
 from ops_speed import compared, directions, fastest, forward_run, measured
 from timing import Ceilings, Timing, Work
@@ -56,6 +57,26 @@ def test_what_does_not_run_does_not_count(capsys: pytest.CaptureFixture[str]) ->
     none = case(Formulation(refused))
     with pytest.raises(RuntimeError, match="no such thing"):
         fastest(none, forward_run, by_order())
+
+
+def test_results_are_compared() -> None:
+    """With the first formulation in full precision; what has nothing to do with it is a failure."""
+
+    def close(x: Tensor) -> Tensor:
+        return 2.02 * x
+
+    x = torch.ones(3, requires_grad=True)
+    for wrong, plain in (
+        (close, (Formulation(refused, tf32=True), Formulation(slow))),
+        (torch.neg, (Formulation(slow),)),
+    ):
+        found = Case("double", wrong, plain, [x], Work(24.0), Work(24.0))
+        results = Results(lambda _: None)
+        for name, line in measured(found, by_order(1.0, 2.0, 1.0, 2.0), CEILINGS):
+            results.add(name, line)
+        assert [line.difference for line in results.values()] == pytest.approx([0.01 if wrong is close else 1.5] * 2)
+        assert set(results.failures) == (set() if wrong is close else {"double_forward", "double_backward"})
+    assert MOST_DIFFERENT < 1
 
 
 def test_tf32_is_for_what_asks_for_it() -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import compile_speed
+import eager_speed
 import nerf_speed
 import picture_cases
 import pytest
@@ -105,7 +106,7 @@ def test_products_of_the_nerf() -> None:
 
 def test_every_op_has_its_turn_with_the_compiler() -> None:
     """But for the INR layer by layer, whose formulations are those of the whole one."""
-    chosen = [*compile_speed.FIRST, *compile_speed.SECOND, *compile_speed.THIRD]
+    chosen = [*compile_speed.FIRST, *compile_speed.SECOND]
     expected = {
         (group, case.name)
         for group, build in GROUPS.items()
@@ -115,12 +116,13 @@ def test_every_op_has_its_turn_with_the_compiler() -> None:
     assert {(group, name) for group, name, _ in chosen} == expected
     names = [part.name for part in compile_speed.parts(Stopwatch(CPU), Ceilings(1.0, {}), Results(lambda _: None))]
     assert len(set(names)) == len(names)
-    assert names[:3] == ["film_siren, compiled", "film_siren_fast, compiled", "render_256, compiled"]
+    assert names[:2] == ["film_siren, compiled", "composite, compiled"]
+    assert names.index("nerf_256, compiled") < names.index("render_256, compiled") < len(compile_speed.FIRST) + 2
 
 
 def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the variable; it is what it was afterwards."""
-    monkeypatch.setenv(warpgroup_speed.VARIABLE, "as it was")
+    """By the variable; it is what it was afterwards, and what it refused is refused still."""
+    monkeypatch.setenv(warpgroup_speed.VARIABLE, "modulated_inr,render_rays_backward")
     seen: list[str | None] = []
 
     class Watch:
@@ -130,20 +132,42 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.append(os.environ.get(warpgroup_speed.VARIABLE))
             return Timing(1.0, 0.0)
 
-    lines = dict(warpgroup_speed.warpgroup_lines(Watch(), Ceilings(1e9, {"float16": 1e9})))  # type: ignore[arg-type]
-    assert list(lines) == [
+    results = Results(lambda _: None)
+    ceilings = Ceilings(1e9, {"float16": 1e9})
+    parts = warpgroup_speed.parts(Watch(), ceilings, results)  # type: ignore[arg-type]
+    assert [part.name for part in parts] == [
+        *("warpgroups of modulated_inr", "warpgroups of render_rays_backward", "render_256 with warpgroups")
+    ]
+    for part in parts:
+        part.measure()
+    assert list(results) == [
         "modulated_inr_without_warpgroups_forward",
-        "nerf_forward_256_without_warpgroups",
-        "nerf_backward_256_without_warpgroups",
-        "render_256_without_warpgroups",
         "modulated_inr_warpgroups_forward",
-        "nerf_forward_256_warpgroups",
+        "nerf_backward_256_without_warpgroups",
         "nerf_backward_256_warpgroups",
+        "render_256_without_warpgroups",
         "render_256_warpgroups",
     ]
-    assert seen == ["0"] * 5 + ["1"] * 5
-    assert os.environ[warpgroup_speed.VARIABLE] == "as it was"
+    assert results["modulated_inr_warpgroups_forward"].difference == 0  # plain PyTorch here, twice
+    backward = ["0"] * 3 + ["render_rays_backward"] * 3
+    assert seen == ["0", "modulated_inr", *backward, "0", "modulated_inr,render_rays_backward"]
+    assert os.environ[warpgroup_speed.VARIABLE] == "modulated_inr,render_rays_backward"
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
-    with warpgroup_speed.asked_for("1"):
-        pass
+    assert warpgroup_speed.allowed() == list(warpgroup_speed.OPS)
+    with warpgroup_speed.asked_for("0"):
+        assert warpgroup_speed.allowed() == [] and warpgroup_speed.parts(Watch(), ceilings, results) == []  # type: ignore[arg-type]
     assert warpgroup_speed.VARIABLE not in os.environ
+
+
+def test_kernels_that_give_something_else_are_found() -> None:
+    comparison = warpgroup_speed.Comparison("render_rays", CPU)
+    assert comparison.difference([torch.ones(3)]) is None
+    assert comparison.difference([torch.full((3,), 1.01)]) == pytest.approx(0.01)
+    for wrong in (torch.full((3,), 1.2), torch.full((3,), float("nan"))):
+        with pytest.raises(RuntimeError, match="with warpgroups, render_rays gives something else"):
+            comparison.difference([wrong])
+
+
+def test_every_part_against_eager_has_a_name_of_its_own() -> None:
+    names = [p.name for p in eager_speed.parts(Stopwatch(CPU), Ceilings(1.0, {}), Results(lambda _: None))]
+    assert len(set(names)) == len(names) and {*GROUPS, "nerf_256", "render_256", "train_step_256"} <= set(names)

@@ -57,13 +57,13 @@ class Device:
                 return 2.0
 
         class Buffer:
-            def zero_(self) -> None:
+            def sum(self) -> None:
                 device.told.append("flush")
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.told.append("wait"))
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.told.append(f"sleep {cycles / 5e6:.0f} ms"))
-        monkeypatch.setattr(torch, "empty", lambda *_, **__: Buffer())
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: Buffer())
         monkeypatch.setattr(timing, "peak_allocated", lambda run, device: 0)
         self.stopwatch = Stopwatch(torch.device("cuda"), repeats=2, warm_up=1)
 
@@ -74,8 +74,8 @@ class Device:
         found = self.stopwatch(lambda: self.told.append("run"), **how)
         assert (found.ms, found.host_ms) == (2.0, host_ms)
         assert self.told[:2] == ["run", "wait"]  # warm
-        assert self.told[2 : 2 + timing.WAKING_WRITES] == ["flush"] * timing.WAKING_WRITES
-        runs = self.told[2 + timing.WAKING_WRITES :]
+        assert self.told[2 : 2 + timing.WAKING_READS] == ["flush"] * timing.WAKING_READS
+        runs = self.told[2 + timing.WAKING_READS :]
         one = runs[: len(runs) // 2]
         assert runs == 2 * one
         return one

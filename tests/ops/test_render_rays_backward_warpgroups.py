@@ -35,7 +35,7 @@ def chosen(backend: Backend, *, accurate: bool = False, of_rays: bool = False) -
 
 @pytest.fixture
 def warpgroup_backend(monkeypatch: pytest.MonkeyPatch, kernel_backend: Backend) -> Backend:
-    monkeypatch.delenv("CIPS3D_WGMMA", raising=False)
+    monkeypatch.setenv("CIPS3D_WGMMA", "render_rays_backward")  # no other one, which may be wrong
     require_warpgroups(kernel_backend, chosen(kernel_backend))
     return kernel_backend
 
