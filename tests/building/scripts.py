@@ -21,6 +21,7 @@ def load(path: Path) -> ModuleType:
 
 build = load(ROOT / "build_kernels.py")
 resources = load(ROOT / ".ci" / "check_resources.py")
+matrix_registers = load(ROOT / ".ci" / "check_matrix_registers.py")
 
 
 def architectures(*names: str) -> tuple[object, ...]:
