@@ -110,16 +110,17 @@ def run_limited(
     command: Sequence[str],
     seconds: float,
     *,
+    folder: Path = ROOT,
     environment: Mapping[str, str] | None = None,
     stdout: int | IO[bytes] | None = None,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> int | None:
-    """Run a command in the repository; its exit code, or None where its time was up.
+    """Run a command, by default in the repository; its exit code, or None where its time was up.
 
     It and the processes that it has started are then killed, and so they are by Ctrl-C.
     """
     until = time.monotonic() + seconds
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stdout, start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, start_new_session=True)
     try:
         while True:
             try:

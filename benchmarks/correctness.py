@@ -50,9 +50,12 @@ def run_tests(selection: str, seconds: float, where: str = "tests/ops", *, proce
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-v" if processes == 0 else "-q", "-r", "fE", "-n", str(processes)]
+        command += [f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")]
         command += ["-k", selection, f"--junitxml={report}", str(ROOT / where)]
         started = time.monotonic()
-        code = run_limited(command, seconds, environment=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+        # Not in the repository, whose sources Python would take for the package: they have no compiled kernels.
+        code = run_limited(command, seconds, folder=Path(folder), environment=environment)
         counts = counted(report) | {"seconds": round(time.monotonic() - started, 1)}
         if code is None:
             wrong: str | None = f"the tests ({selection}) did not end within {seconds:.0f} s"

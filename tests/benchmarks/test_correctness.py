@@ -113,3 +113,11 @@ def test_without_warpgroups_where_they_hang_or_give_something_else(
     assert seen == [("warpgroups", "1"), ("eager", left), (suite.COMPILING, left)]
     suite.measure(torch.device("cpu"), results, Budget(1), repeats=1, compiling=True)
     assert seen[-1][0] == "eager" and results.left_out[-1] == suite.COMPILING
+
+
+def test_the_installed_package_is_tested(tmp_path: Path) -> None:
+    """Not the sources beside the tests, which have no compiled kernels unless they are what is installed."""
+    (tmp_path / "test_some.py").write_text(
+        f"import sys\ndef test_path(): assert {str(correctness.ROOT)!r} not in sys.path and '' not in sys.path"
+    )
+    assert run_tests("path", 120, str(tmp_path), processes=0).wrong is None
