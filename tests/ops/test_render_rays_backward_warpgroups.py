@@ -24,6 +24,7 @@ from torch import Tensor
 from cips3d.ops import Precision, kernels
 from cips3d.ops.siren_field import is_wide
 
+OF_COLORS = (4, 5)  # among the leaves: the colour layer's weight and bias
 SHALLOW = [name for name, s in SETTINGS.items() if not is_wide(s.width, s.color)]
 
 
@@ -62,6 +63,26 @@ def test_gradients(warpgroup_backend: Backend, name: str) -> None:
         assert cosine(gradient, reference) > 1 - limit**2
     for _ in warpgroup_backend.schedules():
         assert all(torch.equal(a, b) for a, b in zip(found, layer_gradients(ours, s, "fast"), strict=True))
+
+
+@pytest.mark.parametrize(("of_colors", "of_others"), [(0.0, 1e6), (1e-6, 1.0), (1e6, 1.0)])
+def test_gradients_of_unequal_size(warpgroup_backend: Backend, of_colors: float, of_others: float) -> None:
+    """Colours have a scale of their own beside gradients that are larger or smaller by powers of ten."""
+    s = Setting(width=32, color=16, rays=9, coarse=4, fine=4)
+    found, expected = (
+        torch.autograd.grad(
+            of_colors * seen.colors.sum() + of_others * (seen.depth.sum() + (seen.weights * ramp).sum()),
+            at.leaves()[:-2],
+        )
+        for at, precision in zip(both_kinds(warpgroup_backend, sample_inputs(s)), ("fast", "highest"), strict=True)
+        for seen in [run(replace(at, origins=at.origins.detach(), directions=at.directions.detach()), s, precision)]
+        for ramp in [torch.linspace(0.5, 1.5, seen.weights.shape[-1]).to(seen.weights)]
+    )
+    for k, (gradient, reference) in enumerate(zip(found, expected, strict=True)):
+        if of_colors == 0 and k in OF_COLORS:
+            assert not gradient.any() and not reference.any()
+        elif gradient.numel() > 1:
+            assert relative_l2(gradient, reference) < GRADIENT_TOLERANCE["fast"], f"gradient {k}"
 
 
 def test_gradients_of_many_samples(warpgroup_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
