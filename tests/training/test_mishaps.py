@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +244,21 @@ def test_a_closed_terminal(small_config: TrainConfig, monkeypatch: pytest.Monkey
         assert load_checkpoint(find_checkpoint(folder))["step"] == (6 if ignored else 2)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="who sent a signal is not told")
+def test_a_job_that_is_ended_with_all_its_processes(photo_folder: Path, tmp_path: Path) -> None:
+    """The workers hear of it too, and go on until the run is saved."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "cips3d.train", "--preset", "tiny", "--device", "cpu", "--out", str(out)]
+    flags = ["--data", str(photo_folder), "--workers", "1", "--reports.metrics-interval", "0"]
+    with subprocess.Popen([*command, *flags], start_new_session=True, stderr=subprocess.PIPE) as run:
+        while run.poll() is None and not (out / "pictures").exists():  # the first are of what is not trained yet
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGTERM)
+        _, error = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, error.decode()
+    assert b"go on with: python -m cips3d.train --resume" in error
 
 
 def test_curves_and_words_are_written_down(small_config: TrainConfig) -> None:
