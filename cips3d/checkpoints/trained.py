@@ -15,6 +15,7 @@ FORMAT = "cips3d training checkpoint"
 FORMAT_VERSION = 1
 CHECKPOINT_FOLDER = "checkpoints"
 BEST = "best.pt"
+DIVERGED = "diverged.pt"  # of a run that stopped for losses that were not finite
 STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
 
 

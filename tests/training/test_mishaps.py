@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from training.runs import after_steps, assert_equal_states
 
+from cips3d import render
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
@@ -62,8 +64,12 @@ def out_of_memory() -> RuntimeError:
     ("error", "raised", "told"),
     [
         (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
-        (full_disk(), UserError, "the disk is full; free some space, and go on with --resume"),
-        (full_disk_in_words(), UserError, "the disk is full; free some space, and go on with --resume"),
+        (full_disk(), UserError, "the disk is full; free some space; go on with: python -m cips3d.train --resume"),
+        (
+            full_disk_in_words(),
+            UserError,
+            "the disk is full; free some space; go on with: python -m cips3d.train --resume",
+        ),
         (out_of_memory(), UserError, "cpu has too little memory; give a smaller --batch-size"),
     ],
 )
@@ -80,7 +86,30 @@ def test_whatever_ends_a_run_it_is_saved(
         train(rare_checkpoints(small_config))
     assert small_config.out is not None
     assert steps_of(small_config.out) == [0, 4]  # of the fifth step nothing is counted
-    assert f"--resume {small_config.out}" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"--resume {small_config.out}" in told
+    assert "step 5 was half done; it is made once more" in told
+
+
+def test_an_error_between_two_steps_leaves_none_half_done(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Reporter, "step", raising(full_disk()))
+    with pytest.raises(UserError, match="the disk is full"):
+        train(rare_checkpoints(small_config))
+    assert "half done" not in capfd.readouterr().err
+
+
+def test_an_animation_for_which_there_is_no_room(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is complete and cannot go on: another command makes the animation."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "animation", raising(full_disk()))
+        with pytest.raises(UserError, match=r"the disk is full; free some space; training is complete") as raised:
+            train(small_config)
+    assert small_config.out is not None and steps_of(small_config.out)[-1] == 6
+    command = shlex.split(str(raised.value).split("python -m cips3d.render ")[1])
+    assert render.main([*command, "--frames", "2"]) == 0
+    assert (small_config.out / "animation.webp").is_file()
 
 
 @pytest.mark.parametrize(
