@@ -18,6 +18,7 @@ from cips3d.checkpoints.trained import (
     find_checkpoint,
     keep_checkpoints,
     load_checkpoint,
+    remove_left_overs,
     save_checkpoint,
 )
 from cips3d.data.heads import SyntheticHeads
@@ -374,6 +375,7 @@ class Training:
             folder = make_run_folder(self.config)
         if not self.alone.enter_context(only_writer(folder)):
             raise UserError(f"another process is training in {folder}; wait for its end, or give --out")
+        remove_left_overs(folder / CHECKPOINT_FOLDER)
         write_configuration(folder, self.config)
         return folder
 

@@ -70,12 +70,15 @@ def test_resumed_run_is_the_uninterrupted_one(
 def test_interrupt_says_how_to_go_on(
     small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    folder, exit_code = train(small_config)
-    assert exit_code == 130
-    assert f"--resume {folder}" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        folder, exit_code = train(small_config)
+        assert exit_code == 130
+        assert f"--resume {folder}" in capfd.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("ending", ["signal", "error"])

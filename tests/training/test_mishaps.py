@@ -22,6 +22,7 @@ from cips3d import render
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
+from cips3d.files import temporary_beside
 from cips3d.training import loop
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.loop import Training, train
@@ -262,17 +263,46 @@ def test_flags_that_change_when_a_run_goes_on(small_config: TrainConfig) -> None
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_closed_terminal(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, ignored: bool) -> None:
-    """It ends a run like Ctrl-C, but for one that was told to live on."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+def test_signals_that_are_ignored_stay_so(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, ignored: bool, name: str
+) -> None:
+    """A closed terminal ends a run like Ctrl-C, but for one that was told to live on; so one in the background."""
+    number = signal.Signals[name]
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    before = signal.signal(number, handler)
     try:
-        after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
         folder, exit_code = train(small_config)
-        assert exit_code == (0 if ignored else 128 + signal.SIGHUP)
+        assert exit_code == (0 if ignored else 128 + number)
         assert load_checkpoint(find_checkpoint(folder))["step"] == (6 if ignored else 2)
+        assert signal.getsignal(number) is handler
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_another_signal_does_not_end_that(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def terminate_and_interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        after_steps(monkeypatch, 2, terminate_and_interrupt)
+        assert train(small_config)[1] == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_killed_run_has_left_of_a_checkpoint_goes(small_config: TrainConfig) -> None:
+    folder, _ = train(small_config)
+    left = temporary_beside(folder / "checkpoints" / "step-00000007.pt")
+    left.write_bytes(b"half of it")
+    train(replace(small_config, out=None, resume=folder, steps=8))
+    assert not left.exists() and steps_of(folder) == [6, 8]
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="who sent a signal is not told")
