@@ -215,8 +215,7 @@ def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Re
     """Measure the pictures of a folder or zip."""
     assert options.generated is not None
     resolution = options.resolution or side_of_first(options.generated)
-    find_images(options.generated, "--generated")  # so that the error names this flag
-    source = open_images(options.generated, resolution)
+    source = open_images(options.generated, resolution, argument="--generated")
     names = metrics_of(options, is_3d=False)
     check_data(options, names)
     check_counts(names, len(source))
@@ -236,7 +235,7 @@ def metrics_of(options: Options, is_3d: bool) -> list[str]:
     """The metrics that are asked for, or by default those that the given model and data allow."""
     if options.metrics is not None:
         return chosen_metrics([name.strip() for name in options.metrics.split(",") if name.strip()])
-    names = [*(WITH_DATA if options.data else ()), *(WITHOUT_DATA if is_3d else ())]
+    names = [*(() if options.data is None else WITH_DATA), *(WITHOUT_DATA if is_3d else ())]
     if not names:
         raise UserError("without a 3-D model there is nothing to measure but pictures; give --data, or --metrics is")
     return names

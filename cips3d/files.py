@@ -15,6 +15,17 @@ from typing import BinaryIO
 from cips3d.errors import UserError
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part")  # what `temporary_beside` makes of a name
+_locks: set[int] = set()  # descriptors by which this process holds folders
+
+
+def _let_go_of_locks() -> None:
+    """In a forked process: otherwise a folder would stay locked until the last of its parent's processes has ended."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -64,20 +75,29 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
-    if os.name == "posix":
+    """Make a rename in `folder` survive a power cut, where the system and the folder's rights allow it.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:  # a network's file system that syncs no folders, or a folder that may not be listed
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[bool]:
     """Keep others that ask for it from writing a folder, where the system can; false: another process writes it.
 
-    It ends with the process, however that ends, and leaves nothing behind.
+    It ends with the process, however that ends and whatever it has forked, and leaves nothing behind.
     """
     try:
         import fcntl
@@ -85,6 +105,7 @@ def only_writer(folder: Path) -> Iterator[bool]:
         yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _locks.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +116,9 @@ def only_writer(folder: Path) -> Iterator[bool]:
             pass
         yield folder.exists()  # who has just ended may have removed it
     finally:
-        os.close(descriptor)
+        if descriptor in _locks:  # not in a forked process
+            _locks.remove(descriptor)
+            os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -28,7 +28,7 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Collect SIGINT, SIGTERM and SIGHUP in a `StopRequest`; outside the main thread nothing is collected.
 
-    A SIGHUP that is ignored, as `nohup` has it, stays so.
+    What is ignored stays so: SIGHUP under `nohup`, SIGINT in what a script has sent to the background.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -37,11 +37,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         request.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in numbers:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    known = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    numbers = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request

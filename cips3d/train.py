@@ -39,7 +39,6 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     first.add_argument("--device", default="auto")
     first.add_argument("--resume", type=Path)
     first.add_argument("--init-from", "--init_from", type=Path)
-    first.add_argument("--data")
     first.add_argument("--heads")
     known, _ = first.parse_known_args(arguments)
     given = defaults(known.preset, known.resume, known.init_from, known.device)
@@ -53,10 +52,10 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     )
     if known.resume is not None:
         check_resumed(config, given)
-    if known.data not in (None, HEADS) and known.heads is not None:
+    if config.data not in (None, HEADS) and known.heads is not None:
         raise UserError(
-            f"--heads {known.heads} counts synthetic heads, and --data {known.data} takes their place; "
-            "leave one of them out"
+            f"--heads {known.heads} counts synthetic heads, and --data {config.data} takes their place; leave it out, "
+            "or give --data heads"
         )
     return config
 
@@ -107,7 +106,7 @@ def config_of(path: Path) -> TrainConfig:
     checkpoint = find_checkpoint(path)
     try:
         return TrainConfig.from_json(load_checkpoint(checkpoint)["config"])
-    except ValueError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{checkpoint} was written by a version of cips3d with other settings ({error}); train again"
         ) from None

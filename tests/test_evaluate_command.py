@@ -164,6 +164,9 @@ class TestFolders:
 
     def test_mistakes(self, command: Callable[..., str], photo_folder: Path, tmp_path: Path) -> None:
         assert "--generated" in command("--generated", tmp_path / "none", "--metrics", "is", run=None, fails=True)
+        (tmp_path / "a.png").write_bytes(b"broken")
+        unreadable = ("--generated", tmp_path, "--metrics", "is", "--resolution", 8)
+        assert f"--generated {tmp_path}: none of its 1 files" in command(*unreadable, run=None, fails=True)
         assert "symmetry turns the camera" in command(
             "--generated", photo_folder, "--metrics", "symmetry", run=None, fails=True
         )
@@ -191,6 +194,7 @@ class TestMistakes:
             (["--out", "a.csv"], ".json"),
             (["--device", "tpu"], "--device tpu"),
             (["--metrics", "frechet", "--data", "nowhere"], "--data nowhere"),
+            (["--data", ""], '--data "" names nothing'),
             (["--metrics", "is", "--images", "5"], "5 pictures are too few for is"),
             (["--metrics", "lpips", "--faces", "2"], "lpips"),
         ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cips3d.files import TEMPORARY, atomic_file, is_left_over, only_writer, temporary_beside
+from cips3d.files import TEMPORARY, atomic_file, is_left_over, only_writer, sync_folder, temporary_beside
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
@@ -62,3 +65,39 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with only_writer(tmp_path) as third:
         assert third
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such processes")
+def test_forked_processes_hold_no_locks(tmp_path: Path) -> None:
+    """They may outlive the process that has been killed in the middle of its work."""
+    with only_writer(tmp_path) as first:
+        assert first
+        processes = multiprocessing.get_context("fork")
+        begun = processes.Event()
+        forked = processes.Process(target=lambda: (begun.set(), time.sleep(60)), daemon=True)
+        forked.start()
+        assert begun.wait(timeout=20)
+        with only_writer(tmp_path) as meanwhile:
+            assert not meanwhile
+    try:
+        with only_writer(tmp_path) as second:
+            assert second
+    finally:
+        forked.kill()
+        forked.join()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no folders are synced")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.ENOSPC, errno.EIO])
+def test_folders_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Some file systems sync none; a disk that is full or broken is another matter."""
+
+    def refuse(_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number in (errno.ENOSPC, errno.EIO):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            sync_folder(tmp_path)
+    else:
+        sync_folder(tmp_path)

@@ -52,6 +52,7 @@ def test_resume_takes_the_run_s_own_settings(small_config: TrainConfig) -> None:
         (("--seed", "5"), "--seed 5 is not that of --resume"),
         (("--init-from", "elsewhere"), "--init-from elsewhere starts a run"),
         (("--data", "photos", "--heads", "9"), "--heads 9 counts synthetic heads"),
+        (("--heads", "9"), "--heads 9 counts synthetic heads"),  # the run has photographs
     ],
 )
 def test_a_run_goes_on_as_itself(
@@ -125,9 +126,10 @@ def test_unknown_flag_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_settings_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
-    save_checkpoint(path, {"config": '{"colour": 1}'})
-    with pytest.raises(UserError, match="other settings"):
-        command.config_of(path)
+    for content in ({"config": '{"colour": 1}'}, {"config": None}, {}):
+        save_checkpoint(path, content)
+        with pytest.raises(UserError, match="other settings"):
+            command.config_of(path)
 
 
 def test_real_photographs(tmp_path: Path) -> None:

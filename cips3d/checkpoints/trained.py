@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from cips3d.errors import UserError
-from cips3d.files import atomic_file
+from cips3d.files import atomic_file, is_left_over
 
 FORMAT = "cips3d training checkpoint"
 FORMAT_VERSION = 1
 CHECKPOINT_FOLDER = "checkpoints"
 BEST = "best.pt"
+DIVERGED = "diverged.pt"  # of a run that stopped for losses that were not finite
 STEP_NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -41,9 +42,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a complete checkpoint of this package ({type(error).__name__}); "
             "it may be truncated or of another kind: try an older one"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    version = state.get("format_version") if isinstance(state, dict) and state.get("format") == FORMAT else None
+    if not isinstance(version, int):
         raise UserError(f"{path} is not a training checkpoint of this package; give one that cips3d.train wrote")
-    if state["format_version"] > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
     return state
 
@@ -73,6 +75,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The numbered checkpoints of a folder, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("*.pt") if (match := STEP_NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Delete what killed processes have left of checkpoints; no other process may be writing any."""
+    for path in list(folder.glob(".*")):
+        if is_left_over(path):
+            path.unlink()
 
 
 def keep_checkpoints(folder: Path, keep: int) -> None:

@@ -46,10 +46,10 @@ def cips_config_of_reference(state: Mapping[str, Tensor], *, mapping_lr_multipli
     """Variant and dimensions of a published generator, read off the names and shapes of its state dict."""
     variant: Variant = "residual" if any(key.startswith("to_rgb_last.") for key in state) else "skip"
     if variant == "skip":
-        blocks = count_layers(state, r"linears\.(\d+)\.conv\.weight") // 2
+        blocks = count_layers(state, "linears.{}.conv.weight", GENERATOR) // 2
         lasts = [f"linears.{2 * k + 1}.conv.weight" for k in range(max(1, blocks))]
     else:
-        blocks = count_layers(state, r"linears\.(\d+)\.conv2\.conv\.weight") - 1
+        blocks = count_layers(state, "linears.{}.conv2.conv.weight", GENERATOR, first=1)
         lasts = [f"linears.{k + 1}.conv2.conv.weight" for k in range(max(1, blocks))]
     style_dim, z_dim = shape_of(state, "style.1.weight", 2, GENERATOR)
     hidden, coordinates = shape_of(state, "lff.ffm.conv.weight", 4, GENERATOR)[:2]
@@ -64,7 +64,7 @@ def cips_config_of_reference(state: Mapping[str, Tensor], *, mapping_lr_multipli
         widths=None if widths == published else widths,
         z_dim=z_dim,
         style_dim=style_dim,
-        mapping_layers=count_layers(state, r"style\.(\d+)\.weight") - 1,
+        mapping_layers=count_layers(state, "style.{}.weight", GENERATOR, first=1),
         mapping_lr_multiplier=mapping_lr_multiplier,
     )
 

@@ -15,6 +15,7 @@ from cips3d.convert.state import (
     renamed,
     require_keys,
     require_published,
+    shape_of,
 )
 from cips3d.errors import UserError
 from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
@@ -122,11 +123,12 @@ def _part_from_reference(state: Mapping[str, Tensor], *, is_aux: bool, prefix: s
     unused = {key for match, key in entries if match and int(match[1]) > resolution_max}
     state = {key: value for key, value in state.items() if key not in unused}
     from_rgb = {r: f"conv_in.{r}.equal_conv.weight" for r in resolutions}
-    require_keys(state, [*from_rgb.values(), "final_conv.equal_conv.weight"], what)
-    channels = {r: state[key].shape[0] for r, key in from_rgb.items()}
+    final = "final_conv.equal_conv.weight"
+    require_keys(state, [*from_rgb.values(), final], what)
+    channels = {r: shape_of(state, key, 4, what)[0] for r, key in from_rgb.items()}
     blurs = {key: value for key, value in state.items() if BLUR_KEY.fullmatch(key)}
     weights = without_blur_kernels(state, blurs, what)
-    has_minibatch_std = state["final_conv.equal_conv.weight"].shape[1] == channels[RESOLUTION_MIN] + 1
+    has_minibatch_std = shape_of(state, final, 4, what)[1] == channels[RESOLUTION_MIN] + 1
     part = ImageDiscriminator(
         resolutions[-1],
         channels,

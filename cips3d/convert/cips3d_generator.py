@@ -8,8 +8,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cips3d.convert.state import count_keys, load_renamed, parameter_names, renamed, require_keys, require_published
+from cips3d.convert.state import (
+    count_keys,
+    load_renamed,
+    parameter_names,
+    renamed,
+    require_keys,
+    require_published,
+    shape_of,
+)
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
+
+WHAT = "a CIPS-3D generator"
 
 UNUSED = re.compile(r"inr_net\.network\.\d+\.mod[12]\.norm\.(weight|bias)")  # carried by checkpoints, never applied
 
@@ -47,16 +57,15 @@ def generator_reference_names(config: CIPS3DConfig) -> dict[str, str]:
 
 def config_of_reference(state: Mapping[str, Tensor]) -> CIPS3DConfig:
     """Dimensions of a published generator, read off the shapes of its state dict."""
-    corners = (
-        "siren.network.1.linear.weight",
-        "siren.color_layer_linear.0.weight",
-        "mapping_network_nerf.base_net.0.weight",
-        "mapping_network_inr.base_net.0.weight",
-        "inr_net.network.4.mod2.weight",
-    )
-    require_keys(state, corners, "a CIPS-3D generator")
-    nerf, output, shape_map, appearance_map, inr = (state[key].shape for key in corners)
-
+    corners = {  # and their dimensions
+        "siren.network.1.linear.weight": 2,
+        "siren.color_layer_linear.0.weight": 2,
+        "mapping_network_nerf.base_net.0.weight": 2,
+        "mapping_network_inr.base_net.0.weight": 2,
+        "inr_net.network.4.mod2.weight": 3,
+    }
+    require_keys(state, corners, WHAT)
+    nerf, output, shape_map, appearance_map, inr = (shape_of(state, key, n, WHAT) for key, n in corners.items())
     return CIPS3DConfig(
         z_shape_dim=shape_map[1],
         shape_style_dim=shape_map[0],
@@ -89,7 +98,7 @@ def generator_from_reference(state: Mapping[str, Tensor]) -> CIPS3D:
         for key, value in needed.items()
     }
     generator = CIPS3D(config)
-    load_renamed(generator, needed, generator_reference_names(config), "a CIPS-3D generator")
+    load_renamed(generator, needed, generator_reference_names(config), WHAT)
     return generator
 
 
@@ -102,7 +111,7 @@ def generator_to_reference(generator: CIPS3D) -> dict[str, Tensor]:
         UserError: a setting that no state dict tells is not the published one.
     """
     config = generator.config
-    require_published("a CIPS-3D generator", _untold(config))
+    require_published(WHAT, _untold(config))
     state = renamed(generator, generator_reference_names(config))
     for block in range(config.inr_blocks):
         for k in (1, 2):

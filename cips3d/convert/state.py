@@ -33,11 +33,13 @@ def shape_of(state: Mapping[str, Tensor], key: str, dimensions: int, what: str) 
     """The shape of an entry.
 
     Raises:
-        UserError: it is missing, or has another number of dimensions.
+        UserError: it is missing, empty, or has another number of dimensions.
     """
     require_keys(state, [key], what)
     if state[key].dim() != dimensions:
         raise misshapen(what, key, state[key], f"{dimensions} dimensions are")
+    if state[key].numel() == 0:
+        raise misshapen(what, key, state[key], "sizes above 0 are")
     return tuple(state[key].shape)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cips3d.convert.state import misshapen, parameter_names
+from cips3d.convert.state import count_keys, misshapen, parameter_names, require_keys
 
 MODULATED_WEIGHT = re.compile(r"(?!lff\.).*\bconv\.weight")  # [1, out, in, k, k]; ours has no leading 1
 RGB_BIAS = re.compile(r"to_rgb\w*(\.\d+)?\.bias")  # [1, 3, 1, 1]; ours is [3]
@@ -40,10 +40,15 @@ def mapping_names(layers: int) -> dict[str, str]:
     return names
 
 
-def count_layers(state: Mapping[str, Tensor], pattern: str) -> int:
-    """1 + the largest number that keys have in the place of the pattern's group; 0 without such keys."""
-    found = (re.fullmatch(pattern, key) for key in state)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+def count_layers(state: Mapping[str, Tensor], name: str, what: str, first: int = 0) -> int:
+    """How many layers there are whose key is `name` with a number in place of its {}, from `first` on.
+
+    Raises:
+        UserError: they are not numbered without gaps. A number that is only believed could be as large as it likes.
+    """
+    count = count_keys(state, re.escape(name).replace(r"\{\}", r"\d+"))
+    require_keys(state, (name.format(first + k) for k in range(count)), what)
+    return count
 
 
 def unwrapped(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:

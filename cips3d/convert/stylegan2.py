@@ -51,13 +51,13 @@ def stylegan2_config_of_reference(
     """Dimensions of a published generator, read off the shapes of its state dict."""
     style_dim, z_dim = shape_of(state, "style.1.weight", 2, GENERATOR)
     channels = {RESOLUTION_MIN: shape_of(state, "input.input", 4, GENERATOR)[1]}
-    for k in range(count_layers(state, r"convs\.(\d+)\.conv\.weight") // 2):
+    for k in range(count_layers(state, "convs.{}.conv.weight", GENERATOR) // 2):
         channels[RESOLUTION_MIN << (k + 1)] = shape_of(state, f"convs.{2 * k}.conv.weight", 5, GENERATOR)[1]
     return StyleGAN2Config(
         channels=channels,
         z_dim=z_dim,
         style_dim=style_dim,
-        mapping_layers=count_layers(state, r"style\.(\d+)\.weight") - 1,
+        mapping_layers=count_layers(state, "style.{}.weight", GENERATOR, first=1),
         mapping_lr_multiplier=mapping_lr_multiplier,
     )
 
@@ -122,8 +122,8 @@ def stylegan2_discriminator_from_reference(state: Mapping[str, Tensor]) -> Discr
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit.
     """
-    blocks = count_layers(state, r"convs\.(\d+)\.conv2\.1\.weight") - 1
-    resolutions = [RESOLUTION_MIN << k for k in range(max(blocks, 0) + 1)]
+    blocks = count_layers(state, "convs.{}.conv2.1.weight", DISCRIMINATOR, first=1)
+    resolutions = [RESOLUTION_MIN << k for k in range(blocks + 1)]
     channels = {resolutions[-1]: shape_of(state, "convs.0.0.weight", 4, DISCRIMINATOR)[0]}
     for k in range(1, len(resolutions)):
         channels[resolutions[-1 - k]] = shape_of(state, f"convs.{k}.conv2.1.weight", 4, DISCRIMINATOR)[0]

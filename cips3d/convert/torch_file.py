@@ -212,7 +212,10 @@ def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[
         raise ValueError("a tensor with a shape that is not one")
     if math.prod(size) > values.numel():  # a repeated view of few numbers would be as large as it likes
         raise RefusedPickle(f"was not read: it has a tensor of shape {list(size)} in {values.numel()} numbers")
-    return values.as_strided(size, stride, offset)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= values.numel():
+        raise ValueError("a tensor beyond its storage")
+    return values.as_strided(size, stride, values.storage_offset() + offset)  # a view's own numbers begin further on
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:

@@ -127,10 +127,18 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _scale_transparency(image: Image.Image, data: bytes) -> None:
-    """The transparent colour of a PNG of 16 bits, of whose pixels Pillow keeps the upper 8, as pixels now have it."""
+    """The transparent colour of a PNG whose pixels Pillow brings to 8 bits, as they now have it.
+
+    Of 16 bits a channel it keeps the upper 8; grey of 2 or 4 it scales.
+    """
     color = image.info.get("transparency")
-    if image.format == "PNG" and isinstance(color, tuple) and data[PNG_DEPTH_AT] == 16:
+    if image.format != "PNG" or color is None:
+        return
+    depth = data[PNG_DEPTH_AT]
+    if isinstance(color, tuple) and depth == 16:
         image.info["transparency"] = tuple(value >> 8 for value in color)
+    elif image.mode == "L" and depth in (2, 4):
+        image.info["transparency"] = color * 255 // (2**depth - 1)
 
 
 def _flatten(image: Image.Image) -> Image.Image:

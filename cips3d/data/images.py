@@ -53,7 +53,7 @@ class ImageFolder:
         found = []
         for folder, subfolders, files in os.walk(self.path, onerror=_raise, followlinks=True):
             here = Path(folder)
-            subfolders[:] = [name for name in subfolders if not _leads_back(here / name)]
+            subfolders[:] = [name for name in subfolders if not _leads_back(here / name, self.path)]
             found += [(here / name).relative_to(self.path).as_posix() for name in files]
         return sorted(filter(_is_image_name, found))
 
@@ -122,9 +122,16 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one of the folders that it lies in: following it would never end."""
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+def _leads_back(folder: Path, top: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, or that holds such a one: following it would never end.
+
+    It lies in all folders on the way from `top`, where other links may have led elsewhere.
+    """
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    on_the_way = [parent for parent in folder.parents if parent.is_relative_to(top)]
+    return any(parent.resolve().is_relative_to(target) for parent in on_the_way)
 
 
 def _is_image_name(name: str) -> bool:
@@ -160,9 +167,11 @@ def find_images(path: str | Path, argument: str = "--data") -> tuple[ImageFolder
         the container and the sorted names of its images, at least one.
 
     Raises:
-        UserError: nothing there, neither folder nor zip, cannot be listed, no file with an image's ending, or
-            a prepared set that is unfinished.
+        UserError: no name, nothing there, neither folder nor zip, cannot be listed, no file with an image's ending,
+            or a prepared set that is unfinished.
     """
+    if path == "":  # as a path it would be the folder where the command was started
+        raise UserError(f'{argument} "" names nothing; give a folder or a zip of images')
     path = Path(path)
     files: ImageFolder | ImageZip
     if path.is_dir():
@@ -242,7 +251,9 @@ class ImageFiles:
         return f"{line} ({len(self.reasons):,} unreadable skipped: {some}{more})"
 
 
-def open_images(path: str | Path, resolution: int, *, decoded_limit: int = DECODED_LIMIT) -> ImageFiles:
+def open_images(
+    path: str | Path, resolution: int, *, decoded_limit: int = DECODED_LIMIT, argument: str = "--data"
+) -> ImageFiles:
     """Open a folder or zip of photographs as a training set.
 
     Every file is decoded once here, in parallel, so that unreadable ones (damaged, truncated, unreasonably
@@ -255,12 +266,13 @@ def open_images(path: str | Path, resolution: int, *, decoded_limit: int = DECOD
         path: folder (searched recursively) or zip; jpg, jpeg, png and webp, in any letter case.
         resolution: side of the pictures in pixels.
         decoded_limit: bytes of decoded pictures that may be kept in memory; 0 keeps none.
+        argument: what the user calls the path, for messages.
 
     Raises:
         UserError: no such folder or zip, or nothing readable in it.
     """
     check_resolution(resolution)
-    files, names = find_images(path)
+    files, names = find_images(path, argument)
     decoded = None
     if len(names) * 3 * resolution**2 <= decoded_limit:
         decoded = torch.empty(len(names), 3, resolution, resolution, dtype=torch.uint8)
@@ -283,7 +295,7 @@ def open_images(path: str | Path, resolution: int, *, decoded_limit: int = DECOD
     if not readable:
         first, why = next(iter(reasons.items()))
         raise UserError(
-            f"--data {path}: none of its {len(names):,} files (endings {', '.join(PHOTO_ENDINGS)}) could be "
+            f"{argument} {path}: none of its {len(names):,} files (endings {', '.join(PHOTO_ENDINGS)}) could be "
             f"read, the first, {printable(first)}, because of {why}; give a folder or zip of sound images"
         )
     if decoded is not None and reasons:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +23,8 @@ from cips3d.errors import UserError
 # libraries.
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+PARENT_SECONDS = 1.0  # between two looks of a worker whether its parent is alive
 
 _ORDER, _FLIP = 1, 2  # what random words are for: each purpose has its own
 
@@ -110,9 +115,24 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training process ends the workers when it is ready."""
+def _heed_the_parent_alone(worker: int) -> None:
+    """Signals reach all processes of a terminal or job; the training process ends the workers when it is ready."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if hasattr(signal, "sigtimedwait") and parent is not None:  # where the system tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process, however busy, when its parent has ended or asks for it by SIGTERM, as torch does in need."""
+    while os.getppid() == parent:
+        asked = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
+        if asked is not None and asked.si_pid == parent:
+            break
+    os._exit(0)
 
 
 class TrainingImages:
@@ -166,7 +186,7 @@ class TrainingImages:
             num_workers=workers,
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_heed_the_parent_alone,
             generator=torch.Generator(),  # the default would draw from the global generator
         )
         self._batches: Iterator[Tensor | UserError] | None = iter(self._loader)

@@ -134,7 +134,7 @@ def prepare_dataset(
     elif count is not None or seed is not None:
         raise UserError(f"--count and --seed are for SOURCE heads, but it is {source}; leave them out")
     else:
-        job = _files_job(Path(source), destination, resolution, image_format)
+        job = _files_job(source, destination, resolution, image_format)
     write = _write_zip if destination.suffix.lower() == ".zip" else _write_alone
     try:
         return write(job, destination, workers)
@@ -146,16 +146,17 @@ def prepare_dataset(
         ) from error
 
 
-def _files_job(source: Path, destination: Path, resolution: int, image_format: str) -> _Job:
-    if source.is_dir() and destination.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"DEST {destination} lies within SOURCE {source}; choose a place outside of it")
+def _files_job(source: str | Path, destination: Path, resolution: int, image_format: str) -> _Job:
     files, names = find_images(source, "SOURCE")
+    place = files.path.resolve()
+    if place.is_dir() and destination.resolve().is_relative_to(place):
+        raise UserError(f"DEST {destination} lies within SOURCE {source}; choose a place outside of it")
 
     def picture(index: int) -> Tensor:
         return decode_image(files.read(names[index]), resolution)
 
     digest = _digest(f"{name} {files.stamp(name)}" for name in names)
-    return _Job(str(source.resolve()), names, digest, picture, UNREADABLE_ERRORS, resolution, image_format)
+    return _Job(str(place), names, digest, picture, UNREADABLE_ERRORS, resolution, image_format)
 
 
 def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Job:

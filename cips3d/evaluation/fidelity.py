@@ -22,6 +22,7 @@ from cips3d.errors import UserError
 from cips3d.evaluation.catalogue import METRICS, check_counts
 from cips3d.evaluation.downloads import weights_of
 from cips3d.evaluation.image_sets import SourceImages, Watched, identity, size_of
+from cips3d.evaluation.kept_features import kept_features
 from cips3d.files import sha256_of
 
 FIDELITY_METRICS = ("fid", "kid", "is", "pr")
@@ -99,7 +100,7 @@ def fidelity(
         fid, kid and kid_std, inception_score and inception_score_std, precision and recall: what was asked for.
 
     Raises:
-        UserError: torch-fidelity or weights are missing, or there are too few pictures.
+        UserError: torch-fidelity or weights are missing, there are too few pictures, or the cache cannot be written.
         ValueError: an argument does not fit.
     """
     chosen = check_metrics(metrics)
@@ -148,7 +149,8 @@ def _calculate(
     with contextlib.ExitStack() as stack:
         if real is not None and any(name in COMPARING for name in names):
             settings["input2"] = stack.enter_context(_watched(SourceImages(real), "real pictures", progress))
-            settings["input2_cache_name"] = f"{identity(real)}-{fingerprint}"
+            settings["input2_cache_name"] = name = f"{identity(real)}-{fingerprint}"
+            stack.enter_context(kept_features(Path(settings["cache_root"]), name, len(real)))
         stack.enter_context(_loaded_weights(extractor, networks))
         return library.calculate_metrics(**settings)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cips3d.errors import UserError
-from cips3d.files import atomic_file
+from cips3d.files import atomic_file, is_disk_full
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -26,11 +27,18 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
         pass  # never made, or cut short
     content = make()
-    try:
-        with atomic_file(file) as opened:
-            torch.save(content, opened)
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written ({error.strerror or error}); set CIPS3D_CACHE to a folder that can"
-        ) from error
+    with writing_to_cache(file), atomic_file(file) as opened:
+        torch.save(content, opened)
     return content
+
+
+@contextmanager
+def writing_to_cache(path: Path) -> Iterator[None]:
+    """Raise `UserError` where a file or folder of the cache cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(f"{path} cannot be written ({reason}); set CIPS3D_CACHE to a folder that can") from error

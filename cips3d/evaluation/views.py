@@ -35,7 +35,7 @@ class FaceSample:
     """show a bar on stderr"""
 
     def seeds(self) -> list[int]:
-        """The faces as `styles_of_seeds` takes them; two seeds have no face in common."""
+        """The faces as `styles_of_seeds` takes them; two seeds have hardly a face in common."""
         return seeds_of(self.seed, range(self.count))
 
     def resolution_of(self, loaded: LoadedGenerator) -> int:

@@ -24,7 +24,7 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
     """Styles of the faces that integers stand for.
 
     Every seed's z is drawn on the CPU by a random generator of its own, so that a seed means the same face on
-    every device and whatever other seeds are asked for.
+    every device and whatever other seeds are asked for. That generator counts modulo 2^32: s and s + 2^32 are one face.
 
     Args:
         seeds: integers in [0, 2^63).

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from cips3d.errors import UserError, require_range
 from cips3d.evaluation.catalogue import METRICS, chosen_metrics
 from cips3d.models.family import AnyDiscriminatorConfig, generator_class
+from cips3d.pictures import MAX_PIXELS, MAX_SIDE, grid_size
 from cips3d.rendering.seeds import SEED_LIMIT
 from cips3d.training.config import Stage, TrainConfig
 
+LABELS = 256  # pixels, more than the names of rows take beside a grid of pictures
 RATES = ("lr_nerf", "lr_inr", "lr_mapping", "lr_discriminator")
 
 
@@ -141,6 +143,26 @@ def _check_side(stage: Stage, discriminator: AnyDiscriminatorConfig) -> None:
             f"--stages.N.aux-weight {stage.aux_weight:g} has pictures of {side} pixels judged by an auxiliary "
             f"discriminator of {aux}; give --discriminator.aux-channels up to {side}, or the weight 0"
         )
+
+
+def check_pictures(config: TrainConfig) -> None:
+    """Raise `UserError` where so many faces are to be shown that no file could hold a run's pictures."""
+    reports = config.reports
+    kind = generator_class(config.generator)
+    rows = 6 + kind.has_aux_image if kind.is_3d else 4  # as `face_rows` makes them
+    last = config.stages[-1].resolution
+    shown = [(".png", rows * reports.faces, reports.faces, stage.resolution) for stage in config.stages]
+    shown.append((".webp", reports.faces, reports.animation_columns, last))
+    for ending, count, columns, side in shown:
+        width, height = grid_size(count, columns, side, side, reports.enlarged(side))
+        limit = MAX_SIDE[ending]
+        width += LABELS
+        if max(width, height) > limit or width * height > MAX_PIXELS:
+            raise UserError(
+                f"--reports.faces {reports.faces} at {side} pixels would make {ending} pictures of {width} x {height}, "
+                f"more than {limit} a side or {MAX_PIXELS // 10**6} million in all; give fewer, or a smaller "
+                "--reports.enlarge-to"
+            )
 
 
 def check_metrics(config: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -109,6 +110,15 @@ class Reports:
     """small pictures are enlarged by whole factors up to this side"""
     turntable_frames: int = 48
     """frames of the turntable at the end"""
+
+    def enlarged(self, resolution: int) -> int:
+        """The whole factor by which pictures are enlarged."""
+        return max(1, self.enlarge_to // resolution)
+
+    @property
+    def animation_columns(self) -> int:
+        """Pictures a row of the animation at the end: it is twice as wide as high, as screens are."""
+        return math.ceil(math.sqrt(2 * self.faces))
 
     @property
     def measures(self) -> bool:

@@ -44,6 +44,13 @@ class Processes:
         """Average a tensor over all processes, in place."""
         return self.sum_(tensor).div_(self.world_size) if self.world_size > 1 else tensor
 
+    def any_of(self, *votes: bool) -> list[bool]:
+        """For each vote, whether any process casts it; the same in all, which may hear a signal at different steps."""
+        if self.world_size == 1:
+            return list(votes)
+        counts = torch.tensor([float(vote) for vote in votes], device=self.device)
+        return [count > 0 for count in self.sum_(counts).tolist()]
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over all processes, in one transfer.
 

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
 
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import (
     BEST,
     CHECKPOINT_FOLDER,
+    DIVERGED,
     checkpoint_name,
     find_checkpoint,
     keep_checkpoints,
     load_checkpoint,
+    remove_left_overs,
     save_checkpoint,
 )
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import contents_of, open_training_source
-from cips3d.devices import is_out_of_memory, memory_explained
+from cips3d.devices import memory_explained
 from cips3d.errors import UserError
-from cips3d.files import is_disk_full, only_writer
+from cips3d.files import only_writer
 from cips3d.ops.precision import matmul_precision
 from cips3d.signals import StopRequest, stop_on_signals
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, join_processes
+from cips3d.training.ending import how_to_go_on, in_words
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.run_folder import (
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 
 class TrainingDiverged(UserError):
-    """Losses or gradients stayed non-finite; the last good weights are saved."""
+    """Losses or gradients stayed non-finite; the checkpoints from before are all there."""
 
 
 def train(config: TrainConfig) -> tuple[Path, int]:
@@ -84,16 +85,6 @@ def started(config: TrainConfig, processes: Processes) -> Training:
         return Training(config, processes)
 
 
-def in_words(error: Exception, device: torch.device) -> str | None:
-    """A sentence for errors that mean a full disk or too little memory; None for all others."""
-    cause = error.__cause__ if isinstance(error, UserError) else error
-    if cause is not None and is_disk_full(cause):
-        return "the disk is full; free some space"
-    if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return f"{device} has too little memory; give a smaller --batch-size or more passes (--stages.N.accumulation)"
-    return None
-
-
 class Training:
     """A run: its state, its data, its folder."""
 
@@ -118,6 +109,8 @@ class Training:
         self.alone = ExitStack()  # holds the lock that keeps other processes out of the folder
         self.reporter: Reporter | None = None
         self.failed_together = False  # all processes failed at the same place
+        self.skipped_in_a_row = 0  # steps left out up to now, but for those with a loss scale to blame
+        self.within_step = False
         try:
             self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
             self.folder = self._by_first(self._make_folder)
@@ -159,36 +152,40 @@ class Training:
             try:
                 self._train(stop)
                 self._finish()
+            except TrainingDiverged:
+                raise
             except Exception as error:
                 self._rescue()
                 sentence = in_words(error, self.processes.device)
                 if sentence is None:
                     raise
-                raise UserError(f"{sentence}, and go on with --resume") from error
+                raise UserError(f"{sentence}; {self._how_to_go_on()}") from error
             return stop.exit_code
 
     def _train(self, stop: StopRequest) -> None:
         """Step by step, to the end or to a signal."""
-        if self.state.step == 0:
+        if self.saved_step is None:
             self._save()  # from here on, whatever ends the run, it can be resumed
+        if self.state.step == 0:
             self._look(moment(self.config, 0), since=-1)  # what there was before anything was learned
-        skipped_in_a_row = 0
         while self.state.step < self.config.total_steps:
             now = moment(self.config, self.state.step)
             self._enter_stage(now)
             assert self.images is not None
             real, mistake = self._next_images()
-            stopped, failed = self._agreed(bool(stop), mistake is not None)
+            stopped, failed = self.processes.any_of(bool(stop), mistake is not None)
             if failed:
                 self.failed_together = True
                 raise mistake or UserError("another process could not read its pictures; its message says which")
             if stopped:
                 return
             assert real is not None
+            self.within_step = True
             report = self.step(real, now)
+            self.within_step = False
             since, self.state.position = self.state.position, self.images.position
             self.state.step += 1
-            skipped_in_a_row = self._count_skipped(report, skipped_in_a_row)
+            self._count_skipped(report)
             self._report(report, now, since)
 
     def _next_images(self) -> tuple[Tensor | None, UserError | None]:
@@ -248,34 +245,32 @@ class Training:
             )
         self.state.contents = now
 
-    def _agreed(self, *votes: bool) -> list[bool]:
-        """For each vote, whether any process casts it; the same in all, which may hear a signal at different steps."""
-        if self.processes.world_size == 1:
-            return list(votes)
-        counts = torch.tensor([float(vote) for vote in votes], device=self.processes.device)
-        return [count > 0 for count in self.processes.sum_(counts).tolist()]
-
-    def _count_skipped(self, report: StepReport, in_a_row: int) -> int:
+    def _count_skipped(self, report: StepReport) -> None:
         if report.finite:
-            return 0
+            self.skipped_in_a_row = 0
+            return
         self.state.skipped += 1
-        in_a_row = in_a_row if report.overflow else in_a_row + 1
-        if in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            path = self._save()
+        if not report.overflow:
+            self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            path = self._save(DIVERGED)  # finite weights, but who knows how good they are
+            assert self.saved_step is not None
             raise TrainingDiverged(
-                f"losses or gradients were not finite in {in_a_row} steps in a row, up to step {self.state.step}; "
-                f"{path} holds the weights from before. Lower the learning rates (--stages.N.lr-...) or, with "
-                "--amp.nerf, --amp.inr or --amp.discriminator, use bf16 or none, and go on with --resume"
+                f"losses or gradients were not finite in {self.skipped_in_a_row} steps in a row, up to step "
+                f"{self.state.step}, whose weights are in {path}; lower the learning rates (--stages.N.lr-...) or, "
+                "with --amp.nerf, --amp.inr or --amp.discriminator, use bf16 or none, and from the checkpoint before "
+                f"them, of step {self.saved_step}, {how_to_go_on(self.folder, self.config, self.saved_step)}"
             )
-        return in_a_row
 
     def _report(self, report: StepReport, now: Moment, since: int) -> None:
         """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
         self._look(now, since)
-        is_last = self.state.step == self.config.total_steps
-        if self.state.step % self.config.reports.checkpoint_every == 0 and not is_last:  # the end has its own
+        assert self.saved_step is not None
+        every, step = self.config.reports.checkpoint_every, self.state.step
+        is_due = step // every > self.saved_step // every and step < self.config.total_steps  # the end has its own
+        if is_due and self.skipped_in_a_row == 0:
             self._save()
 
     def _look(self, now: Moment, since: int) -> None:
@@ -312,14 +307,18 @@ class Training:
         state = self.state.state_dict()
         if self.processes.is_first:
             save_checkpoint(path, {"config": self.config.to_json(), "versions": versions(), **state})
-            keep_checkpoints(path.parent, self.config.reports.keep)
+            if self.skipped_in_a_row == 0:  # else it may be a divergence, which pushes out nothing from before
+                keep_checkpoints(path.parent, self.config.reports.keep)
         self.processes.wait()
         if name is None:
             self.saved_step = self.state.step
         return path
 
     def _rescue(self) -> None:
-        """Save what was trained since the last checkpoint, whatever ended the run; an unfinished step is left out.
+        """Save what was trained since the last checkpoint, whatever ended the run.
+
+        A step that the error ended is not counted, but may have changed networks and random states: going on makes it
+        once more, and the run is not exactly what it would have been without the error.
 
         Several processes save only if all of them failed at the same place: a save needs all of them.
         """
@@ -327,21 +326,25 @@ class Training:
         if self.saved_step == self.state.step or not (alone or self.failed_together):
             return
         try:
-            said = f"{self._save()} holds what was trained; go on with: {self._how_to_go_on()}"
+            said = f"{self._save()} holds what was trained; {self._how_to_go_on()}"
+            if self.within_step:
+                said += (
+                    f" (step {self.state.step + 1} was half done; it is made once more, from where the error left it)"
+                )
         except (OSError, RuntimeError, UserError) as error:
             said = f"what was trained since the last checkpoint could not be saved: {error}"
         if self.reporter is not None:
             self.reporter.say(said)
 
     def _how_to_go_on(self) -> str:
-        return f"python -m cips3d.train --resume {shlex.quote(str(self.folder))}"
+        return how_to_go_on(self.folder, self.config, self.state.step)
 
     def _finish(self) -> None:
         path = self._save()
         if self.reporter is None:
             return
         if self.state.step < self.config.total_steps:
-            self.reporter.say(f"stopped after step {self.state.step}; go on with: {self._how_to_go_on()}")
+            self.reporter.say(f"stopped after step {self.state.step}; {self._how_to_go_on()}")
         else:
             animation = self.reporter.animation(self.state.generator_ema, self.config.stages[-1].resolution)
             self.reporter.say(
@@ -372,6 +375,7 @@ class Training:
             folder = make_run_folder(self.config)
         if not self.alone.enter_context(only_writer(folder)):
             raise UserError(f"another process is training in {folder}; wait for its end, or give --out")
+        remove_left_overs(folder / CHECKPOINT_FOLDER)
         write_configuration(folder, self.config)
         return folder
 

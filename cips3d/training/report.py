@@ -127,12 +127,10 @@ class Reporter:
 
     def pictures(self, generator: AnyGenerator, resolution: int, step: int) -> None:
         """The same faces seen in every way that tells something, as a PNG and in TensorBoard."""
-        faces = self.config.reports.faces
+        faces, enlarge = self.config.reports.faces, self.config.reports.enlarged(resolution)
         with self.pause():
             rows = face_rows(as_loaded(generator, self.config, resolution, step), faces)
-            grid = image_grid(
-                torch.cat(list(rows.values())), columns=faces, row_labels=list(rows), enlarge=self._enlarge(resolution)
-            )
+            grid = image_grid(torch.cat(list(rows.values())), columns=faces, row_labels=list(rows), enlarge=enlarge)
             save_image(self.picture_folder / f"{step:08d}.png", grid)
             for name, images in rows.items():
                 self.writer.add_images(name.replace(" ", "_"), to_uint8(images), step)
@@ -141,18 +139,14 @@ class Reporter:
         """The faces swinging from side to side, or each turning into the next in 2-D, as an animated WebP."""
         reports = self.config.reports
         loaded = as_loaded(generator, self.config, resolution, self.config.total_steps)
-        columns = math.ceil(math.sqrt(2 * reports.faces))  # twice as wide as high, as screens are
         swing = turntable if generator.is_3d else interpolation
         frames = [
-            image_grid(images, columns=columns, enlarge=self._enlarge(resolution))
+            image_grid(images, columns=reports.animation_columns, enlarge=reports.enlarged(resolution))
             for images in swing(loaded, reports.faces, reports.turntable_frames)
         ]
         path = self.folder / f"{swing.__name__}.webp"
         save_animation(path, frames, TURNTABLE_FPS)
         return path
-
-    def _enlarge(self, resolution: int) -> int:
-        return max(1, self.config.reports.enlarge_to // resolution)
 
 
 def as_loaded(generator: AnyGenerator, config: TrainConfig, resolution: int, step: int) -> LoadedGenerator:

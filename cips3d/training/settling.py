@@ -7,7 +7,7 @@ from dataclasses import replace
 from cips3d.data.source import HEADS
 from cips3d.errors import UserError
 from cips3d.models.family import discriminator_config_at, generator_config_at
-from cips3d.training.checks import check_metrics, check_numbers, check_stage
+from cips3d.training.checks import check_metrics, check_numbers, check_pictures, check_stage
 from cips3d.training.config import Stage, TrainConfig
 
 
@@ -37,6 +37,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     )
     for stage in stages:
         check_stage(stage, config)
+    check_pictures(config)
     check_metrics(config)
     return config
 

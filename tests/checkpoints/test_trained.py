@@ -102,6 +102,14 @@ def test_other_kinds_of_checkpoint_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("version", [None, "1"])
+def test_checkpoints_of_no_version_are_refused(tmp_path: Path, version: object) -> None:
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": FORMAT, **({} if version is None else {"format_version": version})}, path)
+    with pytest.raises(UserError, match="not a training checkpoint of this package; give one"):
+        load_checkpoint(path)
+
+
 def test_newer_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-00000001.pt"
     torch.save({"format": FORMAT, "format_version": FORMAT_VERSION + 1}, path)

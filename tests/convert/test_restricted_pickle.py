@@ -243,13 +243,16 @@ def test_other_files(tmp_path: Path) -> None:
     assert "TorchScript" in refusal(tmp_path / "script.pth")
 
 
-def tensor_pickle(numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """A tensor in a storage called 0."""
+def tensor_pickle(
+    numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...], view: tuple[str, int, int] | None = None
+) -> bytes:
+    """A tensor in a storage called 0, or in a part of it (key, offset, size)."""
 
     def plain(value: Any) -> bytes:
         return pickle.dumps(value, 2)[2:-1]
 
-    storage = (b"(", "storage", b"ctorch\nFloatStorage\n", "0", "cpu", plain(numel), b"tQ")
+    part = () if view is None else (plain(view),)
+    storage = (b"(", "storage", b"ctorch\nFloatStorage\n", "0", "cpu", plain(numel), *part, b"tQ")
     rest = (plain(offset), plain(size), plain(stride), plain(False), b"ccollections\nOrderedDict\n)R")
     return raw(b"ctorch._utils\n_rebuild_tensor_v2\n", b"(", *storage, *rest, b"tR")
 
@@ -281,6 +284,23 @@ def test_tensors_stay_in_their_storage(
     else:
         assert words in refusal(tmp_path / "zip.pth")
         refusal(tmp_path / "legacy.pth")
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "expected"),
+    [(0, (2,), [1, 2]), (1, (2,), [2, 3]), (3, (0,), []), (2, (2,), None), (0, (4,), None)],
+)
+def test_tensors_in_a_part_of_a_storage(
+    offset: int, size: tuple[int, ...], expected: list[int] | None, tmp_path: Path
+) -> None:
+    """Offsets count from where the part begins, and nothing behind its end belongs to a tensor."""
+    path = tmp_path / "legacy.pth"
+    values = np.arange(6, dtype=np.float32).tobytes()
+    write_legacy(path, tensor_pickle(6, offset, size, (1,), ("0", 1, 3)), {"0": (6, values)})
+    if expected is None:
+        refusal(path)
+    else:
+        assert read_torch_file(path).tolist() == expected
 
 
 def test_archives_that_are_not_torch_s(tmp_path: Path) -> None:

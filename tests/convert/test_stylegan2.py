@@ -129,6 +129,9 @@ GENERATOR_FAULTS: list[tuple[dict[str, Tensor | None], str]] = [
     ({"convs.0.conv.weight": torch.zeros(5, 6, 3, 3)}, "convs.0.conv.weight has shape"),
     ({"to_rgb1.bias": torch.zeros(3)}, "to_rgb1.bias has shape [3] where [1, 3, 1, 1] is needed"),
     ({"input.input": torch.zeros(6)}, "input.input has shape [6] where 4 dimensions are needed"),
+    ({"input.input": torch.zeros(1, 0, 4, 4)}, "input.input has shape [1, 0, 4, 4] where sizes above 0 are needed"),
+    ({f"style.{10**20}.weight": torch.zeros(0)}, "style.3.weight is missing"),
+    ({f"convs.{10**20}.conv.weight": torch.zeros(0)}, "convs.6.conv.weight is missing"),
 ]
 
 
@@ -143,6 +146,7 @@ DISCRIMINATOR_FAULTS: list[tuple[dict[str, Tensor | None], str]] = [
     ({"convs.0.0.weight": None}, "convs.0.0.weight is missing"),
     ({"convs.1.conv2.1.weight": None}, "convs.1.conv2.1.weight is missing"),
     ({"final_linear.1.bias": None}, "final_linear.1.bias is missing"),
+    ({f"convs.{10**20}.conv2.1.weight": torch.zeros(0)}, "convs.3.conv2.1.weight is missing"),
     ({"convs.1.skip.1.bias": torch.zeros(5)}, "convs.1.skip.1.bias is unknown"),
     ({"convs.1.skip.0.kernel": torch.ones(4, 4)}, "convs.1.skip.0.kernel is not"),
     ({"final_conv.0.weight": torch.zeros(6, 9, 3, 3)}, "final_conv.0.weight has shape"),

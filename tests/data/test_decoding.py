@@ -80,20 +80,30 @@ def test_a_declared_transparent_value_of_sixteen_bits_becomes_white() -> None:
     assert decoded[0].tolist() == [[0, 255], [255, 0]]
 
 
-def test_a_declared_transparent_colour_of_sixteen_bits_becomes_white() -> None:
-    """Pillow keeps the upper 8 bits of the pixels, and all 16 of the declared colour."""
+def png_of_two_pixels(depth: int, color_type: int, transparent: bytes, pixels: bytes) -> bytes:
+    """With a declared transparent colour."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    pixels = struct.pack(">B6H", 0, 65535, 0, 256, 10, 20, 300)
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    parts = (
-        chunk(b"IHDR", header),
-        chunk(b"tRNS", struct.pack(">3H", 65535, 0, 256)),
-        chunk(b"IDAT", zlib.compress(pixels)),
-    )
-    picture = read_rgb(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+    header = struct.pack(">IIBBBBB", 2, 1, depth, color_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"tRNS", transparent), chunk(b"IDAT", zlib.compress(b"\0" + pixels)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("depth", "grey"), [(1, 255), (2, 85), (4, 17), (8, 1)])
+def test_a_declared_transparent_grey_of_few_bits_becomes_white(depth: int, grey: int) -> None:
+    """Pillow scales the pixels, and for 2 or 4 bits not the declared value."""
+    pixels = bytes([1 << (8 - 2 * depth)] if depth < 8 else [0, 1])  # 0 and 1
+    for transparent, expected in ((1, [0, 255]), (0, [255, grey])):
+        picture = read_rgb(png_of_two_pixels(depth, 0, struct.pack(">H", transparent), pixels))
+        assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(value,) * 3 for value in expected]
+
+
+def test_a_declared_transparent_colour_of_sixteen_bits_becomes_white() -> None:
+    """Pillow keeps the upper 8 bits of the pixels, and all 16 of the declared colour."""
+    pixels = struct.pack(">6H", 65535, 0, 256, 10, 20, 300)
+    picture = read_rgb(png_of_two_pixels(16, 2, struct.pack(">3H", 65535, 0, 256), pixels))
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     assert picture.getpixel((1, 0)) == (0, 0, 1)
 

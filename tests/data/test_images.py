@@ -223,6 +223,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert source.unreadable == ["dangling.png"]
 
 
+def test_links_into_each_other_s_folders_show_every_picture_once_a_way(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a/1.png": grey(1), "b/2.png": grey(2)})
+    (tmp_path / "a" / "x").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "y").symlink_to(tmp_path / "a")
+    assert ImageFolder(tmp_path).names() == ["a/1.png", "a/x/2.png", "b/2.png", "b/y/1.png"]
+
+
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert open_images(write_files(tmp_path, {"a.png": grey(1)}), 4).unreadable == ["pipe.png"]
@@ -240,6 +247,7 @@ def test_names_that_are_no_text_can_be_reported(tmp_path: Path) -> None:
     ("prepare", "message"),
     [
         (lambda p: p / "nowhere", r"--data .*nowhere does not exist; give a folder or a zip"),
+        (lambda p: "", r'--data "" names nothing; give a folder or a zip'),
         (lambda p: p, r"--data .* holds no images; .*\.jpg, \.jpeg, \.png, \.webp"),
         (lambda p: write_zip(p / "empty.zip", {"a.txt": b""}), r"--data .*empty\.zip holds no images"),
         (

@@ -6,6 +6,9 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
 
@@ -24,8 +27,9 @@ class Numbered:
 
     resolution = 4
 
-    def __init__(self, count: int, fails_at: int = -1, error: Exception | None = None) -> None:
+    def __init__(self, count: int, fails_at: int = -1, error: Exception | None = None, delay: float = 0.0) -> None:
         self.count = count
+        self.delay = delay  # seconds a picture
         self.fails_at = fails_at
         self.error = error
 
@@ -33,6 +37,7 @@ class Numbered:
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
+        time.sleep(self.delay)
         if index == self.fails_at and self.error is not None:
             raise self.error
         picture = torch.full((3, 4, 4), index, dtype=torch.uint8)
@@ -196,15 +201,55 @@ def test_closing_ends_the_workers() -> None:
         next(images)
 
 
-def test_workers_leave_ctrl_c_to_the_training_process() -> None:
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="who sent a signal is not told")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_workers_leave_signals_to_the_training_process(name: str) -> None:
     before = multiprocessing.active_children()
     images = TrainingImages(Numbered(4), 2, seed=0, x_flip=False, workers=1)
     next(images)
-    for worker in new_workers(before):
-        os.kill(worker.pid or 0, signal.SIGINT)
+    for worker in new_workers(before):  # by another process: a terminal, a job's manager
+        subprocess.run(["kill", f"-{name.removeprefix('SIG')}", str(worker.pid)], check=True)
     for _ in range(10):
         next(images)
     images.close()
+
+
+def test_a_stuck_worker_ends_when_its_parent_asks() -> None:
+    """As torch and Python ask the workers that they cannot wait for."""
+    before = multiprocessing.active_children()
+    images = TrainingImages(Numbered(4, delay=60.0), 2, seed=0, x_flip=False, workers=1)
+    (worker,) = new_workers(before)
+    time.sleep(0.2)  # it is on its way
+    worker.terminate()
+    worker.join(timeout=10)
+    assert not worker.is_alive()
+    images.close()
+
+
+ORPHAN = """
+import time
+from cips3d.data import TrainingImages
+
+class Stuck:
+    resolution = 4
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        print("reading", flush=True)
+        time.sleep(60)
+
+images = TrainingImages(Stuck(), 2, seed=0, x_flip=False, workers=1)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="workers look for their parents when they are idle")
+def test_workers_end_with_their_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "reading\n"
+        parent.kill()
+        parent.communicate(timeout=20)  # until the worker, which holds the pipe's other end, has ended
 
 
 @pytest.mark.parametrize(

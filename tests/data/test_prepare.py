@@ -351,6 +351,7 @@ def test_a_zip_is_not_prepared_onto_itself(photos: Path, tmp_path: Path) -> None
         ({"count": 3}, "--count and --seed are for SOURCE heads"),
         ({"seed": 0}, "--count and --seed are for SOURCE heads"),
         ({"source": "heads", "count": 0}, "--count 0"),
+        ({"source": ""}, 'SOURCE "" names nothing'),
         ({"source": "nowhere"}, "SOURCE nowhere does not exist"),
         ({"destination": Path("set.tar")}, "DEST set.tar is no kind of archive"),
     ],

@@ -9,6 +9,7 @@ import urllib.error
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from evaluation.fidelity_library import CLASSES, TINY, open_torch_fidelity, tiny_features
@@ -121,6 +122,45 @@ def test_several_at_once_and_cached(heads: SyntheticHeads, tmp_path: Path, monke
     assert fidelity(noise(), ["fid", "kid", "pr"], real=heads, networks=BY_TINY, cache=tmp_path) == first
     with pytest.raises(AssertionError, match="read again"):
         fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path / "elsewhere")
+
+
+def test_kept_features_that_are_not_sound_are_made_anew(heads: SyntheticHeads, tmp_path: Path) -> None:
+    """Cut short, of other pictures, or with code in them, which is not run."""
+    canary = tmp_path / "run"
+    first = fidelity(noise(), ["fid", "kid"], real=heads, networks=BY_TINY, cache=tmp_path)
+    files = sorted((tmp_path / "features").iterdir())
+    assert len(files) == 2  # features and their statistics
+    whole = {file: file.read_bytes() for file in files}
+    for file in files:
+        for damage in ("cut", "other", "code"):
+            if damage == "cut":
+                file.write_bytes(whole[file][: len(whole[file]) // 2])
+            else:
+                torch.save(torch.zeros(COUNT - 1, 6) if damage == "other" else {"a": _Evil(canary)}, file)
+            assert fidelity(noise(), ["fid", "kid"], real=heads, networks=BY_TINY, cache=tmp_path) == first
+            assert len(file.read_bytes()) == len(whole[file])
+    assert not canary.exists()
+    assert np.ndarray not in torch.serialization.get_safe_globals()
+
+
+def test_features_are_kept_where_they_are_sound(heads: SyntheticHeads, tmp_path: Path) -> None:
+    fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()}
+    fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "features").iterdir()} == before
+
+
+def test_a_cache_that_cannot_be_written(heads: SyntheticHeads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/features cannot be written \(Not a directory\); set CIPS3D_CACHE"):
+        fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path / "file")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", refuse)  # a full disk in torch's words
+    with pytest.raises(UserError, match="features cannot be written"):
+        fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path)
 
 
 def test_batch_size_and_progress(heads: SyntheticHeads, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

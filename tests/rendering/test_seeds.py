@@ -34,6 +34,11 @@ class TestStylesOfSeeds:
         assert (styles.shape[0] - styles.shape[1]).norm() > 1e-2
         assert (styles.appearance[0] - styles.appearance[1]).norm() > 1e-2
 
+    def test_seeds_count_modulo_2_to_the_32(self, loaded: LoadedGenerator) -> None:
+        """As torch's generators on the CPU do."""
+        (a,), (b,) = (loaded.generator.z_of_seeds([seed])[0] for seed in (3, 2**32 + 3))
+        assert torch.equal(a, b)
+
     def test_all_faces_are_copied_at_once(self, loaded: LoadedGenerator) -> None:
         """To the device, where it is another; here, to another dtype."""
         generator = copy.deepcopy(loaded.generator).double()

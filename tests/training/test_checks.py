@@ -44,6 +44,7 @@ from cips3d.training.settling import settled
         ({"reports.checkpoint_every": 0}, r"--reports\.checkpoint-every 0"),
         ({"reports.scalars_every": 0}, r"--reports\.scalars-every 0"),
         ({"reports.faces": 0}, r"--reports\.faces 0"),
+        ({"reports.faces": 1000}, r"--reports\.faces 1000 at 8 pixels would make \.png pictures of 98254 x 684, more"),
         ({"reports.turntable_frames": 0}, r"--reports\.turntable-frames 0"),
         ({"stages.lr_inr": float("inf")}, r"--stages\.0\.lr-inr inf"),
         ({"stages.steps": 0}, r"--stages\.0\.steps 0 makes no sense; give 1 or more"),

@@ -70,12 +70,15 @@ def test_resumed_run_is_the_uninterrupted_one(
 def test_interrupt_says_how_to_go_on(
     small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    folder, exit_code = train(small_config)
-    assert exit_code == 130
-    assert f"--resume {folder}" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        folder, exit_code = train(small_config)
+        assert exit_code == 130
+        assert f"--resume {folder}" in capfd.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("ending", ["signal", "error"])
@@ -196,21 +199,58 @@ def test_fine_tuning_starts_from_the_average(small_config: TrainConfig, tmp_path
     assert_equal_states(a["generator_ema"], b["generator"])
 
 
-def test_ten_bad_steps_stop_the_run(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def explode(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     original = Objectives.discriminator
 
     def broken(self: Objectives, *arguments: Any) -> torch.Tensor:
         loss = original(self, *arguments)
-        return loss * float("nan") if self.state.step >= 2 else loss
+        return loss * float("nan") if self.state.step >= after else loss
 
     monkeypatch.setattr(Objectives, "discriminator", broken)
-    config = replace(small_config, steps=50, reports=replace(small_config.reports, checkpoint_every=2))
-    with pytest.raises(TrainingDiverged, match="10 steps in a row"):
-        train(config)
+
+
+def test_ten_bad_steps_stop_the_run(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is tried again, all checkpoints from before them are kept."""
+    config = replace(small_config, steps=50, reports=replace(small_config.reports, checkpoint_every=2, keep=2))
     assert config.out is not None
-    state = load_checkpoint(find_checkpoint(config.out))
-    assert state["step"] == 12 and state["skipped"] == 10
-    assert all(torch.isfinite(value).all() for value in state["generator"].values())
+    checkpoints = config.out / "checkpoints"
+    with monkeypatch.context() as patch:
+        explode(patch, after=5)
+        for resume in (None, config.out, config.out):
+            with pytest.raises(TrainingDiverged, match=r"10 steps in a row.* of step 4, go on with: .*--resume"):
+                train(replace(config, out=None if resume else config.out, resume=resume))
+            assert [path.stem for path in list_checkpoints(checkpoints)] == ["step-00000002", "step-00000004"]
+    diverged = load_checkpoint(checkpoints / "diverged.pt")
+    assert diverged["step"] == 15 and diverged["skipped"] == 10
+    assert all(torch.isfinite(value).all() for value in diverged["generator"].values())
+    train(replace(config, out=None, resume=config.out, steps=7))
+    assert [path.stem for path in list_checkpoints(checkpoints)] == ["step-00000006", "step-00000007"]
+
+
+def test_a_stop_among_bad_steps_pushes_no_checkpoint_out(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(small_config, reports=replace(small_config.reports, checkpoint_every=2, keep=1))
+    explode(monkeypatch, after=3)
+    after_steps(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    folder, _ = train(config)
+    kept = [path.stem for path in list_checkpoints(folder / "checkpoints")]
+    assert kept == ["step-00000002", "step-00000005"]
+
+
+def test_a_checkpoint_that_falls_among_bad_steps_is_made_up_for(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Objectives.generator
+
+    def broken(self: Objectives, *arguments: Any) -> torch.Tensor:
+        return original(self, *arguments) * (float("inf") if self.state.step == 2 else 1.0)
+
+    monkeypatch.setattr(Objectives, "generator", broken)  # the third step's, after which a checkpoint is due
+    reports = replace(small_config.reports, keep=9)
+    folder, _ = train(replace(small_config, steps=5, reports=reports))
+    kept = [path.stem for path in list_checkpoints(folder / "checkpoints")]
+    assert kept == ["step-00000000", "step-00000004", "step-00000005"]
 
 
 def test_single_bad_steps_are_counted(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +18,11 @@ import pytest
 import torch
 from training.runs import after_steps, assert_equal_states
 
+from cips3d import render
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
+from cips3d.files import temporary_beside
 from cips3d.training import loop
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.loop import Training, train
@@ -59,8 +65,12 @@ def out_of_memory() -> RuntimeError:
     ("error", "raised", "told"),
     [
         (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
-        (full_disk(), UserError, "the disk is full; free some space, and go on with --resume"),
-        (full_disk_in_words(), UserError, "the disk is full; free some space, and go on with --resume"),
+        (full_disk(), UserError, "the disk is full; free some space; go on with: python -m cips3d.train --resume"),
+        (
+            full_disk_in_words(),
+            UserError,
+            "the disk is full; free some space; go on with: python -m cips3d.train --resume",
+        ),
         (out_of_memory(), UserError, "cpu has too little memory; give a smaller --batch-size"),
     ],
 )
@@ -77,7 +87,30 @@ def test_whatever_ends_a_run_it_is_saved(
         train(rare_checkpoints(small_config))
     assert small_config.out is not None
     assert steps_of(small_config.out) == [0, 4]  # of the fifth step nothing is counted
-    assert f"--resume {small_config.out}" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"--resume {small_config.out}" in told
+    assert "step 5 was half done; it is made once more" in told
+
+
+def test_an_error_between_two_steps_leaves_none_half_done(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Reporter, "step", raising(full_disk()))
+    with pytest.raises(UserError, match="the disk is full"):
+        train(rare_checkpoints(small_config))
+    assert "half done" not in capfd.readouterr().err
+
+
+def test_an_animation_for_which_there_is_no_room(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is complete and cannot go on: another command makes the animation."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "animation", raising(full_disk()))
+        with pytest.raises(UserError, match=r"the disk is full; free some space; training is complete") as raised:
+            train(small_config)
+    assert small_config.out is not None and steps_of(small_config.out)[-1] == 6
+    command = shlex.split(str(raised.value).split("python -m cips3d.render ")[1])
+    assert render.main([*command, "--frames", "2"]) == 0
+    assert (small_config.out / "animation.webp").is_file()
 
 
 @pytest.mark.parametrize(
@@ -230,17 +263,61 @@ def test_flags_that_change_when_a_run_goes_on(small_config: TrainConfig) -> None
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_closed_terminal(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, ignored: bool) -> None:
-    """It ends a run like Ctrl-C, but for one that was told to live on."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+def test_signals_that_are_ignored_stay_so(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, ignored: bool, name: str
+) -> None:
+    """A closed terminal ends a run like Ctrl-C, but for one that was told to live on; so one in the background."""
+    number = signal.Signals[name]
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    before = signal.signal(number, handler)
     try:
-        after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        after_steps(monkeypatch, 2, lambda: os.kill(os.getpid(), number))
         folder, exit_code = train(small_config)
-        assert exit_code == (0 if ignored else 128 + signal.SIGHUP)
+        assert exit_code == (0 if ignored else 128 + number)
         assert load_checkpoint(find_checkpoint(folder))["step"] == (6 if ignored else 2)
+        assert signal.getsignal(number) is handler
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_another_signal_does_not_end_that(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def terminate_and_interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        after_steps(monkeypatch, 2, terminate_and_interrupt)
+        assert train(small_config)[1] == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_killed_run_has_left_of_a_checkpoint_goes(small_config: TrainConfig) -> None:
+    folder, _ = train(small_config)
+    left = temporary_beside(folder / "checkpoints" / "step-00000007.pt")
+    left.write_bytes(b"half of it")
+    train(replace(small_config, out=None, resume=folder, steps=8))
+    assert not left.exists() and steps_of(folder) == [6, 8]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="who sent a signal is not told")
+def test_a_job_that_is_ended_with_all_its_processes(photo_folder: Path, tmp_path: Path) -> None:
+    """The workers hear of it too, and go on until the run is saved."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "cips3d.train", "--preset", "tiny", "--device", "cpu", "--out", str(out)]
+    flags = ["--data", str(photo_folder), "--workers", "1", "--reports.metrics-interval", "0"]
+    with subprocess.Popen([*command, *flags], start_new_session=True, stderr=subprocess.PIPE) as run:
+        while run.poll() is None and not (out / "pictures").exists():  # the first are of what is not trained yet
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGTERM)
+        _, error = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, error.decode()
+    assert b"go on with: python -m cips3d.train --resume" in error
 
 
 def test_curves_and_words_are_written_down(small_config: TrainConfig) -> None:

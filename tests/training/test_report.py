@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
+import pytest
 import torch
 from evaluation.analytic import Flat, loaded_of
 from inversion.small_models import small
 
 from cips3d.cameras import PoseDistribution
+from cips3d.errors import UserError
 from cips3d.pictures import depth_image
 from cips3d.rendering import render_views, styles_of_seeds
+from cips3d.training.checks import check_pictures
 from cips3d.training.config import TrainConfig
 from cips3d.training.report import as_loaded, face_rows, front_view, interpolation, turntable
 
@@ -44,6 +48,19 @@ def test_rows_of_views() -> None:
             assert views.aux_image is not None and views.depth is not None
             torch.testing.assert_close(rows["auxiliary"], views.aux_image[:, 0])
             torch.testing.assert_close(rows["depth"], depth_image(views.depth[:, 0], 0.9, 1.2))
+
+
+@pytest.mark.parametrize("system", ["cips3d", "pigan", "stylegan2"])
+def test_as_many_faces_as_there_is_room_for(small_config: TrainConfig, tmp_path: Path, system: str) -> None:
+    """The largest grids that are allowed can be written; what is refused has their size."""
+    loaded = small(system)
+    rows = face_rows(loaded, 1)
+    reports = replace(small_config.reports, faces=600, enlarge_to=1)
+    stage = replace(small_config.stages[0], resolution=1000)
+    config = replace(small_config, generator=loaded.generator.config, stages=(stage,), reports=reports)
+    with pytest.raises(UserError, match=f"x {1002 * len(rows) - 2}, more than"):
+        check_pictures(config)
+    check_pictures(replace(config, reports=replace(reports, faces=24)))
 
 
 def test_rows_of_pictures_without_cameras() -> None:
