@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from cips3d.checkpoints.restricted_pickle import RefusedPickle
+from cips3d.checkpoints.torch_file import load_torch_file
 from cips3d.errors import UserError
 from cips3d.files import atomic_file, is_left_over
 
@@ -34,10 +36,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a run folder or a checkpoint in it")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch_file(path)
+    except RefusedPickle as refusal:
+        raise UserError(f"checkpoint {path} {refusal}") from None
     except PermissionError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # torch reports foreign and truncated files by many types of exception
+    except Exception as error:
         raise UserError(
             f"{path} is not a complete checkpoint of this package ({type(error).__name__}); "
             "it may be truncated or of another kind: try an older one"

@@ -14,6 +14,7 @@ from torch import nn
 from cips3d.checkpoints.converted import Converted, Source, write_converted
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.tensor_files import ENDING
+from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.checkpoints.trained import FORMAT as TRAINING_FORMAT
 from cips3d.convert import SYSTEMS
 from cips3d.convert.detect import (
@@ -31,7 +32,6 @@ from cips3d.convert.detect import (
 )
 from cips3d.convert.pigan import GRID_KEY
 from cips3d.convert.state import shortened
-from cips3d.convert.torch_file import read_torch_file
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import sha256_of
 from cips3d.models.family import AnyGeneratorConfig

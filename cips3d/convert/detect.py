@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cips3d.convert.restricted_pickle import InertObject
+from cips3d.checkpoints.restricted_pickle import InertObject
 from cips3d.convert.state import shortened, without_parallel_prefix
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPSConfig

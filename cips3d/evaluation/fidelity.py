@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.heads.dataset import cache_folder
 from cips3d.data.images import ImageFiles
@@ -242,12 +242,7 @@ def check_weights(path: Path) -> str:
     Raises:
         UserError: there is no such file, or it holds anything but tensors.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a file of weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a file of weights that can be read ({type(error).__name__})") from error
+    content = read_torch_file(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a file of weights: it holds more than named tensors")
     return sha256_of(path)[:12]

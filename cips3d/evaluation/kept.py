@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.errors import UserError
 from cips3d.files import atomic_file, is_disk_full
 
@@ -20,12 +20,10 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     Raises:
         UserError: the cache cannot be written.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+    with suppress(UserError):  # never made, or cut short
+        content = read_torch_file(file)
         if isinstance(content, dict):
             return content
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
-        pass  # never made, or cut short
     content = make()
     with writing_to_cache(file), atomic_file(file) as opened:
         torch.save(content, opened)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from cips3d.checkpoints.torch_file import read_torch_file
+from cips3d.errors import UserError
 from cips3d.evaluation.kept import writing_to_cache
-
-# What numbers for FID are pickled by, besides tensors.
-ARRAY_PARTS: list[Any] = [np.array(0.0).__reduce__()[0], np.ndarray, np.dtype]
-ARRAY_PARTS += [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
-STATISTICS = {"mu", "sigma"}
 
 
 @contextmanager
@@ -45,28 +38,12 @@ def kept_features(folder: Path, name: str, count: int) -> Iterator[None]:
 
 
 def _is_sound(file: Path, count: int) -> bool:
-    """Whether a file holds features [count, D], or the mean and covariance of some, and nothing else."""
+    """Whether a file holds features [count, D] and nothing else.
+
+    Their mean and covariance, which it keeps too, are made of them in seconds and never taken from a file.
+    """
     try:
-        with _arrays_allowed():
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
+        content: Any = read_torch_file(file)
+    except UserError:
         return False
-    if "-stat-fid-" in file.name:
-        return isinstance(content, dict) and content.keys() == STATISTICS and _all_arrays(content.values())
     return isinstance(content, Tensor) and content.dim() == 2 and len(content) == count
-
-
-def _all_arrays(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, np.ndarray) for value in values)
-
-
-@contextmanager
-def _arrays_allowed() -> Iterator[None]:
-    """Inside, NumPy's arrays may be read without running anything."""
-    before = get_safe_globals()
-    add_safe_globals(ARRAY_PARTS)
-    try:
-        yield
-    finally:
-        clear_safe_globals()
-        add_safe_globals(before)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from checkpoints.torch_files import module_of, stand_in_classes
 from convert.small_networks import CIPS3D_CONFIG, CIPS3D_DISCRIMINATOR_CONFIG, PIGAN_CONFIG, SYSTEMS, made
-from convert.torch_files import module_of, stand_in_classes
 from torch import Tensor, nn
 
 from cips3d.checkpoints.converted import PARTS, Converted, read_converted

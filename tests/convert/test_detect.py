@@ -20,6 +20,7 @@ from convert.small_networks import (
 from reference_records import record, requires_record, state
 from torch import Tensor
 
+from cips3d.checkpoints.restricted_pickle import InertClass, InertObject
 from cips3d.convert import from_reference, to_reference
 from cips3d.convert.detect import (
     SIGNATURES,
@@ -32,7 +33,6 @@ from cips3d.convert.detect import (
     module_state,
     with_averages,
 )
-from cips3d.convert.restricted_pickle import InertClass, InertObject
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from convert.torch_files import Writer, stand_in_classes, write_legacy, write_plain, write_zip
+from checkpoints.torch_files import Writer, stand_in_classes, write_legacy, write_plain, write_zip
 from torch import nn
 
-from cips3d.convert.restricted_pickle import InertClass, InertObject
-from cips3d.convert.torch_file import read_torch_file
+from cips3d.checkpoints.restricted_pickle import InertClass, InertObject
+from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.errors import UserError
 
 WRITERS = [write_zip, write_legacy, write_plain]

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from cips3d.convert.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL
+from cips3d.checkpoints.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL
 
 Writer = Callable[[Path, bytes], None]
 
