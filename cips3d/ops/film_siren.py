@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.autocast import is_autocasting
+from cips3d.ops.autocast import gradients_without_autocast, is_autocasting
 from cips3d.ops.checks import check_shape
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
@@ -231,6 +231,7 @@ class _BlockwiseField(torch.autograd.Function):
         return density, color
 
     @staticmethod
+    @gradients_without_autocast
     def backward(ctx: Any, grad_density: Tensor, grad_color: Tensor) -> tuple[Tensor | None, ...]:
         points, density_weight, density_bias, *flat = ctx.saved_tensors
         if torch.is_grad_enabled():
