@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from cips3d import ops
 from cips3d.ops import FoldedLayer, RayDraws, RenderedRays, SirenField, kernels
+from cips3d.ops.siren_field import field_of
 
 WIDTH, COLORS = 8, 4
 
@@ -126,6 +127,19 @@ class TestSecondDerivatives:
         (again,) = torch.autograd.grad(loss, layers[index], create_graph=True)
         torch.testing.assert_close(again, first, rtol=2e-3, atol=2e-3)
         assert again.requires_grad
+
+    def test_a_sample_at_the_centre_of_the_ball(self, case: Case) -> None:
+        """The distance from there has no slope; the rest of the field has."""
+        layers = [layer.requires_grad_() for layer in case.layers()]
+        field = field_of((*layers[:4], *layers[6:], *layers[4:6]), ball_density=3.0, ball_radius=0.5)
+        ray = torch.tensor([[[0.0, 0.0, 1.0]]], device=case.device)
+        origins, directions = ray.clone().requires_grad_(), (-ray).requires_grad_()
+        draws = RayDraws(torch.full((1, 1, 3), 0.5, device=case.device))  # depths 0.5, 1 and 1.5
+        seen = ops.render_rays(origins, directions, field, draws, 0.5, 1.5)
+        inputs = [origins, directions, *layers]
+        first = torch.autograd.grad(seen.colors.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs)
+        assert all(gradient.isfinite().all() for gradient in (*first, *second))
 
     def test_features_alone(self, case: Case) -> None:
         density, features, depths = case.samples()
