@@ -13,6 +13,7 @@ from host_waits import reads_of_single_values
 from inversion.small_models import own_picture, painted_ball, small
 
 from cips3d.checkpoints.converted import write_converted
+from cips3d.checkpoints.networks import load_networks
 from cips3d.errors import UserError
 from cips3d.inversion import InversionSettings, invert, psnr
 from cips3d.inversion.objective import seen_by
@@ -80,6 +81,26 @@ class TestEveryModel:
         assert (read.resolution, read.step) == (loaded.resolution, loaded.step)
         assert all(torch.equal(value, changed[name]) for name, value in read.generator.state_dict().items())
         assert not any(weight.requires_grad for weight in found.tuned.generator.parameters())
+
+
+def test_a_tuned_checkpoint_keeps_how_it_was_trained(tmp_path: Path) -> None:
+    """Pictures of pi-GAN close the back of a volume that training leaves open; tuned again, it is still open."""
+    loaded = small("pigan")
+    trained = replace(loaded.settings, last_back=False)
+    path = tmp_path / "model.safetensors"
+    write_converted(path, as_converted(replace(loaded, settings=trained)))
+    for _ in range(2):
+        read = load_generator(path)
+        assert read.settings == replace(trained, last_back=True)
+        write_converted(path, as_converted(read))
+        assert load_networks(path).rendering.volume == trained
+
+
+def test_tuning_into_numbers_that_are_none_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = small("cips3d")
+    monkeypatch.setattr("cips3d.inversion.tuning.RATE", 1e30)
+    with pytest.raises(UserError, match=r"the tuned model's pictures are not numbers"):
+        invert(loaded, own_picture(loaded, 3, FRONT, FRONT), replace(QUICK, tune_steps=4))
 
 
 def test_other_faces_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
