@@ -16,7 +16,7 @@ from cips3d.checkpoints.converted import Source, write_converted
 from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
 from cips3d.devices import choose_device, memory_explained
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import LARGEST_NUMBER, UserError, exit_on_user_error
 from cips3d.files import sha256_of
 from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
@@ -223,12 +223,12 @@ def check_options(options: Options) -> None:
     if options.tune_steps is not None and not options.tune:
         raise UserError(f"--tune-steps {options.tune_steps} is for --tune; add that, or leave it out")
     for flag, weight in (("--perceptual-weight", options.perceptual_weight), ("--prior", options.prior)):
-        if not 0 <= weight < math.inf:
-            raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 on")
+        if not 0 <= weight <= LARGEST_NUMBER:
+            raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 to {LARGEST_NUMBER:g}")
     check_seed(options.seed)
     if options.resolution is not None and options.resolution < FEWEST_PIXELS:
         raise UserError(f"--resolution {options.resolution} shows no face; give {FEWEST_PIXELS} or more")
-    if options.pose is not None and not all(math.isfinite(angle) for angle in options.pose):
+    if options.pose is not None and not all(abs(angle) <= LARGEST_NUMBER for angle in options.pose):
         raise UserError(f"--pose {options.pose[0]:g} {options.pose[1]:g} is no direction; give two angles in radians")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a new folder")

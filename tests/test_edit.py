@@ -161,6 +161,7 @@ class TestMistakes:
             (("--directions", "4-6"), "--directions 4-6 is beyond the 6 that these layers have; give 0 to 5"),
             (("--directions", "-1"), "--directions '-1' is not a list of directions"),
             (("--strengths", "nan"), "--strengths nan must be"),
+            (("--strengths", "1e300"), "--strengths 1e+300 must be"),
             (("--trajectory", "yaw"), "--trajectory yaw is for what moves"),
             (("--pitch", 2), "--pitch 2 goes over a pole"),
             (("--fov", 0), "--fov 0 is no angle"),

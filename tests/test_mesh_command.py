@@ -131,6 +131,7 @@ def test_latent(command: Callable[..., str], run_folder: Path, tmp_path: Path) -
         (["--threshold", "0"], "a.glb", "--threshold 0"),
         (["--threshold", "inf"], "a.glb", "--threshold inf"),
         (["--threshold", "1e9", *SMALL], "a.glb", "lower --threshold"),
+        (["--threshold", "1e300", *SMALL], "a.glb", "lower --threshold"),
         (["--box-side", "-1"], "a.glb", "--box-side -1"),
         (["--box-side", "1e30"], "a.glb", "--box-side 1e+30 is out of range"),
         (["--picture-resolution", "1"], "a.glb", "--picture-resolution 1"),

@@ -249,7 +249,9 @@ class TestMistakes:
         ("flags", "message"),
         [
             (("--weights", 1, 0, 1), "--weights are 3 numbers for the 2 blocks of this CIPS3D; give 2 or one"),
-            (("--weights", "nan"), "--weights must be numbers"),
+            (("--weights", "nan"), "--weights nan must be numbers"),
+            (("--weights", "1e300"), "--weights 1e+300 must be numbers from -1000 to 1000"),
+            (("--strengths", "1e300"), "--strengths 1e+300 must be one or more numbers from -1000 to 1000"),
             (("--strengths", "inf"), "--strengths inf must be"),
             (("--swap-from", "2"), "beyond the 2 blocks of this CIPS3D; give 0 to 1"),
             (("--swap-from", "x"), "--swap-from 'x' is not a list of blocks"),

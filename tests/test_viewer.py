@@ -91,6 +91,7 @@ def test_a_damaged_checkpoint_is_a_page_too(
         (["--seed", str(2**53)], f"--seed {2**53}"),
         (["--truncation", "nan"], "--truncation nan"),
         (["--truncation", "-0.5"], "--truncation -0.5"),
+        (["--truncation", "1e300"], "--truncation 1e+300"),
         (["--resolution", "1"], "--resolution 1"),
         (["--resolution", "100000"], "--resolution 100000"),
         (["--port", "70000"], "--port 70000"),

@@ -14,7 +14,7 @@ import tyro
 from cips3d import animations, pictures
 from cips3d.cameras import TRAJECTORIES
 from cips3d.cameras.camera_file import MAX_CAMERAS
-from cips3d.errors import UserError
+from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.ops.precision import Precision
 from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, check_truncation, parse_seeds
 from cips3d.rendering.style_paths import Part
@@ -144,7 +144,7 @@ def check_options(options: Options) -> None:
     if options.mix is not None:
         parse_seeds(options.mix, "--mix")
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
-        if angles is not None and not (angles and all(math.isfinite(angle) for angle in angles)):
+        if angles is not None and not (angles and all(abs(angle) <= LARGEST_NUMBER for angle in angles)):
             raise UserError(f"{flag} {listed(angles)} is no direction; give one or more angles in radians")
     check_truncation(options.truncation)
     if options.resolution is not None and options.resolution < 1:

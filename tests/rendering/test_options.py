@@ -20,6 +20,7 @@ from rendering.command import RenderCommand
         (["--batch-size", "0"], "a.png", "--batch-size 0"),
         (["--pitch", "1.6"], "a.png", "--pitch 1.6"),
         (["--yaw", "nan"], "a.png", "--yaw nan"),
+        (["--yaw", "1e300"], "a.png", "--yaw 1e+300 is no direction"),
         (["--yaw"], "a.png", "--yaw"),
         (["--device", "tpu"], "a.png", "--device tpu"),
         ([], "a.bmp", "a.bmp"),
