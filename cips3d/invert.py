@@ -22,7 +22,7 @@ from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
-from cips3d.pictures import save_image
+from cips3d.pictures import check_is_named, save_image
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
@@ -230,6 +230,7 @@ def check_options(options: Options) -> None:
         raise UserError(f"--resolution {options.resolution} shows no face; give {FEWEST_PIXELS} or more")
     if options.pose is not None and not all(abs(angle) <= LARGEST_NUMBER for angle in options.pose):
         raise UserError(f"--pose {options.pose[0]:g} {options.pose[1]:g} is no direction; give two angles in radians")
+    check_is_named(options.out)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a new folder")
 

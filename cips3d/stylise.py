@@ -157,6 +157,8 @@ def _check_checkpoint(options: Options) -> None:
         ("--pitch", options.pitch is not None),
         ("--resolution", options.resolution is not None),
         ("--fov", options.fov is not None),
+        ("--kind", options.kind != Options.kind),
+        ("--truncation", options.truncation != Options.truncation),
     ):
         if is_given:
             raise UserError(f"{flag} is for pictures, and a checkpoint keeps what BASE has; leave it out")

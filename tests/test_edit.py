@@ -163,6 +163,7 @@ class TestMistakes:
             (("--strengths", "nan"), "--strengths nan must be"),
             (("--strengths", "1e300"), "--strengths 1e+300 must be"),
             (("--trajectory", "yaw"), "--trajectory yaw is for what moves"),
+            (("--fps", 12), "--fps 12 is for what moves"),
             (("--pitch", 2), "--pitch 2 goes over a pole"),
             (("--fov", 0), "--fov 0 is no angle"),
             (("--resolution", 20000), "would have"),

@@ -286,6 +286,9 @@ class TestMistakes:
             (("--resolution", 64), "a.safetensors", "--resolution is for pictures"),
             (("--yaw", 0.1), "a.safetensors", "--yaw is for pictures"),
             (("--trajectory", "yaw"), "a.safetensors", "--trajectory yaw is for what moves"),
+            (("--fps", 12), "a.safetensors", "--fps 12 is for what moves"),
+            (("--kind", "depth"), "a.safetensors", "--kind is for pictures, and a checkpoint keeps what BASE has"),
+            (("--truncation", 0.3), "a.safetensors", "--truncation is for pictures"),
         ],
     )
     def test_files(self, command: SweepCommand, flags: tuple[object, ...], out: str, message: str) -> None:

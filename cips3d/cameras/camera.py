@@ -15,6 +15,9 @@ from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_shape, check_tensor
 
 TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera, in all systems
+# Degrees. The focal length of much narrower cameras has no square in float32, and rays no length; wider ones round to
+# 180 there.
+NARROWEST_FOV, WIDEST_FOV = 1e-15, 179.99999
 SHORTEST = 1e-12  # of a unit vector's horizontal part: `F.normalize` gives no direction to what is shorter
 NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer than this, places would be without bounds
 

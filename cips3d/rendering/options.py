@@ -13,6 +13,7 @@ import tyro
 
 from cips3d import animations, pictures
 from cips3d.cameras import TRAJECTORIES
+from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.cameras.camera_file import MAX_CAMERAS
 from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.ops.precision import Precision
@@ -151,8 +152,8 @@ def check_options(options: Options) -> None:
         raise UserError(f"--resolution {options.resolution} leaves no pixel; give 1 or more")
     if options.resolution == 1 and options.kind in ("normals", "all"):
         raise UserError("--resolution 1 shows no surface; give 2 or more for normals")
-    if options.fov is not None and not 0 < options.fov < 180:
-        raise UserError(f"--fov {options.fov:g} is no angle of view; give degrees between 0 and 180")
+    if options.fov is not None and not NARROWEST_FOV <= options.fov <= WIDEST_FOV:
+        raise UserError(f"--fov {options.fov:g} is no angle of view; give degrees from {NARROWEST_FOV} to {WIDEST_FOV}")
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} renders nothing; give 1 or more")
     _check_trajectory(options)
@@ -215,6 +216,8 @@ def _check_faces(options: Options) -> None:
         raise UserError("--mix-layer is for --mix; leave it out, or say which seeds to mix")
     if options.frames is not None and not options.has_frames:
         raise UserError("--frames is for --trajectory or --interpolate; give one of them, or leave it out")
+    if options.fps != Options.fps and not options.is_animation:
+        raise UserError(f"--fps {options.fps:g} is for an animation, and --out {options.out} is none; leave it out")
     if options.mix is None:
         return
     if options.is_folder:

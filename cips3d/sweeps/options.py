@@ -82,7 +82,8 @@ def check_options(options: SweepOptions, endings: Sequence[str] = ()) -> None:
     """
     every = dict.fromkeys((*pictures.IMAGE_ENDINGS, *animations.ANIMATION_ENDINGS, *endings))
     pictures.check_path(options.out, tuple(every), "what is written")
-    for flag, given in (("--trajectory", options.trajectory), ("--frames", options.frames)):
+    fps = None if options.fps == SweepOptions.fps else f"{options.fps:g}"
+    for flag, given in (("--trajectory", options.trajectory), ("--frames", options.frames), ("--fps", fps)):
         if given is not None and not options.is_animation:
             raise UserError(
                 f"{flag} {given} is for what moves; give a .webp, .gif or .mp4 as --out, or leave {flag} out"
@@ -126,7 +127,7 @@ def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOp
         pitch=options.pitch,
         trajectory=options.trajectory,
         frames=options.frames if moves else None,
-        fps=options.fps,
+        fps=options.fps if moves else RenderOptions.fps,
         truncation=options.truncation,
         resolution=options.resolution,
         fov=options.fov,
