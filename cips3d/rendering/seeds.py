@@ -31,9 +31,15 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
 
     Returns:
         The generator's styles of len(seeds) faces, on its device.
+
+    Raises:
+        ValueError: there are no seeds, or one is out of range.
     """
     if not seeds:
         raise ValueError("seeds must hold at least one integer, got none")
+    for seed in seeds:
+        if not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"seeds must lie between 0 and 2^63 - 1, got {seed}")
     styles = loaded.generator.mapping(*loaded.generator.z_of_seeds(seeds))
     return styles if truncation == 1 else truncated(styles, loaded.mean_styles, truncation)
 

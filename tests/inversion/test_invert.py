@@ -191,6 +191,17 @@ def test_mistakes() -> None:
         invert(loaded, photo, replace(QUICK, steps=0))
     with pytest.raises(ValueError, match="starts must be at least 1, got 0"):
         invert(loaded, photo, replace(QUICK, starts=0))
+    with pytest.raises(ValueError, match="photo must hold finite numbers"):
+        invert(loaded, photo.log(), QUICK)
+    for wrong, words in {
+        "tune_steps": (-3, "at least 0, got -3"),
+        "prior": (math.nan, "a number from 0 on, got nan"),
+        "perceptual_weight": (-0.1, "a number from 0 on, got -0.1"),
+        "perceptual": ("foo", "one of pyramid, lpips, none, got 'foo'"),
+        "pose": ((FRONT, math.nan), "a pitch between 0 and π and a yaw"),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{wrong} must be {words[1]}"):
+            invert(loaded, photo, replace(QUICK, **{wrong: words[0]}))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the side 16 that the generator renders, got 8"):
         invert(small("stylegan2"), photo, QUICK)
     with pytest.raises(ValueError, match="2-D model"):
