@@ -179,7 +179,7 @@ def read_photo(path: Path, resolution: int) -> Tensor:
         UserError: there is no such file, or it is no picture.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is no picture file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give the file of a picture")
     try:
         return decode_image(path.read_bytes(), resolution).float() / 127.5 - 1

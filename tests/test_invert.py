@@ -193,6 +193,7 @@ class TestMistakes:
     def test_photo(self, command: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist; give the file of a picture" in command(of=tmp_path / "none.png", code=2)
         assert "is a folder" in command(of=tmp_path, code=2)
+        assert f"{os.devnull} is no picture file; give the file of a picture" in command(of=Path(os.devnull), code=2)
         (tmp_path / "note.jpg").write_text("no picture")
         assert "note.jpg cannot be read as a picture" in command(of=tmp_path / "note.jpg", code=2)
         assert not (tmp_path / "found").exists()
