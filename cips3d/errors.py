@@ -18,6 +18,8 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows does not have
 
+LARGEST_NUMBER = 1000.0  # of strengths, weights and angles in flags: float32 holds what networks make of it
+
 
 class UserError(Exception):
     """Something outside the program is wrong and its user can mend it.

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from cips3d.errors import UserError
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part")  # what `temporary_beside` makes of a name
+LONGEST_NAME = 200  # bytes, of the 255 that file systems allow, with room for what is added
 _locks: set[int] = set()  # descriptors by which this process holds folders
 
 
@@ -30,13 +31,21 @@ if hasattr(os, "register_at_fork"):
 
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder for what is to become `path`: hidden, and of this call alone."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    return path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(6)}.part")
+
+
+def _shortened(name: str) -> str:
+    """The name or, of a long one, its hash."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST_NAME else hashlib.sha256(encoded).hexdigest()
 
 
 def is_left_over(path: Path, name: str | None = None) -> bool:
     """Whether a killed process has left this file of `atomic_file`, for the file `name` or, without one, for any."""
     found = TEMPORARY.fullmatch(path.name)
-    return found is not None and name in (None, found["name"]) and path.is_file()
+    if found is None or (name is not None and found["name"] != _shortened(name)):
+        return False
+    return path.is_file()
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from cips3d.checkpoints.converted import Source, write_converted
 from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
 from cips3d.devices import choose_device, memory_explained
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import LARGEST_NUMBER, UserError, exit_on_user_error
 from cips3d.files import sha256_of
 from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
-from cips3d.pictures import save_image
+from cips3d.pictures import check_is_named, save_image
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
@@ -179,7 +179,7 @@ def read_photo(path: Path, resolution: int) -> Tensor:
         UserError: there is no such file, or it is no picture.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is no picture file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give the file of a picture")
     try:
         return decode_image(path.read_bytes(), resolution).float() / 127.5 - 1
@@ -223,13 +223,14 @@ def check_options(options: Options) -> None:
     if options.tune_steps is not None and not options.tune:
         raise UserError(f"--tune-steps {options.tune_steps} is for --tune; add that, or leave it out")
     for flag, weight in (("--perceptual-weight", options.perceptual_weight), ("--prior", options.prior)):
-        if not 0 <= weight < math.inf:
-            raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 on")
+        if not 0 <= weight <= LARGEST_NUMBER:
+            raise UserError(f"{flag} {weight:g} is no weight; give a number from 0 to {LARGEST_NUMBER:g}")
     check_seed(options.seed)
     if options.resolution is not None and options.resolution < FEWEST_PIXELS:
         raise UserError(f"--resolution {options.resolution} shows no face; give {FEWEST_PIXELS} or more")
-    if options.pose is not None and not all(math.isfinite(angle) for angle in options.pose):
+    if options.pose is not None and not all(abs(angle) <= LARGEST_NUMBER for angle in options.pose):
         raise UserError(f"--pose {options.pose[0]:g} {options.pose[1]:g} is no direction; give two angles in radians")
+    check_is_named(options.out)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; give a new folder")
 

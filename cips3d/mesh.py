@@ -151,6 +151,8 @@ def check_options(options: Options) -> None:
             f"--box-side {options.box_side:g} is out of range; give a length from above 0 to {LARGEST_BOX:g}"
         )
     pictures.check_path(options.out, MESH_ENDINGS, "a mesh")
+    if options.preview:
+        pictures.check_path(preview_path(options.out), pictures.IMAGE_ENDINGS, "a preview")
 
 
 if __name__ == "__main__":

@@ -220,12 +220,19 @@ def check_path(path: Path, endings: Sequence[str], what: str) -> None:
 
 def check_folder(path: Path) -> None:
     """Raise `UserError` where no pictures can be written into a folder `path`; makes it."""
+    check_is_named(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file; give a file's name with its ending, or a folder")
     with reported(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+
+
+def check_is_named(folder: Path) -> None:
+    """Raise `UserError` for the current folder: an empty --out means it too, and nobody wants that filled."""
+    if folder == Path():
+        raise UserError("--out names no folder other than the current one; give one, such as faces")
 
 
 def check_size(path: Path, width: int, height: int) -> None:

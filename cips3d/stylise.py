@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +13,10 @@ import tyro
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.devices import choose_device
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import LARGEST_NUMBER, UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator
 from cips3d.rendering import LoadedGenerator, load_generator, styles_of_seeds
+from cips3d.rendering.options import listed
 from cips3d.stylisation import Shares, check_same_networks, interpolated_state, stylised, swapped, write_stylised
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
 from cips3d.sweeps.options import check_strengths
@@ -120,8 +120,11 @@ def check(options: Options) -> None:
     check_options(options, (ENDING,))
     if options.strengths is not None:
         check_strengths(options.strengths)
-    if not options.weights or not all(math.isfinite(weight) for weight in options.weights):
-        raise UserError("--weights must be numbers, one a block or one for all; give some such as 0 0.5 1")
+    if not options.weights or not all(abs(weight) <= LARGEST_NUMBER for weight in options.weights):
+        raise UserError(
+            f"--weights {listed(options.weights)} must be numbers from -{LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}, "
+            "one a block or one for all; give some such as 0 0.5 1"
+        )
     if options.swap_from is not None:
         swaps_of(options)
         for flag, given in (
@@ -154,6 +157,8 @@ def _check_checkpoint(options: Options) -> None:
         ("--pitch", options.pitch is not None),
         ("--resolution", options.resolution is not None),
         ("--fov", options.fov is not None),
+        ("--kind", options.kind != Options.kind),
+        ("--truncation", options.truncation != Options.truncation),
     ):
         if is_given:
             raise UserError(f"{flag} is for pictures, and a checkpoint keeps what BASE has; leave it out")

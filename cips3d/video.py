@@ -59,7 +59,7 @@ def write_video(path: Path, frames: Iterable[Image.Image], fps: float) -> None:
     """
     ffmpeg = import_ffmpeg()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent) as folder:
         encoded = Path(folder) / path.name
         count = _encode(ffmpeg, encoded, frames, fps)
         if _frames_in(ffmpeg, encoded) != count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import webbrowser
@@ -19,6 +18,7 @@ from cips3d.errors import UserError, exit_on_user_error
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator, styles_of_latents
 from cips3d.rendering.latents import SeenBy, read_latent
 from cips3d.rendering.options import PrecisionFlag
+from cips3d.rendering.seeds import check_truncation
 from cips3d.signals import stop_on_signals
 from cips3d.viewing import Exhibit, Gallery, open_server
 from cips3d.viewing.orbit import Orbit, trained_limits
@@ -149,8 +149,9 @@ def check_options(options: Options) -> None:
         raise UserError("--latent takes the place of --seed; leave one of them out")
     if options.seed is not None and not 0 <= options.seed <= LARGEST_SEED:
         raise UserError(f"--seed {options.seed} is out of range; give an integer from 0 to 2^53 - 1")
-    if not 0 <= options.truncation < math.inf:
-        raise UserError(f"--truncation {options.truncation} is out of range; give a number such as 0.7")
+    check_truncation(options.truncation)
+    if options.truncation < 0:
+        raise UserError(f"--truncation {options.truncation:g} is below the slider's 0; give a number such as 0.7")
     if options.resolution is not None and not 2 <= options.resolution <= MAX_RESOLUTION:
         raise UserError(f"--resolution {options.resolution} is out of range; give 2 to {MAX_RESOLUTION}")
     choose_device(options.device)

@@ -56,6 +56,18 @@ def test_what_is_left_over_is_recognised(tmp_path: Path) -> None:
         assert TEMPORARY.fullmatch(name) is None
 
 
+@pytest.mark.parametrize("name", ["a" * 251 + ".png", "é" * 125 + ".png"])
+def test_the_longest_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with atomic_file(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole"
+    temporary = temporary_beside(path)
+    temporary.touch()
+    assert is_left_over(temporary) and is_left_over(temporary, name)
+    assert not is_left_over(temporary, f"b{name[1:]}")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such locks")
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with only_writer(tmp_path) as first:

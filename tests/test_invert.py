@@ -176,10 +176,12 @@ class TestMistakes:
             (["--tune-steps", "5"], "--tune-steps 5 is for --tune; add that"),
             (["--starts", "0"], "--starts 0"),
             (["--prior", "-1"], "--prior -1"),
+            (["--prior", "1e300"], "--prior 1e+300 is no weight; give a number from 0 to 1000"),
             (["--perceptual-weight", "inf"], "--perceptual-weight inf"),
             (["--seed", "-1"], "--seed -1"),
             (["--resolution", "7"], "--resolution 7"),
             (["--pose", "nan", "0"], "--pose nan 0"),
+            (["--pose", "1e300", "0"], "--pose 1e+300 0"),
             (["--pose", "0", "1.6"], "--pose with pitch 1.6 goes over a pole"),
             (["--device", "tpu"], "--device tpu"),
         ],
@@ -191,6 +193,7 @@ class TestMistakes:
     def test_photo(self, command: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist; give the file of a picture" in command(of=tmp_path / "none.png", code=2)
         assert "is a folder" in command(of=tmp_path, code=2)
+        assert f"{os.devnull} is no picture file; give the file of a picture" in command(of=Path(os.devnull), code=2)
         (tmp_path / "note.jpg").write_text("no picture")
         assert "note.jpg cannot be read as a picture" in command(of=tmp_path / "note.jpg", code=2)
         assert not (tmp_path / "found").exists()

@@ -91,6 +91,13 @@ def test_no_preview(command: Callable[..., str], tmp_path: Path) -> None:
     assert not (tmp_path / "head.preview.png").exists()
 
 
+def test_a_preview_with_no_room_is_told_before_the_work(command: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "head.preview.png").mkdir()
+    assert "head.preview.png is a folder" in command(fails=True)
+    assert not (tmp_path / "head.glb").exists()
+    command("--no-preview", *SMALL)
+
+
 def test_is_the_same_every_time_but_for_its_flags(command: Callable[..., str], tmp_path: Path) -> None:
     def made(*flags: str) -> bytes:
         command(*QUICK, *flags, out="a.ply")
@@ -131,6 +138,7 @@ def test_latent(command: Callable[..., str], run_folder: Path, tmp_path: Path) -
         (["--threshold", "0"], "a.glb", "--threshold 0"),
         (["--threshold", "inf"], "a.glb", "--threshold inf"),
         (["--threshold", "1e9", *SMALL], "a.glb", "lower --threshold"),
+        (["--threshold", "1e300", *SMALL], "a.glb", "lower --threshold"),
         (["--box-side", "-1"], "a.glb", "--box-side -1"),
         (["--box-side", "1e30"], "a.glb", "--box-side 1e+30 is out of range"),
         (["--picture-resolution", "1"], "a.glb", "--picture-resolution 1"),

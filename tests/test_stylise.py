@@ -249,7 +249,9 @@ class TestMistakes:
         ("flags", "message"),
         [
             (("--weights", 1, 0, 1), "--weights are 3 numbers for the 2 blocks of this CIPS3D; give 2 or one"),
-            (("--weights", "nan"), "--weights must be numbers"),
+            (("--weights", "nan"), "--weights nan must be numbers"),
+            (("--weights", "1e300"), "--weights 1e+300 must be numbers from -1000 to 1000"),
+            (("--strengths", "1e300"), "--strengths 1e+300 must be one or more numbers from -1000 to 1000"),
             (("--strengths", "inf"), "--strengths inf must be"),
             (("--swap-from", "2"), "beyond the 2 blocks of this CIPS3D; give 0 to 1"),
             (("--swap-from", "x"), "--swap-from 'x' is not a list of blocks"),
@@ -284,6 +286,9 @@ class TestMistakes:
             (("--resolution", 64), "a.safetensors", "--resolution is for pictures"),
             (("--yaw", 0.1), "a.safetensors", "--yaw is for pictures"),
             (("--trajectory", "yaw"), "a.safetensors", "--trajectory yaw is for what moves"),
+            (("--fps", 12), "a.safetensors", "--fps 12 is for what moves"),
+            (("--kind", "depth"), "a.safetensors", "--kind is for pictures, and a checkpoint keeps what BASE has"),
+            (("--truncation", 0.3), "a.safetensors", "--truncation is for pictures"),
         ],
     )
     def test_files(self, command: SweepCommand, flags: tuple[object, ...], out: str, message: str) -> None:

@@ -49,6 +49,11 @@ class TestVideo:
             assert np.median(square, axis=0).max() < 8  # another matrix (BT.601) shifts this red by 20
         assert [p.name for p in (tmp_path / "made").iterdir()] == ["a.mp4"]
 
+    def test_the_longest_name(self, ffmpeg: ModuleType, tmp_path: Path) -> None:
+        path = tmp_path / f"{'a' * 251}.mp4"
+        video.write_video(path, [Image.new("RGB", (16, 16))] * 2, 24)
+        assert list(tmp_path.iterdir()) == [path]
+
     @pytest.mark.parametrize("size", [(31, 16), (16, 31), (1, 1)], ids=str)
     def test_odd_sides_get_a_white_edge(self, ffmpeg: ModuleType, tmp_path: Path, size: tuple[int, int]) -> None:
         video.write_video(tmp_path / "a.mp4", [Image.new("RGB", size, (40, 40, 40))] * 2, 24)

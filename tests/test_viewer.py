@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -91,10 +92,13 @@ def test_a_damaged_checkpoint_is_a_page_too(
         (["--seed", str(2**53)], f"--seed {2**53}"),
         (["--truncation", "nan"], "--truncation nan"),
         (["--truncation", "-0.5"], "--truncation -0.5"),
+        (["--truncation", "1e300"], "--truncation 1e+300"),
         (["--resolution", "1"], "--resolution 1"),
         (["--resolution", "100000"], "--resolution 100000"),
         (["--port", "70000"], "--port 70000"),
         (["--host", "203.0.113.7"], "--host 203.0.113.7"),
+        (["--host", ""], "--host  is not an address"),
+        (["--host", f"{'x' * 64}.com"], "is not an address of this machine"),
         (["--device", "tpu"], "--device tpu"),
         (["--second", "nowhere"], "nowhere does not exist"),
         (["--latent", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
@@ -170,6 +174,39 @@ def test_sizes_of_pictures(run_folder: Path) -> None:
 )
 def test_who_may_open_files(host: str, expected: bool) -> None:
     assert server.is_loopback(host) is expected
+
+
+def test_the_highest_ports_are_taken(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("viser", reason=NO_VISER)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(server, "HIGHEST_PORT", port)
+        assert main([str(run_folder), "--no-open", "--port", str(port)]) == 2
+    assert f"--port {port} is taken, as are all after it; give a lower one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("me", "127.0.1.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")]
+)
+def test_the_address_that_is_told_answers(monkeypatch: pytest.MonkeyPatch, host: str, address: str) -> None:
+    """Also of this machine's own name, by which pages could not be trusted."""
+    pytest.importorskip("viser", reason=NO_VISER)
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda name, *of, **how: resolve("127.0.1.1" if name == "me" else name, *of, **how)
+    )
+    opened = server.open_server(host, 0, "heads")
+    try:
+        told = server.address_of(opened)
+        assert told == f"http://{address}:{opened.get_port()}"
+        with urllib.request.urlopen(told, timeout=10) as page:
+            assert page.status == 200
+    finally:
+        opened.stop()
 
 
 def test_no_tunnel_to_elsewhere() -> None:

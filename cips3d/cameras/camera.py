@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops.autocast import without_autocast
-from cips3d.ops.checks import check_shape, check_tensor
+from cips3d.ops.checks import check_alike, check_device, check_number, check_shape, check_tensor
 
 TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera, in all systems
+# Degrees. The focal length of much narrower cameras has no square in float32, and rays no length; wider ones round to
+# 180 there.
+NARROWEST_FOV, WIDEST_FOV = 1e-15, 179.99999
 SHORTEST = 1e-12  # of a unit vector's horizontal part: `F.normalize` gives no direction to what is shorter
 NEAREST_DEPTH = 1e-6  # scene units in front of the camera: of points nearer than this, places would be without bounds
 
@@ -71,6 +74,7 @@ class Cameras:
         count, _, _ = check_shape("rotation", self.rotation, (None, 3, 3))
         check_shape("position", self.position, (count, 3))
         check_shape("fov_degrees", self.fov_degrees, (count,))
+        check_alike("rotation", self.rotation, {"position": self.position, "fov_degrees": self.fov_degrees})
 
     @classmethod
     def from_angles(
@@ -87,13 +91,18 @@ class Cameras:
             radius: distance from the origin in scene units, one for all or [B].
 
         Raises:
-            ValueError: the shape of an argument does not fit.
+            TypeError: an argument is of another kind.
+            ValueError: the shape or device of an argument does not fit, or a number is out of range (those of tensors
+                are not looked at, since a GPU would have to be waited for); the argument is named.
         """
         check_tensor("pitch", pitch)
         check_tensor("yaw", yaw)
+        check_device("pitch", pitch, yaw=yaw)
         if pitch.dim() != 1 or pitch.shape != yaw.shape:
             raise ValueError(f"pitch and yaw must both have shape [B], got {tuple(pitch.shape)} and {tuple(yaw.shape)}")
         _check_for_each("radius", radius, len(pitch))
+        if not isinstance(radius, Tensor) and radius <= 0:
+            raise ValueError(f"radius must be positive, got {radius}")
         direction = torch.stack(
             [torch.sin(pitch) * torch.cos(yaw), torch.cos(pitch), torch.sin(pitch) * torch.sin(yaw)], dim=1
         )
@@ -107,11 +116,16 @@ class Cameras:
         far, has it: towards -z or +z.
 
         Raises:
-            ValueError: the shape of an argument does not fit.
+            TypeError: an argument is of another kind.
+            ValueError: the shape, dtype or device of an argument does not fit, or the angle of view, given as a number,
+                is out of range; the argument is named.
         """
         count, _ = check_shape("position", position, (None, 3))
         _check_for_each("fov_degrees", fov_degrees, count)
+        if not isinstance(fov_degrees, Tensor) and not NARROWEST_FOV <= fov_degrees <= WIDEST_FOV:
+            raise ValueError(f"fov_degrees must lie between {NARROWEST_FOV} and {WIDEST_FOV}, got {fov_degrees}")
         if target is not None:
+            check_alike("position", position, {"target": target})
             _check_for_each("target", target, count, 3)
         forward = -position if target is None else target - position
         forward = F.normalize(forward, dim=1)
@@ -144,9 +158,10 @@ class Cameras:
             offset: [B, 3] or [3] scene units along each camera's right, up and backward axes.
 
         Raises:
-            ValueError: the shape of the offset does not fit.
+            TypeError: the offset is no tensor.
+            ValueError: its shape, dtype or device does not fit.
         """
-        _check_for_each("offset", offset, len(self), 3)
+        self._check_of_each("offset", offset, 3)
         with without_autocast(self.device):
             step = self.rotation @ offset.to(self.rotation.dtype).expand(len(self), 3)[..., None]
         return Cameras(self.rotation, self.position + step[..., 0], self.fov_degrees)
@@ -157,17 +172,24 @@ class Cameras:
         right' = cos α right + sin α up, up' = cos α up - sin α right.
 
         Args:
-            angle: α [B] radians.
+            angle: α [B] radians, or one for all.
 
         Raises:
-            ValueError: there are not as many angles as cameras.
+            TypeError: the angle is no tensor.
+            ValueError: its dtype or device does not fit, or there are not as many angles as cameras.
         """
-        _check_for_each("angle", angle, len(self))
+        self._check_of_each("angle", angle)
         cos, sin = torch.cos(angle), torch.sin(angle)
         zero, one = torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).view(-1, 3, 3)
         with without_autocast(self.device):
             return Cameras(self.rotation @ turn.to(self.rotation.dtype), self.position, self.fov_degrees)
+
+    def _check_of_each(self, name: str, value: Tensor, *size: int) -> None:
+        """Raise, naming the argument, unless it is a tensor of this size, for all cameras, or one of it for each."""
+        check_tensor(name, value)
+        check_device("position", self.position, **{name: value})
+        _check_for_each(name, value, len(self), *size)
 
     @property
     def device(self) -> torch.device:
@@ -231,8 +253,16 @@ class Cameras:
         Returns:
             `Projection`; places of points that are not in front of the camera (depth ≤ 0) are finite and mean nothing.
 
+        Raises:
+            TypeError: the points are no tensor.
+            ValueError: their shape, dtype or device does not fit.
+
         Source: R. Hartley and A. Zisserman, Multiple View Geometry, section 6.1.
         """
+        check_tensor("points", points)
+        check_alike("position", self.position, {"points": points})
+        if points.dim() not in (2, 3) or points.shape[-1] != 3 or (points.dim() == 3 and len(points) != len(self)):
+            raise ValueError(f"points must have shape [N, 3] or [{len(self)}, N, 3], got {list(points.shape)}")
         with without_autocast(self.device):
             local = (points - self.position[:, None]) @ self.rotation  # [B, N, 3]: right, up, backward
             depth = -local[..., 2]
@@ -266,8 +296,9 @@ def aspect(height: int, width: int) -> float:
 
 
 def _check_for_each(name: str, value: float | Tensor, count: int, *size: int) -> None:
-    """Raise ValueError, naming the argument, unless it is of this size, for all cameras, or one of it for each."""
+    """Raise, naming the argument, unless it is of this size, for all cameras, or one of it for each, or a number."""
     if not isinstance(value, Tensor):
+        check_number(name, value)
         return
     batch = value.dim() - len(size)
     fits = batch in (0, 1) and tuple(value.shape[batch:]) == size and (batch == 0 or value.shape[0] in (1, count))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cips3d.cameras.camera import Cameras
+from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV, Cameras
 from cips3d.cameras.poses import FRONT
 from cips3d.errors import UserError
 
@@ -19,7 +19,6 @@ NUMBERS = ("pitch", "yaw", "radius", "roll")
 VECTORS = ("look_at", "translation")
 KEYS = (*NUMBERS, *VECTORS, MATRIX, FOV)
 ROTATION_TOLERANCE = 1e-3  # of each entry of RᵀR against the identity: numbers written with four digits pass
-NARROWEST_FOV = 1e-15  # degrees: the focal length of much narrower cameras has no square in float32, and rays no length
 MAX_CAMERAS = 100_000
 
 
@@ -64,6 +63,8 @@ def _entries(path: Path) -> list[Any]:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a JSON file of cameras") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not JSON ({error}); give a list of cameras such as [{{"yaw": 0.3}}]') from error
+    if isinstance(content, dict) and "cameras" in content and (others := sorted(set(content) - {"cameras"})):
+        raise UserError(f'{path} has the key {others[0]!r} beside the list "cameras"; give each camera its own')
     entries = content.get("cameras") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise UserError(f'{path} holds no list of cameras; give one such as [{{"yaw": -0.3}}, {{"yaw": 0.3}}]')
@@ -79,10 +80,8 @@ def _camera(entry: object, fov_degrees: float, front: tuple[float, float]) -> Ca
     if unknown := sorted(set(entry) - set(KEYS)):
         raise ValueError(f"has the unknown key {unknown[0]!r}; there are {', '.join(KEYS)}")
     fov = _number(entry, FOV, fov_degrees)
-    if not 0 < fov < 180:
-        raise ValueError(f"has the {FOV} {fov:g}; give degrees between 0 and 180")
-    if fov < NARROWEST_FOV:
-        raise ValueError(f"has the {FOV} {fov:g}, too narrow for a picture; give {NARROWEST_FOV:g} or more")
+    if not NARROWEST_FOV <= fov <= WIDEST_FOV:
+        raise ValueError(f"has the {FOV} {fov:g}; give degrees from {NARROWEST_FOV} to {WIDEST_FOV}")
     if MATRIX in entry:
         if others := sorted(set(entry) - {MATRIX, FOV}):
             raise ValueError(f"has {MATRIX!r} and {others[0]!r}; give one or the other")
@@ -90,7 +89,7 @@ def _camera(entry: object, fov_degrees: float, front: tuple[float, float]) -> Ca
     else:
         camera = _of_angles(entry, fov, front)
     camera = Cameras(camera.rotation.float(), camera.position.float(), camera.fov_degrees.float())
-    if not (torch.isfinite(camera.position).all() and camera.fov_degrees < 180):
+    if not torch.isfinite(camera.position).all():
         raise ValueError("holds a number that is too large for a picture; give one nearer to the head")
     return camera
 

@@ -99,19 +99,19 @@ def _binomial(dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.tensor(BINOMIAL, dtype=dtype, device=device)
 
 
-def perceptual_distance(kind: Perceptual, device: torch.device | str) -> Distance | None:
+def perceptual_distance(perceptual: Perceptual, device: torch.device | str) -> Distance | None:
     """The perceptual distance "pyramid" or "lpips"; None for "none". LPIPS enlarges pictures that are too small for it.
 
     Raises:
         UserError: lpips is not installed, or its weights cannot be downloaded.
         ValueError: there is no such distance.
     """
-    if kind == "none":
+    if perceptual == "none":
         return None
-    if kind == "pyramid":
+    if perceptual == "pyramid":
         return normalized_pyramid
-    if kind != "lpips":
-        raise ValueError(f"kind must be one of {', '.join(PERCEPTUAL)}, got {kind!r}")
+    if perceptual != "lpips":
+        raise ValueError(f"perceptual must be one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
     difference = lpips_map(device)
 
     def distance(pictures: Tensor, photo: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cips3d.errors import UserError
 from cips3d.inversion.descent import Round, descend
 from cips3d.inversion.losses import Perceptual, perceptual_distance, psnr
 from cips3d.inversion.objective import Candidates, Objective, Record
@@ -152,6 +154,8 @@ def _result(
         return pivot.picture(by, objective.resolution)
 
     shown, shown_tuned = picture(loaded), None if tuned is None else picture(tuned)
+    if shown_tuned is not None and not shown_tuned.isfinite().all():
+        raise UserError(f"the tuned model's pictures are not numbers{loaded.at_step}; tune it for fewer steps")
     camera = SeenBy(float(best.pitch), float(best.yaw), loaded.fov_degrees) if loaded.generator.is_3d else None
     return Inversion(
         pivot.styles,
@@ -175,6 +179,13 @@ def _check(loaded: LoadedGenerator, photo: Tensor, settings: InversionSettings) 
         raise ValueError(f"photo must have the side {fixed} that the generator renders, got {photo.shape[-1]}")
     if settings.pose is not None and not loaded.generator.is_3d:
         raise ValueError(f"pose must be None: {type(loaded.generator).__name__} is a 2-D model and has no camera")
-    for name in ("steps", "starts"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
+    if not photo.isfinite().all():
+        raise ValueError("photo must hold finite numbers, got others")
+    for name, least in (("steps", 1), ("starts", 1), ("tune_steps", 0)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)}")
+    for name in ("perceptual_weight", "prior"):
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} must be a number from 0 on, got {getattr(settings, name)}")
+    if settings.pose is not None and not (0 < settings.pose[0] < math.pi and math.isfinite(settings.pose[1])):
+        raise ValueError(f"pose must be a pitch between 0 and π and a yaw, got {settings.pose}")

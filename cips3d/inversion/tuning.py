@@ -124,9 +124,10 @@ def as_converted(loaded: LoadedGenerator, sources: tuple[Source, ...] = ()) -> C
     config: Any = getattr(loaded.generator, "config", None)
     if type(config) not in GENERATORS:
         raise UserError(f"{type(loaded.generator).__name__} is no model of the family that could be saved")
+    trained = loaded.trained_settings or loaded.settings
     return Converted(
         system=config.system,
-        rendering=RenderingSettings(loaded.settings, loaded.fov_degrees, loaded.resolution, loaded.poses),
+        rendering=RenderingSettings(trained, loaded.fov_degrees, loaded.resolution, loaded.poses),
         sources=sources,
         generator_config=to_plain(config),
         discriminator_config=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -61,10 +62,12 @@ def extract_mesh(
 
     Raises:
         UserError: a library of the extra `mesh` is missing, the generator is 2-D, or there is no surface.
+        ValueError: a setting makes no sense; it is named.
     """
     check_installed()
     check_is_3d(loaded, "a mesh")
     settings = settings or MeshSettings()
+    _check(settings)
     field = DensityField(loaded.generator, styles, loaded.settings.density_activation)
     pitch, yaw = coloring_views(loaded.poses)
     threshold = settings.threshold
@@ -79,6 +82,17 @@ def extract_mesh(
     pictured = settings.picture_resolution or loaded.generator.fixed_resolution or settings.resolution
     colors, seen = vertex_colors(loaded, styles, mesh, pitch, yaw, pictured, progress=progress)
     return ExtractedMesh(replace(mesh, colors=colors), threshold, side, float(seen.mean()))
+
+
+def _check(settings: MeshSettings) -> None:
+    if settings.resolution < 3:
+        raise ValueError(f"resolution must be at least 3, got {settings.resolution}")
+    for name in ("threshold", "side"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {value}")
+    if settings.picture_resolution is not None and settings.picture_resolution < 1:
+        raise ValueError(f"picture_resolution must be at least 1, got {settings.picture_resolution}")
 
 
 def check_installed(find: Callable[[str], object | None] = importlib.util.find_spec) -> None:

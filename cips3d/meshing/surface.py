@@ -74,16 +74,16 @@ def isosurface(grid: FloatArray, level: float, side: float) -> Mesh:
     lowest, highest = float(grid.min()), float(grid.max())
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise UserError("the model's densities are not numbers: its training diverged; give an earlier checkpoint")
+    if not float(grid[1:-1, 1:-1, 1:-1].max()) > level:
+        raise UserError(
+            f"there is no surface: densities in the box reach {max(highest, 0.0):g}; give a lower --threshold "
+            "or another --box-side"
+        )
     outside = level - CAP_DEPTH * max(abs(level), 1.0)
     for axis in range(3):
         for end in (0, -1):
             rim = np.moveaxis(grid, axis, 0)[end]
             np.minimum(rim, outside, out=rim)
-    if not float(grid.max()) > level:
-        raise UserError(
-            f"there is no surface: densities in the box reach {max(highest, 0.0):g}; give a lower --threshold "
-            "or another --box-side"
-        )
     spacing = side / (resolution - 1)
     # "ascent" only orders corners: scikit-image's default has them clockwise from outside where inside is above.
     vertices, faces, _, _ = marching_cubes(grid, level, spacing=(spacing,) * 3, gradient_direction="ascent")

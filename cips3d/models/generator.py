@@ -309,6 +309,6 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         for asked in (precision, nerf, inr):
             if checked_precision(asked) == "fast":
                 raise UserError(
-                    f'{type(self).__name__} computes in full precision only; leave out "fast" (--precision, or in '
-                    "training --amp.nerf and --amp.inr)"
+                    f'{type(self).__name__} computes in full precision only; leave out "fast" or, in training, '
+                    "--amp.nerf and --amp.inr"
                 )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import gradients_without_autocast
 from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.library import define
 from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
@@ -68,6 +69,7 @@ class _Accumulate(torch.autograd.Function):
         return sums.clone()  # changed in place, it would have wrong gradients under torch.compile of PyTorch 2.11
 
     @staticmethod
+    @gradients_without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         weights, values = ctx.saved_tensors
         of_weights, of_values = _gradients(grad, weights, values, *ctx.needs_input_grad)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -14,3 +18,20 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def is_autocasting(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def gradients_without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`backward(ctx, *grads)` in the dtypes of its tensors, also where `Tensor.backward` is called under autocast.
+
+    Autocast would round what an op has computed in float32.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        for grad in grads:
+            if grad is not None:
+                with without_autocast(grad.device):
+                    return backward(ctx, *grads)
+        return backward(ctx, *grads)  # without a gradient there is nothing to compute
+
+    return run

@@ -15,10 +15,14 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         TypeError: it is no tensor.
         ValueError: its dtype does not fit.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    _check_is_tensor(name, tensor)
     if not tensor.is_floating_point():
         raise ValueError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
+
+
+def _check_is_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], *, floating: bool = True) -> tuple[int, ...]:
@@ -30,8 +34,7 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], *, fl
         TypeError: it is no tensor.
         ValueError: its shape or dtype does not fit; the message names the argument.
     """
-    if floating or not isinstance(tensor, Tensor):
-        check_tensor(name, tensor)
+    (check_tensor if floating else _check_is_tensor)(name, tensor)
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(e is not None and e != s for e, s in zip(expected, shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
@@ -54,15 +57,29 @@ def check_number(name: str, value: float) -> None:
 
 
 def check_device(name: str, tensor: Tensor, **others: Tensor | None) -> None:
-    """Raise ValueError, naming the argument, unless the others are on the device of the first one."""
+    """Raise, naming the argument, unless the others are on the device of the first one; None is passed over.
+
+    Raises:
+        TypeError: one is no tensor.
+        ValueError: its device does not fit.
+    """
     for other_name, other in others.items():
-        if other is not None and other.device != tensor.device:
+        if other is None:
+            continue
+        _check_is_tensor(other_name, other)
+        if other.device != tensor.device:
             raise ValueError(f"{other_name} must be on {tensor.device} like {name}, got {other.device}")
 
 
 def check_alike(name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) -> None:
-    """Raise ValueError, naming the argument, unless the others have the dtype and the device of the first one."""
+    """Raise, naming the argument, unless the others have the dtype and the device of the first one.
+
+    None is passed over; errors are those of `check_device`.
+    """
     for other_name, other in others.items():
-        if other is not None and (other.dtype != tensor.dtype or other.device != tensor.device):
+        if other is None:
+            continue
+        _check_is_tensor(other_name, other)
+        if other.dtype != tensor.dtype or other.device != tensor.device:
             wanted, got = (f"{x.dtype} on {x.device}" for x in (tensor, other))
             raise ValueError(f"{other_name} must be {wanted} like {name}, got {got}")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops.accumulate import weighted_sum
+from cips3d.ops.autocast import gradients_without_autocast
 from cips3d.ops.second_order import differentiate_reference
 
 LAST_DELTA = 1e10  # length of the last interval: whatever density is there becomes opaque
@@ -144,6 +145,7 @@ class _Weights(torch.autograd.Function):
         return march.weights, transmittance
 
     @staticmethod
+    @gradients_without_autocast
     def backward(ctx: Any, grad_weights: Tensor, grad_light: Tensor) -> tuple[Tensor | None, ...]:
         density, depths, *march = ctx.saved_tensors
         if torch.is_grad_enabled():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.autocast import is_autocasting
-from cips3d.ops.checks import check_shape
+from cips3d.ops.autocast import gradients_without_autocast, is_autocasting
+from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
 from cips3d.ops.second_order import differentiate_reference
@@ -47,12 +47,13 @@ def fold_film(weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Fold
         `FoldedLayer`.
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape or device does not fit; the argument is named.
     """
     width_out, _ = check_shape("weight", weight, (None, None))
     check_shape("bias", bias, (width_out,))
     batch, _ = check_shape("gain", gain, (None, width_out))
     check_shape("shift", shift, (batch, width_out))
+    check_device("weight", weight, bias=bias, gain=gain, shift=shift)
     return FoldedLayer(gain[:, :, None] * weight, torch.addcmul(shift, gain, bias))
 
 
@@ -231,6 +232,7 @@ class _BlockwiseField(torch.autograd.Function):
         return density, color
 
     @staticmethod
+    @gradients_without_autocast
     def backward(ctx: Any, grad_density: Tensor, grad_color: Tensor) -> tuple[Tensor | None, ...]:
         points, density_weight, density_bias, *flat = ctx.saved_tensors
         if torch.is_grad_enabled():

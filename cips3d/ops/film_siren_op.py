@@ -202,15 +202,14 @@ def _backward_reference(
 ) -> Gradients:
     parameters = Parameters(weight, bias, gain, shift)
     found = _backward_fake(grad, x, weight, bias, gain, shift, fast, False, False)
-    with without_autocast(x.device):
-        compute = _accumulated(grad.dtype)
-        folded, offset = _folded(parameters, x.shape[0], compute)
-        wide = x.to(compute)
-        slope = torch.cos(torch.baddbmm(offset[:, None], wide, folded.transpose(1, 2))) * grad.to(compute)
-        if with_x:
-            found = found._replace(x=torch.bmm(slope, folded).to(_dtype_of_dx(x, grad)))
-        if with_parameters:
-            found = _of_parameters(torch.bmm(slope.transpose(1, 2), wide), slope.sum(1), parameters, found)
+    compute = _accumulated(grad.dtype)
+    folded, offset = _folded(parameters, x.shape[0], compute)
+    wide = x.to(compute)
+    slope = torch.cos(torch.baddbmm(offset[:, None], wide, folded.transpose(1, 2))) * grad.to(compute)
+    if with_x:
+        found = found._replace(x=torch.bmm(slope, folded).to(_dtype_of_dx(x, grad)))
+    if with_parameters:
+        found = _of_parameters(torch.bmm(slope.transpose(1, 2), wide), slope.sum(1), parameters, found)
     return found
 
 

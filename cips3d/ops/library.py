@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cips3d.ops import kernels
+from cips3d.ops.autocast import gradients_without_autocast
 
 NAMESPACE = "cips3d"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -58,7 +59,7 @@ def define(
         reference: the same in plain PyTorch, for all other tensors; its outputs are no views of its inputs.
         fake: shapes, dtypes and devices of the outputs (contiguous), without data; shares its checks with the others.
         setup_context, backward: as in `torch.library.register_autograd`. A backward made of registered ops is itself
-            differentiable.
+            differentiable. It runs without autocast.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -71,7 +72,8 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+        gradients = gradients_without_autocast(backward)
+        torch.library.register_autograd(qualified, gradients, setup_context=setup_context, lib=_LIBRARY)
     op = Op(name, schema, getattr(getattr(torch.ops, NAMESPACE), name).default)
     OPS[name] = op
     return op

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.composite import (
     DENSITY_ACTIVATIONS,
     Composited,
@@ -170,6 +170,10 @@ def check_draws(origins: Tensor, directions: Tensor, draws: RayDraws, activation
     ):
         if noise is not None:
             check_shape(f"draws.{name}", noise, (batch, rays, count))
+    if draws.stratified.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"draws.stratified must be torch.float32 or torch.float64, got {draws.stratified.dtype}")
+    named = {f"draws.{name}": draw for name, draw in zip(RayDraws._fields, draws, strict=True)}
+    check_device("origins", origins, directions=directions, **named)
     if activation not in DENSITY_ACTIVATIONS:
         raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
     return samples

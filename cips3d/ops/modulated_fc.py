@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cips3d.ops import kernels
 from cips3d.ops.autocast import is_autocasting, without_autocast
-from cips3d.ops.checks import check_alike, check_device, check_shape
+from cips3d.ops.checks import check_alike, check_device, check_shape, check_tensor
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
 from cips3d.ops.split_matmul import pays_for, split_matmul
 
@@ -30,12 +30,11 @@ def demodulation(weight: Tensor, modulation: Tensor) -> Tensor:
         [B, out], at least float32, whatever autocast is set.
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape or device does not fit; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2, eq. 3.
     """
-    width_in, _ = check_shape("weight", weight, (None, None))
-    check_shape("modulation", modulation, (None, width_in))
+    _check_modulation(weight, modulation)
     wide = torch.promote_types(weight.dtype, torch.float32)
     with without_autocast(weight.device):
         norm_squared = modulation.to(wide).square() @ weight.to(wide).square()
@@ -56,16 +55,22 @@ def modulate_weight(weight: Tensor, modulation: Tensor, *, demodulate: bool = Tr
         [B, in, out] in the dtype of the weight.
 
     Raises:
-        ValueError: a shape does not fit; the argument is named.
+        ValueError: a shape or device does not fit; the argument is named.
 
     Source: StyleGAN2 (arXiv 1912.04958), section 2.2, eq. 1 to 3.
     """
-    width_in, _ = check_shape("weight", weight, (None, None))
-    check_shape("modulation", modulation, (None, width_in))
+    _check_modulation(weight, modulation)
     folded = weight * modulation[:, :, None]  # [B, in, out]
     if demodulate:
         folded = folded * demodulation(weight, modulation)[:, None].to(folded.dtype)
     return folded.to(weight.dtype)
+
+
+def _check_modulation(weight: Tensor, modulation: Tensor) -> None:
+    """Raise, naming the argument, unless weights can be modulated so."""
+    width_in, _ = check_shape("weight", weight, (None, None))
+    check_shape("modulation", modulation, (None, width_in))
+    check_device("weight", weight, modulation=modulation)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class ModulatedWeight:
         """The form that is quicker where the tensors are; arguments as in `modulate_weight`."""
         if not kernels.take(weight):
             return ModulatedWeight(modulate_weight(weight, modulation, demodulate=demodulate))
-        check_shape("modulation", modulation, (None, check_shape("weight", weight, (None, None))[0]))
+        _check_modulation(weight, modulation)
         scales = demodulation(weight, modulation) if demodulate else None
         return ModulatedWeight(weight, modulation.to(torch.promote_types(weight.dtype, torch.float32)), scales)
 
@@ -173,6 +178,8 @@ def modulated_layer(
         *_, width, _ = following.weight.shape
         if width != width_out:
             raise ValueError(f"following.weight must take the {width_out} channels of the layer, got {width}")
+    if skip is not None:
+        check_tensor("skip", skip)
     product = (split_matmul if shared and pays_for(x) else torch.matmul)(x, layer.weight)
     skip = None if skip is None else skip.to(product.dtype)
     next_modulation = None if following is None else following.modulation
@@ -217,9 +224,8 @@ def modulated_fc(
         >>> modulated_fc(x, weight, 1 + style, negative_slope=0.2).shape
         torch.Size([2, 5, 4])
     """
-    width_in, _ = check_shape("weight", weight, (None, None))
-    batch, _ = check_shape("modulation", modulation, (None, width_in))
-    check_shape("x", x, (batch, None, width_in))
+    _check_modulation(weight, modulation)
+    check_shape("x", x, (len(modulation), None, len(weight)))
     _check_dtype("weight", weight, x)
     layer = ModulatedWeight.of(weight, modulation, demodulate=demodulate)
     y = modulated_layer(layer.modulate(x), layer, negative_slope=negative_slope, skip=skip).output

@@ -145,8 +145,12 @@ def check_modulated_inr(
             check_shape(f"layers[{k}].demodulation", layer.demodulation, (batch, width))
     if not 1 <= len(rgb_weights) <= len(layers) // 2:
         raise ValueError(f"rgb_weights must be those of 1 to {len(layers) // 2} blocks, got {len(rgb_weights)}")
+    wide = torch.promote_types(features.dtype, torch.float32)
     for k, weight in enumerate(rgb_weights):
         check_shape(f"rgb_weights[{k}]", weight, (3, width))
+        if weight.dtype != wide or weight.device != features.device:
+            got = f"{weight.dtype} on {weight.device}"
+            raise ValueError(f"rgb_weights[{k}] must be {wide} on {features.device}, got {got}")
     if skip_from < int(width_in != width):
         raise ValueError(f"skip_from must be at least {int(width_in != width)}, got {skip_from}")
     check_number("negative_slope", negative_slope)

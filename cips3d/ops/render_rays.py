@@ -153,6 +153,8 @@ def render_rays(
         check_render_rays(origins, directions, field, draws, activation)
         check_number("field.ball_density", field.ball_density)
         check_number("field.ball_radius", field.ball_radius)
+        if field.ball_radius < 0:
+            raise ValueError(f"field.ball_radius must not be negative, got {field.ball_radius}")
         layers = dict(zip(LAYER_NAMES, tensors_of(field), strict=True))
         evaluate = partial(evaluate_siren_field, field, precision=precision)
     draws = draws.detach()

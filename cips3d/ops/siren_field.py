@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cips3d.ops.autocast import without_autocast
@@ -44,8 +45,15 @@ def evaluate_siren_field(
     with without_autocast(points.device):  # it is meant for layers without sines
         density, colors = sine_field(points, trunk, field.color, *density_layer, precision=precision)
     if field.ball_radius:
-        density = density + field.ball_density * (1 - points.norm(dim=-1) / field.ball_radius)
+        density = density + field.ball_density * (1 - _distances(points) / field.ball_radius)
     return density, colors
+
+
+def _distances(points: Tensor) -> Tensor:
+    """[B, N] from the origin, where they have no slope and no curvature: those of `Tensor.norm` are not finite."""
+    squares = points.square().sum(-1)
+    is_origin = squares == 0
+    return torch.where(is_origin, 0.0, squares.masked_fill(is_origin, 1.0).sqrt())
 
 
 def is_wide(width: int, color: int) -> bool:

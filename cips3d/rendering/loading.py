@@ -35,6 +35,8 @@ class LoadedGenerator:
     """training steps taken, where the file tells"""
     lock_view: bool = False
     """colours do not change with the camera, of generators that have `has_view_dependence`"""
+    trained_settings: VolumeSettings | None = None
+    """those of training, where pictures are composited otherwise (`volume_of_pictures`); None: they are not"""
 
     @property
     def device(self) -> torch.device:
@@ -96,4 +98,5 @@ def load_generator(
         rendering.resolution,
         rendering.poses,
         networks.step,
+        trained_settings=rendering.volume,
     )

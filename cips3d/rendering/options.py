@@ -13,8 +13,9 @@ import tyro
 
 from cips3d import animations, pictures
 from cips3d.cameras import TRAJECTORIES
+from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.cameras.camera_file import MAX_CAMERAS
-from cips3d.errors import UserError
+from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.ops.precision import Precision
 from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, check_truncation, parse_seeds
 from cips3d.rendering.style_paths import Part
@@ -144,15 +145,15 @@ def check_options(options: Options) -> None:
     if options.mix is not None:
         parse_seeds(options.mix, "--mix")
     for flag, angles in (("--yaw", options.yaw), ("--pitch", options.pitch)):
-        if angles is not None and not (angles and all(math.isfinite(angle) for angle in angles)):
+        if angles is not None and not (angles and all(abs(angle) <= LARGEST_NUMBER for angle in angles)):
             raise UserError(f"{flag} {listed(angles)} is no direction; give one or more angles in radians")
     check_truncation(options.truncation)
     if options.resolution is not None and options.resolution < 1:
         raise UserError(f"--resolution {options.resolution} leaves no pixel; give 1 or more")
     if options.resolution == 1 and options.kind in ("normals", "all"):
         raise UserError("--resolution 1 shows no surface; give 2 or more for normals")
-    if options.fov is not None and not 0 < options.fov < 180:
-        raise UserError(f"--fov {options.fov:g} is no angle of view; give degrees between 0 and 180")
+    if options.fov is not None and not NARROWEST_FOV <= options.fov <= WIDEST_FOV:
+        raise UserError(f"--fov {options.fov:g} is no angle of view; give degrees from {NARROWEST_FOV} to {WIDEST_FOV}")
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size} renders nothing; give 1 or more")
     _check_trajectory(options)
@@ -215,6 +216,8 @@ def _check_faces(options: Options) -> None:
         raise UserError("--mix-layer is for --mix; leave it out, or say which seeds to mix")
     if options.frames is not None and not options.has_frames:
         raise UserError("--frames is for --trajectory or --interpolate; give one of them, or leave it out")
+    if options.fps != Options.fps and not options.is_animation:
+        raise UserError(f"--fps {options.fps:g} is for an animation, and --out {options.out} is none; leave it out")
     if options.mix is None:
         return
     if options.is_folder:

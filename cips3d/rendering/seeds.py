@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from cips3d.errors import UserError
+from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.models.generator import truncated
 from cips3d.rendering.loading import LoadedGenerator
 
@@ -32,9 +31,15 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
 
     Returns:
         The generator's styles of len(seeds) faces, on its device.
+
+    Raises:
+        ValueError: there are no seeds, or one is out of range.
     """
     if not seeds:
         raise ValueError("seeds must hold at least one integer, got none")
+    for seed in seeds:
+        if not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"seeds must lie between 0 and 2^63 - 1, got {seed}")
     styles = loaded.generator.mapping(*loaded.generator.z_of_seeds(seeds))
     return styles if truncation == 1 else truncated(styles, loaded.mean_styles, truncation)
 
@@ -46,9 +51,9 @@ def check_seed(seed: int) -> None:
 
 
 def check_truncation(truncation: float) -> None:
-    """Raise `UserError` for a --truncation that is infinite or NaN."""
-    if not math.isfinite(truncation):
-        raise UserError(f"--truncation {truncation} is not a number; give one such as 0.7")
+    """Raise `UserError` for a --truncation that is NaN or beyond what networks compute with."""
+    if not abs(truncation) <= LARGEST_NUMBER:
+        raise UserError(f"--truncation {truncation:g} is out of range; give a number such as 0.7")
 
 
 def parse_seeds(text: str, flag: str = "--seeds", most: int = MAX_SEEDS) -> list[int]:

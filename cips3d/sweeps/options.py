@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from cips3d import animations, pictures
-from cips3d.errors import UserError
+from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.rendering.options import MODELS_OWN, PrecisionFlag, check_frames, listed
 from cips3d.rendering.options import Options as RenderOptions
 from cips3d.rendering.options import check_options as check_render_options
@@ -83,7 +82,8 @@ def check_options(options: SweepOptions, endings: Sequence[str] = ()) -> None:
     """
     every = dict.fromkeys((*pictures.IMAGE_ENDINGS, *animations.ANIMATION_ENDINGS, *endings))
     pictures.check_path(options.out, tuple(every), "what is written")
-    for flag, given in (("--trajectory", options.trajectory), ("--frames", options.frames)):
+    fps = None if options.fps == SweepOptions.fps else f"{options.fps:g}"
+    for flag, given in (("--trajectory", options.trajectory), ("--frames", options.frames), ("--fps", fps)):
         if given is not None and not options.is_animation:
             raise UserError(
                 f"{flag} {given} is for what moves; give a .webp, .gif or .mp4 as --out, or leave {flag} out"
@@ -127,7 +127,7 @@ def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOp
         pitch=options.pitch,
         trajectory=options.trajectory,
         frames=options.frames if moves else None,
-        fps=options.fps,
+        fps=options.fps if moves else RenderOptions.fps,
         truncation=options.truncation,
         resolution=options.resolution,
         fov=options.fov,
@@ -139,9 +139,12 @@ def render_options(options: SweepOptions, *, one_view: bool = False) -> RenderOp
 
 
 def check_strengths(strengths: Sequence[float]) -> None:
-    """Raise `UserError` unless there is one or more, all finite."""
-    if not strengths or not all(math.isfinite(strength) for strength in strengths):
-        raise UserError(f"--strengths {listed(strengths)} must be one or more numbers; give some such as 0 0.5 1")
+    """Raise `UserError` unless there is one or more, none beyond what networks compute with."""
+    if not strengths or not all(abs(strength) <= LARGEST_NUMBER for strength in strengths):
+        raise UserError(
+            f"--strengths {listed(strengths)} must be one or more numbers from -{LARGEST_NUMBER:g} to "
+            f"{LARGEST_NUMBER:g}; give some such as 0 0.5 1"
+        )
 
 
 def parse_numbers(text: str, flag: str, what: str) -> list[int]:

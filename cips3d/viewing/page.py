@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cips3d.devices import memory_explained
 from cips3d.errors import UserError
 from cips3d.rendering.frame_sequence import Kind, kinds_of
 from cips3d.rendering.loading import LoadedGenerator, load_generator
@@ -159,7 +160,7 @@ class Page:
         second.on_update(lambda _: self._choose(second_seed=int(second.value)))
         sliders = [
             gui.add_slider(SHARE_NAMES[part], 0.0, 1.0, 0.05, share, hint="0: the first face's; 1: the second face's")
-            for part, share in zip(self._studio.parts, shot.shares, strict=True)
+            for part, share in zip(shot.parts, shot.shares, strict=True)
         ]
         for slider in sliders:
             slider.on_update(lambda _: self._choose(shares=tuple(float(each.value) for each in sliders)))
@@ -257,8 +258,10 @@ class Page:
     def _open_second(self, path: Path) -> None:
         """Take another checkpoint as the second one; where it cannot be, say why and stay as before."""
         self._second_said.content = f"Opening {path} ..."
+        device = self._exhibit.loaded.device
         try:
-            blend = Blend(self._exhibit.loaded, load_generator(path, self._exhibit.loaded.device))
+            with memory_explained(f"{device} has too little memory for another model; serve on another --device"):
+                blend = Blend(self._exhibit.loaded, load_generator(path, device))
         except (UserError, OSError) as error:  # the latter: a name that no file can have
             self._second_said.content = f"⚠️ {_plain(str(error))}."
             return

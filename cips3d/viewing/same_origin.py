@@ -30,11 +30,11 @@ def why_refused(local: bool, host: str | None, origin: str | None) -> str | None
         host: the request's header, a name or address and a port.
         origin: the request's header, scheme, name and port of the page that sent it; None: no page did.
     """
-    if host is None:
+    if not host:
         return "the request does not say which host it is for"
     if local and not _is_this_machine(host):
         return f"the viewer is not served as {host}; open it by 127.0.0.1, or serve it with --host 0.0.0.0"
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and _place_of(origin) != host.lower():
         return f"pages of {origin} may not use the viewer, which is {host}"
     return None
 
@@ -55,7 +55,10 @@ def answering_own_pages(local: bool) -> Iterator[None]:
 
     def serve(*arguments: Any, process_request: Callable[..., Response | None], **options: Any) -> Any:
         def process(connection: ServerConnection, request: Request) -> Response | None:
-            refused = why_refused(local, request.headers.get("Host"), request.headers.get("Origin"))
+            # A header that comes twice means nothing: it is taken for one that is missing, or of no page.
+            hosts, origins = (request.headers.get_all(name) for name in ("Host", "Origin"))
+            host = hosts[0] if len(hosts) == 1 else None
+            refused = why_refused(local, host, " ".join(origins) if origins else None)
             if refused is not None:
                 return connection.respond(HTTPStatus.FORBIDDEN, f"{refused}\n")
             return process_request(connection, request)
@@ -73,12 +76,18 @@ def answering_own_pages(local: bool) -> Iterator[None]:
         raise RuntimeError("the page's server was not started through websockets.asyncio.server.serve")
 
 
+def _place_of(origin: str) -> str | None:
+    """Name and port of an origin in small letters; None of what is no URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
 def _is_this_machine(host: str) -> bool:
     """True where a name and port mean the machine that the browser runs on, whatever name servers say."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
     try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:  # no host at all, or a name
         return False

@@ -35,11 +35,16 @@ class Shot:
     second_seed: int = 1
     """of the face that is mixed in"""
     shares: tuple[float, ...] = (0.0,)
-    """of the second face, in each of `Studio.parts`: 0 none, 1 all"""
+    """of the second face, in each of `parts`: 0 none, 1 all"""
     truncation: float = 1.0
     kind: Kind = "image"
     model_share: float = 0.0
     """of the second checkpoint"""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts of styles that can be mixed separately; ("face",) where only the whole can."""
+        return SEPARATE_PARTS if len(self.shares) == len(SEPARATE_PARTS) else ("face",)
 
 
 class GivenUpError(Exception):
@@ -63,16 +68,12 @@ class Studio:
         """the way to a second checkpoint"""
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Parts of styles that can be mixed separately; ("face",) where only the whole can."""
-        names = style_parts(styles_of_seeds(self.loaded, [0]))
-        return names if names == SEPARATE_PARTS else ("face",)
-
-    @property
     def first_shot(self) -> Shot:
-        """The face from the front."""
+        """The face from the front, with a share of every part that can be mixed separately."""
         orbit = trained_limits(self.loaded.poses).front
-        return Shot(orbit, 0 if self.face is None else None, shares=(0.0,) * len(self.parts))
+        parts = style_parts(styles_of_seeds(self.loaded, [0]))
+        shares = (0.0,) * (len(SEPARATE_PARTS) if parts == SEPARATE_PARTS else 1)
+        return Shot(orbit, 0 if self.face is None else None, shares=shares)
 
     def model(self, shot: Shot) -> LoadedGenerator:
         """The model between the checkpoints."""

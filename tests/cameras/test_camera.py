@@ -171,6 +171,56 @@ def test_wrong_arguments_are_named() -> None:
             cameras_at((FRONT, FRONT)).rays(resolution)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="yaw must be a tensor, got float"):
         Cameras.from_angles(torch.zeros(1), 1.5)  # type: ignore[arg-type]
+    camera = cameras_at((FRONT, FRONT))
+    for name, call in {
+        "offset": lambda: camera.moved([0.0, 0.0, 1.0]),  # type: ignore[arg-type]
+        "angle": lambda: camera.rolled([0.0]),  # type: ignore[arg-type]
+        "points": lambda: camera.project([[0.0, 0.0, 0.0]]),  # type: ignore[arg-type]
+        "target": lambda: Cameras.look_at(camera.position, [0.0, 0.0, 0.0]),  # type: ignore[arg-type]
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be a tensor, got list"):
+            call()
+
+
+@pytest.mark.parametrize("fov", [0.0, -12.0, 1e-20, 179.9999999, 200.0, math.nan])
+def test_angles_of_view_that_no_picture_has(fov: float) -> None:
+    """Where they are numbers; those in tensors might be on a GPU, which would have to be waited for."""
+    with pytest.raises(ValueError, match=r"^fov_degrees must (lie between 1e-15 and 179\.99999|be finite), got"):
+        cameras_at((FRONT, FRONT), fov_degrees=fov)
+    with pytest.raises(TypeError, match=r"^fov_degrees must be a number"):
+        cameras_at((FRONT, FRONT), fov_degrees="12")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, math.inf, math.nan])
+def test_cameras_stand_at_a_distance(radius: float) -> None:
+    angle = torch.full((1,), FRONT)
+    with pytest.raises(ValueError, match=r"^radius must be (positive|finite), got"):
+        Cameras.from_angles(angle, angle, radius=radius)
+
+
+def test_parts_have_one_dtype_and_device() -> None:
+    camera = cameras_at((FRONT, FRONT))
+    parts = {"rotation": camera.rotation, "position": camera.position, "fov_degrees": camera.fov_degrees}
+    for name in ("position", "fov_degrees"):
+        for other in (parts[name].float(), parts[name].to("meta")):
+            with pytest.raises(ValueError, match=f"^{name} must be torch.float64 on cpu like rotation"):
+                Cameras(**parts | {name: other})
+    point = torch.zeros(1, 3, dtype=torch.float64)
+    for name, call in {
+        "yaw": lambda: Cameras.from_angles(camera.pitch, camera.yaw.to("meta")),
+        "target": lambda: Cameras.look_at(camera.position, point.float()),
+        "points": lambda: camera.project(point.float()),
+        "offset": lambda: camera.moved(point.to("meta")),
+        "angle": lambda: camera.rolled(camera.yaw.to("meta")),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must be .* like (position|pitch), got"):
+            call()
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 2), (4, 5, 3), (1, 1, 5, 3)])
+def test_points_that_are_projected(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^points must have shape \[N, 3\] or \[2, N, 3\], got"):
+        cameras_at((1.2, 2.0), (1.6, 1.4)).project(torch.zeros(shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

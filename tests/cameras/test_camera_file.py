@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import FRONT, Cameras, read_cameras
+from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.errors import UserError
 
 SAME = {"atol": 1e-6, "rtol": 0.0}  # float32
@@ -96,9 +97,10 @@ class TestMatrices:
 
 
 def test_narrowest_and_widest_have_rays(tmp_path: Path) -> None:
-    cameras = read(tmp_path, [{"fov_degrees": 1e-15}, {"fov_degrees": 179.9999}])
+    cameras = read(tmp_path, [{"fov_degrees": NARROWEST_FOV}, {"fov_degrees": WIDEST_FOV}])
     lengths = cameras.rays(3).directions.norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones(2, 9), **SAME)
+    assert (cameras.fov_degrees < 180).all()
 
 
 class TestMistakes:
@@ -116,9 +118,9 @@ class TestMistakes:
             ({"radius": -1}, "radius -1; give a positive distance"),
             ({"radius": 1e-30}, "larger radius"),
             ({"fov_degrees": 180}, "fov_degrees"),
-            ({"fov_degrees": 1e-50}, "fov_degrees 1e-50, too narrow"),
-            ({"fov_degrees": 1e-18}, "too narrow"),
-            ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], "fov_degrees": 1e-50}, "too narrow"),
+            ({"fov_degrees": 1e-50}, "fov_degrees 1e-50; give degrees from 1e-15 to 179.99999"),
+            ({"fov_degrees": 1e-18}, "give degrees from 1e-15"),
+            ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], "fov_degrees": 1e-50}, "give degrees"),
             ({"look_at": [0, 0]}, "look_at"),
             ({"look_at": [0, 0, 1]}, "looks at itself; move look_at"),
             ({"translation": ["a", 0, 0]}, "translation"),
@@ -131,7 +133,7 @@ class TestMistakes:
             ({"camera_to_world": [[1, 0, 0, math.inf], [0, 1, 0, 0], [0, 0, 1, 0]]}, "numbers"),
             ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], "yaw": 0.1}, "one or the other"),
             ({"translation": [1e300, 0, 0]}, "too large"),
-            ({"fov_degrees": 179.9999999}, "too large"),
+            ({"fov_degrees": 179.9999999}, "fov_degrees 180; give degrees from"),
             ({"camera_to_world": [[1, 0, 0, 1e300], [0, 1, 0, 0], [0, 0, 1, 0]]}, "too large"),
             (0.3, "no object"),
         ],
@@ -147,6 +149,10 @@ class TestMistakes:
     def test_file_holds_no_cameras(self, tmp_path: Path, content: str) -> None:
         with pytest.raises(UserError, match=r"way\.json"):
             read(tmp_path, content)
+
+    def test_nothing_beside_the_list_is_passed_over(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"has the key 'fov_degrees' beside the list .*; give each camera its own"):
+            read(tmp_path, {"fov_degrees": 30, "cameras": [{"yaw": 0.3}]})
 
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read"):

@@ -13,6 +13,7 @@ from host_waits import reads_of_single_values
 from inversion.small_models import own_picture, painted_ball, small
 
 from cips3d.checkpoints.converted import write_converted
+from cips3d.checkpoints.networks import load_networks
 from cips3d.errors import UserError
 from cips3d.inversion import InversionSettings, invert, psnr
 from cips3d.inversion.objective import seen_by
@@ -80,6 +81,26 @@ class TestEveryModel:
         assert (read.resolution, read.step) == (loaded.resolution, loaded.step)
         assert all(torch.equal(value, changed[name]) for name, value in read.generator.state_dict().items())
         assert not any(weight.requires_grad for weight in found.tuned.generator.parameters())
+
+
+def test_a_tuned_checkpoint_keeps_how_it_was_trained(tmp_path: Path) -> None:
+    """Pictures of pi-GAN close the back of a volume that training leaves open; tuned again, it is still open."""
+    loaded = small("pigan")
+    trained = replace(loaded.settings, last_back=False)
+    path = tmp_path / "model.safetensors"
+    write_converted(path, as_converted(replace(loaded, settings=trained)))
+    for _ in range(2):
+        read = load_generator(path)
+        assert read.settings == replace(trained, last_back=True)
+        write_converted(path, as_converted(read))
+        assert load_networks(path).rendering.volume == trained
+
+
+def test_tuning_into_numbers_that_are_none_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = small("cips3d")
+    monkeypatch.setattr("cips3d.inversion.tuning.RATE", 1e30)
+    with pytest.raises(UserError, match=r"the tuned model's pictures are not numbers"):
+        invert(loaded, own_picture(loaded, 3, FRONT, FRONT), replace(QUICK, tune_steps=4))
 
 
 def test_other_faces_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +191,17 @@ def test_mistakes() -> None:
         invert(loaded, photo, replace(QUICK, steps=0))
     with pytest.raises(ValueError, match="starts must be at least 1, got 0"):
         invert(loaded, photo, replace(QUICK, starts=0))
+    with pytest.raises(ValueError, match="photo must hold finite numbers"):
+        invert(loaded, photo.log(), QUICK)
+    for wrong, words in {
+        "tune_steps": (-3, "at least 0, got -3"),
+        "prior": (math.nan, "a number from 0 on, got nan"),
+        "perceptual_weight": (-0.1, "a number from 0 on, got -0.1"),
+        "perceptual": ("foo", "one of pyramid, lpips, none, got 'foo'"),
+        "pose": ((FRONT, math.nan), "a pitch between 0 and π and a yaw"),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{wrong} must be {words[1]}"):
+            invert(loaded, photo, replace(QUICK, **{wrong: words[0]}))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the side 16 that the generator renders, got 8"):
         invert(small("stylegan2"), photo, QUICK)
     with pytest.raises(ValueError, match="2-D model"):

@@ -106,7 +106,7 @@ def test_lpips_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="pip install lpips"):
         perceptual_distance("lpips", "cpu")
     assert perceptual_distance("none", "cpu") is None
-    with pytest.raises(ValueError, match="kind must be one of pyramid, lpips, none"):
+    with pytest.raises(ValueError, match="perceptual must be one of pyramid, lpips, none"):
         perceptual_distance("other", "cpu")  # type: ignore[arg-type]
 
 

@@ -80,6 +80,21 @@ def test_synthetic_head() -> None:
     assert -10 * error.log10().item() > 30  # dB; 35 is usual, the other side of the face has 23, its mirror image 20
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (MeshSettings(2), "resolution must be at least 3, got 2"),
+        (MeshSettings(16, threshold=-1.0), "threshold must be a positive number, got -1"),
+        (MeshSettings(16, side=math.nan), "side must be a positive number, got nan"),
+        (MeshSettings(16, picture_resolution=0), "picture_resolution must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: MeshSettings, message: str) -> None:
+    loaded = loaded_balls(Balls([((0.0, 0.0, 0.0), 0.06)]))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        extract_mesh(loaded, one_face(), settings)
+
+
 def test_settings() -> None:
     loaded = loaded_balls(Balls([((0.0, 0.0, 0.0), 0.06), ((0.1, 0.0, 0.0), 0.02)], sharpness=1e4))
     everything = extract_mesh(loaded, one_face(), MeshSettings(48, threshold=200.0))

@@ -159,13 +159,22 @@ def test_autocast(backend: Backend, model: str) -> None:
     """Rays and sines stay in float32 inside of it: what is lost are eight bits of everything else."""
     made = make(model)
     with torch.no_grad():
-        expected = without_gradients(made, backend.device)
+        expected = small_pictures(made, backend.device)
         with torch.autocast(backend.device.type, dtype=torch.bfloat16):
-            found = without_gradients(made, backend.device)
+            found = small_pictures(made, backend.device)
     assert relative_l2(found, expected) < 5e-2
 
 
-def without_gradients(model: AnyModel, device: torch.device) -> Tensor:
+@pytest.mark.parametrize("model", ["cips3d", "pigan"])
+def test_gradients_under_autocast(model: str) -> None:
+    made = make(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        small_pictures(made, torch.device("cpu")).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+    assert sum(p.grad is not None for p in made.parameters()) > 10
+
+
+def small_pictures(model: AnyModel, device: torch.device) -> Tensor:
     z = [x.to(device) for x in model.cpu().sample_z(2, generator=torch.Generator().manual_seed(1))]
     angles = torch.tensor([math.pi / 2 - 0.1, math.pi / 2 + 0.2])
     view = View(5, Cameras.from_angles(angles, angles).to(device), VolumeSettings(4, last_back=True), jitter=False)

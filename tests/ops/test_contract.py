@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from cips3d import ops
 from cips3d.ops import FoldedLayer, RayDraws, RenderedRays, SirenField, kernels
+from cips3d.ops.siren_field import field_of
 
 WIDTH, COLORS = 8, 4
 
@@ -127,6 +128,19 @@ class TestSecondDerivatives:
         torch.testing.assert_close(again, first, rtol=2e-3, atol=2e-3)
         assert again.requires_grad
 
+    def test_a_sample_at_the_centre_of_the_ball(self, case: Case) -> None:
+        """The distance from there has no slope; the rest of the field has."""
+        layers = [layer.requires_grad_() for layer in case.layers()]
+        field = field_of((*layers[:4], *layers[6:], *layers[4:6]), ball_density=3.0, ball_radius=0.5)
+        ray = torch.tensor([[[0.0, 0.0, 1.0]]], device=case.device)
+        origins, directions = ray.clone().requires_grad_(), (-ray).requires_grad_()
+        draws = RayDraws(torch.full((1, 1, 3), 0.5, device=case.device))  # depths 0.5, 1 and 1.5
+        seen = ops.render_rays(origins, directions, field, draws, 0.5, 1.5)
+        inputs = [origins, directions, *layers]
+        first = torch.autograd.grad(seen.colors.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs)
+        assert all(gradient.isfinite().all() for gradient in (*first, *second))
+
     def test_features_alone(self, case: Case) -> None:
         density, features, depths = case.samples()
         features.requires_grad_()
@@ -198,6 +212,24 @@ class TestRays:
         rays = torch.zeros(1, 3, 3, device=case.device)
         with pytest.raises(ValueError, match=r"the field's (density|values) must have shape \[1, 12"):
             ops.march_rays(lambda _: (case.of(*density), case.of(*values)), rays, rays, case.draws(fine=0), 0.5, 1.5)
+
+    def test_draws_of_other_devices_and_dtypes(self, case: Case) -> None:
+        rays, draws = torch.zeros(1, 3, 3, device=case.device), case.draws()
+        noise = {"coarse_noise": case.of(1, 3, 4), "merged_noise": case.of(1, 3, 8)}
+        for name, draw in {**draws._asdict(), **noise}.items():
+            if draw is not None:
+                with pytest.raises(ValueError, match=rf"^draws\.{name} must be on .* like origins, got meta"):
+                    ops.march_rays(
+                        lambda points: (points.sum(-1), points),
+                        *(rays, rays, draws._replace(**{name: draw.to("meta")}), 0.5, 1.5),
+                    )
+        with pytest.raises(TypeError, match=r"^draws\.stratified must be torch\.float32 or torch\.float64"):
+            half = draws._replace(stratified=draws.stratified.half())
+            ops.march_rays(lambda points: (points.sum(-1), points), rays, rays, half, 0.5, 1.5)
+
+    def test_a_ball_has_a_radius(self, case: Case) -> None:
+        with pytest.raises(ValueError, match=r"^field\.ball_radius must not be negative, got -1"):
+            case.rendered(case.layers(), ball_density=1.0, ball_radius=-1.0)
 
     def test_fields_and_draws_of_other_kinds(self, case: Case) -> None:
         rays = torch.zeros(1, 3, 3, device=case.device)
@@ -272,6 +304,28 @@ def test_dtypes_of_a_modulated_layer(case: Case) -> None:
         ops.modulated_layer(x, weight)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^layers\[1\] must be a ModulatedWeight, got Tensor"):
         ops.modulated_inr(x, [layer, weight], [case.of(3, 2)], skip_from=1)  # type: ignore[list-item]
+
+
+def test_what_is_on_another_device_or_no_tensor_is_named(case: Case) -> None:
+    x, weight, m, meta = case.of(1, 3, 4), case.of(4, 2), case.of(1, 4), torch.device("meta")
+    for name, run in {
+        "modulation": lambda: ops.modulated_fc(x, weight, m.to(meta)),
+        "(modulation|weight)": lambda: ops.demodulation(weight.to(meta), m),
+        "gain": lambda: ops.fold_film(case.of(2, 4), case.of(2), case.of(1, 2).to(meta), case.of(1, 2)),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must be on"):
+            run()
+    with pytest.raises(ValueError, match=r"^modulation must be on"):
+        ops.modulate_weight(weight, m.to(meta), demodulate=False)
+    density, features, depths = case.samples()
+    with pytest.raises(TypeError, match=r"^noise must be a tensor, got list"):
+        ops.composite(density, features, depths, noise=[0.0])  # type: ignore[arg-type]
+    for skip in ([0.0], torch.zeros(1, 3, 2, dtype=torch.int64)):
+        with pytest.raises((TypeError, ValueError), match=r"^skip must be"):
+            ops.modulated_fc(x, weight, m, skip=skip)  # type: ignore[arg-type]
+    layer = ops.ModulatedWeight.of(case.of(4, 4), m)
+    with pytest.raises(ValueError, match=r"^rgb_weights\[0\] must be torch\.float32 on"):
+        ops.modulated_inr(x, [layer, layer], [case.of(3, 4).half()], skip_from=0)
 
 
 def test_what_a_kernel_forgets_to_write_shows() -> None:

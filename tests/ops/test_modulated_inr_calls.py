@@ -140,6 +140,7 @@ def test_wrong_settings_are_named(backend: Backend) -> None:
 def test_a_direct_call_with_other_dtypes(kernel_backend: Backend) -> None:
     s = Setting(pixels=2)
     ours, _ = both(sample_inputs(s), kernel_backend)
-    stacked = ours.stacked()._replace(rgb_weight=torch.stack(ours.rgb_weights).double())
-    with pytest.raises(TypeError, match=r"rgb_weight must be torch.float32, got torch.float64"):
-        OPS["modulated_inr"](ours.features, *stacked, s.skip_from, 0.2, False, False)
+    stacked = ours.stacked()
+    others = stacked._replace(demodulation=stacked.demodulation.double())
+    with pytest.raises(TypeError, match=r"demodulation must be torch.float32, got torch.float64"):
+        OPS["modulated_inr"](ours.features, *others, s.skip_from, 0.2, False, False)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from rendering.command import RenderCommand
+
+from cips3d.render import main
 
 
 @pytest.mark.parametrize(
@@ -16,10 +20,13 @@ from rendering.command import RenderCommand
         (["--resolution", "1", "--kind", "normals"], "a.png", "--resolution 1"),
         (["--fov", "180"], "a.png", "--fov 180"),
         (["--fov", "nan"], "a.png", "--fov nan"),
+        (["--fov", "1e-20"], "a.png", "--fov 1e-20 is no angle of view; give degrees from 1e-15 to 179.99999"),
+        (["--fov", "179.9999999"], "a.png", "--fov 180"),
         (["--truncation", "inf"], "a.png", "--truncation inf"),
         (["--batch-size", "0"], "a.png", "--batch-size 0"),
         (["--pitch", "1.6"], "a.png", "--pitch 1.6"),
         (["--yaw", "nan"], "a.png", "--yaw nan"),
+        (["--yaw", "1e300"], "a.png", "--yaw 1e+300 is no direction"),
         (["--yaw"], "a.png", "--yaw"),
         (["--device", "tpu"], "a.png", "--device tpu"),
         ([], "a.bmp", "a.bmp"),
@@ -29,6 +36,8 @@ from rendering.command import RenderCommand
         ([], "a.gif", "add --trajectory"),
         ([], "a.mp4", "add --trajectory"),
         (["--frames", "3"], "a.png", "--frames is for"),
+        (["--fps", "12"], "a.png", "--fps 12 is for an animation, and --out"),
+        (["--fps", "12", "--trajectory", "yaw"], "a.png", "--fps 12 is for an animation"),
         (["--trajectory", "spiral"], "a.gif", "--trajectory spiral is unknown; give one of front, yaw"),
         (["--trajectory", "none.json"], "a.gif", "none.json cannot be read"),
         (["--trajectory", "none.json", "--yaw", "0"], "a.gif", "--yaw is not for"),
@@ -57,3 +66,15 @@ from rendering.command import RenderCommand
 )
 def test_one_clear_line(command: RenderCommand, flags: list[str], out: str, message: str) -> None:
     assert message in command(*flags, out=out, fails=True)
+
+
+@pytest.mark.parametrize("out", ["", "."])
+def test_the_current_folder_is_not_filled(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    """An empty name, as of a variable that a script forgot to set, means it too."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([str(run_folder), "--out", out, "--device", "cpu"]) == 2
+    assert "--out names no folder other than the current one; give one" in capsys.readouterr().err
+    assert not list(Path().iterdir())

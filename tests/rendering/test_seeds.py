@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -109,8 +110,14 @@ def test_seeds_that_are_none(seed: int) -> None:
         check_seed(seed)
 
 
-@pytest.mark.parametrize("truncation", [math.inf, math.nan])
+@pytest.mark.parametrize("truncation", [math.inf, math.nan, 1e300, -1001.0])
 def test_truncations_that_are_none(truncation: float) -> None:
     check_truncation(-2.5)
-    with pytest.raises(UserError, match=f"--truncation {truncation} is not a number"):
+    with pytest.raises(UserError, match=re.escape(f"--truncation {truncation:g} is out of range")):
         check_truncation(truncation)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_of_faces_that_are_none(loaded: LoadedGenerator, seed: int) -> None:
+    with pytest.raises(ValueError, match=rf"seeds must lie between 0 and 2\^63 - 1, got {seed}"):
+        styles_of_seeds(loaded, [0, seed])

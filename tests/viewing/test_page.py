@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from checkpoints.small_runs import write_run
 from PIL import Image
 from viewing.browser import Browser
@@ -180,6 +182,25 @@ def test_second_checkpoint(
     browser.wait(lambda: "Opened run at step 1200" in browser.text, "second checkpoint")
     browser.enter("Weight", "0.5")
     browser.wait(lambda: wanted(page.session).model_share == 0.5, "weight")
+
+
+def test_too_little_memory_for_a_second_checkpoint(exhibit: Exhibit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("cips3d.viewing.page.load_generator", fails)
+    page = SimpleNamespace(_exhibit=exhibit, _second_said=SimpleNamespace(content=""))
+    Page._open_second(page, Path("other"))  # type: ignore[arg-type]
+    assert "cpu has too little memory for another model" in page._second_said.content
+
+
+def test_pictures_thread_alone_computes(browser: Browser, serve: Callable[..., Gallery], exhibit: Exhibit) -> None:
+    """Pages are made in the server's event loop, which serves everybody."""
+    threads: set[str] = set()
+    for layer in exhibit.loaded.generator.modules():
+        layer.register_forward_pre_hook(lambda *_: threads.add(threading.current_thread().name))
+    visit(browser, serve(exhibit))
+    assert threads == {"pictures"}
 
 
 def test_flat_models_are_not_turned(browser: Browser, serve: Callable[..., Gallery], loaded: LoadedGenerator) -> None:

@@ -52,6 +52,14 @@ def test_names_of_others(host: str) -> None:
     assert why_refused(False, host, f"http://{host}") is None
 
 
+@pytest.mark.parametrize("malformed", ["[::1", "a]b", ""])
+def test_what_is_no_address(malformed: str) -> None:
+    assert why_refused(True, malformed, None) is not None
+    for local in (True, False):
+        assert why_refused(local, "127.0.0.1:8080", f"http://{malformed}") is not None
+        assert why_refused(local, malformed, f"http://{malformed}") is not None
+
+
 def test_no_host() -> None:
     assert why_refused(True, None, None) is not None
 
@@ -81,6 +89,14 @@ def test_web_sockets(port: int, host: str, origin: str | None, status: int) -> N
 @pytest.mark.parametrize(("host", "status"), [("127.0.0.1:{}", 200), ("evil.example:{}", 403)])
 def test_pages(port: int, host: str, status: int) -> None:
     assert asked(port, {"Host": host.format(port)}) == status
+
+
+@pytest.mark.parametrize("twice", ["Host", "Origin"])
+def test_headers_that_come_twice(port: int, twice: str) -> None:
+    place = f"127.0.0.1:{port}"
+    again = {twice.lower(): place if twice == "Host" else f"http://{place}"}  # one name to the server, two to a dict
+    assert asked(port, {"Host": place, "Origin": f"http://{place}"}) == 200
+    assert asked(port, {"Host": place, "Origin": f"http://{place}"} | again) == 403
 
 
 def asked(port: int, headers: dict[str, str]) -> int:

@@ -54,7 +54,7 @@ def test_begins_at_the_front(studio: Studio) -> None:
 
 
 def test_shape_and_appearance_are_mixed_apart(studio: Studio) -> None:
-    assert studio.parts == ("shape", "appearance")
+    assert studio.first_shot.parts == ("shape", "appearance")
     first, second = (styles_of_seeds(studio.loaded, [seed]) for seed in (2, 9))
     for shares in ((0.0, 1.0), (1.0, 0.0), (0.25, 0.5)):
         mixed = studio.styles(dataclasses.replace(studio.first_shot, seed=2, second_seed=9, shares=shares))
@@ -119,7 +119,7 @@ def test_every_model_of_the_family(
     loaded: LoadedGenerator, generator: Generator[tuple[torch.Tensor, ...]], side: int, parts: tuple[str, ...]
 ) -> None:
     studio = Studio(dataclasses.replace(loaded, generator=generator.requires_grad_(False).eval()))
-    assert studio.parts == parts
+    assert studio.first_shot.parts == parts
     shot = dataclasses.replace(studio.first_shot, seed=1, second_seed=2, shares=(1.0,))
     second = dataclasses.replace(shot, seed=2, shares=(0.0,))
     assert np.array_equal(studio.take(shot, side), studio.take(second, side))
