@@ -36,7 +36,7 @@ def longest(events: Any) -> dict[str, float]:
     times: defaultdict[str, float] = defaultdict(float)
     for event in events:
         if event.device_type == DeviceType.CUDA:
-            times[event.name[:NAME_LENGTH]] += event.device_time_total / 1e3
+            times[event.name[:NAME_LENGTH]] += event.time_range.elapsed_us() / 1e3
     ordered = sorted(times.items(), key=lambda item: -item[1])
     others = sum(ms for _, ms in ordered[MOST:])
     return dict(ordered[:MOST]) | ({"others": others} if others else {})
