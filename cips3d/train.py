@@ -20,7 +20,7 @@ from cips3d.training.loop import train
 from cips3d.training.presets import preset
 
 PROGRAM = "python -m cips3d.train"
-DESCRIPTION = f"""Train a 3-D generator on images.
+DESCRIPTION = f"""Train a generator on images: CIPS-3D or pi-GAN in 3-D, CIPS or StyleGAN2 in 2-D.
 
 Examples:
   {PROGRAM}                                      synthetic heads, a preset that fits this machine

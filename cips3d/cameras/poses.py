@@ -36,7 +36,7 @@ class PoseDistribution:
     yaw_std: float = 0.3
     """radians: a standard deviation, or half the width of a uniform distribution"""
     pitch_mean: float = FRONT
-    """radians; π/2 is the horizon"""
+    """radians, π/2 is the horizon; of spherical_uniform π v, where the pitch is arccos(1 - 2 v)"""
     pitch_std: float = 0.155
     """as yaw_std"""
 

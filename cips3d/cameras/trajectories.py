@@ -1,4 +1,4 @@
-"""Ways of a camera around the scene, a camera a frame; all of them end where they began."""
+"""Paths of a camera around the scene, one camera a frame; all of them end where they began."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def translate_rotate(frames: int, extent: CameraRange) -> Cameras:
 
 
 class Trajectory(NamedTuple):
-    """A way of the camera."""
+    """A path of the camera."""
 
     cameras: Callable[[int, CameraRange], Cameras]
     """of so many frames"""

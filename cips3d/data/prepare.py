@@ -141,7 +141,7 @@ def prepare_dataset(
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename or destination}"
         raise UserError(
-            f"DEST {destination} cannot be written ({reason}); make room or mend its rights, then run the same "
+            f"DEST {destination} cannot be written ({reason}); make room or change its permissions, then run the same "
             f"command again to go on"
         ) from error
 

@@ -1,7 +1,8 @@
 """The family of generators and discriminators: which there are, and how a configuration becomes one.
 
 A new model is one module like `cips3d.models.stylegan2` (a configuration whose first field is its name, and a subclass
-of `Generator`), its two lines here, and a preset like `cips3d.training.presets.stylegan2`.
+of `Generator`), its import and its entries in `AnyGeneratorConfig` and `GENERATORS`, and a preset like
+`cips3d.training.presets.stylegan2`.
 """
 
 from __future__ import annotations

@@ -77,7 +77,12 @@ def at_layers(vectors: Tensor, chosen_layers: Sequence[int], layers: int) -> Ten
 
 @dataclass(frozen=True)
 class View:
-    """From where and how pictures are taken; 2-D generators ignore what concerns cameras and the volume."""
+    """From where and how pictures are taken.
+
+    2-D generators ignore cameras, volume, noise and `return_aux`, generators whose colours do not depend on directions
+    `lock_view`. Refused are `window` without `has_windows`, in 3-D `return_aux` without `has_aux_image`, and in 2-D
+    `grad_points`.
+    """
 
     resolution: int | tuple[int, int]
     """side of a square picture, or (height, width)"""

@@ -28,7 +28,6 @@ class MappingNetwork(nn.Module):
     def __init__(self, z_dim: int, style_dim: int, layers: int, layer_norm: bool) -> None:
         super().__init__()
         self.z_dim = z_dim
-        self.style_dim = style_dim
         widths = [z_dim] + [style_dim] * layers
         linears = [nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False)]
         self.linears = nn.ModuleList(linears)

@@ -118,7 +118,6 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
             ValueError: a shape does not fit; the argument is named.
         """
         check_styles(styles, PiGANStyles)
-        self.check_batch(styles, len(styles.frequencies))
         check_shape("points", points, (len(styles.frequencies), None, 3))
         return self.nerf.trunk(points, styles)[0]
 

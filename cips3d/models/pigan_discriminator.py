@@ -216,7 +216,11 @@ class PiGANDiscriminator(nn.Module):
         )
         self.output = nn.Conv2d(channels[RESOLUTION_MIN], config.outputs, RESOLUTION_MIN)
 
-    def forward(self, image: Tensor, fade: float = 1.0) -> PiGANOutputs:
+    def forward(self, image: Tensor, fade: float = 1.0) -> Tensor:
+        """Logits [B, 1] of images; arguments as in `predictions`."""
+        return self.predictions(image, fade).logits
+
+    def predictions(self, image: Tensor, fade: float = 1.0) -> PiGANOutputs:
         """Logits, z and camera of images, as the network gives them.
 
         Args:
@@ -255,11 +259,11 @@ class PiGANDiscriminator(nn.Module):
         There is no auxiliary part.
 
         Raises:
-            ValueError: there is an `aux_image`, or an argument of `forward` does not fit.
+            ValueError: there is an `aux_image`, or an argument of `predictions` does not fit.
         """
         if aux_image is not None:
             raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
-        logits, latent, pose = self(image, fade)
+        logits, latent, pose = self.predictions(image, fade)
         return Verdict(Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent), None)
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:

@@ -10,7 +10,7 @@ from cips3d.ops.precision import Precision, is_fast
 
 
 def checked_precision(precision: Precision | None) -> Precision | None:
-    """The precision as given.
+    """The precision, once it is known to be one.
 
     Raises:
         ValueError: there is no such precision.

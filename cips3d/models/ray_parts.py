@@ -39,7 +39,7 @@ def paint_rays(
     grad_points: int | None = None,
     generator: torch.Generator | None = None,
 ) -> PixelsT:
-    """Pixels of all rays; how they are divided shows in memory and time alone (up to rounding).
+    """Pixels of all rays; how they are divided changes memory and time, and nothing else (up to rounding).
 
     Args:
         painter: renders rays of some images; the slice says of which.

@@ -13,7 +13,7 @@ from cips3d.ops.checks import check_alike, check_shape
 from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.march import RayDraws
 
-FINE_FROM = 3  # coarse samples that importance samples need: those between the first and the last say where they fall
+FINE_FROM = 3  # coarse samples that can be resampled: those between the first and the last say where
 
 
 @dataclass(frozen=True)

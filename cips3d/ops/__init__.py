@@ -1,9 +1,9 @@
-"""Operations that kernels accelerate, one module each, with the plain PyTorch reference beside the public function.
+"""Operations that kernels accelerate, each with its plain PyTorch reference, and what they share.
 
 On CUDA devices kernels compute; elsewhere, for dtypes that they do not know, and inside `kernels.disabled()`, plain
 PyTorch does. Gradients are `torch.autograd`'s, of any order. An output has no gradient with respect to another output
-of the same call. Forward-mode differentiation and `torch.func.grad` are refused. Where numbers are infinite or NaN,
-which results they spoil is not the same in kernels as in plain PyTorch.
+of the same call. Forward-mode differentiation and `torch.func.grad` are refused. Infinite numbers and NaN may reach
+other results in kernels than in plain PyTorch.
 """
 
 from cips3d.ops.accumulate import accumulate

@@ -1,4 +1,4 @@
-"""Upsample, pad, filter, downsample: the resampling operation of the discriminators."""
+"""Upsample, pad, filter, downsample: how StyleGAN2's networks and ADA resample."""
 
 from __future__ import annotations
 

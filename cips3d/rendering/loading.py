@@ -28,9 +28,9 @@ class LoadedGenerator:
     fov_degrees: float
     """the cameras' angle of view"""
     resolution: int
-    """side of the pictures it was trained on last; but for StyleGAN2 it renders any other too"""
+    """side of the pictures of the last stage of training; all models but StyleGAN2 render other sizes too"""
     poses: PoseDistribution
-    """where the training cameras stood; their mean is the front"""
+    """where the training cameras stood"""
     step: int | None
     """training steps taken, where the file tells"""
     lock_view: bool = False

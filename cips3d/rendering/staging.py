@@ -144,7 +144,7 @@ def _sequence(
             name = type(loaded.generator).__name__
             raise UserError(f"--interpolate {options.interpolate} is no part of {name}'s styles; give both")
         sequence = interpolation(loaded, styles, cameras, look, options.interpolate)
-        return sequence, f"a way through {faces.counted}"
+        return sequence, f"a path through {faces.counted}"
     return every_face(loaded, styles, cameras, look), faces.counted
 
 

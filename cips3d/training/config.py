@@ -57,7 +57,7 @@ class Stage:
     fade_steps: int = 0
     """steps over which the discriminators' new blocks fade in"""
     diff_augment: tuple[Augmentation, ...] = ()
-    """differentiable augmentations of everything that the discriminators see"""
+    """differentiable augmentations of what the discriminators see, but for the pictures of the gradient penalty"""
     density_noise: float = 1.0
     """standard deviation of the density noise before it fades"""
     crop: int | None = None
@@ -133,7 +133,7 @@ class Reports:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a 3-D generator on a folder of images."""
+    """Train a generator on a folder or zip of images, or on synthetic heads."""
 
     data: str | None = None
     """folder or zip of images; default: synthetic heads, made at the first use, for which the word heads stands too"""
@@ -218,7 +218,7 @@ class TrainConfig:
     density_noise_restarts: bool = False
     """the density noise fades anew in every stage, as in CIPS-3D, whose stages were runs of their own"""
     cooldown: float = 0.0
-    """share of the run over which learning rates fall linearly to a twentieth at the end"""
+    """share of the run over which learning rates fall linearly towards 0, but not below a twentieth"""
     reuse_fakes: bool = False
     """one generated batch serves both networks' updates of a step, instead of two"""
     precision: Precision | None = None

@@ -106,8 +106,8 @@ def join_processes(device_name: str) -> Processes:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be one alone.
 
     Raises:
-        UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, or it was
-            something else that said there are several.
+        UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, or
+            WORLD_SIZE is set without torchrun's other variables.
     """
     world_size = os.environ.get("WORLD_SIZE", "1")
     device = choose_device(device_name)

@@ -86,7 +86,7 @@ def write_configuration(folder: Path, config: TrainConfig) -> None:
         with atomic_file(folder / "config.json") as file:
             file.write(json.dumps(content, indent=2).encode())
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); mend its rights, or give --out") from None
+        raise UserError(f"{folder} cannot be written ({error.strerror}); allow it, or give --out") from None
 
 
 def append_measurement(folder: Path, measurement: Measurement) -> None:

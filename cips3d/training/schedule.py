@@ -50,7 +50,7 @@ def moment(config: TrainConfig, step: int) -> Moment:
 
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:
-    """1, falling linearly to `FINAL_RATE` over the last `cooldown` share of the run."""
+    """1, falling linearly towards 0 over the last `cooldown` share of the run, but not below `FINAL_RATE`."""
     cooldown_steps = config.cooldown * config.total_steps
     if cooldown_steps == 0:
         return 1.0

@@ -90,7 +90,8 @@ def published(model: PiGANDiscriminator, image: Tensor, fade: float) -> Tensor:
 def test_outputs_are_the_published_ones(kind: str, size: int, fade: float) -> None:
     model, image = small(kind), images(3, size)
     outputs = published(model, image, fade)
-    seen = model(image, fade)
+    seen = model.predictions(image, fade)
+    assert torch.equal(model(image, fade), seen.logits)
     torch.testing.assert_close(seen.logits, outputs[:, :1], rtol=1e-10, atol=1e-12)  # float64 rounding
     assert outputs.shape[1] == model.config.outputs
     if not model.config.predict_pose:
@@ -110,7 +111,7 @@ def test_layout_of_images(kind: str) -> None:
     parameters = [p for name, p in model.named_parameters() if name.startswith(("blocks.16", "from_rgb.16"))]
 
     def run(image: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(model(image).logits.sin().sum(), parameters)
+        return torch.autograd.grad(model(image).sin().sum(), parameters)
 
     expected = run(image)
     for _ in range(20):
@@ -129,7 +130,7 @@ def test_r1_and_its_gradients(kind: str) -> None:
         penalty = gradient.square().sum()
         return penalty, list(torch.autograd.grad(penalty, parameters, allow_unused=True))
 
-    found, gradients = run(model(image, 0.4).logits)
+    found, gradients = run(model(image, 0.4))
     expected, references = run(published(model, image, 0.4)[:, :1])
     assert found.item() == pytest.approx(expected.item(), rel=1e-10) and found > 0
     assert any(g is not None and g.abs().sum() > 0 for g in gradients)
@@ -150,7 +151,7 @@ def test_coordinates() -> None:
 @pytest.mark.parametrize("size", [2, 4, 16])
 def test_smaller_images_enter_at_later_blocks(size: int) -> None:
     model = small()
-    model(images(2, size)).logits.sum().backward()
+    model(images(2, size)).sum().backward()
     used = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and name[0] != "o"}
     entries = {name.split(".")[1] for name, p in model.from_rgb.named_parameters(prefix="x") if p.grad is not None}
     assert entries == {str(size)}
@@ -160,9 +161,9 @@ def test_smaller_images_enter_at_later_blocks(size: int) -> None:
 @pytest.mark.parametrize("size", [8, 16])
 def test_fade_goes_from_the_half_image_to_the_image(size: int) -> None:
     model, image = small(), images(2, size)
-    half = model(image[..., ::2, ::2]).logits
-    torch.testing.assert_close(model(image, 0.0).logits, half)
-    assert not torch.allclose(model(image).logits, half)
+    half = model(image[..., ::2, ::2])
+    torch.testing.assert_close(model(image, 0.0), half)
+    assert not torch.allclose(model(image), half)
     calls: list[int] = []
     model.from_rgb[str(size // 2)].register_forward_hook(lambda *_: calls.append(1))
     model(image)
@@ -173,7 +174,7 @@ def test_fade_goes_from_the_half_image_to_the_image(size: int) -> None:
 
 def test_judge_gives_yaw_and_pitch_from_the_front() -> None:
     model, image = small(), images(3, 16)
-    raw = model(image, 0.5)
+    raw = model.predictions(image, 0.5)
     judged, aux = model.judge(image, None, 0.5)
     assert isinstance(judged, Judgement) and aux is None
     assert raw.pose is not None and judged.pose is not None
@@ -262,7 +263,7 @@ def test_kernels_give_the_same(kernel_backend: Backend, kind: str) -> None:
 
     def run(model: PiGANDiscriminator, image: Tensor) -> list[Tensor]:
         image = image.requires_grad_()
-        seen = model(image, 0.4)
+        seen = model.predictions(image, 0.4)
         (gradient,) = torch.autograd.grad(seen.logits.sum(), image, create_graph=True)
         loss = gradient.square().sum() + seen.logits.sum() + seen.pose.sum()
         return [seen.logits, gradient, *torch.autograd.grad(loss, list(model.blocks.parameters()))]

@@ -139,7 +139,7 @@ class TestRender:
         self, command: RenderCommand, loaded: LoadedGenerator, latents: list[Path], tmp_path: Path
     ) -> None:
         styles, front = styles_of_latents(loaded, latents), FRONT.expand(4)
-        assert "a way through 2 latents" in command("--latent", *latents, "--interpolate", "both", "--frames", 4)
+        assert "a path through 2 latents" in command("--latent", *latents, "--interpolate", "both", "--frames", 4)
         way = interpolated_styles(styles, 4)
         shown = render_pairs(loaded, way, Cameras.from_angles(front, front, loaded.fov_degrees), 8).image
         expected = pictures.image_grid(shown, 4, column_labels=["anna", "", "ben", ""], enlarge=16)

@@ -175,7 +175,7 @@ class TestFaces:
         shown = {}
         for part in ("shape", "appearance", "both"):
             flags = ("--seeds", "3,4", "--truncation", 0.7, "--frames", 4, "--resolution", 16)
-            assert "a way through 2 seeds in 4 frames" in command(*flags, "--interpolate", part)
+            assert "a path through 2 seeds in 4 frames" in command(*flags, "--interpolate", part)
             way = interpolated_styles(styles, 4, part)  # type: ignore[arg-type]
             front = Cameras.from_angles(FRONT.expand(4), FRONT.expand(4), loaded.fov_degrees)
             expected = pictures.image_grid(render_pairs(loaded, way, front, 16).image, 4, enlarge=8)
@@ -249,7 +249,7 @@ class TestOtherModels:
             shown = render_views(loaded, styles_of_seeds(loaded, range(4), 0.7), FRONT, FRONT, side).image[:, 0]
             expected = pictures.image_grid(shown, 1, enlarge=128 // side)
             np.testing.assert_array_equal(*shown_in(tmp_path / "out.png", expected))
-            assert "a way through 4 seeds in 8 frames" in command(
+            assert "a path through 4 seeds in 8 frames" in command(
                 "--seeds", "0-3", "--interpolate", "both", "--frames", 8, out="way.gif"
             )
             assert "2 x 2 mixed seeds" in command("--seeds", "0,1", "--mix", "2,3")
