@@ -1,9 +1,11 @@
-"""What there is: `python -m cips3d` lists the commands."""
+"""What there is: `cips3d`, or `python -m cips3d`, lists the commands; `cips3d train` is `python -m cips3d.train`."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +28,12 @@ def commands() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List the commands, or say the version."""
+    """Run a command, list them, or say the version."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and given[0] in commands():
+        sys.argv = [f"{PROGRAM}.{given[0]}", *given[1:]]
+        runpy.run_module(f"cips3d.{given[0]}", run_name="__main__", alter_sys=True)
+        return 0
     width = len(PROGRAM) + 1 + max(map(len, commands()))
     listed = "\n".join(f"  {f'{PROGRAM}.{name}':{width}}  {does}" for name, does in commands().items())
     parser = argparse.ArgumentParser(
@@ -37,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"cips3d {__version__}")
 
     def command() -> int:
-        _, others = parser.parse_known_args(arguments)
+        _, others = parser.parse_known_args(given)
         if others:
-            raise UserError(f"{others[0]} is nothing that {PROGRAM} knows; call a command such as {PROGRAM}.train")
+            raise UserError(f"{others[0]} is nothing that {PROGRAM} knows; give a command such as train")
         parser.print_help()
         return 0
 

@@ -34,6 +34,19 @@ def test_in_a_process_of_its_own(flags: list[str], words: str) -> None:
     assert "torch" not in ended.stderr
 
 
-def test_commands_are_modules_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train"]) == 2
-    assert "error: train is nothing that python -m cips3d knows" in capsys.readouterr().err
+def test_commands_are_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With their own exit codes and errors."""
+    monkeypatch.setattr(sys, "argv", ["cips3d"])
+    for arguments, code in ((["info", "--json"], 0), (["train", "--preset", "none"], 2), (["convert", "none.pt"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == code, arguments
+    printed = capsys.readouterr()
+    assert '"torch"' in printed.out and "none" in printed.err
+
+
+def test_there_is_no_such_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert (
+        "error: trian is nothing that python -m cips3d knows; give a command such as train" in capsys.readouterr().err
+    )
