@@ -34,10 +34,6 @@ struct MeasuredEpilogue {
   float* y;              // [rows, columns]
 
   __device__ __forceinline__ void store(float (&values)[4], int64_t at, int count, bool wide) const {
-    // Apart from the multiplier that undoes the scale of W: the product of both may be no float32 number.
-    const float undo = inverse_scale(tensor_scale(largest));
-#pragma unroll
-    for (int i = 0; i < 4; i++) values[i] *= undo;
     store_four(y + at, values, count, wide);
   }
 };

@@ -181,11 +181,13 @@ __device__ __forceinline__ bool all_finite(const WarpSums& sums) {
 
 // Applies the epilogue to a warp's sums, four columns of a row at a time. An epilogue says whether it is
 //   kGuarded   sums that are not finite are computed anew by its `repair`
-//   kMeasured  x is scaled by what its `largest` magnitude needs, which its `store` undoes
+//   kMeasured  x is scaled by what its `largest` magnitude needs
 // `multiplier` and `offset` are at the lane's first column.
 template <class Epilogue>
 __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epilogue, const float* multiplier,
                                        const float* offset, int64_t at, int rows, int columns, int stride, bool wide) {
+  [[maybe_unused]] float undo = 1.0f;
+  if constexpr (Epilogue::kMeasured) undo = inverse_scale(tensor_scale(epilogue.largest));
 #pragma unroll
   for (int p = 0; p < kWarpColumns / 16; p++) {
     if (16 * p >= columns) break;
@@ -197,6 +199,11 @@ __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epi
       const int c = h % 2 * 2;
       float values[4] = {fmaf(left[c], by.x, from.x), fmaf(left[c + 1], by.y, from.y), fmaf(right[c], by.z, from.z),
                          fmaf(right[c + 1], by.w, from.w)};
+      if constexpr (Epilogue::kMeasured) {
+        // Apart from the multiplier that undoes the scale of m: the product of both may be no float32 number.
+#pragma unroll
+        for (int i = 0; i < 4; i++) values[i] *= undo;
+      }
       if (8 * h >= rows) continue;
       epilogue.store(values, at + int64_t{8 * h} * stride + 16 * p, min(4, columns - 16 * p), wide);
     }

@@ -159,7 +159,10 @@ def check_draws(origins: Tensor, directions: Tensor, draws: RayDraws, activation
     _, _, coarse = check_shape("draws.stratified", draws.stratified, (batch, rays, None))
     samples = coarse
     if draws.importance is not None:
-        samples += check_shape("draws.importance", draws.importance, (batch, rays, None))[2]
+        _, _, fine = check_shape("draws.importance", draws.importance, (batch, rays, None))
+        samples += fine
+        if fine < 1:
+            raise ValueError("draws.importance must hold at least one sample a ray, or be None")
         if coarse < 3:
             raise ValueError(f"draws.stratified must hold at least 3 samples a ray to resample from, got {coarse}")
     if coarse < 1:

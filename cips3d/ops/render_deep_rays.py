@@ -97,8 +97,8 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors = arguments[:INPUTS]
     t_near, t_far, activation, last_back, fast = arguments[INPUTS:]
     outputs = _fake(*arguments)
-    origins, _, draws, field = _unpack(tensors)
-    require_float32(origins=origins, **field._asdict())
+    origins, directions, draws, field = _unpack(tensors)
+    require_float32(origins=origins, directions=directions, **draws._asdict(), **field._asdict())
     images, rays = origins.shape[:2]
     if images * rays > 0:
         fine = 0 if draws.importance is None else draws.importance.shape[2]

@@ -18,7 +18,7 @@ from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.library import define
 from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays
 from cips3d.ops.precision import Precision, is_fast, takes_float16
-from cips3d.ops.ray_tensors import kernels_take_float32
+from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 from cips3d.ops.render_rays_backward import BACKWARD
 from cips3d.ops.second_order import differentiate_outputs
 from cips3d.ops.siren_field import (
@@ -226,7 +226,9 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors, settings = arguments[:INPUTS], arguments[INPUTS:]
     outputs = _fake(*arguments)
     ball_density, ball_radius, t_near, t_far, activation, last_back, fast = settings
-    origins, _, draws, field = _unpack(tensors, (ball_density, ball_radius))
+    origins, directions, draws, field = _unpack(tensors, (ball_density, ball_radius))
+    require_float32(origins=origins, directions=directions, **draws._asdict())
+    require_float32(**dict(zip(LAYER_NAMES, tensors[INPUTS - LAYERS : INPUTS], strict=True)))
     images, rays = origins.shape[:2]
     if images * rays > 0:
         fine = 0 if draws.importance is None else draws.importance.shape[2]

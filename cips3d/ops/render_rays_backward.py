@@ -14,13 +14,18 @@ from cips3d.ops import kernels
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.layer_by_layer import rays_at_a_time, types_between_layers
 from cips3d.ops.library import OPS, define
-from cips3d.ops.siren_field import LAYER_SCHEMA, LAYERS, field_of, is_wide
+from cips3d.ops.ray_tensors import require_float32
+from cips3d.ops.siren_field import LAYER_NAMES, LAYER_SCHEMA, LAYERS, field_of, is_wide
 from cips3d.ops.stratified import ray_points
 
 RAYS_A_BLOCK = 64  # of the kernel, at a time
 MOST_ROUNDS, WELL_FILLED = 4, 0.96  # of blocks
 SCALE_EXPONENT = 4  # the largest gradient becomes 8 to 16: 12 bits below float16's largest, 20 above its least
-TENSORS = 10 + LAYERS  # of the op
+TENSOR_NAMES = (  # of the op
+    *("origins", "directions", "depths", "transmittance", "weights", "noise"),
+    *("grad_colors", "grad_opacity", "grad_depth", "grad_weights", *LAYER_NAMES),
+)
+TENSORS = len(TENSOR_NAMES)
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -33,6 +38,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors: list[Any] = [None if x is None else x.contiguous() for x in arguments[:TENSORS]]
     ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
+    require_float32(**dict(zip(TENSOR_NAMES, tensors, strict=True)))
     origins, _, depths = tensors[:3]
     layers = tensors[10:]
     *outputs, of_origins, of_directions = _fake(*arguments)

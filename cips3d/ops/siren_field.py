@@ -71,6 +71,9 @@ def check_siren_field(field: SirenField, batch: int) -> None:
     check_shape("field.color.bias", field.color.bias, (batch, color))
     check_shape("field.density_weight", field.density_weight, (width,))
     check_shape("field.density_bias", field.density_bias, (1,))
+    for name, channels in (("first", width), ("color", color)):
+        if channels < 1:
+            raise ValueError(f"field.{name}.weight must have at least one output channel, got none")
 
 
 # As tensors of a registered op.

@@ -32,7 +32,7 @@ from cips3d.ops.film_siren import FoldedLayer
 from cips3d.ops.library import OPS
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
-from cips3d.ops.siren_field import is_wide
+from cips3d.ops.siren_field import is_wide, tensors_of
 
 
 @pytest.mark.parametrize("precision", ["highest", "fast"])
@@ -211,6 +211,36 @@ def test_wrong_arguments_are_named(change: dict[str, Tensor], named: str) -> Non
     s = Setting(width=16, color=8, rays=3, coarse=4, fine=4)
     with pytest.raises(ValueError, match=named):
         run(replace(sample_inputs(s), **change), s, "highest")
+
+
+def test_importance_samples_are_some_or_none() -> None:
+    """The backward would take another noise than the forward."""
+    at = sample_inputs(Setting(width=16, color=8, rays=3, coarse=4, fine=4))
+    none = at.draws._replace(importance=at.draws.stratified[..., :0], merged_noise=None)
+    with pytest.raises(ValueError, match=r"draws\.importance must hold at least one sample a ray, or be None"):
+        run(replace(at, draws=none), Setting(), "highest")
+
+
+def test_fields_without_colors_are_refused() -> None:
+    at = sample_inputs(Setting(width=16, color=8, rays=3, coarse=4, fine=4))
+    color = type(at.field.color)(at.field.color.weight[:, :0], at.field.color.bias[:, :0])
+    with pytest.raises(ValueError, match=r"field\.color\.weight must have at least one output channel"):
+        run(replace(at, field=at.field._replace(color=color)), Setting(), "highest")
+
+
+@pytest.mark.parametrize("name", ["directions", "draws.stratified", "field.color.bias"])
+def test_kernels_read_float32_alone(kernel_backend: Backend, name: str) -> None:
+    """Also where the registered op is called, which has no plain PyTorch to fall back on."""
+    at = sample_inputs(Setting(width=16, color=8, rays=3, coarse=4, fine=4)).to(kernel_backend.device, torch.float32)
+    if name == "directions":
+        at = replace(at, directions=at.directions.double())
+    elif name == "draws.stratified":
+        at = replace(at, draws=at.draws._replace(stratified=at.draws.stratified.double()))
+    else:
+        at = replace(at, field=at.field._replace(color=at.field.color._replace(bias=at.field.color.bias.double())))
+    tensors = (at.origins, at.directions, *at.draws, *tensors_of(at.field))
+    with pytest.raises(TypeError, match=rf"{name.removeprefix('draws.').removeprefix('field.')} must be torch.float32"):
+        OPS["render_rays"](*tensors, 0.0, 0.0, 0.88, 1.12, "relu", False, False)
 
 
 def test_too_few_coarse_samples() -> None:
