@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, ClassVar
 
 import torch
 import tyro
 
+from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.devices import choose_device
 from cips3d.editing import Directions, edited, semantic_directions
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import chosen, styles_of
-from cips3d.rendering import load_generator
+from cips3d.rendering import LoadedGenerator, latent_of, load_generator, read_latent, write_latent
+from cips3d.rendering.seeds import check_truncation, parse_seeds
+from cips3d.rendering.staging import faces_of
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
-from cips3d.sweeps.options import check_strengths
+from cips3d.sweeps.options import check_no_picture, check_strengths, render_options
 
 PROGRAM = "python -m cips3d.edit"
 DESCRIPTION = f"""Change faces along semantic directions, found in closed form in the weights of a trained model (SeFa).
@@ -29,6 +33,9 @@ Examples:
   {PROGRAM} runs/faces --seeds 0-3 --branch appearance --layers 0-3 --directions 0 --out early.png
   {PROGRAM} runs/faces --seeds 3 --branch shape --directions 0-5 --kind normals --out shapes.mp4
   {PROGRAM} runs/faces --latent inverted/latent.safetensors --trajectory yaw --out turning.webp
+  {PROGRAM} runs/faces --seeds 3 --directions 2 --strengths 1.5 --out older.safetensors
+
+The last one writes the face itself: a latent, which render, mesh and the others take as --latent.
 
 Direction 0 changes most how the chosen layers are modulated, direction 1 most of what is left, and so on: the
 eigenvectors of A^T A, A the weights through which styles reach the layers. What each means is to be seen. In CIPS-3D,
@@ -65,6 +72,11 @@ class Options(SweepOptions):
     layers: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: all)")] = None
     """layers of the branch that are decomposed and changed, such as 0-3; the first ones come first"""
 
+    @property
+    def writes_latent(self) -> bool:
+        """The face itself is written, not a picture of it."""
+        return self.out.suffix.lower() == ENDING
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
@@ -76,6 +88,9 @@ def edit(options: Options) -> int:
     check(options)
     loaded = load_generator(options.run, choose_device(options.device), precision=options.precision)
     directions = directions_of(loaded.generator, options)
+    if options.writes_latent:
+        write_face(options, loaded, directions)
+        return 0
     scene = prepared(loaded, options)
     indices = indices_of(options, directions, len(scene.faces))
     several_faces, several_directions = len(scene.faces) > 1, len(indices) > 1
@@ -99,7 +114,7 @@ def edit(options: Options) -> int:
 
 def check(options: Options) -> None:
     """Raise `UserError` for what can be known to be wrong before the model is loaded."""
-    check_options(options)
+    check_options(options, (ENDING,))
     check_strengths(options.strengths)
     if options.directions is not None:
         parse_numbers(options.directions, "--directions", "directions")
@@ -107,6 +122,40 @@ def check(options: Options) -> None:
         parse_numbers(options.layers, "--layers", "layers")
     if options.is_animation and options.trajectory is None and len(options.strengths) < 2:
         raise UserError("--strengths names one strength, which does not move; give two or more, or a --trajectory")
+    if options.writes_latent:
+        _check_latent(options)
+
+
+def _check_latent(options: Options) -> None:
+    """A latent holds one face."""
+    if options.out.exists():
+        raise UserError(f"--out {options.out} exists; give another name")
+    check_no_picture(options, "a latent holds a face alone")
+    check_truncation(options.truncation)
+    faces = options.latent or parse_seeds(options.seeds or options.default_seeds)
+    directions = parse_numbers(options.directions or SEVERAL_DIRECTIONS, "--directions", "directions")
+    for flag, given in (
+        ("--seeds" if options.latent is None else "--latent", faces),
+        ("--directions", directions),
+        ("--strengths", options.strengths),
+    ):
+        if len(given) > 1:
+            raise UserError(f"{flag} are {len(given)}, and a {ENDING} holds one face; give one")
+
+
+def write_face(options: Options, loaded: LoadedGenerator, directions: Directions) -> None:
+    """One face, moved along one direction, as a latent; its camera, if it is known, stays."""
+    faces = faces_of(loaded, render_options(options))
+    (index,) = indices_of(options, directions, len(faces))
+    (strength,) = options.strengths
+    styles = edited(faces.styles, directions, index, strength)
+    camera = None if options.latent is None else read_latent(options.latent[0]).camera
+    write_latent(options.out, latent_of(loaded, styles, camera))
+    print(
+        f"{options.out} is {faces.names[0]} at {strength:+g} along direction {index} of the {directions.branch}"
+        f"{loaded.at_step}; look at it with: python -m cips3d.render {quote(str(options.run))} --latent "
+        f"{quote(str(options.out))}"
+    )
 
 
 def directions_of(generator: AnyGenerator, options: Options) -> Directions:

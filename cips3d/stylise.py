@@ -19,7 +19,7 @@ from cips3d.rendering import LoadedGenerator, load_generator, styles_of_seeds
 from cips3d.rendering.options import listed
 from cips3d.stylisation import Shares, check_same_networks, interpolated_state, stylised, swapped, write_stylised
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
-from cips3d.sweeps.options import check_strengths
+from cips3d.sweeps.options import check_no_picture, check_strengths
 
 PROGRAM = "python -m cips3d.stylise"
 DESCRIPTION = f"""Blend two models, block by block: faces keep their shape and take the look of the style.
@@ -152,16 +152,9 @@ def _check_checkpoint(options: Options) -> None:
     for flag, given in (("--seeds", options.seeds), ("--latent", options.latent)):
         if given is not None:
             raise UserError(f"{flag} is for pictures, and a checkpoint has no faces; leave it out")
-    for flag, is_given in (
-        ("--yaw", options.yaw is not None),
-        ("--pitch", options.pitch is not None),
-        ("--resolution", options.resolution is not None),
-        ("--fov", options.fov is not None),
-        ("--kind", options.kind != Options.kind),
-        ("--truncation", options.truncation != Options.truncation),
-    ):
-        if is_given:
-            raise UserError(f"{flag} is for pictures, and a checkpoint keeps what BASE has; leave it out")
+    check_no_picture(options, "a checkpoint keeps what BASE has")
+    if options.truncation != Options.truncation:
+        raise UserError("--truncation is for faces, and a checkpoint has none; leave it out")
     for flag, several in (
         ("--strengths", len(options.strengths or ()) > 1),
         ("--swap-from", len(swaps_of(options)) > 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,10 +17,21 @@ from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
 
 from cips3d.edit import main
 from cips3d.editing import Directions, edited, semantic_directions
+from cips3d.errors import UserError
 from cips3d.models.family import AnyGeneratorConfig, make_generator
 from cips3d.models.volume import VolumeSettings
-from cips3d.rendering import LoadedGenerator, load_generator, render_views, styles_of_seeds
-from cips3d.rendering.latents import latent_of, write_latent
+from cips3d.render import main as render_main
+from cips3d.rendering import (
+    LoadedGenerator,
+    SeenBy,
+    latent_of,
+    load_generator,
+    read_latent,
+    render_views,
+    styles_of_latents,
+    styles_of_seeds,
+    write_latent,
+)
 from cips3d.training.config import TrainConfig
 
 FRONT = torch.tensor([math.pi / 2])
@@ -143,6 +155,80 @@ class TestAnimations:
         said = command("--directions", "0", "--trajectory", "circle", "--frames", 3, out="out.webp")
         assert "1 row at 5 strengths in 3 frames" in said
         assert len(frames_of(tmp_path / "out.webp")) == 3
+
+
+class TestLatents:
+    """The face itself, in the place of pictures."""
+
+    ONE: ClassVar[tuple[object, ...]] = ("--directions", 2, "--strengths", -1.5)
+
+    def test_an_edited_face(self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
+        """Other commands take it; moved further it is what both moves together make."""
+        said = command("--seeds", 3, *self.ONE, "--truncation", 0.5, out="face.safetensors")
+        assert "face.safetensors is seed 3 at -1.5 along direction 2 of the shape at step" in said
+        path = tmp_path / "face.safetensors"
+        directions = semantic_directions(loaded.generator, "shape")
+        expected = edited(styles_of_seeds(loaded, [3], 0.5), directions, 2, -1.5)
+        found = styles_of_latents(loaded, [path])
+        assert [style.shape for style in found] == [style.shape for style in expected]
+        assert (seen(loaded, found) == seen(loaded, expected)).all()
+        command("--latent", path, "--directions", 0, "--strengths", 3, out="further.safetensors")
+        further = edited(expected, directions, 0, 3.0)
+        assert (
+            seen(loaded, styles_of_latents(loaded, [tmp_path / "further.safetensors"])) == seen(loaded, further)
+        ).all()
+
+    def test_its_camera_stays(self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
+        write_latent(
+            tmp_path / "a.safetensors", latent_of(loaded, styles_of_seeds(loaded, [0]), SeenBy(1.5, 1.7, 12.0))
+        )
+        command("--latent", tmp_path / "a.safetensors", *self.ONE, out="b.safetensors")
+        assert read_latent(tmp_path / "b.safetensors").camera == SeenBy(1.5, 1.7, 12.0)
+
+    def test_beside_a_face_that_was_not_edited(
+        self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path
+    ) -> None:
+        """One has a style for every layer, the other one for all."""
+        command("--seeds", 1, *self.ONE, out="edited.safetensors")
+        write_latent(tmp_path / "plain.safetensors", latent_of(loaded, styles_of_seeds(loaded, [2]), None))
+        both = styles_of_latents(loaded, [tmp_path / "plain.safetensors", tmp_path / "edited.safetensors"])
+        assert_same_picture(seen(loaded, both)[0], seen(loaded, styles_of_seeds(loaded, [2]))[0])
+        assert (
+            render_main(
+                [str(loaded_run) for loaded_run in command.models]
+                + ["--latent", *(str(tmp_path / f"{name}.safetensors") for name in ("plain", "edited"))]
+                + ["--interpolate", "both", "--frames", "2", "--device", "cpu", "--out", str(tmp_path / "way.gif")]
+            )
+            == 0
+        )
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (("--seeds", 0), "--directions are 5, and a .safetensors holds one face; give one"),
+            (("--directions", 0), "--strengths are 5, and a .safetensors holds one face"),
+            ((*ONE, "--seeds", "0-2"), "--seeds are 3, and a .safetensors holds one face"),
+            ((*ONE, "--yaw", 0.2), "--yaw is for pictures, and a latent holds a face alone"),
+            ((*ONE, "--trajectory", "circle"), "--trajectory circle is for what moves"),
+            ((*ONE, "--truncation", "nan"), "--truncation nan is out of range"),
+            (("--directions", 9999, "--strengths", 1), "--directions 9999 is beyond"),
+        ],
+    )
+    def test_mistakes(self, command: SweepCommand, flags: tuple[object, ...], message: str) -> None:
+        assert message in command(*flags, out="face.safetensors", fails=True)
+
+    def test_nothing_is_replaced(self, command: SweepCommand, tmp_path: Path) -> None:
+        command(*self.ONE, out="face.safetensors")
+        before = (tmp_path / "face.safetensors").read_bytes()
+        assert "face.safetensors exists; give another name" in command(*self.ONE, out="face.safetensors", fails=True)
+        assert (tmp_path / "face.safetensors").read_bytes() == before
+
+    def test_styles_of_too_many_layers(self, loaded: LoadedGenerator, tmp_path: Path) -> None:
+        styles = styles_of_seeds(loaded, [0])
+        wrong = type(styles)(styles[0][:, None].expand(-1, 4, -1).contiguous(), styles[1])  # FiLM layers are three
+        write_latent(tmp_path / "wrong.safetensors", latent_of(loaded, wrong, None))
+        with pytest.raises(UserError, match="give the model it was made with"):
+            styles_of_latents(loaded, [tmp_path / "wrong.safetensors"])
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

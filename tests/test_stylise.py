@@ -288,7 +288,7 @@ class TestMistakes:
             (("--trajectory", "yaw"), "a.safetensors", "--trajectory yaw is for what moves"),
             (("--fps", 12), "a.safetensors", "--fps 12 is for what moves"),
             (("--kind", "depth"), "a.safetensors", "--kind is for pictures, and a checkpoint keeps what BASE has"),
-            (("--truncation", 0.3), "a.safetensors", "--truncation is for pictures"),
+            (("--truncation", 0.3), "a.safetensors", "--truncation is for faces, and a checkpoint has none"),
         ],
     )
     def test_files(self, command: SweepCommand, flags: tuple[object, ...], out: str, message: str) -> None:

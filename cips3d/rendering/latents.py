@@ -21,7 +21,7 @@ from cips3d.checkpoints.tensor_files import (
 )
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator
-from cips3d.models.generator import styles_of
+from cips3d.models.generator import styles_by_layer, styles_of
 from cips3d.plain import from_plain, to_plain
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.style_paths import style_parts
@@ -104,10 +104,10 @@ def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> t
 
     Args:
         loaded: the generator that they were made with, or another of the same styles, such as a tuned one.
-        paths: the files, one a face.
+        paths: the files, one a face; they may hold a style for every layer where the mapping gives one for all.
 
     Returns:
-        The generator's styles of len(paths) faces, on its device.
+        The generator's styles of len(paths) faces, on its device; by layer where one of them is.
 
     Raises:
         UserError: a file cannot be read, or holds styles of other names or shapes, or what are no numbers.
@@ -116,11 +116,13 @@ def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> t
         raise ValueError("paths must hold at least one file, got none")
     like = loaded.generator.mapping(*loaded.generator.sample_z(1, generator=torch.Generator().manual_seed(0)))
     wanted = {name: style.shape for name, style in zip(style_parts(like), like, strict=True)}
+    layers = {name: len(weights) for name, weights in loaded.generator.style_weights().items()}
+    by_layer = {name: (1, layers.get(name, 0), *shape[1:]) for name, shape in wanted.items()}
     faces = []
     for path in paths:
         latent = read_latent(path)
         found = {name: style.shape for name, style in latent.styles.items()}
-        if found != wanted:
+        if found.keys() != wanted.keys() or any(found[name] not in (wanted[name], by_layer[name]) for name in wanted):
             raise UserError(
                 f"--latent {path} has styles of {_listed(found)} (a {latent.model} model), and this "
                 f"{type(loaded.generator).__name__} needs {_listed(wanted)}; give the model it was made with"
@@ -128,9 +130,13 @@ def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> t
         if not all(style.is_floating_point() and torch.isfinite(style).all() for style in latent.styles.values()):
             raise UserError(f"--latent {path} holds what are no numbers; invert the picture again")
         faces.append(latent.styles)
-    return styles_of(
-        like, [torch.cat([face[name] for face in faces]).to(own) for name, own in zip(wanted, like, strict=True)]
-    )
+    joined = []
+    for name, own in zip(wanted, like, strict=True):
+        styles = [face[name] for face in faces]
+        if any(style.shape != own.shape for style in styles):
+            styles = [styles_by_layer(style, layers[name]) for style in styles]
+        joined.append(torch.cat(styles).to(own))
+    return styles_of(like, joined)
 
 
 def face_name(path: Path) -> str:

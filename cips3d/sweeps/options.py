@@ -98,6 +98,24 @@ def check_options(options: SweepOptions, endings: Sequence[str] = ()) -> None:
         check_render_options(render_options(options))
 
 
+def check_no_picture(options: SweepOptions, instead: str) -> None:
+    """Raise `UserError` for flags of pictures where none is made.
+
+    Args:
+        options: of the command.
+        instead: what a file has that is written in its place, in a clause.
+    """
+    for flag, is_given in (
+        ("--yaw", options.yaw is not None),
+        ("--pitch", options.pitch is not None),
+        ("--resolution", options.resolution is not None),
+        ("--fov", options.fov is not None),
+        ("--kind", options.kind != SweepOptions.kind),
+    ):
+        if is_given:
+            raise UserError(f"{flag} is for pictures, and {instead}; leave it out")
+
+
 def _check_still_animation(options: SweepOptions) -> None:
     """An animation in which strengths change while the camera stands still."""
     ending = options.out.suffix.lower()
