@@ -1,4 +1,4 @@
-"""Lists of cameras in a JSON file."""
+"""Lists of cameras in JSON files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV, Cameras
 from cips3d.cameras.poses import FRONT
 from cips3d.errors import UserError
+from cips3d.files import atomic_file
 
 MATRIX, FOV = "camera_to_world", "fov_degrees"
 NUMBERS = ("pitch", "yaw", "radius", "roll")
@@ -54,6 +55,23 @@ def read_cameras(
         except ValueError as error:
             raise UserError(f"camera {k} (counted from 0) of {path} {error}") from None
     return Cameras(*(torch.cat([getattr(c, part) for c in cameras]) for part in ("rotation", "position", FOV)))
+
+
+def write_cameras(path: str | Path, cameras: Cameras) -> None:
+    """Write a file that `read_cameras` reads: "camera_to_world", 4 x 4 by rows, and "fov_degrees" of each camera.
+
+    Raises:
+        UserError: the disk is full.
+        OSError: the file cannot be written for another reason.
+    """
+    with torch.no_grad():
+        corner = torch.cat([cameras.rotation, cameras.position[..., None]], dim=2).double().cpu()
+    entries = [
+        {MATRIX: [*rows, [0.0, 0.0, 0.0, 1.0]], FOV: fov}
+        for rows, fov in zip(corner.tolist(), cameras.fov_degrees.tolist(), strict=True)
+    ]
+    with atomic_file(Path(path)) as file:
+        file.write((json.dumps(entries, indent=1) + "\n").encode())
 
 
 def _entries(path: Path) -> list[Any]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d import pictures
+from cips3d.cameras import write_cameras
 from cips3d.rendering.frame_sequence import FrameSequence
 from cips3d.rendering.staging import Staging
 
-ENDING = ".png"
+ENDING, CAMERAS = ".png", "cameras.json"
 WRITERS = 4  # threads that write files
 MOST_WAITING = 16  # pictures that are written or wait for it
 
@@ -25,7 +26,8 @@ def save_separately(folder: Path, staging: Staging) -> int:
     """Write all pictures of what is staged into a folder; returns how many.
 
     They are called by face, view or frame, and kind, as far as there are several: `seed0003.png`,
-    `seed0003_yaw-0.4_depth.png`, `frame0007.png`. Files of these names are replaced, others left alone.
+    `seed0003_yaw-0.4_depth.png`, `frame0007.png`. `cameras.json` has the cameras of 3-D models, one a view or frame.
+    Files of these names are replaced, others left alone.
     """
     sequence, count = staging.sequence, 0
     faces, views, kinds = _face_names(staging), _view_names(staging), sequence.look.kinds
@@ -46,6 +48,8 @@ def save_separately(folder: Path, staging: Staging) -> int:
             bar.update()
         for written in writing:
             written.result()
+    if sequence.loaded.generator.is_3d:
+        write_cameras(folder / CAMERAS, sequence.cameras)
     return count
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips3d.cameras import FRONT, Cameras, read_cameras
+from cips3d.cameras import FRONT, Cameras, read_cameras, write_cameras
 from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.errors import UserError
 
@@ -170,3 +170,13 @@ def test_a_file_of_an_editor_of_windows(tmp_path: Path) -> None:
 
 def test_front_is_the_default(tmp_path: Path) -> None:
     assert float(one(tmp_path).yaw) == pytest.approx(FRONT)
+
+
+def test_written_cameras_are_read_again(tmp_path: Path) -> None:
+    """Wherever they stand and lean, to float32."""
+    angles = torch.linspace(0.4, 2.7, 5)
+    cameras = Cameras.from_angles(angles, 3 * angles, torch.linspace(5, 90, 5), angles).rolled(angles).moved(angles[:3])
+    write_cameras(tmp_path / "cameras.json", cameras)
+    found = read_cameras(tmp_path / "cameras.json")
+    for part in ("rotation", "position", "fov_degrees"):
+        torch.testing.assert_close(getattr(found, part), getattr(cameras, part), rtol=0, atol=1e-6)

@@ -15,12 +15,14 @@ from PIL import Image
 from rendering.command import RenderCommand
 
 from cips3d import pictures
+from cips3d.cameras import Cameras, read_cameras
 from cips3d.errors import UserError
 from cips3d.pictures import to_uint8
 from cips3d.render import main
 from cips3d.rendering import load_generator, render_views, styles_of_seeds
 from cips3d.rendering.frame_sequence import FrameSequence
 from cips3d.rendering.latents import latent_of, write_latent
+from cips3d.rendering.separate import CAMERAS
 from cips3d.training.config import TrainConfig
 
 
@@ -35,7 +37,8 @@ def command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Of all files but that of the cameras."""
+    return sorted(path.name for path in folder.iterdir() if path.name != CAMERAS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -52,6 +55,21 @@ def test_pixels_as_they_were_rendered(
         with Image.open(tmp_path / "faces" / f"seed{seed:04d}.png") as picture:
             shown, expected = np.asarray(picture, int), to_uint8(image).permute(1, 2, 0).numpy()
         assert abs(shown - expected).max() <= 1  # batches of other sizes may round otherwise
+
+
+def test_cameras_of_the_pictures(command: RenderCommand, tmp_path: Path) -> None:
+    """One a view, in the order in which they are asked for; they show the same once more as a trajectory."""
+    command("--seeds", 3, "--yaw", 0.3, -0.2, "--pitch", 0.1, "--fov", 13, out="faces")
+    path = tmp_path / "faces" / CAMERAS
+    cameras = read_cameras(path)
+    expected = Cameras.from_angles(torch.full((2,), math.pi / 2 + 0.1), math.pi / 2 + torch.tensor([0.3, -0.2]), 13.0)
+    for part in ("rotation", "position", "fov_degrees"):
+        torch.testing.assert_close(getattr(cameras, part), getattr(expected, part), rtol=0, atol=1e-6)
+    command("--seeds", 3, "--trajectory", path, out="again")
+    for frame, view in enumerate(("pitch0.1_yaw0.3", "pitch0.1_yaw-0.2")):
+        files = (tmp_path / "faces" / f"seed0003_{view}.png", tmp_path / "again" / f"seed0003_frame{frame:04d}.png")
+        with Image.open(files[0]) as a, Image.open(files[1]) as b:
+            assert abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
 
 
 @pytest.mark.parametrize(
