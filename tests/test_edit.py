@@ -19,6 +19,7 @@ from cips3d.edit import main
 from cips3d.editing import Directions, edited, semantic_directions
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGeneratorConfig, make_generator
+from cips3d.models.generator import with_same_layers
 from cips3d.models.volume import VolumeSettings
 from cips3d.render import main as render_main
 from cips3d.rendering import (
@@ -201,6 +202,18 @@ class TestLatents:
             )
             == 0
         )
+
+    @pytest.mark.parametrize("branch", ["shape", "appearance"])
+    def test_its_layers_mix_with_those_of_others(
+        self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path, branch: str
+    ) -> None:
+        path = tmp_path / "edited.safetensors"
+        command("--seeds", 1, *self.ONE, "--branch", branch, out=path.name)
+        arguments = ["--latent", path, "--mix", "2,3", "--mix-layer", 1, "--yaw", 0, "--out", tmp_path / "mixed.png"]
+        assert render_main([str(argument) for argument in (*command.models, *arguments, "--device", "cpu")]) == 0
+        first, second = with_same_layers(styles_of_latents(loaded, [path]), styles_of_seeds(loaded, [2]))
+        mixture = loaded.generator.mixed(first, second, 1)
+        assert (seen(loaded, mixture) != seen(loaded, first)).any()
 
     @pytest.mark.parametrize(
         ("flags", "message"),

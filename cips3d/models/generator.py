@@ -57,6 +57,16 @@ def styles_by_layer(style: Tensor, layers: int) -> Tensor:
     return style if style.dim() == 3 else style[:, None].expand(-1, layers, -1)
 
 
+def with_same_layers(first: StylesT, second: StylesT) -> tuple[StylesT, StylesT]:
+    """Both styles; what one of them has by layer and the other the same for all layers is by layer in both."""
+
+    def like(styles: StylesT, others: StylesT) -> StylesT:
+        pairs = zip(styles, others, strict=True)
+        return styles_of(styles, [s if o.dim() <= s.dim() else styles_by_layer(s, o.shape[1]) for s, o in pairs])
+
+    return like(first, second), like(second, first)
+
+
 def mixed_layers(first: Tensor, second: Tensor, layer: int, layers: int) -> Tensor:
     """[B, layers, width]: `first` below `layer`, `second` from it on.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cips3d import pictures
 from cips3d.cameras import Cameras
-from cips3d.models.generator import Generator, chosen, styles_of
+from cips3d.models.generator import Generator, chosen, styles_of, with_same_layers
 from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
@@ -106,6 +106,7 @@ def mixing(
 
     Its first place is empty. Arguments as in `mixed_styles`.
     """
+    first, second = with_same_layers(first, second)
     rows, columns = len(first[0]), len(second[0])
     mixed = loaded.generator.mixed
     tables = (mixed(first, first, layer), mixed(second, second, layer), mixed_styles(loaded, first, second, layer))

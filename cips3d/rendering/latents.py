@@ -133,7 +133,7 @@ def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> t
     joined = []
     for name, own in zip(wanted, like, strict=True):
         styles = [face[name] for face in faces]
-        if any(style.shape != own.shape for style in styles):
+        if any(style.dim() > own.dim() for style in styles):
             styles = [styles_by_layer(style, layers[name]) for style in styles]
         joined.append(torch.cat(styles).to(own))
     return styles_of(like, joined)
