@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.discriminator import DiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Reports, Stage, TrainConfig
+
+# What a script starts in the background ignores Ctrl-C, and nohup a hangup; so would the commands that are tested here.
+for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # of several processes that share the tests; None: there is one
 
