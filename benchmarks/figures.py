@@ -11,7 +11,9 @@ import torch
 from timing import Ceilings, Timing, Work
 from torch import Tensor
 
-MOST_DIFFERENT = 0.1  # from plain PyTorch, by relative L2: 16-bit gradients differ by a few hundredths
+# From plain PyTorch, by relative L2. Gradients of 16 bits through many leaky ReLUs differ by up to 0.17; what has
+# nothing to do with them by about 1.
+MOST_DIFFERENT = 0.4
 COLUMNS = ("ms", "× eager", "× compile", "of limit", "GB/s", "TFLOP/s", "peak MB")
 
 
