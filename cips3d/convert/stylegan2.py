@@ -1,4 +1,4 @@
-"""State dicts of StyleGAN2 in PyTorch (github.com/rosinality/stylegan2-pytorch), read into our modules and written."""
+"""State dicts of StyleGAN2 in PyTorch (rosinality/stylegan2-pytorch), read into our modules and written."""
 
 from __future__ import annotations
 
