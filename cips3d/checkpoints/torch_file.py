@@ -39,29 +39,24 @@ class StorageType:
     dtype: torch.dtype
 
 
-def load_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, what: str = "file of torch.save", remedy: str = "get it once more") -> Any:
     """What `torch.save` wrote: plain values, tensors, and inert objects for modules that were saved whole.
 
     Parameters become tensors, ordered dictionaries dictionaries, devices None, shapes tuples. `torch.load` with
     weights_only=True would not do: before torch 2.10 files could make it execute code of theirs (CVE-2025-32434,
     CVE-2026-24747).
 
-    Raises:
-        RefusedPickle: the file asks for what no checkpoint needs; the message goes on after its name.
-        Exception: it is missing, truncated or something else; malformed ones end in many types of exception.
-    """
-    with path.open("rb") as file:
-        return _read_zip(file) if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else _read_legacy(file)
-
-
-def read_torch_file(path: Path) -> Any:
-    """The same, of a file that was published.
+    Args:
+        path: of the file.
+        what: it should be, for messages.
+        remedy: where it is truncated.
 
     Raises:
         UserError: it is missing, truncated or something else, or it asks for what no checkpoint needs.
     """
     try:
-        return load_torch_file(path)
+        with path.open("rb") as file:
+            return _read_zip(file) if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC else _read_legacy(file)
     except RefusedPickle as refusal:
         raise UserError(f"{path} {refusal}") from None
     except FileNotFoundError:
@@ -72,10 +67,10 @@ def read_torch_file(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except MemoryError:
         raise UserError(f"{path} does not fit into memory") from None
-    except Exception as error:
+    except Exception as error:  # malformed pickles and archives end in many types of exception
         raise UserError(
-            f"{path} is not a complete file of torch.save ({type(error).__name__}); "
-            "it may be truncated or of another kind: get it once more"
+            f"{path} is not a complete {what} ({type(error).__name__}); "
+            f"it may be truncated or of another kind: {remedy}"
         ) from error
 
 

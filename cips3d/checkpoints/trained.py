@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from cips3d.checkpoints.restricted_pickle import RefusedPickle
-from cips3d.checkpoints.torch_file import load_torch_file
+from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.errors import UserError
 from cips3d.files import atomic_file, is_left_over
 
@@ -35,17 +34,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a run folder or a checkpoint in it")
-    try:
-        state = load_torch_file(path)
-    except RefusedPickle as refusal:
-        raise UserError(f"checkpoint {path} {refusal}") from None
-    except PermissionError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    except Exception as error:
-        raise UserError(
-            f"{path} is not a complete checkpoint of this package ({type(error).__name__}); "
-            "it may be truncated or of another kind: try an older one"
-        ) from error
+    state = read_torch_file(path, "checkpoint of this package", "try an older one")
     version = state.get("format_version") if isinstance(state, dict) and state.get("format") == FORMAT else None
     if not isinstance(version, int):
         raise UserError(f"{path} is not a training checkpoint of this package; give one that cips3d.train wrote")
