@@ -194,7 +194,7 @@ class TestMistakes:
             (["--out", "a.csv"], ".json"),
             (["--device", "tpu"], "--device tpu"),
             (["--metrics", "frechet", "--data", "nowhere"], "--data nowhere"),
-            (["--data", ""], '--data "" names nothing'),
+            (["--metrics", "frechet", "--data", ""], '--data "" names nothing'),
             (["--metrics", "is", "--images", "5"], "5 pictures are too few for is"),
             (["--metrics", "lpips", "--faces", "2"], "lpips"),
         ],
