@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
-from cips3d.checkpoints.converted import State, read_converted
+from cips3d.checkpoints.converted import Converted, Source, State, read_converted
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.errors import UserError
+from cips3d.files import sha256_of
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator
-from cips3d.plain import from_plain
+from cips3d.plain import from_plain, to_plain
+
+Average = Literal["fast", "slow"]
+"""Which average of the generator that a run has trained: the one that pictures show (`ema_decay`), or the slower one
+that it may keep beside it (`slow_ema_decay`)."""
+AVERAGES: dict[Average, str] = {"fast": "generator_ema", "slow": "generator_slow_ema"}  # as checkpoints call them
 
 # Unions are types for `from_plain`, but not for type checkers.
 GENERATOR_CONFIG = cast("type[AnyGeneratorConfig]", AnyGeneratorConfig)
@@ -35,6 +41,25 @@ class Networks:
     """of the generator that pictures are made with"""
     discriminator: State | None
 
+    def converted(self, *sources: Path) -> Converted:
+        """As a file of weights alone, without what only training goes on from; `write_converted` writes it.
+
+        Args:
+            sources: files that the weights came from; default: this one.
+        """
+        states = {"generator_ema": self.averaged}
+        if self.discriminator is not None:
+            states["discriminator"] = self.discriminator
+        return Converted(
+            system=self.generator_config.system,
+            rendering=self.rendering,
+            sources=tuple(Source(file.name, sha256_of(file)) for file in sources or (self.file,)),
+            generator_config=to_plain(self.generator_config),
+            discriminator_config=None if self.discriminator is None else to_plain(self.discriminator_config),
+            step=self.step,
+            states=states,
+        )
+
     def generator(self) -> AnyGenerator:
         """The averaged generator.
 
@@ -51,18 +76,24 @@ class Networks:
         return generator.requires_grad_(False).eval()
 
 
-def load_networks(path: str | Path) -> Networks:
+def load_networks(path: str | Path, *, average: Average = "fast") -> Networks:
     """Read a run folder (its newest checkpoint), a checkpoint, or a file that `python -m cips3d.convert` wrote.
 
     Raises:
-        UserError: nothing is there, or it is not a file that this package can use.
+        UserError: nothing is there, it is not a file that this package can use, or it has no such average.
     """
     file = find_checkpoint(Path(path))
-    return _of_converted(file) if file.suffix.lower() == ENDING else _of_checkpoint(file)
+    if file.suffix.lower() != ENDING:
+        return _of_checkpoint(file, average)
+    if average != "fast":
+        raise UserError(f"{file} holds one average of its generator; take it as it is")
+    return _of_converted(file)
 
 
-def _of_checkpoint(file: Path) -> Networks:
+def _of_checkpoint(file: Path, average: Average) -> Networks:
     state = load_checkpoint(file)
+    if average == "slow" and state.get(AVERAGES["slow"]) is None:
+        raise UserError(f"{file} holds no slow average, which runs keep with --slow-ema-decay; take the fast one")
     try:
         config = json.loads(state["config"])  # of the run; how it was trained may be of any version
         rendering = {name: config[name] for name in ("volume", "fov_degrees", "poses")}
@@ -72,7 +103,7 @@ def _of_checkpoint(file: Path) -> Networks:
             from_plain(DISCRIMINATOR_CONFIG, config["discriminator"]),
             from_plain(RenderingSettings, {**rendering, "resolution": config["stages"][-1]["resolution"]}),
             int(state["step"]),
-            state["generator_ema"],
+            state[AVERAGES[average]],
             state.get("discriminator"),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -26,6 +26,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, file)
 
 
+def is_training_checkpoint(content: object) -> bool:
+    """Training wrote it, as far as the content of a file of torch.save tells."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; only tensors and plain values are ever built.
 
@@ -35,7 +40,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a run folder or a checkpoint in it")
     state = read_torch_file(path, "checkpoint of this package", "try an older one")
-    version = state.get("format_version") if isinstance(state, dict) and state.get("format") == FORMAT else None
+    version = state.get("format_version") if is_training_checkpoint(state) else None
     if not isinstance(version, int):
         raise UserError(f"{path} is not a training checkpoint of this package; give one that cips3d.train wrote")
     if version > FORMAT_VERSION:

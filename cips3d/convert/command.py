@@ -1,8 +1,7 @@
-"""The command that converts published checkpoints: `python -m cips3d.convert`."""
+"""The command that makes one file of weights of published checkpoints and of own runs: `python -m cips3d.convert`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,24 +11,14 @@ import tyro
 from torch import nn
 
 from cips3d.checkpoints.converted import Converted, Source, write_converted
+from cips3d.checkpoints.networks import Average, load_networks
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.checkpoints.torch_file import read_torch_file
-from cips3d.checkpoints.trained import FORMAT as TRAINING_FORMAT
+from cips3d.checkpoints.trained import is_training_checkpoint
 from cips3d.convert import SYSTEMS
-from cips3d.convert.detect import (
-    DISCRIMINATOR,
-    Contents,
-    Network,
-    averages_of,
-    box_side_of,
-    contents_of,
-    describe,
-    detect_system,
-    is_discriminator,
-    system_name,
-    with_averages,
-)
+from cips3d.convert.detect import DISCRIMINATOR, Contents, box_side_of, describe, system_name
+from cips3d.convert.parts import PART_NAMES, Part, gather
 from cips3d.convert.pigan import GRID_KEY
 from cips3d.convert.state import shortened
 from cips3d.errors import UserError, exit_on_user_error
@@ -40,7 +29,9 @@ from cips3d.plain import to_plain
 from cips3d.training.presets import PRESETS, preset
 
 PROGRAM = "python -m cips3d.convert"
-DESCRIPTION = f"""Convert a published checkpoint of CIPS-3D, pi-GAN, CIPS or StyleGAN2 (rosinality's).
+DESCRIPTION = f"""Convert a published checkpoint of CIPS-3D, pi-GAN, CIPS or StyleGAN2 (rosinality's), or a run of this
+package, into one safetensors file that all commands take. Of a run, it holds the averaged generator and the
+discriminator, without what only training goes on from: a tenth or so of a checkpoint, to pass on.
 
 Files are read without executing anything of theirs, pickled modules included.
 
@@ -49,14 +40,11 @@ Examples:
   {PROGRAM} generator_model.pth ffhq.safetensors --ema G_ema_model.pth --discriminator discriminator_model.pth
   {PROGRAM} generator.pth celeba.safetensors --ema ema.pth   # pi-GAN
   {PROGRAM} 550000.pt stylegan2.safetensors                  # StyleGAN2, CIPS: all networks in one file
+  {PROGRAM} runs/00003-ffhq mine.safetensors
+  {PROGRAM} runs/00004-pigan-cats mine.safetensors --average slow
 
 Render the result: python -m cips3d.render ffhq.safetensors --seeds 0-7 --out grid.png
 """
-
-AVERAGED = re.compile(r"(^|[^a-z])ema(?![a-z])")  # in the name of a network or of a file
-DISCRIMINATORS_NAME = re.compile(r"d|.*disc.*")  # of a network in a file
-DISCRIMINATOR_OF = {"cips": "stylegan2-discriminator"}  # others have their own
-PART_NAMES = {"generator": "generator", "generator_ema": "averaged generator", "discriminator": "discriminator"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,8 @@ class Options:
     """The command's options."""
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """published checkpoint: a file of torch.save with state dicts or a whole module"""
+    """published checkpoint: a file of torch.save with state dicts or a whole module; or a run folder (its newest
+    checkpoint is taken) or checkpoint of python -m cips3d.train"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.safetensors")]
     """file to write"""
     ema: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
@@ -81,17 +70,11 @@ class Options:
     """a state dict of pi-GAN is that of a generator with box warp (CelebA, Cats)"""
     no_box_warp: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """a state dict of pi-GAN is that of a generator without box warp (CARLA)"""
+    average: Annotated[Average | None, tyro.conf.arg(help_behavior_hint="(default: fast)")] = None
+    """of a run, which average of the generator: the one that its pictures show, or the slower one that it keeps with
+    --slow-ema-decay, as the presets of pi-GAN do"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace OUT where it exists"""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A network on its way into a part of the result."""
-
-    network: Network
-    system: str
-    file: Path
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def convert(options: Options) -> int:
     """Read, recognise, convert, write, and say what."""
     check_options(options)
-    parts, contents = gather(options)
+    loaded = None if options.file.is_dir() else read_torch_file(options.file)
+    if loaded is None or is_training_checkpoint(loaded):
+        return convert_own(options)
+    if options.average is not None:
+        raise UserError("--average is for runs of this package; leave it out, or give a file of averages with --ema")
+    parts, contents = gather(
+        options.file, loaded, ema=options.ema, discriminator=options.discriminator, told=options.system
+    )
     generator_options, box_side = options_of_generator(options, parts)
     results: dict[str, Result] = {}
     for name, part in parts.items():
@@ -123,6 +113,26 @@ def convert(options: Options) -> int:
     *firsts, last = [f"the {PART_NAMES[name]}" for name in results]
     held = f"{', '.join(firsts)} and {last}" if firsts else last
     print(f"{options.out} holds {held}{left_out(contents)}")
+    return 0
+
+
+def convert_own(options: Options) -> int:
+    """The same for a run or checkpoint of this package, which says by itself what it holds."""
+    for flag, is_given in (
+        ("--ema", options.ema is not None),
+        ("--discriminator", options.discriminator is not None),
+        ("--system", options.system is not None),
+        ("--preset", options.preset is not None),
+        ("--box-warp", options.box_warp),
+        ("--no-box-warp", options.no_box_warp),
+    ):
+        if is_given:
+            raise UserError(f"{flag} is for published checkpoints, and {options.file} is of this package; leave it out")
+    networks = load_networks(options.file, average=options.average or "fast")
+    write_converted(options.out, networks.converted())
+    average = "slow average" if options.average == "slow" else "average"
+    with_discriminator = "" if networks.discriminator is None else ", and the discriminator"
+    print(f"{options.out} holds the generator's {average} at step {networks.step}{with_discriminator}")
     return 0
 
 
@@ -140,109 +150,6 @@ def check_options(options: Options) -> None:
         raise UserError("--box-warp and --no-box-warp contradict each other; give one of them")
     if options.preset is not None:
         preset(options.preset)
-
-
-def gather(options: Options) -> tuple[dict[str, Part], Contents]:
-    """The networks of all files by the parts of the result, and what else the first file holds."""
-    loaded = read_torch_file(options.file)
-    if isinstance(loaded, dict) and loaded.get("format") == TRAINING_FORMAT:
-        raise UserError(f"{options.file} is a checkpoint of this package already; the other commands take it as it is")
-    if averages_of(loaded) is not None:
-        raise UserError(
-            f"{options.file} holds averages without names; give the file of the generator, and this one with --ema"
-        )
-    contents = contents_in(options.file, loaded)
-    parts: dict[str, Part] = {}
-    for network in contents.networks:
-        system = system_of(network, options.file, options.system)
-        name = part_name(network, system, options.file)
-        if name in parts:
-            first = parts[name].network.label
-            raise UserError(f"{options.file}: both {first} and {network.label} could be the {PART_NAMES[name]}")
-        parts[name] = Part(network, system, options.file)
-    if options.ema is not None:
-        parts["generator_ema"] = averaged_part(options.ema, parts, options.system)
-        _check_same_system(parts)
-    if options.discriminator is not None:
-        parts["discriminator"] = lone_part(options.discriminator, None, discriminator=True)
-    return {name: parts[name] for name in PART_NAMES if name in parts}, contents
-
-
-def _check_same_system(parts: dict[str, Part]) -> None:
-    """Raise `UserError` for the average of a generator of another system."""
-    if "generator" not in parts:
-        return
-    generator, average = parts["generator"], parts["generator_ema"]
-    if generator.system != average.system:
-        raise UserError(
-            f"--ema {average.file} is a generator of {system_name(average.system)}, and {generator.file} one of "
-            f"{system_name(generator.system)}; give the average of the same generator"
-        )
-
-
-def contents_in(path: Path, loaded: Any) -> Contents:
-    """The networks of a file, of which there is at least one."""
-    try:
-        contents = contents_of(loaded)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not contents.networks:
-        names = [name for name in contents.others if name]
-        raise UserError(f"{path} holds no network{f', only {shortened(names)}' if names else ''}")
-    return contents
-
-
-def system_of(network: Network, path: Path, told: str | None = None) -> str:
-    """The system of a network: as told, or detected."""
-    if told is not None:
-        judges = DISCRIMINATORS_NAME.fullmatch(last_name(network)) is not None and not is_discriminator(told)
-        return DISCRIMINATOR_OF.get(told, f"{told}{DISCRIMINATOR}") if judges else told
-    try:
-        return detect_system(network.state)
-    except UserError as error:
-        raise UserError(f"{path}: {f'{network.label}: ' if network.label else ''}{error}") from None
-
-
-def last_name(network: Network) -> str:
-    return network.label.rpartition(".")[2].lower()
-
-
-def part_name(network: Network, system: str, path: Path) -> str:
-    """The part of the result that a network becomes.
-
-    Averages are told by the network's name or, where it has none, by the file's.
-    """
-    if is_discriminator(system):
-        return "discriminator"
-    return "generator_ema" if AVERAGED.search(last_name(network) or path.stem.lower()) else "generator"
-
-
-def averaged_part(path: Path, parts: dict[str, Part], told: str | None) -> Part:
-    """The averaged generator of --ema: averages without names go onto the generator."""
-    loaded = read_torch_file(path)
-    averages = averages_of(loaded)
-    if averages is None:
-        return lone_part(path, told, discriminator=False)
-    if "generator" not in parts:
-        raise UserError(f"--ema {path} holds averages without names; give it with the file of the generator itself")
-    try:
-        network = with_averages(parts["generator"].network, averages)
-    except UserError as error:
-        raise UserError(f"--ema {path} does not go with {parts['generator'].file}: {error}") from None
-    return Part(network, parts["generator"].system, path)
-
-
-def lone_part(path: Path, told: str | None, *, discriminator: bool) -> Part:
-    """The one network of its kind in a file; of a generator and its average, the average."""
-    networks = contents_in(path, read_torch_file(path)).networks
-    systems = [(network, system_of(network, path, told)) for network in networks]
-    fitting = [Part(network, system, path) for network, system in systems if is_discriminator(system) == discriminator]
-    averaged = [part for part in fitting if part_name(part.network, part.system, path) == "generator_ema"]
-    chosen = averaged if len(averaged) == 1 else fitting
-    if len(chosen) != 1:
-        kind = "discriminator" if discriminator else "generator"
-        raise UserError(f"{path} holds {len(chosen) or 'no'} {kind}{'s' if chosen else ''} where one is needed")
-    return chosen[0]
 
 
 def options_of_generator(options: Options, parts: dict[str, Part]) -> tuple[dict[str, Any], float | None]:

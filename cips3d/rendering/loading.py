@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import PoseDistribution
-from cips3d.checkpoints.networks import load_networks
+from cips3d.checkpoints.networks import Average, load_networks
 from cips3d.checkpoints.rendering_settings import volume_of_pictures
 from cips3d.devices import choose_device
 from cips3d.errors import UserError
@@ -68,7 +68,11 @@ def check_resolution_of(loaded: LoadedGenerator, resolution: int | None) -> None
 
 
 def load_generator(
-    path: str | Path, device: torch.device | str = "cpu", *, precision: Precision | None = None
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    precision: Precision | None = None,
+    average: Average = "fast",
 ) -> LoadedGenerator:
     """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
 
@@ -79,14 +83,15 @@ def load_generator(
         path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.
         device: where it shall compute; "auto" is a GPU where there is one.
         precision: how exactly; None: as PyTorch is set (see `Generator.set_precision`).
+        average: of a run that keeps a slower one too (pi-GAN's), which of them.
 
     Raises:
-        UserError: nothing is there, it is not a checkpoint that this package can use, the model does not compute so, or
-            there is no such device.
+        UserError: nothing is there, it is not a checkpoint that this package can use, it has no such average, the model
+            does not compute so, or there is no such device.
     """
     if isinstance(device, str):
         device = choose_device(device)
-    networks = load_networks(path)
+    networks = load_networks(path, average=average)
     rendering = networks.rendering
     generator = networks.generator().to(device)
     if precision is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from cips3d.checkpoints.converted import Converted, Source, write_converted
+from cips3d.checkpoints.converted import write_converted
 from cips3d.checkpoints.networks import Networks
-from cips3d.files import sha256_of
-from cips3d.plain import to_plain
 
 
 def write_stylised(path: str | Path, generator: dict[str, Tensor], base: Networks, style: Networks) -> None:
@@ -27,15 +26,11 @@ def write_stylised(path: str | Path, generator: dict[str, Tensor], base: Network
         UserError: the place cannot be written, or the disk is full.
     """
     judge = style if style.discriminator is not None else base
-    states = {"generator_ema": generator}
-    if judge.discriminator is not None:
-        states["discriminator"] = judge.discriminator
-    converted = Converted(
-        system=base.generator_config.system,
-        rendering=base.rendering,
-        sources=tuple(Source(networks.file.name, sha256_of(networks.file)) for networks in (base, style)),
-        generator_config=to_plain(base.generator_config),
-        discriminator_config=None if judge.discriminator is None else to_plain(judge.discriminator_config),
-        states=states,
+    networks = replace(
+        base,
+        averaged=generator,
+        step=None,
+        discriminator=judge.discriminator,
+        discriminator_config=judge.discriminator_config,
     )
-    write_converted(Path(path), converted)
+    write_converted(Path(path), networks.converted(base.file, style.file))

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from checkpoints.small_runs import write_checkpoint
 from checkpoints.torch_files import module_of, stand_in_classes
 from convert.small_networks import CIPS3D_CONFIG, CIPS3D_DISCRIMINATOR_CONFIG, PIGAN_CONFIG, SYSTEMS, made
 from torch import Tensor, nn
 
 from cips3d.checkpoints.converted import PARTS, Converted, read_converted
+from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import save_checkpoint
 from cips3d.convert import to_reference
 from cips3d.convert.cips3d_discriminator import discriminator_to_reference
@@ -33,6 +35,8 @@ from cips3d.models.family import AnyDiscriminatorConfig, AnyGeneratorConfig, mak
 from cips3d.models.pigan import PiGAN
 from cips3d.models.volume import VolumeSettings
 from cips3d.plain import from_plain
+from cips3d.rendering import load_generator
+from cips3d.training.config import TrainConfig
 
 FAMILY = {"cips3d": "cips3d", "pigan": "pigan", "cips": "stylegan2", "stylegan2": "stylegan2"}  # whose discriminator
 IGNORED = re.compile(r"\.mod[12]\.norm\.|to_rgbs\.(4|8|16)\.linear")  # what CIPS-3D carries and never applies
@@ -274,7 +278,11 @@ def test_mistakes_are_one_sentence(files: Path, capsys: pytest.CaptureFixture[st
         (["nothing.pth", "out.safetensors"], "holds no network, only lr, step"),
         (["two.pth", "out.safetensors"], "both a and b could be the generator"),
         (["other.pth", "out.safetensors"], "other.pth: the state dict is not that of a CIPS-3D generator"),
-        (["run.pt", "out.safetensors"], "is a checkpoint of this package already"),
+        (["run.pt", "out.safetensors"], "run.pt does not describe a model of this version"),
+        (["run.pt", "out.safetensors", "--preset", "ffhq"], "--preset is for published checkpoints, and run.pt is of"),
+        (["run.pt", "out.safetensors", "--no-box-warp"], "--no-box-warp is for published checkpoints"),
+        (["folder.safetensors", "out.safetensors"], "folder.safetensors holds no checkpoint"),
+        (["g.pth", "out.safetensors", "--average", "slow"], "--average is for runs of this package"),
         (["ema.pth", "out.safetensors"], "averages without names"),
         (["g.pth", "out.safetensors", "--ema", "ema.pth"], "averages 1 parameters"),
         (["g.pth", "out.safetensors", "--ema", "nothing.pth"], "nothing.pth holds no network"),
@@ -342,3 +350,48 @@ def test_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         runpy.run_module("cips3d.convert", run_name="__main__")
     assert stopped.value.code == 0
     assert "Examples:" in capsys.readouterr().out
+
+
+def test_runs_of_this_package(files: Path, small_config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures, configurations and the discriminator are those of the run; what only training needs is left out."""
+    torch.manual_seed(1)
+    judge = Discriminator.from_config(small_config.discriminator)
+    write_checkpoint(
+        Path("run/checkpoints/step-00001200.pt"),
+        small_config,
+        discriminator=judge.state_dict(),
+        generator_slow_ema=None,
+        optimizer_g={"state": torch.zeros(100_000)},
+    )
+    run("run", "mine.safetensors")
+    assert (
+        capsys.readouterr().out
+        == "mine.safetensors holds the generator's average at step 1200, and the discriminator\n"
+    )
+    given, taken = load_networks("run"), load_networks("mine.safetensors")
+    for name in ("generator_config", "discriminator_config", "rendering", "step"):
+        assert getattr(taken, name) == getattr(given, name)
+    for part in ("averaged", "discriminator"):
+        states = getattr(given, part), getattr(taken, part)
+        assert list(states[0]) and states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert Path("mine.safetensors").stat().st_size < Path("run/checkpoints/step-00001200.pt").stat().st_size - 400_000
+    assert "run/checkpoints/step-00001200.pt holds no slow average" in refusal(
+        capsys, "run", "other.safetensors", "--average", "slow"
+    )
+    with pytest.raises(UserError, match="holds one average"):
+        load_networks("mine.safetensors", average="slow")
+
+
+def test_the_slow_average(files: Path, small_config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    slow = make_generator(small_config.generator).state_dict()
+    write_checkpoint(Path("a.pt"), small_config, generator_slow_ema=slow)
+    run("a.pt", "slow.safetensors", "--average", "slow")
+    assert "holds the generator's slow average at step 1200" in capsys.readouterr().out
+    found = load_generator("slow.safetensors").generator.state_dict()
+    assert all(torch.equal(found[name], slow[name]) for name in slow)
+    same = load_generator("a.pt", average="slow").generator.state_dict()
+    assert all(torch.equal(same[name], slow[name]) for name in slow)
+    fast = load_generator("a.pt").generator.state_dict()
+    assert not all(torch.equal(fast[name], slow[name]) for name in slow)
