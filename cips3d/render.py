@@ -14,6 +14,7 @@ from cips3d.animations import save_animation
 from cips3d.devices import choose_device, memory_explained
 from cips3d.errors import exit_on_user_error
 from cips3d.rendering import load_generator
+from cips3d.rendering.arrays import save_arrays
 from cips3d.rendering.frame_sequence import arranged, strip
 from cips3d.rendering.options import Options, check_options
 from cips3d.rendering.separate import save_separately
@@ -29,6 +30,7 @@ Examples:
   {PROGRAM} runs/heads --seeds 0,5,9 --interpolate shape --trajectory circle --out shapes.mp4
   {PROGRAM} runs/heads --seeds 0-3 --mix 10-13 --out mixed.png
   {PROGRAM} runs/heads --seeds 0-999 --yaw 0 --out faces        a folder of single pictures
+  {PROGRAM} runs/heads --seeds 0-9 --kind all --out views.npz   NumPy arrays: depth in scene units, cameras
   {PROGRAM} runs/heads --latent inverted/latent.safetensors --trajectory yaw --out turn.webp
 
 A model trained at 32 x 32 renders at 128 x 128 or any other size (but StyleGAN2): --resolution is free.
@@ -73,11 +75,14 @@ def render(options: Options) -> int:
             held = f"{count} picture{'s' if count > 1 else ''}"
             print(f"{options.out} holds {held} of {staging.contents}{loaded.at_step}")
             return 0
-        if options.is_animation:
+        if options.is_arrays:
+            save_arrays(options.out, staging.sequence, staging.faces.names)
+        elif options.is_animation:
             save_animation(options.out, frames(staging), options.fps)
         else:
             pictures.save_image(options.out, still(staging))
-    print(f"{options.out} shows {staging.contents}{loaded.at_step}")
+    verb = "holds numbers of" if options.is_arrays else "shows"
+    print(f"{options.out} {verb} {staging.contents}{loaded.at_step}")
     return 0
 
 

@@ -196,6 +196,12 @@ class Cameras:
         return self.position.device
 
     @property
+    def camera_to_world(self) -> Tensor:
+        """[B, 4, 4]: columns are the right, up and backward axes and the position; the last row is 0, 0, 0, 1."""
+        last = torch.eye(4, dtype=self.position.dtype, device=self.device)[3:].expand(len(self), 1, 4)
+        return torch.cat([torch.cat([self.rotation, self.position[..., None]], dim=2), last], dim=1)
+
+    @property
     def distance(self) -> Tensor:
         """[B] scene units from the origin."""
         return self.position.norm(dim=1)

@@ -64,12 +64,8 @@ def write_cameras(path: str | Path, cameras: Cameras) -> None:
         UserError: the disk is full.
         OSError: the file cannot be written for another reason.
     """
-    with torch.no_grad():
-        corner = torch.cat([cameras.rotation, cameras.position[..., None]], dim=2).double().cpu()
-    entries = [
-        {MATRIX: [*rows, [0.0, 0.0, 0.0, 1.0]], FOV: fov}
-        for rows, fov in zip(corner.tolist(), cameras.fov_degrees.tolist(), strict=True)
-    ]
+    matrices = cameras.camera_to_world.detach().double().tolist()
+    entries = [{MATRIX: rows, FOV: fov} for rows, fov in zip(matrices, cameras.fov_degrees.tolist(), strict=True)]
     with atomic_file(Path(path)) as file:
         file.write((json.dumps(entries, indent=1) + "\n").encode())
 

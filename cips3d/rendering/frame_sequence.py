@@ -185,8 +185,7 @@ def take_pictures(
 def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras, look: Look) -> dict[str, Tensor]:
     """Pictures of the kinds that a depth map shows, on the CPU; a GPU makes a few of them at a time."""
     device, count = loaded.device, len(depth)
-    volumes = volumes_of(loaded.settings, cameras)
-    near, far = (torch.tensor([getattr(v, end) for v in volumes]) for end in ("t_near", "t_far"))
+    near, far = _ends_of_rays(loaded, cameras)
     made: dict[str, list[Tensor]] = {kind: [] for kind in ("depth", "normals") if kind in look.kinds}
     at_once = count if device.type == "cpu" else pictures_at_once(look.batch_size, look.resolution)
     for start in range(0, count, at_once):
@@ -195,9 +194,31 @@ def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras,
         if "depth" in made:
             made["depth"].append(pictures.depth_image(t, begin, end).cpu())
         if "normals" in made:
-            empty = t > (end - BACKGROUND_SHARE * (end - begin)).view(-1, 1, 1, 1)
-            made["normals"].append(normals_from_depth(t, cameras[some].to(device)).masked_fill(empty, 0).cpu())
+            made["normals"].append(_visible_normals(t, cameras[some].to(device), begin, end).cpu())
     return {kind: torch.cat(parts) for kind, parts in made.items()}
+
+
+def visible_normals(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras) -> Tensor:
+    """Normals [N, 3, R, R] of the surfaces that N cameras see (`normals_from_depth`), 0 in empty space.
+
+    Args:
+        loaded: the model that was seen.
+        depth: [N, 1, R, R] scene units, on the cameras' device.
+        cameras: N.
+    """
+    near, far = _ends_of_rays(loaded, cameras)
+    return _visible_normals(depth, cameras, near.to(depth), far.to(depth))
+
+
+def _visible_normals(depth: Tensor, cameras: Cameras, near: Tensor, far: Tensor) -> Tensor:
+    empty = depth > (far - BACKGROUND_SHARE * (far - near)).view(-1, 1, 1, 1)
+    return normals_from_depth(depth, cameras).masked_fill(empty, 0)
+
+
+def _ends_of_rays(loaded: LoadedGenerator, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Where rays begin and end [N] of every camera, on the CPU."""
+    volumes = volumes_of(loaded.settings, cameras)
+    return torch.tensor([v.t_near for v in volumes]), torch.tensor([v.t_far for v in volumes])
 
 
 def strip(

@@ -23,6 +23,7 @@ from cips3d.rendering.views import BATCH_SIZE
 from cips3d.video import import_ffmpeg
 
 CAMERA_FILE_ENDING = ".json"
+ARRAYS_ENDING = ".npz"
 MODELS_OWN = "(default: the model's)"
 DEFAULT_SEEDS = "0-7"
 
@@ -43,8 +44,9 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE_OR_FOLDER")]
-    """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp; or,
-    without an ending, a folder of single pictures, as other programs read them: no labels, the pixels as they are"""
+    """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp; .npz
+    for numbers instead of pictures, depth in scene units and the cameras among them; or, without an ending, a folder of
+    single pictures, as other programs read them: no labels, the pixels as they are"""
     seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint=f"(default: {DEFAULT_SEEDS})")] = None
     """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
     latent: Annotated[
@@ -120,6 +122,11 @@ class Options:
         return self.out.suffix == ""
 
     @property
+    def is_arrays(self) -> bool:
+        """Numbers are written, not pictures."""
+        return self.out.suffix.lower() == ARRAYS_ENDING
+
+    @property
     def most_seeds(self) -> int:
         """How many faces there may be."""
         return MAX_SEEDS_APART if self.is_folder else MAX_SEEDS
@@ -127,7 +134,7 @@ class Options:
     @property
     def is_one_picture(self) -> bool:
         """Everything is shown in one picture."""
-        return not (self.is_animation or self.is_folder)
+        return not (self.is_animation or self.is_folder or self.is_arrays)
 
     @property
     def camera_file(self) -> Path | None:
@@ -220,8 +227,9 @@ def _check_faces(options: Options) -> None:
         raise UserError(f"--fps {options.fps:g} is for an animation, and --out {options.out} is none; leave it out")
     if options.mix is None:
         return
-    if options.is_folder:
-        raise UserError(f"--out {options.out} is a folder, and --mix makes one table; give a name that ends in .png")
+    if options.is_folder or options.is_arrays:
+        kind = "a folder" if options.is_folder else "for numbers"
+        raise UserError(f"--out {options.out} is {kind}, and --mix makes one table; give a name that ends in .png")
     if options.interpolate is not None:
         raise UserError("--mix and --interpolate cannot go together; leave one out")
     if options.is_animation:
@@ -248,6 +256,9 @@ def _check_out(options: Options) -> None:
     if options.is_folder:
         pictures.check_folder(options.out)
         return
+    if options.is_arrays:
+        pictures.check_path(options.out, (ARRAYS_ENDING,), "what holds numbers")
+        return
     ending = options.out.suffix.lower()
     moving_only = ending in animations.ANIMATION_ENDINGS and ending not in pictures.IMAGE_ENDINGS
     if moving_only and not options.has_frames:
@@ -260,7 +271,8 @@ def _check_out(options: Options) -> None:
         if ending == animations.VIDEO_ENDING:
             import_ffmpeg()
     else:
-        endings = (*pictures.IMAGE_ENDINGS, *(animations.ANIMATION_ENDINGS if options.has_frames else ()))
+        moving = animations.ANIMATION_ENDINGS if options.has_frames else ()
+        endings = (*pictures.IMAGE_ENDINGS, *moving, ARRAYS_ENDING)
         pictures.check_path(options.out, tuple(dict.fromkeys(endings)), "a picture")
 
 

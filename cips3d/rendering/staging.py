@@ -12,6 +12,7 @@ from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, read_cameras
 from cips3d.cameras.poses import PITCH_MARGIN
 from cips3d.errors import UserError
+from cips3d.rendering.arrays import check_count
 from cips3d.rendering.frame_sequence import (
     FrameSequence,
     Kind,
@@ -298,6 +299,9 @@ def _check_size(options: Options, look: Look, layout: Layout, faces: int, frames
     Args:
         faces: of a frame.
     """
+    if options.is_arrays:
+        check_count(options.out, faces, frames, look)
+        return
     if options.is_folder:
         pictures.check_size(options.out / "one.png", look.resolution, look.resolution)
         return
