@@ -13,8 +13,7 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.models.generator import chosen
 from cips3d.pictures import reported
-from cips3d.rendering.frame_sequence import FrameSequence, Look, visible_normals
-from cips3d.rendering.views import render_pairs
+from cips3d.rendering.frame_sequence import FrameSequence, Look, render_look, visible_normals
 
 NUMBERS = {"image": 3, "aux": 3, "depth": 1, "normals": 3}  # a pixel
 MOST_NUMBERS = 2**29  # in a file, 2 GiB; they are in memory twice
@@ -55,18 +54,8 @@ def save_arrays(path: Path, sequence: FrameSequence, names: Sequence[str]) -> No
     views, faces = sequence.faces.shape
     view = torch.arange(views).repeat(faces)  # of every picture, all of a face's one after the other
     cameras = sequence.cameras[view]
-    shown = render_pairs(
-        loaded,
-        chosen(sequence.styles, sequence.faces.T.flatten().to(loaded.device)),
-        cameras,
-        look.resolution,
-        aux="aux" in look.kinds,
-        depth=not {"depth", "normals"}.isdisjoint(look.kinds),
-        jitter=look.jitter,
-        batch_size=look.batch_size,
-        generator=sequence.random,
-        progress=True,
-    )
+    styles = chosen(sequence.styles, sequence.faces.T.flatten().to(loaded.device))
+    shown = render_look(loaded, styles, cameras, look, sequence.random, progress=True)
     made: dict[str, Tensor | None] = {"image": shown.image if "image" in look.kinds else None}
     made["aux_image"] = shown.aux_image
     made["depth"] = shown.depth if "depth" in look.kinds else None

@@ -17,7 +17,7 @@ from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
-from cips3d.rendering.views import BATCH_SIZE, pictures_at_once, render_pairs, volumes_of
+from cips3d.rendering.views import BATCH_SIZE, Views, pictures_at_once, render_pairs, volumes_of
 
 Kind = Literal["image", "aux", "depth", "normals"]
 
@@ -141,6 +141,30 @@ def kinds_of(generator: Generator) -> tuple[Kind, ...]:
     return tuple(kinds)
 
 
+def render_look(
+    loaded: LoadedGenerator,
+    styles: tuple[Tensor, ...],
+    cameras: Cameras,
+    look: Look,
+    random: torch.Generator | None = None,
+    *,
+    progress: bool = False,
+) -> Views:
+    """What `render_pairs` gives that the kinds of a look are made of; arguments as in `take_pictures`."""
+    return render_pairs(
+        loaded,
+        styles,
+        cameras,
+        look.resolution,
+        aux="aux" in look.kinds,
+        depth=not {"depth", "normals"}.isdisjoint(look.kinds),
+        jitter=look.jitter,
+        batch_size=look.batch_size,
+        generator=random,
+        progress=progress,
+    )
+
+
 def take_pictures(
     loaded: LoadedGenerator,
     styles: tuple[Tensor, ...],
@@ -162,18 +186,7 @@ def take_pictures(
         random: source of the jitter.
         progress: show a bar on stderr.
     """
-    shown = render_pairs(
-        loaded,
-        styles,
-        cameras,
-        look.resolution,
-        aux="aux" in look.kinds,
-        depth=not {"depth", "normals"}.isdisjoint(look.kinds),
-        jitter=look.jitter,
-        batch_size=look.batch_size,
-        generator=random,
-        progress=progress,
-    )
+    shown = render_look(loaded, styles, cameras, look, random, progress=progress)
     by_kind = {"image": shown.image}
     if shown.aux_image is not None:
         by_kind["aux"] = shown.aux_image
