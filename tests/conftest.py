@@ -15,7 +15,7 @@ from ops.backends import Backend, open_backend
 from PIL import Image
 
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig, channel_table
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Reports, Stage, TrainConfig
 
@@ -95,7 +95,7 @@ def small_config(photo_folder: Path, tmp_path: Path) -> TrainConfig:
             inr_rgb_from=0,
             density_scale=100.0,
         ),
-        discriminator=DiscriminatorConfig(
+        discriminator=ResidualDiscriminatorConfig(
             main_channels=channel_table(16, base=64, cap=8), aux_channels=channel_table(16, base=64, cap=4)
         ),
         volume=VolumeSettings(samples=4),

@@ -20,7 +20,7 @@ from cips3d import mesh, render
 from cips3d.checkpoints.networks import load_networks
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
-from cips3d.models.discriminator import Discriminator
+from cips3d.models.residual_discriminator import ResidualDiscriminator
 from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.rendering import LoadedGenerator, load_generator, render_views, styles_of_seeds
 from cips3d.rendering.latents import latent_of, write_latent
@@ -42,7 +42,7 @@ def models(small_config: TrainConfig, tmp_path: Path) -> tuple[Path, Path]:
     base = write_run(tmp_path / "base", small_config)
     torch.manual_seed(1)
     other = CIPS3D(dataclasses.replace(small_config.generator, rgb_init=1.0, aux_init=1.0)).state_dict()
-    judge = Discriminator.from_config(small_config.discriminator).state_dict()
+    judge = ResidualDiscriminator.from_config(small_config.discriminator).state_dict()
     write_checkpoint(tmp_path / "style.pt", small_config, generator_ema=other, discriminator=judge, step=7)
     return base, tmp_path / "style.pt"
 

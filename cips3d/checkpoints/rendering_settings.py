@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cips3d.cameras import PoseDistribution
-from cips3d.models.family import AnyGeneratorConfig
-from cips3d.models.pigan import PiGANConfig
+from cips3d.models.generator import GeneratorConfig
 from cips3d.models.volume import VolumeSettings
 
 
@@ -24,11 +23,11 @@ class RenderingSettings:
     """where the training cameras stood"""
 
 
-def volume_of_pictures(generator: AnyGeneratorConfig, trained: VolumeSettings) -> VolumeSettings:
+def volume_of_pictures(generator: GeneratorConfig, trained: VolumeSettings) -> VolumeSettings:
     """How pictures of a model are composited that was trained in this volume.
 
     As in training, but pi-GAN's published pictures and evaluations give the light that is left over to the last sample
     (`last_back`) where the background is not white, which its training does not.
     """
-    closed = isinstance(generator, PiGANConfig) and not trained.white_back
+    closed = generator.closes_pictures and not trained.white_back
     return replace(trained, last_back=trained.last_back or closed)

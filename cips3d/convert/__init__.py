@@ -23,9 +23,9 @@ from cips3d.convert.stylegan2 import (
 from cips3d.errors import UserError, require_choice
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
-from cips3d.models.discriminator import Discriminator
 from cips3d.models.pigan import PiGAN
 from cips3d.models.pigan_discriminator import PiGANDiscriminator
+from cips3d.models.residual_discriminator import ResidualDiscriminator
 from cips3d.models.stylegan2 import StyleGAN2
 
 SYSTEMS: dict[str, Callable[..., nn.Module]] = {
@@ -44,7 +44,7 @@ def from_reference(state: Mapping[str, Tensor], system: Literal["cips3d"]) -> CI
 @overload
 def from_reference(
     state: Mapping[str, Tensor], system: Literal["cips3d-discriminator", "stylegan2-discriminator"]
-) -> Discriminator: ...
+) -> ResidualDiscriminator: ...
 @overload
 def from_reference(state: Mapping[str, Tensor], system: Literal["pigan"], *, box_warp: bool | None = None) -> PiGAN: ...
 @overload
@@ -87,13 +87,13 @@ def to_reference(module: nn.Module) -> dict[str, Tensor]:
     What no state dict tells has to be as published, but for the options that `from_reference` takes.
 
     Args:
-        module: a generator or discriminator of this package. A `Discriminator` that is not progressive counts as
-            StyleGAN2's, others as CIPS-3D's.
+        module: a generator or discriminator of this package. A `ResidualDiscriminator` that is not progressive counts
+            as StyleGAN2's, others as CIPS-3D's.
 
     Raises:
         UserError: the module is none of them, or the published system has none like it: settings are named.
     """
-    if isinstance(module, Discriminator):
+    if isinstance(module, ResidualDiscriminator):
         write = discriminator_to_reference if module.main.progressive else stylegan2_discriminator_to_reference
         return write(module)
     writers: dict[type, Callable[[Any], dict[str, Tensor]]] = {

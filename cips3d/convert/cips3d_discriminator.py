@@ -1,4 +1,4 @@
-"""The published CIPS-3D discriminators' state dicts, read into `Discriminator` and written from it."""
+"""The published CIPS-3D discriminators' state dicts, read into `ResidualDiscriminator` and written from it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cips3d.convert.state import (
     shape_of,
 )
 from cips3d.errors import UserError
-from cips3d.models.discriminator import RESOLUTION_MIN, Discriminator, ImageDiscriminator
+from cips3d.models.residual_discriminator import RESOLUTION_MIN, ImageDiscriminator, ResidualDiscriminator
 
 WHAT = "a CIPS-3D discriminator"
 MAIN_PREFIX, AUX_PREFIX = "main_disc.", "aux_disc."  # of the published module that holds both
 BLUR_KEY = re.compile(r"convs\.\d+\.(conv1|conv2|skip)\.down_blur\.kernel")
 
 
-def discriminator_from_reference(state: Mapping[str, Tensor]) -> Discriminator:
-    """A `Discriminator` with the weights of a published state dict; dimensions are read off the shapes.
+def discriminator_from_reference(state: Mapping[str, Tensor]) -> ResidualDiscriminator:
+    """A `ResidualDiscriminator` with the weights of a published state dict; dimensions are read off the shapes.
 
     Keys with the prefixes main_disc. and aux_disc. give both parts; without them, there is only a main part.
     Published discriminators of less than the largest resolution of their channel table have entries from RGB that lead
@@ -38,20 +38,20 @@ def discriminator_from_reference(state: Mapping[str, Tensor]) -> Discriminator:
     """
     main, aux = _below(state, MAIN_PREFIX), _below(state, AUX_PREFIX)
     if not main and not aux:
-        return Discriminator(_part_from_reference(state, is_aux=False))
+        return ResidualDiscriminator(_part_from_reference(state, is_aux=False))
     if len(main) + len(aux) != len(state):
         first = next(key for key in state if not key.startswith((MAIN_PREFIX, AUX_PREFIX)))
         raise UserError(
             f"the state dict is not that of CIPS-3D discriminators: {first} has neither "
             f"the prefix {MAIN_PREFIX} nor {AUX_PREFIX}"
         )
-    return Discriminator(
+    return ResidualDiscriminator(
         _part_from_reference(main, is_aux=False, prefix=MAIN_PREFIX),
         _part_from_reference(aux, is_aux=True, prefix=AUX_PREFIX) if aux else None,
     )
 
 
-def discriminator_reference_names(discriminator: Discriminator) -> dict[str, str]:
+def discriminator_reference_names(discriminator: ResidualDiscriminator) -> dict[str, str]:
     """Names of our parameters -> names in the published state dict (prefixed where there are two parts)."""
     return {
         f"{name}.{ours}": prefix + original
@@ -60,7 +60,7 @@ def discriminator_reference_names(discriminator: Discriminator) -> dict[str, str
     }
 
 
-def discriminator_to_reference(discriminator: Discriminator) -> dict[str, Tensor]:
+def discriminator_to_reference(discriminator: ResidualDiscriminator) -> dict[str, Tensor]:
     """The published state dict, blur kernels included: the inverse of `discriminator_from_reference`.
 
     Raises:
@@ -80,7 +80,7 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _parts(discriminator: Discriminator) -> list[tuple[str, str, ImageDiscriminator]]:
+def _parts(discriminator: ResidualDiscriminator) -> list[tuple[str, str, ImageDiscriminator]]:
     """(our name, published prefix, module) of each part."""
     if discriminator.aux is None:
         return [("main", "", discriminator.main)]

@@ -14,9 +14,9 @@ from cips3d.convert.state import shortened, without_parallel_prefix
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPSConfig
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGeneratorConfig
 from cips3d.models.pigan import PiGANConfig
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.models.stylegan2 import StyleGAN2Config
 
 DISCRIMINATOR = "-discriminator"  # ends the names of their systems
@@ -241,7 +241,7 @@ def describe(config: AnyGeneratorConfig | AnyDiscriminatorConfig) -> str:
     if isinstance(config, StyleGAN2Config):
         return f"{config.resolution} x {config.resolution}, {_run(config.channels.values())} channels"
     size = f"{config.resolution_max} x {config.resolution_max}"
-    if isinstance(config, DiscriminatorConfig):
+    if isinstance(config, ResidualDiscriminatorConfig):
         aux = "" if config.aux_channels is None else f"; auxiliary {_run(config.aux_channels.values())}"
         sizes = f"up to {size}" if config.progressive else size
         return f"{sizes}, {_run(config.main_channels.values())} channels{aux}"

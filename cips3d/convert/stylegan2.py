@@ -25,7 +25,7 @@ from cips3d.convert.styled_layers import (
 )
 from cips3d.errors import UserError
 from cips3d.models.channels import RESOLUTION_MIN
-from cips3d.models.discriminator import Discriminator, ImageDiscriminator
+from cips3d.models.residual_discriminator import ImageDiscriminator, ResidualDiscriminator
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 GENERATOR, DISCRIMINATOR = "a StyleGAN2 generator", "a StyleGAN2 discriminator"
@@ -114,8 +114,8 @@ def stylegan2_discriminator_reference_names(resolutions: list[int]) -> dict[str,
     return names | parameter_names("main.hidden", "final_linear.0") | parameter_names("main.output", "final_linear.1")
 
 
-def stylegan2_discriminator_from_reference(state: Mapping[str, Tensor]) -> Discriminator:
-    """A `Discriminator` with the weights of a published state dict; dimensions are read off the shapes.
+def stylegan2_discriminator_from_reference(state: Mapping[str, Tensor]) -> ResidualDiscriminator:
+    """A `ResidualDiscriminator` with the weights of a published state dict; dimensions are read off the shapes.
 
     It takes images of the largest resolution alone. The constant blur kernels may be missing.
 
@@ -129,13 +129,13 @@ def stylegan2_discriminator_from_reference(state: Mapping[str, Tensor]) -> Discr
         channels[resolutions[-1 - k]] = shape_of(state, f"convs.{k}.conv2.1.weight", 4, DISCRIMINATOR)[0]
     final_in = shape_of(state, "final_conv.0.weight", 4, DISCRIMINATOR)[1]
     group = published_group(final_in == channels[RESOLUTION_MIN] + 1)
-    discriminator = Discriminator(ImageDiscriminator(resolutions[-1], channels, group, progressive=False))
+    discriminator = ResidualDiscriminator(ImageDiscriminator(resolutions[-1], channels, group, progressive=False))
     weights = without_blur_kernels(state, _discriminator_blurs(len(resolutions) - 1), DISCRIMINATOR)
     load_renamed(discriminator, weights, stylegan2_discriminator_reference_names(resolutions), DISCRIMINATOR)
     return discriminator
 
 
-def stylegan2_discriminator_to_reference(discriminator: Discriminator) -> dict[str, Tensor]:
+def stylegan2_discriminator_to_reference(discriminator: ResidualDiscriminator) -> dict[str, Tensor]:
     """The published state dict, blur kernels included: the inverse of `stylegan2_discriminator_from_reference`.
 
     Raises:

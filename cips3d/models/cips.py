@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cips3d.cameras import sides
 from cips3d.errors import UserError, require_choice
-from cips3d.models.generator import Picture, View, WeightParts, Window, check_styles
+from cips3d.models.generator import GeneratorConfig, Picture, View, WeightParts, Window, check_styles
 from cips3d.models.pixel_network import PixelNetwork
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
@@ -32,7 +32,7 @@ SAME_GRID = 1e-5  # coordinates this close are those of the same pixel: far abov
 
 
 @dataclass(frozen=True)
-class CIPSConfig:
+class CIPSConfig(GeneratorConfig):
     """Dimensions of a generator; the defaults are the published CIPS for 256²."""
 
     system: Literal["cips"] = field(default="cips", kw_only=True)
@@ -67,6 +67,9 @@ class CIPSConfig:
             raise UserError(f"resolution {self.resolution} has no published widths; give one from 4 to 1024, or widths")
         if self.resolution < 1:
             raise UserError(f"resolution {self.resolution} is too small; give at least 1")
+
+    def at(self, resolution: int) -> CIPSConfig:
+        return replace(self, resolution=resolution)
 
     @property
     def z_dims(self) -> tuple[int]:
@@ -168,6 +171,7 @@ class CIPS(WGenerator):
     resolution takes the embedding as it is stored, and all else samples it.
     """
 
+    config: CIPSConfig
     has_windows: ClassVar[bool] = True
     network: PixelNetwork
 

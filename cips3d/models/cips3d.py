@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cips3d.cameras import Rays
 from cips3d.errors import require_range
 from cips3d.models.generator import (
+    GeneratorConfig,
     ParameterGroups,
     View,
     WeightParts,
@@ -32,7 +33,7 @@ from cips3d.ops.precision import Precision
 
 
 @dataclass(frozen=True)
-class CIPS3DConfig:
+class CIPS3DConfig(GeneratorConfig):
     """Dimensions of a generator; the defaults are the published CIPS-3D."""
 
     system: Literal["cips3d"] = field(default="cips3d", kw_only=True)
@@ -115,6 +116,7 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
     on the same feature gives the auxiliary image that a discriminator of its own sees during training.
     """
 
+    config: CIPS3DConfig
     has_aux_image: ClassVar[bool] = True
 
     def __init__(self, config: CIPS3DConfig | None = None) -> None:

@@ -23,6 +23,7 @@ Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 # What the mapping of a generator makes of z: a NamedTuple of tensors, images first.
 StylesT = TypeVar("StylesT", bound="tuple[Tensor, ...]")
+ConfigT = TypeVar("ConfigT", bound="GeneratorConfig")
 
 
 def styles_of(like: StylesT, tensors: Iterable[Tensor]) -> StylesT:
@@ -83,6 +84,17 @@ def at_layers(vectors: Tensor, chosen_layers: Sequence[int], layers: int) -> Ten
     placed = vectors.new_zeros(len(vectors), layers, vectors.shape[1])
     placed[:, list(chosen_layers)] = vectors[:, None]
     return placed
+
+
+class GeneratorConfig:
+    """Dimensions of a generator: the base of frozen dataclasses whose first field, `system`, is the model's name."""
+
+    closes_pictures: ClassVar[bool] = False
+    """published pictures give the light that is left over to the last sample, which training does not"""
+
+    def at(self: ConfigT, resolution: int) -> ConfigT:
+        """The same generator for pictures of another size, where its networks depend on the size."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,8 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
     evaluation know it by these methods alone.
     """
 
+    config: GeneratorConfig
+    """its dimensions"""
     is_3d: ClassVar[bool]
     """cameras change the picture, and it has a depth"""
     has_aux_image: ClassVar[bool] = False

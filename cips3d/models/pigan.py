@@ -40,6 +40,7 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
     rendered along the rays of a camera.
     """
 
+    config: PiGANConfig
     has_view_dependence: ClassVar[bool] = True
 
     def __init__(self, config: PiGANConfig | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cips3d.cameras import FRONT
 from cips3d.errors import UserError
 from cips3d.models.channels import channel_table
-from cips3d.models.discriminator import Judgement, Verdict
+from cips3d.models.discriminator import Discriminator, Judgement, Verdict
 from cips3d.models.equalized import SUM_SCALE
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
@@ -88,6 +88,10 @@ class PiGANDiscriminatorConfig:
     def resolution_max(self) -> int:
         """Side of the largest images that it takes."""
         return max(self.channels)
+
+    def at(self, resolution: int) -> PiGANDiscriminatorConfig:
+        """The same for images of another size: it takes all sizes up to its largest as it is."""
+        return self
 
     @property
     def has_aux(self) -> bool:
@@ -192,7 +196,7 @@ class ResidualBlock(nn.Module):
         return (h + x) * SUM_SCALE
 
 
-class PiGANDiscriminator(nn.Module):
+class PiGANDiscriminator(Discriminator):
     """Residual discriminator of images of any resolution 2², 4², ... up to its largest.
 
     Every resolution has its own 1x1 layer from RGB; smaller images enter at later blocks. A 2x2 convolution at 2²
@@ -261,10 +265,9 @@ class PiGANDiscriminator(nn.Module):
         Raises:
             ValueError: there is an `aux_image`, or an argument of `predictions` does not fit.
         """
-        if aux_image is not None:
-            raise ValueError("aux_image is given, but this discriminator has no auxiliary part")
         logits, latent, pose = self.predictions(image, fade)
-        return Verdict(Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent), None)
+        main = Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent)
+        return Verdict(main, None if aux_image is None else self.judge_aux(aux_image, fade))
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
         check_tensor("image", image)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from cips3d.errors import UserError, require_range
 from cips3d.models.embedding_grid import EmbeddingGrid
+from cips3d.models.generator import GeneratorConfig
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, siren_uniform_
 from cips3d.ops.checks import check_shape
@@ -23,7 +24,7 @@ MAPPING_OUTPUT_SCALE = 0.25  # of the mapping's last weights: styles start close
 
 
 @dataclass(frozen=True)
-class PiGANConfig:
+class PiGANConfig(GeneratorConfig):
     """Dimensions of a generator; the defaults are the published SPATIALSIRENBASELINE (CelebA, Cats)."""
 
     system: Literal["pigan"] = field(default="pigan", kw_only=True)
@@ -45,6 +46,8 @@ class PiGANConfig:
     """of an embedding"""
     grid_init_std: float = 0.01
     """embeddings start as N(0, grid_init_std²)"""
+
+    closes_pictures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("z_dim", "width", "layers", "mapping_width", "mapping_layers", "grid_width"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from cips3d.models.channels import RESOLUTION_MIN, channel_table, check_channel_table
-from cips3d.models.generator import Picture, View, WeightParts, check_styles
+from cips3d.models.channels import RESOLUTION_MIN, channel_table, channels_at, check_channel_table
+from cips3d.models.generator import GeneratorConfig, Picture, View, WeightParts, check_styles
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, noise_maps
 from cips3d.models.w_generator import WGenerator
@@ -19,7 +19,7 @@ Noise = Literal["const", "random", "none"]
 
 
 @dataclass(frozen=True)
-class StyleGAN2Config:
+class StyleGAN2Config(GeneratorConfig):
     """Dimensions of a generator; the defaults are the published StyleGAN2 at 1024² (configuration F)."""
 
     system: Literal["stylegan2"] = field(default="stylegan2", kw_only=True)
@@ -47,6 +47,9 @@ class StyleGAN2Config:
         """Side of the pictures."""
         return max(self.channels)
 
+    def at(self, resolution: int) -> StyleGAN2Config:
+        return replace(self, channels=channels_at(self.channels, resolution))
+
 
 class StyleGAN2(WGenerator):
     """StyleGAN2's generator with skip connections (arXiv 1912.04958).
@@ -55,6 +58,7 @@ class StyleGAN2(WGenerator):
     4x4 pixels; every block doubles the resolution, and the picture is the sum of what all blocks give as colours.
     """
 
+    config: StyleGAN2Config
     has_one_size: ClassVar[bool] = True
     network: SynthesisNetwork
 

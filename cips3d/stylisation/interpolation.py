@@ -109,7 +109,7 @@ def check_same_networks(first: LoadedGenerator, second: LoadedGenerator) -> None
     kinds = [type(model.generator).__name__ for model in (first, second)]
     if kinds[0] != kinds[1]:
         raise UserError(f"the second checkpoint is a {kinds[1]}, the first a {kinds[0]}; give another {kinds[0]}")
-    configs: list[Any] = [model.generator.config for model in (first, second)]  # every model of the family has one
+    configs: list[Any] = [model.generator.config for model in (first, second)]
     for each in fields(configs[0]):
         one, other = (getattr(config, each.name) for config in configs)
         if one != other:

@@ -12,11 +12,11 @@ from cips3d.cameras import PoseDistribution
 from cips3d.data.source import HEADS_COUNT
 from cips3d.evaluation.catalogue import MetricName, deciding_value
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.family import (
     AnyDiscriminatorConfig,
     AnyGeneratorConfig,
 )
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops import Precision
 from cips3d.plain import from_plain, to_plain
@@ -168,7 +168,7 @@ class TrainConfig:
     stages: tuple[Stage, ...] = ()
     """stages, one after the other"""
     generator: AnyGeneratorConfig = field(default_factory=CIPS3DConfig)
-    discriminator: AnyDiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator: AnyDiscriminatorConfig = field(default_factory=ResidualDiscriminatorConfig)
     volume: VolumeSettings = field(default_factory=VolumeSettings)
     poses: PoseDistribution = field(default_factory=PoseDistribution)
     fov_degrees: float = 12.0

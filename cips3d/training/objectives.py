@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cips3d.augmentation.ada import adaptive_augment
 from cips3d.augmentation.diff_augment import diff_augment
-from cips3d.models.discriminator import Discriminator, Judgement, Verdict
+from cips3d.models.discriminator import Judgement, Verdict
 from cips3d.training.config import TrainConfig
 from cips3d.training.losses import (
     adversarial_loss,
@@ -204,9 +204,10 @@ class Objectives:
         report.note("d/gradient_penalty", penalty, now)
         if fake.aux is None:
             return penalty
-        assert isinstance(discriminator, Discriminator) and discriminator.aux is not None
-        of_aux = discriminator.aux  # without the main one, whose logits of these pictures are not needed
-        return together(penalty, gradient_penalty(lambda x: of_aux(x, now.fade), real, fake.aux, generator=random), now)
+        of_aux = gradient_penalty(
+            lambda x: discriminator.judge_aux(x, now.fade).logits, real, fake.aux, generator=random
+        )
+        return together(penalty, of_aux, now)
 
     def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> Verdict:
         """Both discriminators' verdict on augmented real images."""

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from cips3d.data.source import HEADS
 from cips3d.errors import UserError
-from cips3d.models.family import discriminator_config_at, generator_config_at
 from cips3d.training.checks import check_metrics, check_numbers, check_pictures, check_stage
 from cips3d.training.config import Stage, TrainConfig
 
@@ -29,8 +28,8 @@ def settled(config: TrainConfig) -> TrainConfig:
         config,
         data=None if config.data == HEADS else config.data,
         stages=tuple(stages),
-        generator=generator_config_at(config.generator, stages[-1].resolution),
-        discriminator=discriminator_config_at(config.discriminator, stages[-1].crop or stages[-1].resolution),
+        generator=config.generator.at(stages[-1].resolution),
+        discriminator=config.discriminator.at(stages[-1].crop or stages[-1].resolution),
         steps=None,
         batch_size=None,
         resolution=None,

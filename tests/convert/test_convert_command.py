@@ -30,9 +30,9 @@ from cips3d.convert.command import main
 from cips3d.convert.pigan import pigan_to_reference
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D
-from cips3d.models.discriminator import Discriminator
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGeneratorConfig, make_discriminator, make_generator
 from cips3d.models.pigan import PiGAN
+from cips3d.models.residual_discriminator import ResidualDiscriminator
 from cips3d.models.volume import VolumeSettings
 from cips3d.plain import from_plain
 from cips3d.rendering import load_generator
@@ -115,7 +115,7 @@ def test_where_discriminators_downsample(main_first: bool, aux_first: bool | Non
         **({"aux_channels": None} if aux_first is None else {}),
     )
     torch.manual_seed(0)
-    discriminator = Discriminator.from_config(config)
+    discriminator = ResidualDiscriminator.from_config(config)
     assert discriminator.config == config
     torch.save(discriminator_to_reference(discriminator), "weights.pth")
     run("weights.pth", "out.safetensors")
@@ -355,7 +355,7 @@ def test_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_runs_of_this_package(files: Path, small_config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     """Pictures, configurations and the discriminator are those of the run; what only training needs is left out."""
     torch.manual_seed(1)
-    judge = Discriminator.from_config(small_config.discriminator)
+    judge = ResidualDiscriminator.from_config(small_config.discriminator)
     write_checkpoint(
         Path("run/checkpoints/step-00001200.pt"),
         small_config,

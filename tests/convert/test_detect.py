@@ -35,8 +35,8 @@ from cips3d.convert.detect import (
 )
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.pigan import PiGAN
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 
 
 def inert(name: str, children: dict[str, InertObject] | None = None, **attributes: Any) -> InertObject:
@@ -189,7 +189,9 @@ def test_descriptions() -> None:
     assert describe(CIPS_CONFIG) == "skip variant, 8 x 8, blocks of 5-4"
     assert describe(STYLEGAN2_CONFIG) == "16 x 16, 6-5-4 channels"
     assert describe(STYLEGAN2_DISCRIMINATOR_CONFIG) == "16 x 16, 6-5-4 channels"
-    assert describe(DiscriminatorConfig()) == ("up to 1024 x 1024, 512-256-128-64-32 channels; auxiliary 256-128-64-32")
+    assert describe(ResidualDiscriminatorConfig()) == (
+        "up to 1024 x 1024, 512-256-128-64-32 channels; auxiliary 256-128-64-32"
+    )
     assert describe(PIGAN_DISCRIMINATOR_CONFIG) == "up to 8 x 8, pooled, coordinates, 6 outputs"
 
 

@@ -17,7 +17,7 @@ from cips3d.convert.stylegan2 import (
     stylegan2_to_reference,
 )
 from cips3d.errors import UserError
-from cips3d.models.discriminator import Discriminator, DiscriminatorConfig, ImageDiscriminator
+from cips3d.models.residual_discriminator import ImageDiscriminator, ResidualDiscriminator, ResidualDiscriminatorConfig
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 RECORD = "stylegan2_r32"
@@ -25,8 +25,8 @@ SMALL = StyleGAN2Config(channels={4: 6, 8: 5, 16: 4, 32: 3}, z_dim=7, style_dim=
 CHANNELS = {4: 6, 8: 5, 16: 4}
 
 
-def small_discriminator(minibatch_std_group: int = 4) -> Discriminator:
-    return Discriminator(ImageDiscriminator(16, CHANNELS, minibatch_std_group, progressive=False))
+def small_discriminator(minibatch_std_group: int = 4) -> ResidualDiscriminator:
+    return ResidualDiscriminator(ImageDiscriminator(16, CHANNELS, minibatch_std_group, progressive=False))
 
 
 @requires_record(RECORD)
@@ -93,7 +93,7 @@ def test_round_trip_of_discriminators(group: int) -> None:
 
 
 def test_smallest_discriminator() -> None:
-    discriminator = Discriminator(ImageDiscriminator(4, {4: 3}, progressive=False))
+    discriminator = ResidualDiscriminator(ImageDiscriminator(4, {4: 3}, progressive=False))
     again = stylegan2_discriminator_from_reference(stylegan2_discriminator_to_reference(discriminator))
     image = torch.randn(2, 3, 4, 4)
     assert torch.equal(again(image), discriminator(image))
@@ -172,6 +172,8 @@ def test_states_of_something_else_are_refused() -> None:
 
 
 def test_other_discriminators_cannot_be_written() -> None:
-    progressive = Discriminator.from_config(DiscriminatorConfig(main_channels={4: 2}, aux_channels=None))
+    progressive = ResidualDiscriminator.from_config(
+        ResidualDiscriminatorConfig(main_channels={4: 2}, aux_channels=None)
+    )
     with pytest.raises(UserError, match="a discriminator of StyleGAN2 has one part"):
         stylegan2_discriminator_to_reference(progressive)

@@ -23,9 +23,9 @@ from torch import nn
 from cips3d.cameras import Cameras
 from cips3d.convert import from_reference, to_reference
 from cips3d.errors import UserError
-from cips3d.models.discriminator import Discriminator, ImageDiscriminator
 from cips3d.models.family import make_discriminator, make_generator
 from cips3d.models.generator import View
+from cips3d.models.residual_discriminator import ImageDiscriminator, ResidualDiscriminator
 from cips3d.training.presets import preset
 
 PIGAN_GRID = replace(PIGAN_CONFIG, grid_resolution=4, grid_width=3)
@@ -144,8 +144,8 @@ def test_all_that_differ_are_named() -> None:
         to_reference(made(preset("tiny").generator))
 
 
-def parts(main: dict[str, Any], aux: dict[str, Any]) -> Discriminator:
-    return Discriminator(*(ImageDiscriminator(max(part["channels"]), **part) for part in (main, aux)))
+def parts(main: dict[str, Any], aux: dict[str, Any]) -> ResidualDiscriminator:
+    return ResidualDiscriminator(*(ImageDiscriminator(max(part["channels"]), **part) for part in (main, aux)))
 
 
 @pytest.mark.parametrize(

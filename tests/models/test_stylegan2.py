@@ -15,8 +15,8 @@ from torch import Tensor
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.channels import channel_table
-from cips3d.models.discriminator import Discriminator, DiscriminatorConfig
 from cips3d.models.generator import View, truncated
+from cips3d.models.residual_discriminator import ResidualDiscriminator, ResidualDiscriminatorConfig
 from cips3d.models.style_mapping import StyleMapping, WStyles
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
@@ -44,8 +44,8 @@ def test_the_defaults_are_the_published_sizes() -> None:
     """30 370 060 parameters: what the original prints of its generator for 1024²; 29 012 513 of its discriminator."""
     with torch.device("meta"):
         published = StyleGAN2()
-        config = DiscriminatorConfig(aux_channels=None, main_minibatch_std_group=4, progressive=False)
-        discriminator = Discriminator.from_config(config)
+        config = ResidualDiscriminatorConfig(aux_channels=None, main_minibatch_std_group=4, progressive=False)
+        discriminator = ResidualDiscriminator.from_config(config)
     assert published.config.channels == PUBLISHED and published.resolution == 1024
     assert sum(p.numel() for p in published.parameters()) == 30_370_060
     assert published.style_layers == 18  # 17 convolutions and the last ToRGB
@@ -287,9 +287,11 @@ def test_initial_weights() -> None:
 def test_a_discriminator_that_is_not_progressive() -> None:
     """One layer from RGB; what the progressive one of the same weights says; other sizes and fades are refused."""
     torch.manual_seed(0)
-    config = DiscriminatorConfig(main_channels={4: 6, 8: 5, 16: 4}, aux_channels=None, main_minibatch_std_group=4)
-    progressive = Discriminator.from_config(config)
-    discriminator = Discriminator.from_config(replace(config, progressive=False))
+    config = ResidualDiscriminatorConfig(
+        main_channels={4: 6, 8: 5, 16: 4}, aux_channels=None, main_minibatch_std_group=4
+    )
+    progressive = ResidualDiscriminator.from_config(config)
+    discriminator = ResidualDiscriminator.from_config(replace(config, progressive=False))
     assert list(discriminator.main.from_rgb) == ["16"]
     weights = {k: v for k, v in progressive.state_dict().items() if k in discriminator.state_dict()}
     discriminator.load_state_dict(weights)

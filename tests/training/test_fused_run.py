@@ -12,7 +12,7 @@ from ops.backends import Backend
 from torch import Tensor
 
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig, channel_table
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops import Precision, kernels
 from cips3d.training.config import Stage, TrainConfig
@@ -56,7 +56,7 @@ CONFIG = TrainConfig(
         density_scale=100.0,
         initial_radius=0.1,
     ),
-    discriminator=DiscriminatorConfig(
+    discriminator=ResidualDiscriminatorConfig(
         main_channels=channel_table(16, base=64, cap=8), aux_channels=channel_table(16, base=64, cap=4)
     ),
     volume=VolumeSettings(samples=3, last_back=True),

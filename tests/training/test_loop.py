@@ -21,7 +21,7 @@ from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_c
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
-from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.plain import to_plain
 from cips3d.training import loop
 from cips3d.training.checks import check_batches
@@ -280,7 +280,7 @@ def test_other_networks_are_refused(small_config: TrainConfig) -> None:
     wider = replace(small_config, generator=replace(small_config.generator, inr_width=16))
     with pytest.raises(UserError, match=r"networks differ.*inr.*\[5, 8\].*\[5, 16\]"):
         train(replace(wider, out=None, resume=folder))
-    deeper = replace(small_config, discriminator=DiscriminatorConfig())
+    deeper = replace(small_config, discriminator=ResidualDiscriminatorConfig())
     with pytest.raises(UserError, match=r"networks differ.*Missing key.*\.\.\.\); leave out") as raised:
         train(replace(deeper, out=None, resume=folder))
     assert len(str(raised.value)) < 330

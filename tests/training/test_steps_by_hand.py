@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cips3d.cameras import Cameras
-from cips3d.models.discriminator import DiscriminatorConfig
 from cips3d.models.generator import Picture, View
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.models.stylegan2 import StyleGAN2Config
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
@@ -56,7 +56,7 @@ def stylegan2(config: TrainConfig) -> TrainConfig:
         config,
         stages=(replace(config.stages[0], aux_weight=0.0, density_noise=0.0),),
         generator=StyleGAN2Config(channels={4: 8, 8: 8}, z_dim=8, style_dim=8, mapping_layers=2),
-        discriminator=DiscriminatorConfig(
+        discriminator=ResidualDiscriminatorConfig(
             main_channels={4: 8, 8: 8}, aux_channels=None, main_minibatch_std_group=4, progressive=False
         ),
         adam_betas=(0.0, 0.99),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from cips3d.cameras import PoseDistribution
 from cips3d.models.channels import channel_table
 from cips3d.models.cips3d import CIPS3DConfig
-from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.training.config import Augmentation, Reports, Stage, TrainConfig
 
@@ -49,7 +49,7 @@ TINY = TrainConfig(
         rgb_init=0.12,
         aux_init=0.4,
     ),
-    discriminator=DiscriminatorConfig(
+    discriminator=ResidualDiscriminatorConfig(
         main_channels=channel_table(128, base=512, cap=64),
         aux_channels=channel_table(128, base=512, cap=32),
         predict_pose=True,
@@ -99,7 +99,7 @@ HEADS64 = replace(
         rgb_init=0.12,
         aux_init=0.4,
     ),
-    discriminator=DiscriminatorConfig(
+    discriminator=ResidualDiscriminatorConfig(
         main_channels=channel_table(256, base=4096, cap=256),
         aux_channels=channel_table(256, base=4096, cap=128),
         predict_pose=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cips3d.models.channels import channel_table
-from cips3d.models.discriminator import DiscriminatorConfig
+from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.models.stylegan2 import StyleGAN2Config
 from cips3d.training.config import Stage, TrainConfig
 
@@ -30,7 +30,7 @@ STYLEGAN2_256 = TrainConfig(
         ),
     ),
     generator=StyleGAN2Config(channels=channel_table(256)),
-    discriminator=DiscriminatorConfig(
+    discriminator=ResidualDiscriminatorConfig(
         main_channels=channel_table(256), aux_channels=None, main_minibatch_std_group=4, progressive=False
     ),
     adam_betas=(0.0, 0.99),

@@ -17,15 +17,15 @@ from cips3d.convert.cips3d_discriminator import (
     discriminator_to_reference,
 )
 from cips3d.errors import UserError
-from cips3d.models.discriminator import (
-    Discriminator,
-    DiscriminatorConfig,
+from cips3d.models.equalized import EqualizedConv2d, EqualizedLinear
+from cips3d.models.residual_discriminator import (
     DownsamplingBlock,
     ImageDiscriminator,
+    ResidualDiscriminator,
+    ResidualDiscriminatorConfig,
     append_minibatch_std,
     channel_table,
 )
-from cips3d.models.equalized import EqualizedConv2d, EqualizedLinear
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 from cips3d.training.losses import r1_penalty
 
@@ -48,7 +48,7 @@ def small(minibatch_std_group: int = 0, downsample_first: bool = False) -> Image
 def test_published_channel_tables() -> None:
     main = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
     aux = {4: 256, 8: 256, 16: 256, 32: 256, 64: 256, 128: 256, 256: 128, 512: 64, 1024: 32}
-    config = DiscriminatorConfig()
+    config = ResidualDiscriminatorConfig()
     assert config.main_channels == main
     assert config.aux_channels == aux
     assert (config.main_minibatch_std_group, config.aux_minibatch_std_group) == (0, 0)
@@ -58,7 +58,7 @@ def test_published_channel_tables() -> None:
 
 def test_published_size() -> None:
     with torch.device("meta"):
-        discriminator = Discriminator.from_config(DiscriminatorConfig())
+        discriminator = ResidualDiscriminator.from_config(ResidualDiscriminatorConfig())
     aux = discriminator.aux
     assert aux is not None
     assert discriminator.main.hidden.weight.shape == (512, 8192)
@@ -72,10 +72,10 @@ def test_published_size() -> None:
     [
         (lambda: channel_table(48), "resolution 48 is not a power of two"),
         (lambda: channel_table(64, base=32), "base 32 and cap 512 leave no channel"),
-        (lambda: DiscriminatorConfig(main_channels={4: 8, 16: 8}), "main_channels"),
-        (lambda: DiscriminatorConfig(main_channels={}), "main_channels"),
-        (lambda: DiscriminatorConfig(aux_channels={4: 8, 8: 0}), "aux_channels"),
-        (lambda: DiscriminatorConfig(main_minibatch_std_group=1), "main_minibatch_std_group 1"),
+        (lambda: ResidualDiscriminatorConfig(main_channels={4: 8, 16: 8}), "main_channels"),
+        (lambda: ResidualDiscriminatorConfig(main_channels={}), "main_channels"),
+        (lambda: ResidualDiscriminatorConfig(aux_channels={4: 8, 8: 0}), "aux_channels"),
+        (lambda: ResidualDiscriminatorConfig(main_minibatch_std_group=1), "main_minibatch_std_group 1"),
     ],
 )
 def test_wrong_configurations_are_named(make: object, named: str) -> None:
@@ -240,16 +240,18 @@ def test_r1_gradient_is_right(group: int, downsample_first: bool) -> None:
 
 
 def test_a_configuration_is_no_network() -> None:
-    with pytest.raises(TypeError, match=r"main must be an ImageDiscriminator, got DiscriminatorConfig; from_config"):
-        Discriminator(DiscriminatorConfig())  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"main must be an ImageDiscriminator, got ResidualDiscriminatorConfig; from_config"
+    ):
+        ResidualDiscriminator(ResidualDiscriminatorConfig())  # type: ignore[arg-type]
 
 
 def test_pair() -> None:
     torch.manual_seed(0)
-    config = DiscriminatorConfig(main_channels=CHANNELS, aux_channels={4: 4, 8: 4, 16: 4})
-    discriminator = Discriminator.from_config(config)
+    config = ResidualDiscriminatorConfig(main_channels=CHANNELS, aux_channels={4: 4, 8: 4, 16: 4})
+    discriminator = ResidualDiscriminator.from_config(config)
     assert discriminator.aux is not None
-    assert discriminator.config == config == DiscriminatorConfig(CHANNELS, {4: 4, 8: 4, 16: 4})
+    assert discriminator.config == config == ResidualDiscriminatorConfig(CHANNELS, {4: 4, 8: 4, 16: 4})
     with pytest.raises(ValueError, match=r"image must be of a floating-point dtype, got torch\.uint8"):
         discriminator(images(2, 32).to(torch.uint8))
     image, aux_image = images(2, 32), images(2, 16, seed=1)
@@ -261,7 +263,9 @@ def test_pair() -> None:
 
 def test_poses_are_predicted_beside_the_logits() -> None:
     channels = channel_table(16, base=64, cap=8)
-    discriminator = Discriminator.from_config(DiscriminatorConfig(channels, channels, predict_pose=True))
+    discriminator = ResidualDiscriminator.from_config(
+        ResidualDiscriminatorConfig(channels, channels, predict_pose=True)
+    )
     images = torch.rand(3, 3, 16, 16)
     main, aux = discriminator.judge(images, images)
     assert aux is not None
@@ -270,12 +274,14 @@ def test_poses_are_predicted_beside_the_logits() -> None:
     assert main.pose.shape == (3, 2)
     assert aux.pose is None  # the NeRF's own image shows the same pose: one opinion is enough
     assert torch.equal(discriminator(images), main.logits)
-    plain = Discriminator.from_config(DiscriminatorConfig(channels, channels))
+    plain = ResidualDiscriminator.from_config(ResidualDiscriminatorConfig(channels, channels))
     assert plain.judge(images).main.pose is None
 
 
 def test_aux_image_needs_an_aux_part() -> None:
-    discriminator = Discriminator.from_config(DiscriminatorConfig(main_channels=CHANNELS, aux_channels=None))
+    discriminator = ResidualDiscriminator.from_config(
+        ResidualDiscriminatorConfig(main_channels=CHANNELS, aux_channels=None)
+    )
     assert discriminator.aux is None
     with pytest.raises(ValueError, match="aux_image is given"):
         discriminator(images(1, 8), images(1, 8))
@@ -290,11 +296,11 @@ def test_mixed_precision_stays_close() -> None:
     assert relative_l2(logits, discriminator(x)) < 0.1
 
 
-def pair() -> Discriminator:
+def pair() -> ResidualDiscriminator:
     torch.manual_seed(0)
     main = ImageDiscriminator(16, CHANNELS)
     aux = ImageDiscriminator(8, {4: 5, 8: 3}, minibatch_std_group=4, downsample_first=True)
-    discriminator = Discriminator(main, aux)
+    discriminator = ResidualDiscriminator(main, aux)
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter.normal_()  # biases too
@@ -304,7 +310,7 @@ def pair() -> Discriminator:
 @pytest.mark.parametrize("with_aux", [True, False])
 @pytest.mark.parametrize("with_blurs", [True, False])
 def test_conversion_there_and_back(with_aux: bool, with_blurs: bool) -> None:
-    discriminator = pair() if with_aux else Discriminator(pair().main)
+    discriminator = pair() if with_aux else ResidualDiscriminator(pair().main)
     published = discriminator_to_reference(discriminator)
     assert all(key.startswith(("main_disc.", "aux_disc.")) == with_aux for key in published)
     if not with_blurs:
@@ -405,7 +411,7 @@ class TestMatchesOriginal:
 
     def test_parameter_gradients_of_r1(self, name: str) -> None:
         loaded, main, image = self.load(name)
-        discriminator = Discriminator(main)
+        discriminator = ResidualDiscriminator(main)
         image.requires_grad_()
         r1_penalty(discriminator(image), image).backward()
         expected = state(loaded, "grad/")
