@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from types import FrameType
 
 # What shells report for programs that a signal has ended: 128 + its number.
@@ -31,6 +32,8 @@ class UserError(Exception):
 
 def require_range(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> None:
     """Raise `UserError`, naming the setting, unless it is a finite number in a range."""
+    if not isinstance(value, Real):
+        raise UserError(f"{name} {value!r} is no number; give one")
     # An integer is finite, however large: as a float it might not be one any more.
     if least <= value <= most and (isinstance(value, int) or math.isfinite(value)):
         return
@@ -39,6 +42,13 @@ def require_range(name: str, value: float, least: float = -math.inf, most: float
     else:
         allowed = f"a number from {_shown(least)} to {_shown(most)}"
     raise UserError(f"{name} {_shown(value)} makes no sense; give {allowed}")
+
+
+def require_whole(name: str, value: int, least: int) -> None:
+    """Raise `UserError`, naming the setting, unless it is an integer from `least` on."""
+    require_range(name, value, least)
+    if not isinstance(value, Integral):
+        raise UserError(f"{name} {value:g} is no whole number; give {least} or more")
 
 
 def require_choice(name: str, value: object, choices: Collection[object]) -> None:

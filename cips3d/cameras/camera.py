@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.ops.autocast import without_autocast
+from cips3d.ops.autocast import product, without_autocast
 from cips3d.ops.checks import check_alike, check_device, check_number, check_shape, check_tensor
 
 TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera, in all systems
@@ -50,7 +50,7 @@ class Projection(NamedTuple):
     depth: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cameras:
     """A batch of pinhole cameras that look along their own -z axis, which meets the middle of their pictures.
 
@@ -61,7 +61,7 @@ class Cameras:
     negated; a focal length of f pixels is 2 · atan((height - 1) / 2f) as an angle of view (see `rays`).
 
     Attributes:
-        rotation: [B, 3, 3] camera to world.
+        rotation: [B, 3, 3] camera to world, orthonormal, which is not checked (`read_cameras` does).
         position: [B, 3] in scene units.
         fov_degrees: [B] full angle of view over the picture's height.
     """
@@ -145,7 +145,8 @@ class Cameras:
     def __getitem__(self, index: int | slice | Tensor) -> Cameras:
         """Some of the cameras; a number gives a batch of one."""
         parts = [part[index] for part in (self.rotation, self.position, self.fov_degrees)]
-        return Cameras(*(part[None] if isinstance(index, int) else part for part in parts))
+        is_one = parts[-1].dim() == 0
+        return Cameras(*(part[None] if is_one else part for part in parts))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
         """The cameras on a device and with a dtype; None leaves it."""
@@ -162,8 +163,7 @@ class Cameras:
             ValueError: its shape, dtype or device does not fit.
         """
         self._check_of_each("offset", offset, 3)
-        with without_autocast(self.device):
-            step = self.rotation @ offset.to(self.rotation.dtype).expand(len(self), 3)[..., None]
+        step = product(self.rotation, offset.to(self.rotation.dtype).expand(len(self), 3)[..., None])
         return Cameras(self.rotation, self.position + step[..., 0], self.fov_degrees)
 
     def rolled(self, angle: Tensor) -> Cameras:
@@ -182,8 +182,7 @@ class Cameras:
         cos, sin = torch.cos(angle), torch.sin(angle)
         zero, one = torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).view(-1, 3, 3)
-        with without_autocast(self.device):
-            return Cameras(self.rotation @ turn.to(self.rotation.dtype), self.position, self.fov_degrees)
+        return Cameras(product(self.rotation, turn.to(self.rotation.dtype)), self.position, self.fov_degrees)
 
     def _check_of_each(self, name: str, value: Tensor, *size: int) -> None:
         """Raise, naming the argument, unless it is a tensor of this size, for all cameras, or one of it for each."""
@@ -242,7 +241,7 @@ class Cameras:
             focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))  # of a picture whose half height is 1
             xy = torch.stack([x, y], dim=-1).expand(len(self), -1, 2)
             local = torch.cat([xy, -focal[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1)
-            directions = F.normalize(local, dim=-1) @ self.rotation.transpose(1, 2)
+            directions = product(F.normalize(local, dim=-1), self.rotation.transpose(1, 2))
         return Rays(self.position[:, None].expand_as(directions), directions)
 
     def project(self, points: Tensor) -> Projection:
@@ -270,7 +269,7 @@ class Cameras:
         if points.dim() not in (2, 3) or points.shape[-1] != 3 or (points.dim() == 3 and len(points) != len(self)):
             raise ValueError(f"points must have shape [N, 3] or [{len(self)}, N, 3], got {list(points.shape)}")
         with without_autocast(self.device):
-            local = (points - self.position[:, None]) @ self.rotation  # [B, N, 3]: right, up, backward
+            local = product(points - self.position[:, None], self.rotation)  # [B, N, 3]: right, up, backward
             depth = -local[..., 2]
             focal = 1 / torch.tan(self.fov_degrees * (math.pi / 360))
             scale = focal[:, None] / depth.clamp_min(NEAREST_DEPTH)

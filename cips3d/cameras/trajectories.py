@@ -1,4 +1,10 @@
-"""Paths of a camera around the scene, one camera a frame; all of them end where they began."""
+"""Paths of a camera around the scene, one camera a frame; all of them end where they began.
+
+Example:
+    >>> cameras = TRAJECTORIES["circle"].cameras(48, CameraRange(fov_degrees=12.0))
+    >>> len(cameras)
+    48
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import noise_maps
 from cips3d.models.w_generator import WGenerator
+from cips3d.ops.checks import check_input
 
 Variant = Literal["skip", "residual"]
 Coordinates = Literal[2, 3]
@@ -277,6 +278,7 @@ class CIPS(WGenerator):
             raise ValueError(f"chunk_pixels must be at least 1, got {chunk_pixels}")
         check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
+        check_input("styles.w", styles.w, self.network.embedding)
         side = self.config.resolution
         if coords is None:
             size = sides(side if resolution is None else resolution)

@@ -17,17 +17,18 @@ from cips3d.models.generator import (
     View,
     WeightParts,
     at_layers,
+    check_style,
     check_styles,
     mixed_layers,
 )
 from cips3d.models.inr import INR
 from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
-from cips3d.models.precision import checked_precision
+from cips3d.models.precision import checked_fast_dtype, checked_precision
 from cips3d.models.ray_parts import Painter, default_chunk_rays
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import RayPixels, VolumeGenerator
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_input, check_shape
 from cips3d.ops.march import RayDraws
 from cips3d.ops.precision import Precision
 
@@ -168,7 +169,7 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
     ) -> None:
         self.nerf.precision = checked_precision(nerf or precision)
         self.inr.precision = checked_precision(inr or precision)
-        self.inr.fast_dtype = fast_dtype
+        self.inr.fast_dtype = checked_fast_dtype(fast_dtype)
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(
@@ -221,13 +222,17 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
             ValueError: an argument does not fit; it is named.
             TypeError: styles are of another kind.
         """
-        check_styles(styles, CIPS3DStyles)
+        self.check_batch(styles, len(styles[0]))
         check_shape("points", points, (len(styles.shape), None, 3))
+        check_input("points", points, self.nerf.density.weight)
         return self.nerf.raw_density(points, styles.shape)
 
     def check_batch(self, styles: CIPS3DStyles, images: int) -> None:
         check_styles(styles, CIPS3DStyles)
-        for name, style in zip(styles._fields, styles, strict=True):
+        widths = (self.config.shape_style_dim, self.config.appearance_style_dim)
+        layers = (len(self.nerf.layers) + 1, self.style_layers)
+        for name, style, width, count in zip(CIPS3DStyles._fields, styles, widths, layers, strict=True):
+            check_style(f"styles.{name}", style, width, count, self.nerf.density.weight)
             if len(style) != images:
                 raise ValueError(f"cameras must be as many as styles.{name}, got {images} and {len(style)}")
 

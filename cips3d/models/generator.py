@@ -15,6 +15,7 @@ from cips3d.errors import UserError
 from cips3d.models.compiled import CompiledRender
 from cips3d.models.precision import checked_precision
 from cips3d.models.volume import VolumeSettings
+from cips3d.ops.checks import check_input, check_number, check_shape
 from cips3d.ops.precision import Precision
 
 MEAN_STYLE_SAMPLES, MEAN_STYLE_SEED = 10_000, 0  # z that the mean style is taken over
@@ -35,6 +36,18 @@ def check_styles(styles: object, kind: type[tuple[Tensor, ...]]) -> None:
     """Raise TypeError unless styles are of the kind that a generator's mapping gives; z, above all, is not."""
     if not isinstance(styles, kind):
         raise TypeError(f"styles must be {kind.__name__}, as mapping gives them, got {type(styles).__name__}")
+
+
+def check_view(view: object) -> None:
+    """Raise TypeError unless it is a `View`."""
+    if not isinstance(view, View):
+        raise TypeError(f"view must be a View, got {type(view).__name__}")
+
+
+def check_style(name: str, style: Tensor, width: int, layers: int, weight: Tensor) -> None:
+    """Raise, naming the style, unless it is [B, width] or [B, layers, width] for a network of these weights."""
+    check_input(name, style, weight)
+    check_shape(name, style, (None, width) if style.dim() == 2 else (None, layers, width))
 
 
 def truncated(styles: StylesT, mean: StylesT, psi: float) -> StylesT:
@@ -72,10 +85,12 @@ def mixed_layers(first: Tensor, second: Tensor, layer: int, layers: int) -> Tens
     """[B, layers, width]: `first` below `layer`, `second` from it on.
 
     Raises:
-        ValueError: there is no such layer.
+        ValueError: there is no such layer, or there are not as many images on both sides.
     """
     if not 0 <= layer <= layers:
         raise ValueError(f"layer must be 0 to {layers}, got {layer}")
+    if len(first) != len(second):
+        raise ValueError(f"both styles must be of as many images, got {len(first)} and {len(second)}")
     return torch.cat([styles_by_layer(first, layers)[:, :layer], styles_by_layer(second, layers)[:, layer:]], dim=1)
 
 
@@ -97,7 +112,7 @@ class GeneratorConfig:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """From where and how pictures are taken.
 
@@ -111,6 +126,7 @@ class View:
     cameras: Cameras
     """one an image"""
     volume: VolumeSettings = field(default_factory=VolumeSettings)
+    """how rays are sampled and composited; the default is FFHQ's, that of a loaded model is `loaded.settings`"""
     density_noise: float = 0.0
     """standard deviation of the noise added to raw densities (training)"""
     return_aux: bool = False
@@ -125,6 +141,11 @@ class View:
     """random depths and noise, as in training; False: the same picture every time"""
     generator: torch.Generator | None = None
     """source of everything random"""
+
+    def __post_init__(self) -> None:
+        check_number("density_noise", self.density_noise)
+        if self.density_noise < 0:
+            raise ValueError(f"density_noise must not be negative, got {self.density_noise}")
 
 
 class Picture(NamedTuple):
@@ -203,6 +224,11 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next((weight.dtype for weight in self.parameters()), torch.float32)
+
     def sample_z(self, batch: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """Standard normal z [batch, width] of the weights' dtype, one for each of `z_dims`."""
         return self._placed(self._drawn(batch, generator))
@@ -218,8 +244,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
 
     def _placed(self, z: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """z on the device and in the dtype of the weights; one transfer each, since a GPU waits for every transfer."""
-        dtype = next((weight.dtype for weight in self.parameters()), torch.float32)
-        return tuple(drawn.to(self.device, dtype) for drawn in z)
+        return tuple(drawn.to(self.device, self.dtype) for drawn in z)
 
     @abstractmethod
     def mapping(self, *z: Tensor) -> StylesT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_input, check_shape
 
 PIXEL_NORM_EPS = 1e-8
 LEAKY_SLOPE = 0.2
@@ -38,6 +38,7 @@ class MappingNetwork(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [B, z_dim] -> style [B, style_dim]."""
         check_shape("z", z, (None, self.z_dim))
+        check_input("z", z, next(self.parameters()))
         x = pixel_norm(z)
         for k, linear in enumerate(self.linears):
             x = linear(x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cips3d.cameras import Rays
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.volume import VolumeSettings
-from cips3d.ops.autocast import without_autocast
+from cips3d.ops.autocast import product
 from cips3d.ops.film_siren import FoldedLayer, fold_film
 from cips3d.ops.march import RayDraws, RenderedRays
 from cips3d.ops.precision import Precision
@@ -28,14 +28,21 @@ def siren_uniform_(weight: Tensor) -> Tensor:
     return nn.init.uniform_(weight, -bound, bound)
 
 
+class StyleAffine(nn.Linear):
+    """A s + c in full precision also under autocast: gains of 30 would magnify what 16 bits lose."""
+
+    def forward(self, style: Tensor) -> Tensor:
+        return product(style, self.weight.t()) + self.bias
+
+
 class FilmSiren(nn.Module):
     """y = sin(gain ⊙ (W x + b) + shift), gain = 15·(A_g s + c_g) + 30, shift = A_b s + c_b, from the style s."""
 
     def __init__(self, width_in: int, width_out: int, style_dim: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width_in, width_out)
-        self.gain = nn.Linear(style_dim, width_out)
-        self.shift = nn.Linear(style_dim, width_out)
+        self.gain = StyleAffine(style_dim, width_out)
+        self.shift = StyleAffine(style_dim, width_out)
         with torch.no_grad():
             siren_uniform_(self.linear.weight)
             self.gain.weight.mul_(0.25)
@@ -87,10 +94,9 @@ class NeRF(nn.Module):
             style: [B, style_dim], or [B, 3, style_dim] with one style a FiLM layer.
         """
         layers = [*self.layers, self.color]
-        with without_autocast(style.device):  # gains of 30 would magnify what 16 bits lose
-            style = style.to(self.density.weight.dtype)
-            styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
-            first, second, color = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
+        style = style.to(self.density.weight.dtype)  # under autocast the mapping gives 16 bits
+        styles = style.unbind(1) if style.dim() == 3 else (style,) * len(layers)
+        first, second, color = [layer.fold(s) for layer, s in zip(layers, styles, strict=True)]
         return SirenField(
             FoldedLayer(first.weight * self.point_scale, first.bias),
             second,

@@ -16,7 +16,7 @@ from cips3d.models.precision import checked_precision
 from cips3d.models.ray_parts import Painter
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import RayPixels, VolumeGenerator
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_input, check_shape
 from cips3d.ops.deep_field import along_rays
 from cips3d.ops.march import RayDraws, RenderedRays, march_rays
 from cips3d.ops.precision import Precision
@@ -118,15 +118,16 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
         Raises:
             ValueError: a shape does not fit; the argument is named.
         """
-        check_styles(styles, PiGANStyles)
+        self.check_batch(styles, len(styles[0]))
         check_shape("points", points, (len(styles.frequencies), None, 3))
+        check_input("points", points, self.nerf.density.weight)
         return self.nerf.trunk(points, styles)[0]
 
     def check_batch(self, styles: PiGANStyles, images: int) -> None:
         check_styles(styles, PiGANStyles)
         if len(styles.frequencies) != images:
             raise ValueError(f"cameras must be as many as styles, got {images} and {len(styles.frequencies)}")
-        for name, style in zip(styles._fields, styles, strict=True):
+        for name, style in zip(PiGANStyles._fields, styles, strict=True):
             check_shape(name, style, (images, self.style_layers, self.config.width))
 
     def rays_at_once(self, volume: VolumeSettings) -> int:

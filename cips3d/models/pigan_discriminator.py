@@ -16,7 +16,7 @@ from cips3d.models.discriminator import Discriminator, Judgement, Verdict
 from cips3d.models.equalized import SUM_SCALE
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
-from cips3d.ops.checks import check_tensor
+from cips3d.ops.checks import check_input, check_tensor
 
 RESOLUTION_MIN = 2  # the residual blocks end here
 
@@ -277,6 +277,7 @@ class PiGANDiscriminator(Discriminator):
                 "image must have shape [B, 3, R, R] with R a power of two "
                 f"from {RESOLUTION_MIN} to {self.config.resolution_max}, got {list(image.shape)}"
             )
+        check_input("image", image, next(self.parameters()))
         if not 0 <= fade <= 1:
             raise ValueError(f"fade must be in [0, 1], got {fade}")
         if fade < 1 and resolution == RESOLUTION_MIN:

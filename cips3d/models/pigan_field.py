@@ -14,7 +14,7 @@ from cips3d.models.embedding_grid import EmbeddingGrid
 from cips3d.models.generator import GeneratorConfig
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, siren_uniform_
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_input, check_shape
 from cips3d.ops.deep_field import DeepSirenField
 from cips3d.ops.film_siren import film_siren
 from cips3d.ops.precision import Precision
@@ -120,6 +120,7 @@ class PiGANMapping(nn.Module):
     def forward(self, z: Tensor) -> PiGANStyles:
         """z [B, z_dim] -> styles."""
         check_shape("z", z, (None, self.z_dim))
+        check_input("z", z, next(self.parameters()))
         x = z
         for k, linear in enumerate(self.linears):
             x = linear(x if k == 0 else nn.functional.leaky_relu(x, LEAKY_SLOPE))

@@ -16,7 +16,7 @@ from cips3d.models.discriminator import Discriminator, Judgement, Verdict
 from cips3d.models.equalized import SUM_SCALE, EqualizedConv2d, EqualizedLinear
 from cips3d.ops import kernels
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
-from cips3d.ops.checks import check_tensor
+from cips3d.ops.checks import check_input, check_tensor
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
 
 MINIBATCH_STD_EPS = 1e-8  # keeps the root's gradient finite where all images of a group agree
@@ -264,6 +264,7 @@ class ImageDiscriminator(nn.Module):
             powers = f"R a power of two from {RESOLUTION_MIN} to {self.resolution_max}"
             allowed = powers if self.progressive else f"R = {self.resolution_max}"
             raise ValueError(f"image must have shape [B, 3, R, R] with {allowed}, got {list(image.shape)}")
+        check_input("image", image, next(self.parameters()))
         if not 0 <= fade <= 1:
             raise ValueError(f"fade must be in [0, 1], got {fade}")
         if fade < 1 and str(resolution // 2) not in self.from_rgb:

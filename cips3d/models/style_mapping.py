@@ -11,7 +11,7 @@ from cips3d.errors import UserError
 from cips3d.models.equalized import EqualizedLinear
 from cips3d.models.generator import styles_by_layer
 from cips3d.models.mapping import pixel_norm
-from cips3d.ops.checks import check_shape
+from cips3d.ops.checks import check_input, check_shape
 
 
 class WStyles(NamedTuple):
@@ -72,6 +72,7 @@ class StyleMapping(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [B, z_dim] -> w [B, style_dim]."""
         check_shape("z", z, (None, self.z_dim))
+        check_input("z", z, next(self.parameters()))
         x = pixel_norm(z)
         for linear in self.linears:
             x = linear(x)

@@ -14,6 +14,7 @@ from cips3d.models.generator import GeneratorConfig, Picture, View, WeightParts,
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, noise_maps
 from cips3d.models.w_generator import WGenerator
+from cips3d.ops.checks import check_input
 
 Noise = Literal["const", "random", "none"]
 
@@ -141,6 +142,7 @@ class StyleGAN2(WGenerator):
         """
         check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
+        check_input("styles.w", styles.w, self.network.constant)
         image = self.network(w, self._noise(noise, w[0], generator))
         return Picture(image, aux_image=None, depth=None)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.errors import UserError, require_choice, require_range
+from cips3d.errors import UserError, require_choice, require_range, require_whole
 from cips3d.ops.checks import check_alike, check_shape
 from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.march import RayDraws
@@ -36,8 +36,8 @@ class VolumeSettings:
     """a background of ones behind the last sample"""
 
     def __post_init__(self) -> None:
-        require_range("samples", self.samples, 1)
-        require_range("fine_samples", self.fine, 0)
+        require_whole("samples", self.samples, 1)
+        require_whole("fine_samples", self.fine, 0)
         if self.fine > 0 and self.samples < FINE_FROM:
             raise UserError(
                 f"samples {self.samples} is too few to resample from; give {FINE_FROM} or more, or fine_samples 0"
@@ -113,7 +113,9 @@ def draw_random(
 
 
 def check_drawn(draws: RayDraws, batch: int, rays: int, settings: VolumeSettings) -> None:
-    """Raise ValueError, naming the draw, unless these are the random numbers of R rays of B images."""
+    """Raise, naming the draw, unless these are the random numbers of R rays of B images."""
+    if not isinstance(draws, RayDraws):
+        raise TypeError(f"draws must be RayDraws, got {type(draws).__name__}")
     samples, fine = settings.samples, settings.fine
     needed = {"stratified": samples, "importance": fine, "coarse_noise": samples, "merged_noise": samples + fine}
     for name, count in needed.items():

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from cips3d.cameras import sides
-from cips3d.models.generator import Generator, Picture, StylesT, View
+from cips3d.models.generator import Generator, Picture, StylesT, View, check_view
 from cips3d.models.ray_parts import Painter, as_picture, paint_rays
 from cips3d.models.volume import VolumeSettings, check_cameras, check_drawn, draw_random
 from cips3d.ops.march import RayDraws, RenderedRays
@@ -109,6 +109,7 @@ class VolumeGenerator(Generator[StylesT]):
             ValueError: an argument does not fit; it is named.
             TypeError: styles or cameras are of another kind.
         """
+        check_view(view)
         name = type(self).__name__
         if view.window is not None:
             raise ValueError(f"window is for generators of pixel coordinates; {name} renders whole pictures")

@@ -2,8 +2,13 @@
 
 On CUDA devices kernels compute; elsewhere, for dtypes that they do not know, and inside `kernels.disabled()`, plain
 PyTorch does. Gradients are `torch.autograd`'s, of any order. An output has no gradient with respect to another output
-of the same call. Forward-mode differentiation and `torch.func.grad` are refused. Infinite numbers and NaN may reach
-other results in kernels than in plain PyTorch.
+of the same call. Infinite numbers and NaN may reach other results in kernels than in plain PyTorch.
+
+- `torch.compile` takes every op in one graph, with sizes that change.
+- Forward-mode differentiation, `torch.func` and `vmap` are not for kernels, nor for `accumulate`, `composite`,
+  `march_rays`, `render_rays` and `split_matmul` in plain PyTorch: these raise. The others have them there.
+- Under autocast the layers `film_siren`, `modulated_fc` and `modulated_inr` compute in its dtype. Products that stand
+  for coordinates, densities, colours or norms stay in float32, `split_matmul` included.
 """
 
 from cips3d.ops.accumulate import accumulate

@@ -35,3 +35,34 @@ def gradients_without_autocast(backward: Callable[..., Any]) -> Callable[..., An
         return backward(ctx, *grads)  # without a gradient there is nothing to compute
 
     return run
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of matrices [..., n, k] and [..., k, m] in their own dtype, whatever autocast is set.
+
+    So are its gradients in compiled code. torch.compile traces a backward under the autocast of the call that it
+    compiles, where `without_autocast` around the forward does not reach it.
+    """
+    if torch.compiler.is_compiling():
+        found: Tensor = _Product.apply(a, b)
+        return found
+    with without_autocast(a.device):
+        return a @ b
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with without_autocast(a.device):
+            return a @ b
+
+    @staticmethod
+    @gradients_without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        of_a, of_b = ctx.needs_input_grad
+        return (
+            (grad @ b.mT).sum_to_size(a.shape) if of_a else None,
+            (a.mT @ grad).sum_to_size(b.shape) if of_b else None,
+        )

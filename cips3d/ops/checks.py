@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from cips3d.ops.autocast import is_autocasting
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
@@ -47,12 +51,11 @@ def check_number(name: str, value: float) -> None:
 
     Raises:
         TypeError: it is something else; tensors, which would lose their gradients, included.
-        ValueError: it is infinite or NaN.
+        ValueError: it is infinite or NaN, or too large for a float.
     """
-    if value is None or isinstance(value, (Tensor, str, bytes, Sequence)):
-        what = "a tensor" if isinstance(value, Tensor) else repr(value)
-        raise TypeError(f"{name} must be a number, got {what}")
-    if not -math.inf < value < math.inf:
+    if not isinstance(value, (int, float, np.integer, np.floating, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name} must be a number, got {'a tensor' if isinstance(value, Tensor) else repr(value)}")
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -83,3 +86,17 @@ def check_alike(name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) 
         if other.dtype != tensor.dtype or other.device != tensor.device:
             wanted, got = (f"{x.dtype} on {x.device}" for x in (tensor, other))
             raise ValueError(f"{other_name} must be {wanted} like {name}, got {got}")
+
+
+def check_input(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raise, naming the argument, unless a layer of these weights takes it; under autocast its dtype is free.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: its dtype or device does not fit.
+    """
+    check_tensor(name, x)
+    if is_autocasting(weight.device):
+        check_device("the weights", weight, **{name: x})
+    else:
+        check_alike("the weights", weight, {name: x})

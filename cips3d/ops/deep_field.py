@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.ops.autocast import without_autocast
+from cips3d.ops.autocast import product, without_autocast
 from cips3d.ops.checks import check_shape
 from cips3d.ops.film_siren import film_siren
 from cips3d.ops.precision import Precision
@@ -92,9 +92,10 @@ def evaluate_deep_field(
         weights = (field.first_weight, *field.hidden_weight)
         for weight, bias, gain, shift in zip(weights, field.trunk_bias, gains, shifts, strict=True):
             h = film_siren(h, weight, bias, gain, shift, precision=precision)
-        density = h @ field.density_weight + field.density_bias
+        density = product(h, field.density_weight[:, None])[..., 0] + field.density_bias
         color = (with_room(field.color_weight), field.color_bias, field.color_gain, field.color_shift)
-        raw = film_siren(behind_directions(directions, h), *color, precision=precision) @ field.head_weight.mT
+        activations = film_siren(behind_directions(directions, h), *color, precision=precision)
+        raw = product(activations, field.head_weight.mT)
     return density, torch.sigmoid(raw + field.head_bias)
 
 

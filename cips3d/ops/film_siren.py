@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.autocast import gradients_without_autocast, is_autocasting
+from cips3d.ops.autocast import gradients_without_autocast, is_autocasting, product
 from cips3d.ops.checks import check_device, check_shape
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
@@ -122,10 +122,10 @@ def sine_layer(x: Tensor, layer: FoldedLayer, *, precision: Precision | None = N
 def _through_op(x: Tensor, *parameters: Tensor) -> bool:
     """Whether the registered op computes: on kernels, or where plain PyTorch would not mix 16 with 32 bits.
 
-    Nor would it keep phases in float32 under autocast.
+    Nor would it keep phases in float32 under autocast, or the backward of compiled code (see `product`).
     """
     is_plain = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (x, *parameters))
-    return kernels.take(x) or not is_plain or is_autocasting(x.device)
+    return kernels.take(x) or not is_plain or is_autocasting(x.device) or torch.compiler.is_compiling()
 
 
 def _output_dtype(x: Tensor) -> torch.dtype:
@@ -193,7 +193,9 @@ def _reference_field(
     x = points
     for layer in trunk:
         x = sine_layer(x, layer, precision=precision)
-    return x @ density_weight + density_bias, sine_layer(x, color, precision=precision)
+    # Under autocast activations have 16 bits; a density keeps those of its weights.
+    density = product(x.to(density_weight.dtype), density_weight[:, None])[..., 0] + density_bias
+    return density, sine_layer(x, color, precision=precision)
 
 
 def _layers(flat: Sequence[Tensor]) -> list[FoldedLayer]:

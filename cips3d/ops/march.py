@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cips3d.ops.checks import check_device, check_shape
+from cips3d.ops.checks import check_alike, check_device, check_shape
 from cips3d.ops.composite import (
     DENSITY_ACTIVATIONS,
     Composited,
@@ -29,6 +29,8 @@ class Field(Protocol):
 
 class RayDraws(NamedTuple):
     """The random numbers of rays: all that a picture depends on apart from z and the camera.
+
+    All are of the rays' device and dtype, float32 or float64.
 
     Attributes:
         stratified: [B, R, S] in [0, 1).
@@ -118,7 +120,13 @@ def march_rays(
         >>> round(seen.depth.item(), 1), round(seen.opacity.item(), 2)
         (0.7, 1.0)
     """
+    if not callable(field):
+        raise TypeError(
+            f"field must be a function of points, got {type(field).__name__}; render_rays takes SIREN fields"
+        )
     check_draws(origins, directions, draws, activation)
+    named = {f"draws.{name}": draw for name, draw in zip(RayDraws._fields, draws, strict=True)}
+    check_alike("origins", origins, {"directions": directions, **named})
     draws = draws.detach()
     depths, points = stratified_points(origins, directions, draws.stratified, t_near, t_far)
     coarse = _evaluate(field, points)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.autocast import without_autocast
+from cips3d.ops.autocast import product as matrix_product
 from cips3d.ops.checks import check_number, check_shape
 from cips3d.ops.library import define
 from cips3d.ops.second_order import differentiate_reference
@@ -175,9 +175,8 @@ def _formula(
     if rgb_weight is not None:
         # Channel by channel, [3, B·N]: a product with three rows is several times quicker than one with three columns.
         pixels = y.flatten(0, 1).t()  # [C, B·N]
-        with without_autocast(product.device):
-            summed = rgb_weight @ pixels if rgb is None else torch.addmm(rgb.flatten(0, 1).t(), rgb_weight, pixels)
-        colors = summed.t().view(*y.shape[:2], 3)
+        summed = matrix_product(rgb_weight, pixels).t().view(*y.shape[:2], 3)
+        colors = summed if rgb is None else summed + rgb
     return ModulatedEpilogue(
         y.to(product.dtype) if return_output else None,
         None if next_modulation is None else (y * next_modulation[:, None]).to(product.dtype),

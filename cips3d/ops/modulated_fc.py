@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.autocast import is_autocasting, without_autocast
+from cips3d.ops.autocast import is_autocasting
+from cips3d.ops.autocast import product as matrix_product
 from cips3d.ops.checks import check_alike, check_device, check_shape, check_tensor
 from cips3d.ops.modulated_epilogue import ModulatedEpilogue, apply_epilogue, modulated_epilogue
 from cips3d.ops.split_matmul import pays_for, split_matmul
@@ -36,8 +37,7 @@ def demodulation(weight: Tensor, modulation: Tensor) -> Tensor:
     """
     _check_modulation(weight, modulation)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    with without_autocast(weight.device):
-        norm_squared = modulation.to(wide).square() @ weight.to(wide).square()
+    norm_squared = matrix_product(modulation.to(wide).square(), weight.to(wide).square())
     return torch.rsqrt(norm_squared + DEMODULATION_EPS)
 
 
@@ -73,7 +73,7 @@ def _check_modulation(weight: Tensor, modulation: Tensor) -> None:
     check_device("weight", weight, modulation=modulation)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModulatedWeight:
     """The weight of a modulated layer for B images, in one of two forms of the same map; `of` takes the quicker one.
 

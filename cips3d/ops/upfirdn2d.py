@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.autocast import without_autocast
+from cips3d.ops.autocast import product, without_autocast
 from cips3d.ops.checks import check_number, check_shape, check_tensor
 from cips3d.ops.library import define
 
@@ -147,8 +147,8 @@ def _separable(x: Tensor, taps: Tensor, columns: AxisGeometry, rows: AxisGeometr
     batch, channels, height, width = x.shape
     along_x = _band_matrix(taps, columns)
     along_y = along_x if rows == columns else _band_matrix(taps, rows)
-    y = (x.reshape(-1, width) @ along_x.t()).view(batch * channels, height, columns.output)
-    y = torch.bmm(along_y.expand(batch * channels, -1, -1), y)
+    y = product(x.reshape(-1, width), along_x.t()).view(batch * channels, height, columns.output)
+    y = product(along_y.expand(batch * channels, -1, -1), y)
     return y.view(batch, channels, rows.output, columns.output)
 
 

@@ -76,8 +76,9 @@ def load_generator(
 ) -> LoadedGenerator:
     """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
 
-    It is in evaluation mode, and its weights do not require gradients: `generator.requires_grad_().train()` to train
-    them. `cips3d.checkpoints.networks.load_networks` gives the discriminator's too.
+    It has PyTorch's default dtype, is in evaluation mode, and its weights do not require gradients:
+    `generator.requires_grad_().train()` to train them. `cips3d.checkpoints.networks.load_networks` gives the
+    discriminator's too.
 
     Args:
         path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.
@@ -89,8 +90,8 @@ def load_generator(
         UserError: nothing is there, it is not a checkpoint that this package can use, it has no such average, the model
             does not compute so, or there is no such device.
     """
-    if isinstance(device, str):
-        device = choose_device(device)
+    if isinstance(device, str) or device.type == "cuda":
+        device = choose_device(str(device))
     networks = load_networks(path, average=average)
     rendering = networks.rendering
     generator = networks.generator().to(device)

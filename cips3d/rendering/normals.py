@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.ops.autocast import without_autocast
+from cips3d.ops.autocast import product
 
 
 def normals_from_depth(depth: Tensor, cameras: Cameras) -> Tensor:
@@ -29,8 +29,7 @@ def normals_from_depth(depth: Tensor, cameras: Cameras) -> Tensor:
     if len(depth) != len(cameras):
         raise ValueError(f"cameras must be as many as depth maps, got {len(cameras)} and {len(depth)}")
     height, width = depth.shape[2:]
-    with without_autocast(depth.device):
-        directions = cameras.rays((height, width)).directions @ cameras.rotation  # [B, H·W, 3] right, up, backward
+    directions = product(cameras.rays((height, width)).directions, cameras.rotation)  # [B, H·W, 3] right, up, backward
     points = depth[:, 0, :, :, None] * directions.to(depth).view(-1, height, width, 3)
     down, along = torch.gradient(points, dim=(1, 2))
     normals = torch.linalg.cross(along, -down)

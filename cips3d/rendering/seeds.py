@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -19,14 +20,14 @@ MAX_SEEDS_APART = 100_000  # in a folder of single pictures
 
 
 @torch.no_grad()
-def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: float = 1.0) -> tuple[Tensor, ...]:
+def styles_of_seeds(loaded: LoadedGenerator, seeds: Iterable[int], truncation: float = 1.0) -> tuple[Tensor, ...]:
     """Styles of the faces that integers stand for.
 
     Every seed's z is drawn on the CPU by a random generator of its own, so that a seed means the same face on
     every device and whatever other seeds are asked for. That generator counts modulo 2^32: s and s + 2^32 are one face.
 
     Args:
-        seeds: integers in [0, 2^63).
+        seeds: integers in [0, 2^63), as many as faces.
         truncation: ψ of mean + ψ (style - mean); 1 leaves styles as they are, 0 gives the mean face.
 
     Returns:
@@ -35,6 +36,7 @@ def styles_of_seeds(loaded: LoadedGenerator, seeds: Sequence[int], truncation: f
     Raises:
         ValueError: there are no seeds, or one is out of range.
     """
+    seeds = [operator.index(seed) for seed in seeds]
     if not seeds:
         raise ValueError("seeds must hold at least one integer, got none")
     for seed in seeds:

@@ -101,7 +101,7 @@ def render_pairs(
         raise ValueError(f"styles and cameras must be as many, and at least one, got {len(styles[0])} and {count}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    cameras = Cameras(cameras.rotation.float(), cameras.position.float(), cameras.fov_degrees.float())
+    cameras = cameras.to(dtype=loaded.generator.dtype)
     groups: dict[VolumeSettings, list[int]] = {}
     for index, volume in enumerate(volumes_of(loaded.settings, cameras)):
         groups.setdefault(volume, []).append(index)
@@ -163,7 +163,8 @@ def render_views(
         shapes = f"{list(pitch.shape)} and {list(yaw.shape)}"
         raise ValueError(f"pitch and yaw must both have shape [V] with V > 0, got {shapes}")
     faces, views = len(styles[0]), len(pitch)
-    cameras = Cameras.from_angles(pitch.float(), yaw.float(), loaded.fov_degrees).to(loaded.device)
+    dtype = loaded.generator.dtype
+    cameras = Cameras.from_angles(pitch.to(dtype), yaw.to(dtype), loaded.fov_degrees).to(loaded.device)
     pairs = torch.arange(faces * views, device=loaded.device)
     shown = render_pairs(
         loaded,

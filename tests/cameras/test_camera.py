@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,9 @@ def test_selection_and_length() -> None:
     assert cameras.to("cpu").device == torch.device("cpu")
     assert cameras.to(dtype=torch.float32).rays(2).directions.dtype == torch.float32
     assert torch.equal(cameras[-1].rotation, cameras.rotation[2:])
+    for one in (np.int64(1), torch.tensor(1)):
+        assert torch.equal(cameras[one].position, cameras.position[1:2])  # type: ignore[index]
+    assert cameras in [cameras] and cameras != cameras_at((1.2, 1.6))
     assert [camera.yaw.item() for camera in cameras] == cameras.yaw.tolist()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from cips3d.cameras import FRONT, TRAJECTORIES, CameraRange, Cameras
+from cips3d.cameras import FRONT, TRAJECTORIES, CameraRange, Cameras, trajectories
 from cips3d.cameras.trajectories import yaw_sweep
 
 FRAMES = 48
@@ -200,3 +201,8 @@ class TestCameraRange:
     def test_mistakes_name_the_field(self, wrong: dict) -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             CameraRange(**wrong)
+
+
+def test_example() -> None:
+    """That of the module."""
+    assert doctest.testmod(trajectories).failed == 0

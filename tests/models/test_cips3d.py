@@ -265,6 +265,38 @@ def test_wrong_inputs_are_named(generator: CIPS3D) -> None:
     for name in ("chunk_rays", "grad_points"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             render(generator, **{name: 0})
+    with pytest.raises(TypeError, match="view must be a View, got int"):
+        generator(z_shape, z_appearance, view=4)
+    with pytest.raises(TypeError, match="draws must be RayDraws, got tuple"):
+        generator(z_shape, z_appearance, view=View(4, cameras), draws=tuple(DRAWS))
+    with pytest.raises(ValueError, match=r"^z must be torch\.float64 on cpu like the weights, got torch\.float32"):
+        generator.mapping(z_shape.float(), z_appearance)
+    with pytest.raises(ValueError, match=r"^points must be torch\.float64 on cpu like the weights"):
+        generator.density(generator.mapping(z_shape, z_appearance), torch.zeros(2, 7, 3))
+    with pytest.raises(ValueError, match="density_noise must not be negative, got -1"):
+        View(4, cameras, density_noise=-1)
+    with pytest.raises(ValueError, match="density_noise must be finite, got nan"):
+        View(4, cameras, density_noise=float("nan"))
+
+
+@pytest.mark.parametrize("name", CIPS3DStyles._fields)
+def test_wrong_styles_are_named(name: str, generator: CIPS3D) -> None:
+    z_shape, z_appearance, cameras = inputs()
+    styles = generator.mapping(z_shape, z_appearance)
+    style: torch.Tensor = getattr(styles, name)
+    layers = 3 if name == "shape" else generator.style_layers
+    for wrong, words in (
+        (style[:, 1:], r"must have shape \[any, "),
+        (style[:, None].expand(-1, layers - 1, -1), rf"must have shape \[any, {layers}, "),
+        (style[0], rf"must have shape \[any, {layers}, "),
+        (style.float(), r"must be torch\.float64 on cpu like the weights, got torch\.float32"),
+        (style.long(), "must be of a floating-point dtype"),
+    ):
+        with pytest.raises(ValueError, match=rf"^styles\.{name} {words}"):
+            generator.render(styles._replace(**{name: wrong}), View(4, cameras))
+    other = generator.mapping(z_shape[:1], z_appearance[:1])
+    with pytest.raises(ValueError, match="both styles must be of as many images, got 2 and 1"):
+        generator.mixed(styles, other, 1)
 
 
 def test_chunks_suit_the_device(generator: CIPS3D) -> None:

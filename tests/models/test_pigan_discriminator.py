@@ -249,6 +249,11 @@ def test_wrong_images_are_named(shape: tuple[int, ...]) -> None:
         small()(torch.zeros(shape))
 
 
+def test_other_dtypes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"image must be torch\.float64 on cpu like the weights, got torch\.float32"):
+        small()(images(1, 16).float())
+
+
 @pytest.mark.parametrize(("size", "fade"), [(16, -0.1), (16, 1.1), (2, 0.5)])
 def test_wrong_fades_are_named(size: int, fade: float) -> None:
     with pytest.raises(ValueError, match="fade must be"):

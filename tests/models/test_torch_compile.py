@@ -76,5 +76,5 @@ def test_whole_generators_compile(backend: Backend, name: str) -> None:
     for found, expected in zip(
         run(compiled, model, backend.device), run(picture_of(model), model, backend.device), strict=True
     ):
-        # The same operations in the same order.
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        # The same operations in the same order, but for sums that a matrix product adds up in another one.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

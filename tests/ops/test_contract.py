@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,12 @@ class TestRays:
         rays = torch.zeros(1, 3, 3, device=case.device)
         with pytest.raises(TypeError, match="field must return a tuple of density and values, got Tensor"):
             ops.march_rays(lambda points: points, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type,return-value]
+        with pytest.raises(TypeError, match="field must be a function of points, got SirenField; render_rays takes"):
+            siren = field_of(tuple(case.layers()), ball_density=0.0, ball_radius=0.0)
+            ops.march_rays(siren, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type]
+        mixed = case.draws()._replace(stratified=case.draws().stratified.double())
+        with pytest.raises(ValueError, match=r"^draws\.stratified must be torch\.float\d\d on .* like origins"):
+            ops.march_rays(lambda points: (points.sum(-1), points), rays, rays, mixed, 0.5, 1.5)
         with pytest.raises(TypeError, match="draws must be RayDraws, got Tensor"):
             ops.march_rays(lambda points: points, rays, rays, case.uniform(1, 3, 4), 0.5, 1.5)  # type: ignore[arg-type,return-value]
 
@@ -270,8 +277,15 @@ def test_settings_that_are_no_numbers(case: Case, value: float) -> None:
     ):
         with pytest.raises(ValueError, match=r"(negative_slope|gain) must be finite, got (nan|inf)"):
             run()
-    with pytest.raises(TypeError, match="gain must be a number, got 'high'"):
-        ops.bias_leaky_relu(x, gain="high")  # type: ignore[arg-type]
+    others = {"'high'": "high", "array": np.array([0.5, 0.6]), "1j": 1j, "{}": {}, "Fraction": Fraction(1, 2)}
+    for shown, wrong in {**others, "a tensor": x}.items():
+        with pytest.raises(TypeError, match=f"gain must be a number, got {shown}"):
+            ops.bias_leaky_relu(x, gain=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="gain must be finite, got 1000"):
+        ops.bias_leaky_relu(x, gain=10**400)
+    expected = ops.bias_leaky_relu(x, gain=0.5)
+    for number in (np.float32(0.5), np.float64(0.5)):
+        torch.testing.assert_close(ops.bias_leaky_relu(x, gain=number), expected)
 
 
 class TestIntegers:

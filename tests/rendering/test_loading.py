@@ -36,6 +36,9 @@ def test_devices_by_name(run_folder: Path) -> None:
     assert load_generator(run_folder, "cpu").generator.device == torch.device("cpu")
     with pytest.raises(UserError, match="gpu is not a device; give auto, cpu, cuda or cuda:N"):
         load_generator(run_folder, "gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="cuda:1 asks for a GPU and none is usable here"):
+            load_generator(run_folder, torch.device("cuda", 1))
 
 
 def test_newest_checkpoint_is_taken(run_folder: Path, small_config: TrainConfig) -> None:

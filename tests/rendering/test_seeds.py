@@ -6,6 +6,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from host_waits import copies
@@ -26,6 +27,13 @@ class TestStylesOfSeeds:
             alone = styles_of_seeds(loaded, [seed])
             torch.testing.assert_close(together.shape[index], alone.shape[0], **SAME)
             torch.testing.assert_close(together.appearance[index], alone.appearance[0], **SAME)
+
+    def test_any_integers_will_do(self, loaded: LoadedGenerator) -> None:
+        expected = styles_of_seeds(loaded, [0, 1, 2])
+        for seeds in (range(3), (k for k in range(3)), np.arange(3), torch.arange(3)):
+            assert all(map(torch.equal, styles_of_seeds(loaded, seeds), expected))
+        with pytest.raises(ValueError, match="seeds must hold at least one integer"):
+            styles_of_seeds(loaded, np.arange(0))
 
     def test_seeds_differ_and_leave_the_global_generator_alone(self, loaded: LoadedGenerator) -> None:
         torch.manual_seed(5)

@@ -109,6 +109,18 @@ class TestRenderViews:
             render_views(loaded, styles, FRONT, FRONT, 4, batch_size=0)
 
 
+def test_generators_of_other_dtypes(loaded: LoadedGenerator) -> None:
+    """Cameras are taken to the weights' dtype, whatever theirs is."""
+    single = render_views(loaded, styles_of_seeds(loaded, [0]), FRONT, FRONT, 4, depth=True)
+    loaded.generator.double()
+    styles = styles_of_seeds(loaded, [0])
+    double = render_views(loaded, styles, FRONT, FRONT, 4, depth=True)
+    again = render_pairs(loaded, styles, Cameras.from_angles(FRONT, FRONT, loaded.fov_degrees), 4, depth=True)
+    assert double.image.dtype == torch.float64
+    torch.testing.assert_close(double.image[0], again.image, atol=1e-6, rtol=0)
+    torch.testing.assert_close(double.image.float(), single.image, atol=1e-4, rtol=0)
+
+
 class TestRenderPairs:
     def test_every_style_from_its_own_camera(self, loaded: LoadedGenerator) -> None:
         """Cameras at several distances, in any order, as if each were alone."""
