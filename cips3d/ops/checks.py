@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cips3d.ops.autocast import is_autocasting
 
+LARGEST = sys.float_info.max
+
 
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raise, naming the argument, unless it is a tensor of floating-point numbers.
@@ -55,7 +57,7 @@ def check_number(name: str, value: float) -> None:
     """
     if not isinstance(value, (int, float, np.integer, np.floating, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {'a tensor' if isinstance(value, Tensor) else repr(value)}")
-    if not abs(value) <= sys.float_info.max:
+    if not abs(value) <= LARGEST:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
