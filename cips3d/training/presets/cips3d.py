@@ -154,8 +154,8 @@ FFHQ = TrainConfig(
     ),
 )
 
-# The same schedule for animal faces, with the published volume: deeper, and more samples. Augmentation throughout is not
-# published: the set has a tenth of FFHQ's pictures.
+# The same schedule for animal faces, with the published volume: deeper, and more samples. What is not published is the
+# augmentation throughout: the set has a tenth of FFHQ's pictures.
 AFHQ = replace(
     FFHQ,
     preset="afhq",
