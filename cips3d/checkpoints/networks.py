@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from cips3d.checkpoints.converted import Converted, Source, State, read_converted
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_choice
 from cips3d.files import sha256_of
 from cips3d.models.family import AnyDiscriminatorConfig, AnyGenerator, AnyGeneratorConfig, make_generator
 from cips3d.plain import from_plain, to_plain
@@ -82,16 +82,21 @@ def load_networks(path: str | Path, *, average: Average = "fast") -> Networks:
     Raises:
         UserError: nothing is there, it is not a file that this package can use, or it has no such average.
     """
+    require_choice("average", average, AVERAGES)
     file = find_checkpoint(Path(path))
     if file.suffix.lower() != ENDING:
-        return _of_checkpoint(file, average)
+        return networks_of_checkpoint(file, load_checkpoint(file), average)
     if average != "fast":
         raise UserError(f"{file} holds one average of its generator; take it as it is")
     return _of_converted(file)
 
 
-def _of_checkpoint(file: Path, average: Average) -> Networks:
-    state = load_checkpoint(file)
+def networks_of_checkpoint(file: Path, state: dict[str, Any], average: Average = "fast") -> Networks:
+    """The networks of a checkpoint of training that was read already (`load_checkpoint`).
+
+    Raises:
+        UserError: it is of another version, or has no such average.
+    """
     if average == "slow" and state.get(AVERAGES["slow"]) is None:
         raise UserError(f"{file} holds no slow average, which runs keep with --slow-ema-decay; take the fast one")
     try:

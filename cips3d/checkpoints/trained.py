@@ -39,13 +39,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give a run folder or a checkpoint in it")
-    state = read_torch_file(path, "checkpoint of this package", "try an older one")
+    return checked_checkpoint(path, read_torch_file(path, "checkpoint of this package", "try an older one"))
+
+
+def checked_checkpoint(path: Path, state: Any) -> dict[str, Any]:
+    """The content of a file, once it is known to be a checkpoint of this version or an older one.
+
+    Raises:
+        UserError: it is something else.
+    """
     version = state.get("format_version") if is_training_checkpoint(state) else None
     if not isinstance(version, int):
         raise UserError(f"{path} is not a training checkpoint of this package; give one that cips3d.train wrote")
     if version > FORMAT_VERSION:
         raise UserError(f"{path} was written by a newer version of cips3d; update the package to read it")
-    return state
+    checked: dict[str, Any] = state
+    return checked
 
 
 def find_checkpoint(path: Path) -> Path:

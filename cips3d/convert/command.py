@@ -11,11 +11,11 @@ import tyro
 from torch import nn
 
 from cips3d.checkpoints.converted import Converted, Source, write_converted
-from cips3d.checkpoints.networks import Average, load_networks
+from cips3d.checkpoints.networks import Average, load_networks, networks_of_checkpoint
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.tensor_files import ENDING
 from cips3d.checkpoints.torch_file import read_torch_file
-from cips3d.checkpoints.trained import is_training_checkpoint
+from cips3d.checkpoints.trained import checked_checkpoint, is_training_checkpoint
 from cips3d.convert import SYSTEMS
 from cips3d.convert.detect import DISCRIMINATOR, Contents, box_side_of, describe, system_name
 from cips3d.convert.parts import PART_NAMES, Part, gather
@@ -31,7 +31,7 @@ from cips3d.training.presets import PRESETS, preset
 PROGRAM = "python -m cips3d.convert"
 DESCRIPTION = f"""Convert a published checkpoint of CIPS-3D, pi-GAN, CIPS or StyleGAN2 (rosinality's), or a run of this
 package, into one safetensors file that all commands take. Of a run, it holds the averaged generator and the
-discriminator, without what only training goes on from: a tenth or so of a checkpoint, to pass on.
+discriminator, without what only training goes on from: a quarter or so of a checkpoint, to pass on.
 
 Files are read without executing anything of theirs, pickled modules included.
 
@@ -95,7 +95,7 @@ def convert(options: Options) -> int:
     check_options(options)
     loaded = None if options.file.is_dir() else read_torch_file(options.file)
     if loaded is None or is_training_checkpoint(loaded):
-        return convert_own(options)
+        return convert_own(options, loaded)
     if options.average is not None:
         raise UserError("--average is for runs of this package; leave it out, or give a file of averages with --ema")
     parts, contents = gather(
@@ -116,8 +116,8 @@ def convert(options: Options) -> int:
     return 0
 
 
-def convert_own(options: Options) -> int:
-    """The same for a run or checkpoint of this package, which says by itself what it holds."""
+def convert_own(options: Options, checkpoint: dict[str, Any] | None) -> int:
+    """The same for a run or, where its content is given, a checkpoint of this package, which says what it holds."""
     for flag, is_given in (
         ("--ema", options.ema is not None),
         ("--discriminator", options.discriminator is not None),
@@ -128,7 +128,11 @@ def convert_own(options: Options) -> int:
     ):
         if is_given:
             raise UserError(f"{flag} is for published checkpoints, and {options.file} is of this package; leave it out")
-    networks = load_networks(options.file, average=options.average or "fast")
+    which: Average = options.average or "fast"
+    if checkpoint is None:
+        networks = load_networks(options.file, average=which)
+    else:
+        networks = networks_of_checkpoint(options.file, checked_checkpoint(options.file, checkpoint), which)
     write_converted(options.out, networks.converted())
     average = "slow average" if options.average == "slow" else "average"
     with_discriminator = "" if networks.discriminator is None else ", and the discriminator"

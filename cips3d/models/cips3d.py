@@ -167,9 +167,9 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
         inr: Precision | None = None,
         fast_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.nerf.precision = checked_precision(nerf or precision)
-        self.inr.precision = checked_precision(inr or precision)
+        of_nerf, of_inr = checked_precision(nerf or precision), checked_precision(inr or precision)
         self.inr.fast_dtype = checked_fast_dtype(fast_dtype)
+        self.nerf.precision, self.inr.precision = of_nerf, of_inr
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(
@@ -222,7 +222,8 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
             ValueError: an argument does not fit; it is named.
             TypeError: styles are of another kind.
         """
-        self.check_batch(styles, len(styles[0]))
+        check_styles(styles, CIPS3DStyles)
+        self.check_batch(styles, len(styles.shape))
         check_shape("points", points, (len(styles.shape), None, 3))
         check_input("points", points, self.nerf.density.weight)
         return self.nerf.raw_density(points, styles.shape)

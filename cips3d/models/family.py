@@ -1,8 +1,9 @@
 """The family of generators and discriminators: which there are, and how a configuration becomes one.
 
-A new model is one module like `cips3d.models.stylegan2` (a configuration whose first field is its name, and a subclass
-of `Generator` or `Discriminator`), its import and its entries in `AnyGeneratorConfig` and `GENERATORS` or those of
-discriminators, and a preset like `cips3d.training.presets.stylegan2`.
+A new generator is one module like `cips3d.models.stylegan2` (a `GeneratorConfig` whose first field is its name, and a
+subclass of `Generator`), its import and its entries in `AnyGeneratorConfig` and `GENERATORS`, and a preset like
+`cips3d.training.presets.stylegan2`. A new discriminator has a configuration with the properties of
+`PiGANDiscriminatorConfig`, a subclass of `Discriminator`, and its entries beside theirs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from cips3d.cameras import Rays
 from cips3d.errors import UserError
 from cips3d.models.generator import ParameterGroups, View, WeightParts, check_styles, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
-from cips3d.models.precision import checked_precision
+from cips3d.models.precision import checked_fast_dtype, checked_precision
 from cips3d.models.ray_parts import Painter
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import RayPixels, VolumeGenerator
@@ -67,7 +67,8 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
     ) -> None:
         if inr is not None:
             raise UserError("pi-GAN has no INR whose precision could be set; leave --amp.inr at none")
-        self.nerf.precision = checked_precision(nerf or precision)
+        of_nerf, _ = checked_precision(nerf or precision), checked_fast_dtype(fast_dtype)
+        self.nerf.precision = of_nerf
 
     def frozen_part(self) -> tuple[nn.Module, ...]:
         return self.nerf, self.style_mapping
@@ -118,7 +119,8 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
         Raises:
             ValueError: a shape does not fit; the argument is named.
         """
-        self.check_batch(styles, len(styles[0]))
+        check_styles(styles, PiGANStyles)
+        self.check_batch(styles, len(styles.frequencies))
         check_shape("points", points, (len(styles.frequencies), None, 3))
         check_input("points", points, self.nerf.density.weight)
         return self.nerf.trunk(points, styles)[0]

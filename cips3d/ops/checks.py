@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -57,7 +58,8 @@ def check_number(name: str, value: float) -> None:
     """
     if not isinstance(value, (int, float, np.integer, np.floating, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {'a tensor' if isinstance(value, Tensor) else repr(value)}")
-    if not abs(value) <= LARGEST:
+    is_large = isinstance(value, int) and abs(value) > LARGEST  # not infinite, but no float
+    if is_large or not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -90,14 +92,21 @@ def check_alike(name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) 
             raise ValueError(f"{other_name} must be {wanted} like {name}, got {got}")
 
 
-def check_input(name: str, x: Tensor, weight: Tensor) -> None:
+def check_input(name: str, x: Tensor, weight: Tensor | None) -> None:
     """Raise, naming the argument, unless a layer of these weights takes it; under autocast its dtype is free.
+
+    Args:
+        name: of the argument.
+        x: the argument.
+        weight: one of the layer's; None: what the layer takes is not known, as of quantised ones and of replicas.
 
     Raises:
         TypeError: it is no tensor.
         ValueError: its dtype or device does not fit.
     """
     check_tensor(name, x)
+    if weight is None:
+        return
     if is_autocasting(weight.device):
         check_device("the weights", weight, **{name: x})
     else:

@@ -115,17 +115,19 @@ def sine_layer(x: Tensor, layer: FoldedLayer, *, precision: Precision | None = N
     fast = is_fast(precision)
     if _through_op(x, *layer):
         return sine(x, Parameters(layer.weight, layer.bias, None, None), _output_dtype(x), fast=fast)
-    phase = torch.baddbmm(layer.bias[:, None], x, layer.weight.transpose(1, 2))
+    if torch.compiler.is_compiling():
+        return torch.sin(product(x, layer.weight.mT) + layer.bias[:, None])
+    phase = torch.baddbmm(layer.bias[:, None], x, layer.weight.mT)
     return torch.sin(phase) if phase.requires_grad else phase.sin_()
 
 
 def _through_op(x: Tensor, *parameters: Tensor) -> bool:
     """Whether the registered op computes: on kernels, or where plain PyTorch would not mix 16 with 32 bits.
 
-    Nor would it keep phases in float32 under autocast, or the backward of compiled code (see `product`).
+    Nor would it keep phases in float32 under autocast.
     """
     is_plain = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (x, *parameters))
-    return kernels.take(x) or not is_plain or is_autocasting(x.device) or torch.compiler.is_compiling()
+    return kernels.take(x) or not is_plain or is_autocasting(x.device)
 
 
 def _output_dtype(x: Tensor) -> torch.dtype:

@@ -120,7 +120,7 @@ def march_rays(
         >>> round(seen.depth.item(), 1), round(seen.opacity.item(), 2)
         (0.7, 1.0)
     """
-    if not torch.compiler.is_compiling() and isinstance(field, tuple):
+    if not (torch.compiler.is_compiling() or callable(field)):
         raise TypeError(
             f"field must be a function of points, got {type(field).__name__}; render_rays takes SIREN fields"
         )

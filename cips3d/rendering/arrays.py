@@ -16,16 +16,18 @@ from cips3d.pictures import reported
 from cips3d.rendering.frame_sequence import FrameSequence, Look, render_look, visible_normals
 
 NUMBERS = {"image": 3, "aux": 3, "depth": 1, "normals": 3}  # a pixel
-MOST_NUMBERS = 2**29  # in a file, 2 GiB; they are in memory twice
+MOST_NUMBERS = 2**29  # that are held, 2 GiB; while they are put together, twice that
+NORMALS_AT_ONCE = 2**20  # pixels
 
 
 def check_count(out: Path, faces: int, views: int, look: Look) -> None:
-    """Raise `UserError` for more numbers than a file should have."""
-    count = faces * views * look.resolution**2 * sum(NUMBERS[kind] for kind in look.kinds)
+    """Raise `UserError` for more numbers than memory should hold."""
+    held = {"image", *look.kinds} | ({"depth"} if "normals" in look.kinds else set())  # images come with all else
+    count = faces * views * look.resolution**2 * sum(NUMBERS[kind] for kind in held)
     if count > MOST_NUMBERS:
         raise UserError(
-            f"--out {out} would hold {count / 1e9:.1f} billion numbers, and {MOST_NUMBERS / 1e9:.1f} is the limit; "
-            "give fewer faces or views, or a lower --resolution"
+            f"--out {out} takes {count / 1e9:.1f} billion numbers in memory, and {MOST_NUMBERS / 1e9:.1f} is the "
+            "limit; give fewer faces or views, or a lower --resolution"
         )
 
 
@@ -60,8 +62,10 @@ def save_arrays(path: Path, sequence: FrameSequence, names: Sequence[str]) -> No
     made["aux_image"] = shown.aux_image
     made["depth"] = shown.depth if "depth" in look.kinds else None
     if "normals" in look.kinds and shown.depth is not None:
-        made["normals"] = visible_normals(loaded, shown.depth, cameras)
-    arrays = {name: x.unflatten(0, (faces, views)).numpy() for name, x in made.items() if x is not None}
+        some = torch.arange(len(view)).split(max(1, NORMALS_AT_ONCE // look.resolution**2))
+        parts = [visible_normals(loaded, shown.depth[pictures], cameras[pictures]) for pictures in some]
+        made["normals"] = torch.cat(parts)
+    arrays = {name: x.float().unflatten(0, (faces, views)).numpy() for name, x in made.items() if x is not None}
     if loaded.generator.is_3d:
         arrays["camera_to_world"] = sequence.cameras.camera_to_world.float().numpy()
         arrays["fov_degrees"] = sequence.cameras.fov_degrees.float().numpy()

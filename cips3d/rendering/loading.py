@@ -76,9 +76,9 @@ def load_generator(
 ) -> LoadedGenerator:
     """The averaged (EMA) generator of a training run or a converted checkpoint, ready to render.
 
-    It has PyTorch's default dtype, is in evaluation mode, and its weights do not require gradients:
-    `generator.requires_grad_().train()` to train them. `cips3d.checkpoints.networks.load_networks` gives the
-    discriminator's too.
+    It has PyTorch's default dtype (meshes, metrics and inversion are for float32), is in evaluation mode, and its
+    weights do not require gradients: `generator.requires_grad_().train()` to train them.
+    `cips3d.checkpoints.networks.load_networks` gives the discriminator's too.
 
     Args:
         path: a run folder (its newest checkpoint is taken), a checkpoint file, or one that was converted.

@@ -379,6 +379,8 @@ def test_runs_of_this_package(files: Path, small_config: TrainConfig, capsys: py
     assert "run/checkpoints/step-00001200.pt holds no slow average" in refusal(
         capsys, "run", "other.safetensors", "--average", "slow"
     )
+    with pytest.raises(UserError, match="average 'ema' is unknown; choose one of fast, slow"):
+        load_networks("run", average="ema")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="holds one average"):
         load_networks("mine.safetensors", average="slow")
 

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from convert.small_networks import CIPS3D_CONFIG, CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
 
+from cips3d.models.family import AnyGeneratorConfig, make_generator
 from cips3d.models.mapping import MappingNetwork, pixel_norm
+
+CONFIGS: dict[str, AnyGeneratorConfig] = {
+    "cips3d": CIPS3D_CONFIG,
+    "pigan": PIGAN_CONFIG,
+    "cips": CIPS_CONFIG,
+    "stylegan2": STYLEGAN2_CONFIG,
+}
 
 
 def test_pixel_norm_gives_unit_mean_square() -> None:
@@ -40,3 +49,21 @@ def test_wrong_z_is_named() -> None:
         MappingNetwork(6, 4, 2, False)(torch.zeros(2, 5))
     with pytest.raises(TypeError, match="z must be a tensor, got ndarray"):
         MappingNetwork(6, 4, 2, False)(np.zeros((2, 6)))
+    with pytest.raises(ValueError, match=r"z must be torch\.float32 on cpu like the weights, got torch\.float64"):
+        MappingNetwork(6, 4, 2, False)(torch.zeros(2, 6).double())
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_layers_without_parameters(name: str) -> None:
+    """Quantised ones, and replicas of `nn.DataParallel`, have weights that are no parameters."""
+    torch.manual_seed(0)
+    generator = make_generator(CONFIGS[name])
+    z = generator.sample_z(2)
+    expected = generator.mapping(*z)
+    for module in generator.modules():
+        for key, weight in list(module._parameters.items()):
+            del module._parameters[key]
+            setattr(module, key, None if weight is None else weight.detach())
+    assert not list(generator.parameters())
+    for found, style in zip(generator.mapping(*z), expected, strict=True):
+        torch.testing.assert_close(found, style)

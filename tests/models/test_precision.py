@@ -155,6 +155,15 @@ def test_other_words_are_refused(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["cips3d", "pigan"])
+def test_fast_is_of_16_bits(model: str) -> None:
+    generator = make(model)
+    for dtype in (torch.int8, torch.float32, torch.float64):
+        with pytest.raises(ValueError, match=f"fast_dtype must be torch.float16 or torch.bfloat16, got {dtype}"):
+            generator.set_precision("fast", fast_dtype=dtype)
+    assert generator.nerf.precision is None  # what was refused has changed nothing
+
+
+@pytest.mark.parametrize("model", ["cips3d", "pigan"])
 def test_autocast(backend: Backend, model: str) -> None:
     """Rays and sines stay in float32 inside of it: what is lost are eight bits of everything else."""
     made = make(model)

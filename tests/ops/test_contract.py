@@ -5,10 +5,11 @@ from __future__ import annotations
 import doctest
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -55,6 +56,15 @@ class Case:
     def samples(self) -> tuple[Tensor, Tensor, Tensor]:
         """Densities, features and depths of rays."""
         return self.uniform(1, 3, 4), self.of(1, 3, 4, 2), self.uniform(1, 3, 4).sort(-1).values
+
+
+class Fog(NamedTuple):
+    """A field that is a tuple."""
+
+    thickness: Tensor
+
+    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return self.thickness.to(points) * points.new_ones(points.shape[:2]), points
 
 
 @pytest.fixture
@@ -239,6 +249,8 @@ class TestRays:
         with pytest.raises(TypeError, match="field must be a function of points, got SirenField; render_rays takes"):
             siren = field_of(tuple(case.layers()), ball_density=0.0, ball_radius=0.0)
             ops.march_rays(siren, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type]
+        seen = ops.march_rays(Fog(torch.ones(())), rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type]
+        assert seen.colors.shape == (1, 3, 3)
         mixed = case.draws()._replace(stratified=case.draws().stratified.double())
         with pytest.raises(ValueError, match=r"^draws\.stratified must be torch\.float\d\d on .* like origins"):
             ops.march_rays(lambda points: (points.sum(-1), points), rays, rays, mixed, 0.5, 1.5)
@@ -263,7 +275,7 @@ def test_examples(name: str) -> None:
         assert doctest.DocTestRunner().run(example).failed == 0
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("inf"), np.float16("nan")])
 def test_settings_that_are_no_numbers(case: Case, value: float) -> None:
     x, weight, m = case.of(1, 3, 4), case.of(4, 2), case.of(1, 4)
     layer = ops.ModulatedWeight.of(case.of(4, 4), m)
@@ -275,7 +287,7 @@ def test_settings_that_are_no_numbers(case: Case, value: float) -> None:
         lambda: ops.modulated_inr(x, [layer, layer], [case.of(3, 4)], skip_from=0, negative_slope=value),
         lambda: ops.binomial_kernel(value),
     ):
-        with pytest.raises(ValueError, match=r"(negative_slope|gain) must be finite, got (nan|inf)"):
+        with pytest.raises(ValueError, match=r"(negative_slope|gain) must be finite, got (nan|-?inf)"):
             run()
     others = {"'high'": "high", "array": np.array([0.5, 0.6]), "1j": 1j, "{}": {}, "Fraction": Fraction(1, 2)}
     for shown, wrong in {**others, "a tensor": x}.items():
@@ -284,8 +296,10 @@ def test_settings_that_are_no_numbers(case: Case, value: float) -> None:
     with pytest.raises(ValueError, match="gain must be finite, got 1000"):
         ops.bias_leaky_relu(x, gain=10**400)
     expected = ops.bias_leaky_relu(x, gain=0.5)
-    for number in (np.float32(0.5), np.float64(0.5)):
-        torch.testing.assert_close(ops.bias_leaky_relu(x, gain=number), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in (np.float16(0.5), np.float32(0.5), np.float64(0.5)):
+            torch.testing.assert_close(ops.bias_leaky_relu(x, gain=number), expected)
 
 
 class TestIntegers:

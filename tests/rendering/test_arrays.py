@@ -105,7 +105,7 @@ def test_models_without_cameras(
     [
         (["--mix", "1"], "is for numbers, and --mix makes one table"),
         (["--fps", "12", "--trajectory", "yaw"], "--fps 12 is for an animation"),
-        (["--resolution", "60000", "--seeds", "0"], "would hold 32.4 billion numbers, and 0.5 is the limit"),
+        (["--resolution", "60000", "--seeds", "0"], "takes 32.4 billion numbers in memory, and 0.5 is the limit"),
     ],
 )
 def test_mistakes(arguments: list[str], words: str, command: RenderCommand) -> None:
