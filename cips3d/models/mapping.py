@@ -38,7 +38,7 @@ class MappingNetwork(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z [B, z_dim] -> style [B, style_dim]."""
         check_shape("z", z, (None, self.z_dim))
-        check_input("z", z, next(self.parameters(), None))
+        check_input("z", z, self.linears[0].weight)
         x = pixel_norm(z)
         for k, linear in enumerate(self.linears):
             x = linear(x)

@@ -277,7 +277,7 @@ class PiGANDiscriminator(Discriminator):
                 "image must have shape [B, 3, R, R] with R a power of two "
                 f"from {RESOLUTION_MIN} to {self.config.resolution_max}, got {list(image.shape)}"
             )
-        check_input("image", image, next(self.parameters(), None))
+        check_input("image", image, self.output.weight)
         if not 0 <= fade <= 1:
             raise ValueError(f"fade must be in [0, 1], got {fade}")
         if fade < 1 and resolution == RESOLUTION_MIN:

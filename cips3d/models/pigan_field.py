@@ -120,7 +120,7 @@ class PiGANMapping(nn.Module):
     def forward(self, z: Tensor) -> PiGANStyles:
         """z [B, z_dim] -> styles."""
         check_shape("z", z, (None, self.z_dim))
-        check_input("z", z, next(self.parameters(), None))
+        check_input("z", z, self.linears[0].weight)
         x = z
         for k, linear in enumerate(self.linears):
             x = linear(x if k == 0 else nn.functional.leaky_relu(x, LEAKY_SLOPE))

@@ -264,7 +264,7 @@ class ImageDiscriminator(nn.Module):
             powers = f"R a power of two from {RESOLUTION_MIN} to {self.resolution_max}"
             allowed = powers if self.progressive else f"R = {self.resolution_max}"
             raise ValueError(f"image must have shape [B, 3, R, R] with {allowed}, got {list(image.shape)}")
-        check_input("image", image, next(self.parameters(), None))
+        check_input("image", image, self.output.weight)
         if not 0 <= fade <= 1:
             raise ValueError(f"fade must be in [0, 1], got {fade}")
         if fade < 1 and str(resolution // 2) not in self.from_rgb:

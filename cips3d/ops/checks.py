@@ -92,20 +92,20 @@ def check_alike(name: str, tensor: Tensor, others: Mapping[str, Tensor | None]) 
             raise ValueError(f"{other_name} must be {wanted} like {name}, got {got}")
 
 
-def check_input(name: str, x: Tensor, weight: Tensor | None) -> None:
+def check_input(name: str, x: Tensor, weight: object) -> None:
     """Raise, naming the argument, unless a layer of these weights takes it; under autocast its dtype is free.
 
     Args:
         name: of the argument.
         x: the argument.
-        weight: one of the layer's; None: what the layer takes is not known, as of quantised ones and of replicas.
+        weight: one of the layer's; where it is no tensor, as of quantised ones, everything may be taken.
 
     Raises:
         TypeError: it is no tensor.
         ValueError: its dtype or device does not fit.
     """
     check_tensor(name, x)
-    if weight is None:
+    if not isinstance(weight, Tensor):
         return
     if is_autocasting(weight.device):
         check_device("the weights", weight, **{name: x})

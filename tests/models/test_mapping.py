@@ -55,7 +55,7 @@ def test_wrong_z_is_named() -> None:
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_layers_without_parameters(name: str) -> None:
-    """Quantised ones, and replicas of `nn.DataParallel`, have weights that are no parameters."""
+    """Replicas of `nn.DataParallel` have weights that are no parameters."""
     torch.manual_seed(0)
     generator = make_generator(CONFIGS[name])
     z = generator.sample_z(2)
