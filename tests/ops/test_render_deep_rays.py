@@ -227,7 +227,7 @@ def test_registration(backend: Backend) -> None:
 
 
 def test_compiled(kernel_backend: Backend) -> None:
-    """In one graph, forward and backward, with the same results."""
+    """In one graph, forward and backward, with the same results, but for sums whose order a busy CPU decides."""
     s = Setting(layers=2, width=16, color=8, rays=3, coarse=4, fine=3)
     ours = sample_inputs(s).to(kernel_backend.device, torch.float32)
 
@@ -237,7 +237,8 @@ def test_compiled(kernel_backend: Backend) -> None:
     compiled = torch.compile(rendered, backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(loss(compiled(ours.origins, ours.directions, *ours.field)), ours.leaves())
     expected = torch.autograd.grad(loss(run(ours, s, "highest")), ours.leaves())
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for a, b in zip(found, expected, strict=True):
+        assert relative_l2(a, b) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
