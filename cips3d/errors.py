@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from numbers import Integral, Real
 from types import FrameType
 
@@ -71,6 +72,8 @@ def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupt
         command: what to run; returns its exit code.
         interrupted: the line for Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files that are no text leave as they came
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         with _tidy_termination():
             try:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, printable, read_rgb
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, read_rgb
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
 from cips3d.devices import choose_device, memory_explained
@@ -31,7 +31,7 @@ from cips3d.evaluation.evaluate import (
 from cips3d.evaluation.fidelity import BATCH_SIZE, FeatureNetworks, check_networks
 from cips3d.evaluation.ground_truth import ground_truth_heads
 from cips3d.evaluation.image_sets import SourceImages
-from cips3d.files import atomic_file
+from cips3d.files import atomic_file, printable
 from cips3d.pictures import check_path, reported
 from cips3d.plain import finite, to_plain
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator

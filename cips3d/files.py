@@ -48,6 +48,20 @@ def is_left_over(path: Path, name: str | None = None) -> bool:
     return path.is_file()
 
 
+def printable(text: str) -> str:
+    """Escape what cannot be printed on one line, such as file names that are not valid text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, which systems do not ask for."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under its name when it is complete, or not at all.

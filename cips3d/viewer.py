@@ -15,6 +15,7 @@ import tyro
 from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.devices import choose_device
 from cips3d.errors import UserError, exit_on_user_error
+from cips3d.files import printable
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator, styles_of_latents
 from cips3d.rendering.latents import SeenBy, read_latent
 from cips3d.rendering.options import PrecisionFlag
@@ -168,7 +169,7 @@ def resolution_of(options: Options, loaded: LoadedGenerator) -> int:
 
 def title_of(options: Options, exhibit: Exhibit | str) -> str:
     """The page's title."""
-    name = options.run.resolve().name
+    name = printable(options.run.resolve().name)
     return name if isinstance(exhibit, str) else f"{name}{exhibit.loaded.at_step}"
 
 

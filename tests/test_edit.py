@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from checkpoints.small_runs import STEP, write_run
+from checkpoints.small_runs import STEP, write_checkpoint, write_run
 from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
 from rendering.command import frames_of
 from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
@@ -18,6 +18,7 @@ from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
 from cips3d.edit import main
 from cips3d.editing import Directions, edited, semantic_directions
 from cips3d.errors import UserError
+from cips3d.models.cips3d import CIPS3D
 from cips3d.models.family import AnyGeneratorConfig, make_generator
 from cips3d.models.generator import with_same_layers
 from cips3d.models.volume import VolumeSettings
@@ -281,6 +282,15 @@ class TestMistakes:
 
     def test_one_strength_does_not_move(self, command: SweepCommand) -> None:
         assert "does not move" in command("--strengths", 1, out="a.gif", fails=True)
+
+    @pytest.mark.parametrize("value", [0.0, math.nan])
+    def test_weights_without_directions(
+        self, command: SweepCommand, small_config: TrainConfig, tmp_path: Path, value: float
+    ) -> None:
+        averaged = {name: torch.full_like(x, value) for name, x in CIPS3D(small_config.generator).state_dict().items()}
+        write_checkpoint(tmp_path / "broken.pt", small_config, generator_ema=averaged)
+        said = command(models=[tmp_path / "broken.pt"], fails=True)
+        assert "the shape of this CIPS3D meets give no direction" in said and "give an earlier checkpoint" in said
 
     def test_no_model(self, command: SweepCommand, tmp_path: Path) -> None:
         assert "does not exist" in command(models=[tmp_path / "nowhere"], fails=True)

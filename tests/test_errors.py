@@ -28,6 +28,14 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: --out x.gif is taken; give another\n"
 
 
+def test_names_that_are_no_text_leave_as_they_came() -> None:
+    """Whatever the locale wants of what is printed."""
+    program = "from cips3d.errors import exit_on_user_error as run; run(lambda: print('r\\udce9m') or 0)"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert (ended.returncode, ended.stdout) == (0, b"r\xe9m\n"), ended.stderr
+
+
 def test_choices() -> None:
     require_choice("--hue", "red", ("red", "blue"))
     with pytest.raises(UserError, match=r"^--hue 'Red' is unknown; choose one of red, blue$"):

@@ -16,14 +16,23 @@ import zlib
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 
 from cips3d.errors import UserError
+from cips3d.files import printable
 from cips3d.pictures import MAX_PIXELS
 
 # What a file may hold, whatever its ending: collected photographs often carry a wrong one. The list is closed
 # since Pillow would otherwise hand a file to any of its decoders, some of which start other programs.
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+try:
+    import lzma
+except ImportError:  # a Python that was built without it, whose zipfile refuses such entries
+    _LZMA_ERRORS: tuple[type[Exception], ...] = ()
+else:
+    _LZMA_ERRORS = (lzma.LZMAError,)
 
 # What Pillow and zipfile raise on damaged files.
 UNREADABLE_ERRORS: tuple[type[Exception], ...] = (
@@ -34,10 +43,12 @@ UNREADABLE_ERRORS: tuple[type[Exception], ...] = (
     LookupError,
     ArithmeticError,
     RuntimeError,  # zipfile: an encrypted entry, or a compression it does not know
+    TypeError,  # TIFF: a number of another kind than the tag's
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
+    *_LZMA_ERRORS,
 )
 
 LARGEST_SIDE = math.isqrt(MAX_PIXELS)  # of squares that can be opened again
@@ -118,12 +129,19 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.nan_to_num(np.asarray(image).astype(np.float64))  # float64 holds every mode's values exactly
+    if image.mode.startswith("I;16") and _is_white_zero(image):  # Pillow sees to that in pictures of 8 bits alone
+        values = 65535.0 - values
     full = 65535.0 if image.mode.startswith("I") else (255.0 if values.max() > 1 else 1.0)
     grey = Image.fromarray(np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8))
     if image.has_transparency_data:
         opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
         grey.putalpha(Image.fromarray(opaque))
     return grey
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """A TIFF whose zeros are white."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _scale_transparency(image: Image.Image, data: bytes) -> None:
@@ -154,8 +172,3 @@ def describe(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own text shows an address in memory
         return f"no {', '.join(PILLOW_FORMATS)} content"
     return printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-
-
-def printable(text: str) -> str:
-    """Escape what cannot be printed on one line, such as file names that are not valid text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe, printable, read_rgb
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe, read_rgb
 from cips3d.errors import UserError
+from cips3d.files import printable
 
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_FILE_BYTES = 2**30  # of one file unpacked from a zip: guards against archives made to fill memory
@@ -243,7 +244,7 @@ class ImageFiles:
 
     def report(self) -> str:
         """One line: how many images, and which files were skipped."""
-        line = f"{len(self):,} image{'s' if len(self) != 1 else ''} from {self.path}"
+        line = f"{len(self):,} image{'s' if len(self) != 1 else ''} from {printable(str(self.path))}"
         if not self.reasons:
             return line
         some = ", ".join(printable(name) for name in self.unreadable[:NAMES_IN_REPORT])

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe, printable
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe
 from cips3d.data.images import (
     MANIFEST,
     MANIFEST_KEY,
@@ -42,7 +42,7 @@ from cips3d.data.images import (
 )
 from cips3d.data.source import HEADS, HEADS_COUNT
 from cips3d.errors import UserError
-from cips3d.files import atomic_file, is_left_over, only_writer
+from cips3d.files import atomic_file, is_left_over, only_writer, printable
 
 ImageFormat = Literal["png", "webp", "jpg"]
 

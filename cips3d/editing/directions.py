@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import chosen, styles_by_layer, styles_of
 
@@ -58,6 +59,7 @@ def semantic_directions(
 
     Raises:
         ValueError: the model has no such branch or layer.
+        UserError: its weights are 0 or no numbers, since training diverged.
 
     Source: Y. Shen and B. Zhou, Closed-form factorization of latent semantics in GANs (arXiv 2007.06600), section 3.
     """
@@ -71,7 +73,13 @@ def semantic_directions(
     moving = tuple(range(count)) if layers is None else tuple(sorted(set(layers)))
     if not moving or not 0 <= moving[0] <= moving[-1] < count:
         raise ValueError(f"layers must be one or more of 0 to {count - 1}, got {layers}")
-    eigenvalues, vectors = principal_directions([weights[branch][layer] for layer in moving])
+    met = [weights[branch][layer] for layer in moving]
+    if not all(weight.isfinite().all() for weight in met) or not any(weight.any() for weight in met):
+        raise UserError(
+            f"the weights that the {branch} of this {type(generator).__name__} meets give no direction: they are 0 or "
+            "no numbers, so its training diverged; give an earlier checkpoint"
+        )
+    eigenvalues, vectors = principal_directions(met)
     vectors = vectors.to(weights[branch][0])
     units = generator.style_offsets(branch, vectors, moving)
     deviations = _deviations(generator, units)

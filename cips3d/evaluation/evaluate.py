@@ -193,7 +193,8 @@ def _frechet(images: Dataset, real: RealImages, settings: EvaluationSettings) ->
     def made() -> dict[str, Tensor]:
         return {"features": features_of(_batches(SourceImages(real), "real pictures", settings))}
 
-    return frechet_distance(features_of(_batches(images, "generating", settings)), kept(file, made)["features"])
+    of_real = kept(file, made)["features"]  # first: where they cannot be kept, nothing has been generated in vain
+    return frechet_distance(features_of(_batches(images, "generating", settings)), of_real)
 
 
 def _batches(images: Dataset, title: str, settings: EvaluationSettings) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cips3d.checkpoints.trained import CHECKPOINT_FOLDER, list_checkpoints
 from cips3d.errors import UserError
-from cips3d.files import atomic_file
+from cips3d.files import atomic_file, is_text, printable
 from cips3d.plain import finite
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
@@ -28,6 +28,8 @@ def make_run_folder(config: TrainConfig) -> Path:
     Raises:
         UserError: the folder holds something already, or cannot be made.
     """
+    if config.out is not None and not is_text(str(config.out)):
+        raise UserError(f"--out {printable(str(config.out))} is no text, which TensorBoard needs; give another folder")
     try:
         if config.out is None:
             return _next_numbered(RUNS, config.preset)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cips3d.devices import memory_explained
 from cips3d.errors import UserError
+from cips3d.files import printable
 from cips3d.rendering.frame_sequence import Kind, kinds_of
 from cips3d.rendering.loading import LoadedGenerator, load_generator
 from cips3d.viewing.blending import Blend
@@ -138,39 +139,40 @@ class Page:
         def draw(_: object) -> None:
             seed.value = random.randrange(RANDOM_SEEDS)  # type: ignore[misc]  # mypy takes it for read-only
 
-        seed.on_update(lambda _: self._choose(seed=int(seed.value)))
+        seed.on_update(lambda _: self._choose(seed=_seed_of(seed.value)))
         another.on_click(draw)
         if self._exhibit.face is not None:
             given = gui.add_checkbox("Given face", is_given, hint="Off: the face of the seed")
 
             def give(_: object) -> None:
                 seed.disabled = another.disabled = given.value
-                self._choose(seed=None if given.value else int(seed.value))
+                self._choose(seed=None if given.value else _seed_of(seed.value))
 
             given.on_update(give)
+        most = max(1.0, shot.truncation)
         truncation = gui.add_slider(
-            *("Truncation", 0.0, max(1.0, shot.truncation), 0.05, shot.truncation),
+            *("Truncation", 0.0, most, 0.05, shot.truncation),
             hint="1: the face as it comes; nearer to 0: a more typical one",
         )
-        truncation.on_update(lambda _: self._choose(truncation=float(truncation.value)))
+        truncation.on_update(lambda _: self._choose(truncation=_held(truncation.value, most)))
 
     def _build_mixing(self) -> None:
         gui, shot = self._client.gui, self._shot
         second = gui.add_number("Seed", shot.second_seed, min=0, max=LARGEST_SEED, step=1, hint="Of the second face")
-        second.on_update(lambda _: self._choose(second_seed=int(second.value)))
+        second.on_update(lambda _: self._choose(second_seed=_seed_of(second.value)))
         sliders = [
             gui.add_slider(SHARE_NAMES[part], 0.0, 1.0, 0.05, share, hint="0: the first face's; 1: the second face's")
             for part, share in zip(shot.parts, shot.shares, strict=True)
         ]
         for slider in sliders:
-            slider.on_update(lambda _: self._choose(shares=tuple(float(each.value) for each in sliders)))
+            slider.on_update(lambda _: self._choose(shares=tuple(_held(each.value) for each in sliders)))
 
     def _build_second(self) -> None:
         gui = self._client.gui
         if self._exhibit.may_open_files:
             self._path = gui.add_text(
                 "File",
-                "" if self._exhibit.second is None else str(self._exhibit.second),
+                "" if self._exhibit.second is None else printable(str(self._exhibit.second)),
                 hint="A run folder or a checkpoint, best of a training that went on from this one",
             )
             button = gui.add_button("Open", color="gray")
@@ -185,7 +187,7 @@ class Page:
             disabled=True,
             hint="0: the first checkpoint's weights; 1: the second one's",
         )
-        self._model_share.on_update(lambda _: self._choose(model_share=float(self._model_share.value)))
+        self._model_share.on_update(lambda _: self._choose(model_share=_held(self._model_share.value)))
         self._second_said = gui.add_markdown("")
 
     def _build_picture(self) -> None:
@@ -257,7 +259,7 @@ class Page:
 
     def _open_second(self, path: Path) -> None:
         """Take another checkpoint as the second one; where it cannot be, say why and stay as before."""
-        self._second_said.content = f"Opening {path} ..."
+        self._second_said.content = f"Opening {_plain(str(path))} ..."
         device = self._exhibit.loaded.device
         try:
             with memory_explained(f"{device} has too little memory for another model; serve on another --device"):
@@ -362,6 +364,16 @@ def show_problem(client: viser.ClientHandle, sentence: str) -> None:
         client.gui.add_markdown(f"{said}\n\nEnd the viewer (Ctrl-C in its terminal) and start it with another one.")
 
 
+def _held(value: float, most: float = 1.0) -> float:
+    """A number from 0 to `most`: browsers hand on what is typed before they hold it in its range themselves."""
+    return min(max(0.0, float(value)), most)  # 0 of what is no number
+
+
+def _seed_of(value: float) -> int:
+    """A seed, the nearest one to what is typed."""
+    return min(max(0, int(value)), LARGEST_SEED)
+
+
 def _plain(sentence: str) -> str:
     """Text whose signs Markdown leaves as they are."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in sentence)
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in printable(sentence))

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, printable, read_rgb
+from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, read_rgb
+from cips3d.files import printable
 
 ORIENTATION = 0x0112
 
@@ -210,6 +211,23 @@ def test_damaged_bytes_raise_nothing_but_the_named_errors() -> None:
         except UNREADABLE_ERRORS:
             unreadable += 1
     assert unreadable > 100  # the damage is real
+
+
+def test_a_tag_of_another_type_is_unreadable() -> None:
+    """Of a TIFF, where its strips are: a number with a fraction."""
+    data = bytearray(encoded(noise(8, 8), "TIFF"))
+    tag = data.index(struct.pack("<HH", 273, 4))
+    data[tag + 2 : tag + 4] = struct.pack("<H", 11)
+    with pytest.raises(UNREADABLE_ERRORS):
+        read_rgb(bytes(data))
+
+
+def test_zeros_that_are_white() -> None:
+    """As some TIFFs say of themselves."""
+    values = np.array([[0, 0x4000], [0x8000, 0xFFFF]], np.uint16)
+    white_zero = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
+    black_zero = encoded(Image.fromarray(values), "TIFF")
+    assert (decode_image(white_zero, 2) == 255 - decode_image(black_zero, 2)).all()
 
 
 def test_reasons_fit_on_a_line() -> None:

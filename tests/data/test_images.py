@@ -81,6 +81,28 @@ def test_images_are_found_and_sorted(container: str, limit: int, tmp_path: Path)
     assert source.report() == f"5 images from {source.path}"
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_entries_of_zips_are_skipped(method: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    path, content = tmp_path / "photos.zip", io.BytesIO()
+    Image.fromarray(random).save(content, "PNG")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, content.getvalue())
+        start = archive.getinfo("b.png").header_offset + 100
+    data = bytearray(path.read_bytes())
+    data[start : start + 60] = bytes(255 - byte for byte in data[start : start + 60])
+    path.write_bytes(data)
+    source = open_images(path, 4)
+    assert len(source) == 1 and source.unreadable == ["b.png"]
+
+
+def test_folders_whose_names_are_no_text(tmp_path: Path) -> None:
+    """What is told of them can be written down."""
+    source = open_images(write_files(tmp_path / "ph\udce9otos", {"a.png": grey(1)}), 4)
+    assert source.report().encode().endswith(b"ph\\udce9otos")
+
+
 @pytest.mark.parametrize("container", ["folder", "zip"])
 @pytest.mark.parametrize("limit", [0, 2**20])
 def test_unreadable_files_are_named_counted_and_skipped(container: str, limit: int, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -65,6 +66,16 @@ def test_is_reproducible_and_changes_nothing(settings: EvaluationSettings, heads
     second = evaluate_generator(BALL, names, settings, real=heads)
     assert torch.equal(torch.get_rng_state(), before)
     assert first.values == second.values
+
+
+def test_features_that_cannot_be_kept(
+    settings: EvaluationSettings, heads: SyntheticHeads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told before anything is generated."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(GeneratedImages, "__getitem__", lambda *_: pytest.fail("a picture was generated"))
+    with pytest.raises((UserError, OSError)):
+        evaluate_generator(BALL, ["frechet"], replace(settings, cache=tmp_path / "file"), real=heads)
 
 
 def test_frechet_of_generated_pictures(settings: EvaluationSettings, heads: SyntheticHeads) -> None:

@@ -93,6 +93,7 @@ def test_files_that_are_no_latents(loaded: LoadedGenerator, run_folder: Path, tm
         ({FORMAT: json.dumps(known)}, "not a complete latent"),  # no camera
         ({FORMAT: "{"}, "not a complete latent"),
         ({FORMAT: "[]"}, "not a complete latent"),
+        ({FORMAT: "[" * 100_000}, "not a complete latent"),
         ({FORMAT: json.dumps({**known, "camera": {"pitch": "up"}})}, "not a complete latent"),
     ):
         safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", metadata)

@@ -290,6 +290,10 @@ def test_used_folder_is_refused(small_config: TrainConfig) -> None:
     assert small_config.out is not None
     small_config.out.mkdir()
     (small_config.out / "thesis.tex").write_text("years of work")
+    strange = small_config.out.with_name("r\udce9m")
+    with pytest.raises(UserError, match=r"r\\udce9m is no text, which TensorBoard needs; give another folder"):
+        train(replace(small_config, out=strange))
+    assert not strange.exists()
     with pytest.raises(UserError, match="is not empty"):
         train(small_config)
     assert (small_config.out / "thesis.tex").read_text() == "years of work"

@@ -114,10 +114,16 @@ class Browser:
 
     def enter(self, label: str, text: str) -> None:
         """Put a text into the first field of this name."""
+        from selenium.webdriver.common.keys import Keys
+
+        self.type(label, text, Keys.ENTER)
+
+    def type(self, label: str, *keys: str) -> None:
+        """Replace what the first field of this name has, and stay in it."""
         from selenium.webdriver.common.by import By
         from selenium.webdriver.common.keys import Keys
 
         path = f"(//label[normalize-space(.)='{label}'])[1]/following::input[not(@type='hidden')][1]"
         field = self.wait(lambda: self.driver.find_elements(By.XPATH, path), f"field {label}")[0]
         field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(text, Keys.ENTER)
+        field.send_keys(*keys)

@@ -117,6 +117,28 @@ def test_dragging_turns_the_head_within_the_trained_views(
     browser.wait(lambda: browser.shows(studio.take(front, LARGEST)), "picture from the front")
 
 
+def test_numbers_are_held_in_their_range(
+    browser: Browser, serve: Callable[..., Gallery], exhibit: Exhibit, tmp_path: Path
+) -> None:
+    """Browsers hand on what is typed as it is."""
+    session = visit(browser, serve(exhibit)).session
+    for label, typed, held in (
+        ("Seed", "-5", {"seed": 0}),
+        ("Seed", "3", {"seed": 3}),
+        ("Truncation", "7", {"truncation": 1.0}),
+        ("Truncation", "-2", {"truncation": 0.0}),
+        ("Shape", "40", {"shares": (1.0, 0.0)}),
+    ):
+        browser.type(label, typed)
+        browser.wait(
+            lambda held=held: all(getattr(wanted(session), name) == value for name, value in held.items()),  # type: ignore[misc]
+            f"{label} of {typed}",
+        )
+    studio = Studio(exhibit.loaded)
+    browser.wait(lambda: browser.shows(studio.take(wanted(session), LARGEST)), "picture after all of it")
+    assert "error" not in browser.text
+
+
 @pytest.mark.parametrize("place", [(float("nan"), 0.0, 1.0), (float("inf"), 0.0, 1.0), (0.0, 0.0, 0.0)])
 def test_a_camera_that_is_nowhere_is_put_back(
     browser: Browser, serve: Callable[..., Gallery], exhibit: Exhibit, place: tuple[float, ...]
