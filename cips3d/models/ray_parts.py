@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
+from cips3d.ops.checks import check_integer
 from cips3d.ops.march import RayDraws
 
 CPU_CHUNK_RAYS = 1024  # 2 MB of activations a layer of 512: what a core's L2 holds
@@ -50,13 +51,13 @@ def paint_rays(
         generator: source of that choice.
 
     Raises:
-        ValueError: chunk_rays or grad_points is less than 1.
+        TypeError, ValueError: chunk_rays or grad_points is no integer, or less than 1.
 
     Source: CIPS-3D (arXiv 2110.09788), its partial gradient backpropagation.
     """
     for name, value in (("chunk_rays", chunk_rays), ("grad_points", grad_points)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None:
+            check_integer(name, value, 1)
     if not torch.is_grad_enabled():
         return _in_chunks(painter, rays, draws, chunk_rays)
     if grad_points is not None and grad_points < rays.origins.shape[1]:

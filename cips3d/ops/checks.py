@@ -63,6 +63,19 @@ def check_number(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
+def check_integer(name: str, value: int, least: int) -> None:
+    """Raise, naming the argument, unless it is an integer from `least` on.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is less.
+    """
+    if not isinstance(value, (int, np.integer, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {'a tensor' if isinstance(value, Tensor) else repr(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def check_device(name: str, tensor: Tensor, **others: Tensor | None) -> None:
     """Raise, naming the argument, unless the others are on the device of the first one; None is passed over.
 

@@ -164,6 +164,9 @@ def composite_merged(
 
     Source: NeRF (arXiv 2003.08934), section 5.2, as pi-GAN and CIPS-3D use it (one field, one final compositing).
     """
+    for name, pair in (("coarse", coarse), ("fine", fine)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name} must be a pair of densities and features, got {type(pair).__name__}")
     (density, features), (fine_density, fine_features) = coarse, fine
     check_merged(density, features, fine_density, fine_features, depths, order, noise, activation)
     return _composite(

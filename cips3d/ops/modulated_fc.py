@@ -168,6 +168,8 @@ def modulated_layer(
         torch.Size([2, 5, 3])
     """
     batch, _, width_in = check_shape("x", x, (None, None, None))
+    if layer is None:
+        raise TypeError("layer must be a ModulatedWeight, got None")
     check_layers(layer=layer, following=following)
     shared = layer.modulation is not None
     *_, width_out = check_shape("layer.weight", layer.weight, (*(() if shared else (batch,)), width_in, None))
@@ -175,7 +177,8 @@ def modulated_layer(
     if layer.modulation is not None:
         check_shape("layer.modulation", layer.modulation, (batch, width_in))
     if following is not None:
-        *_, width, _ = following.weight.shape
+        check_shape("following.weight", following.weight, (*following.weight.shape[:-2], None, None))
+        width = following.weight.shape[-2]
         if width != width_out:
             raise ValueError(f"following.weight must take the {width_out} channels of the layer, got {width}")
     if skip is not None:

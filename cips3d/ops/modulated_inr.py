@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cips3d.ops import kernels
 from cips3d.ops.autocast import is_autocasting
-from cips3d.ops.checks import check_alike, check_number, check_shape
+from cips3d.ops.checks import check_alike, check_integer, check_number, check_shape
 from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.library import define
 from cips3d.ops.modulated_fc import ModulatedWeight, check_layers, modulated_layer
@@ -151,8 +151,7 @@ def check_modulated_inr(
         if weight.dtype != wide or weight.device != features.device:
             got = f"{weight.dtype} on {weight.device}"
             raise ValueError(f"rgb_weights[{k}] must be {wide} on {features.device}, got {got}")
-    if skip_from < int(width_in != width):
-        raise ValueError(f"skip_from must be at least {int(width_in != width)}, got {skip_from}")
+    check_integer("skip_from", skip_from, int(width_in != width))
     check_number("negative_slope", negative_slope)
     if negative_slope < 0:
         raise ValueError(f"negative_slope must not be negative, got {negative_slope}")

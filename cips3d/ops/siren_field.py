@@ -62,7 +62,11 @@ def is_wide(width: int, color: int) -> bool:
 
 
 def check_siren_field(field: SirenField, batch: int) -> None:
-    """Raise ValueError, naming the argument, unless these are the layers of a field of `batch` images."""
+    """Raise, naming the argument, unless these are the layers of a field of `batch` images."""
+    for name in ("first", "second", "color"):
+        layer = getattr(field, name)
+        if not isinstance(layer, FoldedLayer):
+            raise TypeError(f"field.{name} must be a FoldedLayer, got {type(layer).__name__}")
     _, width, _ = check_shape("field.first.weight", field.first.weight, (batch, None, 3))
     check_shape("field.first.bias", field.first.bias, (batch, width))
     check_shape("field.second.weight", field.second.weight, (batch, width, width))

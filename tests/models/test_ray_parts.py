@@ -87,3 +87,5 @@ def test_partial_gradients() -> None:
 def test_wrong_counts_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         paint_rays(Recorder(), *rays_and_draws(), **{"chunk_rays": 1, name: 0})
+    with pytest.raises(TypeError, match=f"{name} must be an integer, got 2.5"):
+        paint_rays(Recorder(), *rays_and_draws(), **{"chunk_rays": 1, name: 2.5})

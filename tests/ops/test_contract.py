@@ -246,6 +246,23 @@ class TestRays:
         rays = torch.zeros(1, 3, 3, device=case.device)
         with pytest.raises(TypeError, match="field must return a tuple of density and values, got Tensor"):
             ops.march_rays(lambda points: points, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type,return-value]
+        pair = (case.uniform(1, 3, 4), case.of(1, 3, 4, 2))
+        order = torch.arange(8, device=case.device).expand(1, 3, 8)
+        for name in ("coarse", "fine"):
+            given = {"coarse": pair, "fine": pair, name: (*pair, pair[0])}
+            with pytest.raises(TypeError, match=f"{name} must be a pair of densities and features, got tuple"):
+                ops.composite_merged(**given, depths=case.uniform(1, 3, 8).sort(-1).values, order=order)
+        layers = case.layers()
+        for name in ("first", "second", "color"):
+            field = field_of(tuple(layers), ball_density=0.0, ball_radius=0.0)._replace(**{name: tuple(layers[:2])})
+            with pytest.raises(TypeError, match=f"field.{name} must be a FoldedLayer, got tuple"):
+                ops.render_rays(rays, rays, field, case.draws(), 0.5, 1.5)
+        with pytest.raises(TypeError, match="layer must be a ModulatedWeight, got None"):
+            ops.modulated_layer(case.of(1, 3, 4), None)  # type: ignore[arg-type]
+        layer = ops.ModulatedWeight.of(case.of(4, 4), case.of(1, 4))
+        for skip_from in (0.5, None, torch.ones(())):
+            with pytest.raises(TypeError, match="skip_from must be an integer, got"):
+                ops.modulated_inr(case.of(1, 3, 4), [layer, layer], [case.of(3, 4)], skip_from=skip_from)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="field must be a function of points, got SirenField; render_rays takes"):
             siren = field_of(tuple(case.layers()), ball_density=0.0, ball_radius=0.0)
             ops.march_rays(siren, rays, rays, case.draws(), 0.5, 1.5)  # type: ignore[arg-type]
