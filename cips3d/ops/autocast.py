@@ -13,7 +13,10 @@ from torch import Tensor
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Inside, products have the dtype of their factors."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    # Switching off what is off would take 2 µs, some fifty times a picture. What is compiled may meet autocast later.
+    if is_autocasting(device) or (torch.compiler.is_compiling() and device.type != "meta"):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def is_autocasting(device: torch.device) -> bool:
