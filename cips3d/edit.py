@@ -19,9 +19,9 @@ from cips3d.errors import UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import chosen, styles_of
 from cips3d.rendering import LoadedGenerator, latent_of, load_generator, read_latent, write_latent
-from cips3d.rendering.seeds import check_truncation, parse_seeds
+from cips3d.rendering.seeds import check_truncation, parse_integers, parse_seeds
 from cips3d.rendering.staging import faces_of
-from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
+from cips3d.sweeps import Column, Scene, SweepOptions, check_options, prepared, write_sweep
 from cips3d.sweeps.options import check_no_picture, check_strengths, render_options
 
 PROGRAM = "python -m cips3d.edit"
@@ -117,9 +117,9 @@ def check(options: Options) -> None:
     check_options(options, (ENDING,))
     check_strengths(options.strengths)
     if options.directions is not None:
-        parse_numbers(options.directions, "--directions", "directions")
+        parse_integers(options.directions, "--directions", "directions")
     if options.layers is not None:
-        parse_numbers(options.layers, "--layers", "layers")
+        parse_integers(options.layers, "--layers", "layers")
     if options.is_animation and options.trajectory is None and len(options.strengths) < 2:
         raise UserError("--strengths names one strength, which does not move; give two or more, or a --trajectory")
     if options.writes_latent:
@@ -133,7 +133,7 @@ def _check_latent(options: Options) -> None:
     check_no_picture(options, "a latent holds a face alone")
     check_truncation(options.truncation)
     faces = options.latent or parse_seeds(options.seeds or options.default_seeds)
-    directions = parse_numbers(options.directions or SEVERAL_DIRECTIONS, "--directions", "directions")
+    directions = parse_integers(options.directions or SEVERAL_DIRECTIONS, "--directions", "directions")
     for flag, given in (
         ("--seeds" if options.latent is None else "--latent", faces),
         ("--directions", directions),
@@ -172,7 +172,7 @@ def directions_of(generator: AnyGenerator, options: Options) -> Directions:
         raise UserError(f"--branch {branch} is no branch of {name}'s styles; give {' or '.join(weights)}")
     layers, count = None, len(weights[branch])
     if options.layers is not None:
-        layers = parse_numbers(options.layers, "--layers", "layers")
+        layers = parse_integers(options.layers, "--layers", "layers")
         if max(layers) >= count:
             raise UserError(
                 f"--layers {options.layers} is beyond the {branch} of this {name}, whose layers are 0 to {count - 1}; "
@@ -184,7 +184,7 @@ def directions_of(generator: AnyGenerator, options: Options) -> Directions:
 def indices_of(options: Options, directions: Directions, faces: int) -> list[int]:
     """The directions that so many faces are shown along."""
     asked = options.directions or (SEVERAL_DIRECTIONS if faces == 1 else ONE_DIRECTION)
-    indices = parse_numbers(asked, "--directions", "directions")
+    indices = parse_integers(asked, "--directions", "directions")
     if options.directions is None:
         return indices[: len(directions)]
     if max(indices) >= len(directions):

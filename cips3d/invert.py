@@ -22,7 +22,7 @@ from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
-from cips3d.pictures import check_is_named, save_image
+from cips3d.pictures import check_is_named, from_uint8, save_image
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
@@ -182,7 +182,7 @@ def read_photo(path: Path, resolution: int) -> Tensor:
         what = "is a folder" if path.is_dir() else "is no picture file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give the file of a picture")
     try:
-        return decode_image(path.read_bytes(), resolution).float() / 127.5 - 1
+        return from_uint8(decode_image(path.read_bytes(), resolution))
     except UNREADABLE_ERRORS as error:
         raise UserError(f"{path} cannot be read as a picture ({describe(error)}); give another file") from error
 

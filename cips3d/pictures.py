@@ -69,6 +69,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def from_uint8(levels: Tensor) -> Tensor:
+    """x / 127.5 - 1 in [-1, 1] of grey levels in 0 to 255, any shape: what `to_uint8` gives back as the same levels."""
+    return levels.float() / 127.5 - 1
+
+
 def psnr_of(squared_error: float) -> float:
     """Peak signal-to-noise ratio in decibels, -10 log₁₀ of a mean squared error of colours in [0, 1]."""
     if squared_error == 0:

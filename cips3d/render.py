@@ -62,8 +62,6 @@ def render(options: Options) -> int:
     check_options(options)
     device = choose_device(options.device)
     loaded = replace(load_generator(options.run, device, precision=options.precision), lock_view=options.lock_view)
-    if options.fov is not None and loaded.generator.is_3d:
-        loaded = replace(loaded, fov_degrees=options.fov)
     resolution = loaded.resolution if options.resolution is None else options.resolution
     with memory_explained(
         f"{device} has too little memory for --batch-size {options.batch_size} at --resolution {resolution}; "

@@ -17,8 +17,9 @@ from cips3d.errors import LARGEST_NUMBER, UserError, exit_on_user_error
 from cips3d.models.family import AnyGenerator
 from cips3d.rendering import LoadedGenerator, load_generator, styles_of_seeds
 from cips3d.rendering.options import listed
+from cips3d.rendering.seeds import parse_integers
 from cips3d.stylisation import Shares, check_same_networks, interpolated_state, stylised, swapped, write_stylised
-from cips3d.sweeps import Column, Scene, SweepOptions, check_options, parse_numbers, prepared, write_sweep
+from cips3d.sweeps import Column, Scene, SweepOptions, check_options, prepared, write_sweep
 from cips3d.sweeps.options import check_no_picture, check_strengths
 
 PROGRAM = "python -m cips3d.stylise"
@@ -165,7 +166,7 @@ def _check_checkpoint(options: Options) -> None:
 
 def swaps_of(options: Options) -> list[int]:
     """The blocks of --swap-from."""
-    return [] if options.swap_from is None else parse_numbers(options.swap_from, "--swap-from", "blocks")
+    return [] if options.swap_from is None else parse_integers(options.swap_from, "--swap-from", "blocks")
 
 
 def blends_of(generator: AnyGenerator, options: Options) -> tuple[Shares, list[LabelledShares]]:

@@ -220,6 +220,8 @@ class TestLatents:
         ("flags", "message"),
         [
             (("--seeds", 0), "--directions are 5, and a .safetensors holds one face; give one"),
+            (("--directions", "4-0"), "--directions '4-0' counts down in 4-0; write it as 0-4"),
+            (("--directions", "0-9999"), "--directions '0-9999' names more than 4096 directions"),
             (("--directions", 0), "--strengths are 5, and a .safetensors holds one face"),
             ((*ONE, "--seeds", "0-2"), "--seeds are 3, and a .safetensors holds one face"),
             ((*ONE, "--yaw", 0.2), "--yaw is for pictures, and a latent holds a face alone"),

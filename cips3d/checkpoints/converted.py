@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from cips3d.checkpoints.rendering_settings import RenderingSettings
-from cips3d.checkpoints.tensor_files import Kind, check_version, open_tensors, tensors_in, write_tensors
+from cips3d.checkpoints.tensor_files import FileKind, check_version, open_tensors, tensors_in, write_tensors
 from cips3d.plain import from_plain, to_plain
 
 FORMAT = "cips3d converted checkpoint"
 FORMAT_VERSION = 1
-KIND = Kind(
+KIND = FileKind(
     "converted checkpoint",
     source="a file that python -m cips3d.convert wrote",
     renewal="convert the source once more",

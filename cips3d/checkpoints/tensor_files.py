@@ -19,7 +19,7 @@ ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """A kind of file, as messages describe it."""
 
     name: str
@@ -47,7 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 @contextmanager
-def open_tensors(path: str | Path, kind: Kind) -> Iterator[Any]:
+def open_tensors(path: str | Path, kind: FileKind) -> Iterator[Any]:
     """A file that is open for reading; what is raised inside because of its contents becomes a sentence.
 
     Raises:
@@ -73,7 +73,7 @@ def tensors_in(file: Any) -> dict[str, Tensor]:
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def check_version(path: str | Path, kind: Kind, version: int | None) -> None:
+def check_version(path: str | Path, kind: FileKind, version: int | None) -> None:
     """Raise `UserError` where a file is of another kind (None) or newer than the package."""
     if version is None:
         raise UserError(f"{path} is not a {kind.name}; give {kind.source}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from cips3d.data.images import ImageSource
 from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, seeded, teach
 from cips3d.evaluation.views import FaceSample, equal_angles, resized, seen_from
+from cips3d.pictures import from_uint8
 from cips3d.rendering import LoadedGenerator
 
 LARGEST_YAW, VIEWS = 0.6, 9
@@ -54,7 +55,7 @@ def train_chirality_classifier(
         while True:
             index = torch.randint(len(pixels), (batch_size,), generator=generator)
             mirrored = torch.rand(batch_size, generator=generator) < 0.5
-            batch = pixels[index].float() / 127.5 - 1
+            batch = from_uint8(pixels[index])
             batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
             rough, order = roughened(batch, generator)
             yield rough, mirrored[order, None].float()
@@ -70,7 +71,7 @@ def train_chirality_classifier(
 
 def chirality_accuracy(classifier: ChiralityClassifier, images: ImageSource) -> float:
     """Share of right calls, on pictures that the classifier has not seen and on their mirror images."""
-    pixels = all_pixels(images).float() / 127.5 - 1
+    pixels = from_uint8(all_pixels(images))
     wrong = classifier.calls_mirrored(pixels).float().mean()
     right = classifier.calls_mirrored(pixels.flip(-1)).float().mean()
     return float((1 - wrong + right) / 2)

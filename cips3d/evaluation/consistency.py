@@ -14,7 +14,7 @@ from cips3d.evaluation.views import FaceSample, equal_angles, seen_from
 from cips3d.evaluation.warping import warp
 from cips3d.models.volume import VolumeSettings
 from cips3d.pictures import psnr_of
-from cips3d.rendering import LoadedGenerator, Views
+from cips3d.rendering import LoadedGenerator, RenderedViews
 
 LARGEST_YAW, VIEWS = 0.4, 5  # neighbouring views are 0.2 radians (11°) apart
 TOLERANCE = 0.05  # share of a ray's length by which the two depths of one surface point may differ
@@ -101,7 +101,7 @@ def view_consistency(
 
 
 def _compare(
-    seen: Views,
+    seen: RenderedViews,
     source: int,
     target: int,
     cameras: Cameras,

@@ -30,6 +30,7 @@ from cips3d.evaluation.pose import pose_accuracy
 from cips3d.evaluation.smoothness import depth_smoothness
 from cips3d.evaluation.symmetry import mirror_symmetry
 from cips3d.evaluation.views import IMAGES_INSTEAD, FaceSample
+from cips3d.pictures import from_uint8
 from cips3d.rendering import LoadedGenerator, check_is_3d
 
 RealImages = ImageFiles | SyntheticHeads
@@ -201,7 +202,7 @@ def _batches(images: Dataset, title: str, settings: EvaluationSettings) -> Itera
     """[B, 3, R, R] in [-1, 1]"""
     with tqdm(total=size_of(images), desc=title, unit="picture", disable=not settings.progress, leave=False) as bar:
         for batch in DataLoader(Watched(images, bar), batch_size=settings.batch_size):
-            yield batch.float() / 127.5 - 1
+            yield from_uint8(batch)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import render_heads, sample_heads
 from cips3d.models.generator import Generator, ParameterGroups, Picture, View
 from cips3d.models.volume import VolumeSettings
+from cips3d.pictures import from_uint8
 from cips3d.rendering import LoadedGenerator
 
 HEADS = 1024  # z chooses one of so many
@@ -62,7 +63,7 @@ class GroundTruthHeads(Generator[HeadStyles]):
             )
         shown = render_heads(self.heads[styles.head], view.cameras, view.resolution)
         depth = torch.where(shown.mask >= 0.5, shown.depth, view.volume.t_far)
-        return Picture(shown.images.float() / 127.5 - 1, None, depth[:, None])
+        return Picture(from_uint8(shown.images), None, depth[:, None])
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups((), (), ())

@@ -20,6 +20,7 @@ from cips3d.evaluation.chirality import ChiralityClassifier, chirality_accuracy,
 from cips3d.evaluation.image_network import Network, all_pixels, seeded
 from cips3d.evaluation.kept import kept
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, train_pose_regressor
+from cips3d.pictures import from_uint8
 
 FORMAT = 1  # counted up whenever a judge would be taught otherwise
 RESOLUTIONS = (32, 64)  # sides of the pictures that judges look at; others are resized
@@ -80,7 +81,7 @@ def chirality_judge(
 
 @torch.no_grad()
 def _pose_error(regressor: PoseRegressor, heads: SyntheticHeads) -> float:
-    seen = regressor(all_pixels(heads).float() / 127.5 - 1)
+    seen = regressor(from_uint8(all_pixels(heads)))
     return math.degrees((seen - poses_from_front(heads)).square().sum(1).mean().sqrt())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d.data.loader import random_words
-from cips3d.rendering import BATCH_SIZE, LoadedGenerator, Views, check_is_3d, render_views, styles_of_seeds
+from cips3d.rendering import BATCH_SIZE, LoadedGenerator, RenderedViews, check_is_3d, render_views, styles_of_seeds
 from cips3d.rendering.ahead import one_ahead
 
 FACES_AT_ONCE = 8  # their views are held in memory together
@@ -50,7 +50,7 @@ def seeds_of(seed: int, indices: Sequence[int]) -> list[int]:
 
 def seen_from(
     loaded: LoadedGenerator, faces: FaceSample, pitch: Tensor, yaw: Tensor, *, title: str, depth: bool = False
-) -> Iterator[Views]:
+) -> Iterator[RenderedViews]:
     """All faces from every view, without jitter, some faces at a time; a GPU renders the next ones meanwhile.
 
     Args:

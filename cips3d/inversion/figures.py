@@ -16,7 +16,7 @@ from cips3d.inversion.stages import Inversion
 from cips3d.models.generator import chosen
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.frame_sequence import Look, take_pictures
-from cips3d.rendering.staging import VIEW_YAWS, VISIBLE_SIDE
+from cips3d.rendering.views import VIEW_YAWS, VISIBLE_SIDE
 
 DIFFERENCE_GAIN = 4  # differences are made this much stronger: those of a good likeness could not be seen
 

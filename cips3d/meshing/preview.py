@@ -40,7 +40,9 @@ def preview(mesh: Mesh) -> Image.Image:
     vertices = vertices - (vertices.amin(0) + vertices.amax(0)) / 2  # into the middle of the pictures
     faces = torch.from_numpy(mesh.faces).long()
     normals = torch.from_numpy(face_normals(mesh) if mesh.normals is None else mesh.normals)
-    colors = torch.empty(len(vertices), 0) if mesh.colors is None else torch.from_numpy(mesh.colors) / 127.5 - 1
+    colors = (
+        torch.empty(len(vertices), 0) if mesh.colors is None else pictures.from_uint8(torch.from_numpy(mesh.colors))
+    )
     radius = vertices.norm(dim=1).max().item()
     fov = min(2 * math.degrees(math.asin(min(MARGIN * radius, 1.0))), LARGEST_FOV)
     yaw = FRONT + torch.tensor(list(SIDES.values()))

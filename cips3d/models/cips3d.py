@@ -153,7 +153,7 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
         )
         self.aux_to_rgb = nn.Linear(config.features, 3)
         with torch.no_grad():
-            siren_uniform_(self.aux_to_rgb.weight).mul_(25 * config.aux_init)
+            siren_uniform_(self.aux_to_rgb.weight, config.aux_init)
 
     @property
     def z_dims(self) -> tuple[int, int]:

@@ -19,12 +19,12 @@ from cips3d.ops.render_rays import render_rays
 from cips3d.ops.siren_field import SirenField, evaluate_siren_field
 
 GAIN_SCALE, GAIN_CENTRE = 15.0, 30.0  # gain = 15·(A s + c) + 30: frequencies around SIREN's ω₀ = 30
-SIREN_INIT_DIVISOR = 25.0  # hidden weights U(±√(6/in)/25), pi-GAN's
+SIREN_INIT_SCALE = 1 / 25  # hidden weights U(±√(6/in)/25), pi-GAN's
 
 
-def siren_uniform_(weight: Tensor) -> Tensor:
-    """Fill with U(±√(6/in)/25), the initialisation of pi-GAN's sine layers."""
-    bound = math.sqrt(6 / weight.shape[1]) / SIREN_INIT_DIVISOR
+def siren_uniform_(weight: Tensor, scale: float = SIREN_INIT_SCALE) -> Tensor:
+    """Fill with U(±scale·√(6/in)); the default is that of pi-GAN's sine layers."""
+    bound = math.sqrt(6 / weight.shape[1]) * scale
     return nn.init.uniform_(weight, -bound, bound)
 
 

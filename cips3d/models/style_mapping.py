@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_whole
 from cips3d.models.equalized import EqualizedLinear
 from cips3d.models.generator import styles_by_layer
 from cips3d.models.mapping import pixel_norm
@@ -40,8 +40,7 @@ class WStyles(NamedTuple):
 def check_style_dimensions(z_dim: int, style_dim: int, mapping_layers: int, mapping_lr_multiplier: float) -> None:
     """Raise `UserError`, naming the field, unless these make a `StyleMapping`."""
     for name, value in (("z_dim", z_dim), ("style_dim", style_dim), ("mapping_layers", mapping_layers)):
-        if value < 1:
-            raise UserError(f"{name} {value} is too small; give at least 1")
+        require_whole(name, value, 1)
     if not 0 < mapping_lr_multiplier < math.inf:
         raise UserError(
             f"mapping_lr_multiplier {mapping_lr_multiplier} is no positive number; the published one is 0.01"

@@ -17,9 +17,9 @@ from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
-from cips3d.rendering.views import BATCH_SIZE, Views, pictures_at_once, render_pairs, volumes_of
+from cips3d.rendering.views import BATCH_SIZE, RenderedViews, pictures_at_once, render_pairs, volumes_of
 
-Kind = Literal["image", "aux", "depth", "normals"]
+PictureKind = Literal["image", "aux", "depth", "normals"]
 
 EMPTY = -1  # in `FrameSequence.faces`: nothing is shown there
 BLANK = 1.0  # what an empty place shows: the white of the grids' gaps
@@ -31,7 +31,7 @@ class Look:
     """What pictures of every face and view are made: their size, kinds and noise."""
 
     resolution: int
-    kinds: tuple[Kind, ...] = ("image",)
+    kinds: tuple[PictureKind, ...] = ("image",)
     jitter: bool = False
     """random depths, as in training"""
     batch_size: int = BATCH_SIZE
@@ -131,9 +131,9 @@ class Layout:
     """whole factor by which pixels are repeated"""
 
 
-def kinds_of(generator: Generator) -> tuple[Kind, ...]:
+def kinds_of(generator: Generator) -> tuple[PictureKind, ...]:
     """The kinds of pictures that a generator has."""
-    kinds: list[Kind] = ["image"]
+    kinds: list[PictureKind] = ["image"]
     if generator.has_aux_image:
         kinds.append("aux")
     if generator.is_3d:
@@ -149,7 +149,7 @@ def render_look(
     random: torch.Generator | None = None,
     *,
     progress: bool = False,
-) -> Views:
+) -> RenderedViews:
     """What `render_pairs` gives that the kinds of a look are made of; arguments as in `take_pictures`."""
     return render_pairs(
         loaded,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cips3d.checkpoints.tensor_files import (
     ENDING,
-    Kind,
+    FileKind,
     check_version,
     open_tensors,
     tensors_in,
@@ -29,7 +29,7 @@ from cips3d.rendering.style_paths import style_parts
 FORMAT = "cips3d latent"  # key of the only entry of the file's metadata: several would come in any order
 FORMAT_VERSION = 1
 LATENT_NAME = f"latent{ENDING}"  # what `python -m cips3d.invert` calls it; its folder then tells faces apart
-KIND = Kind(
+KIND = FileKind(
     "latent",
     source=f"the {LATENT_NAME} that python -m cips3d.invert wrote",
     renewal="invert the picture again",

@@ -59,11 +59,17 @@ def check_truncation(truncation: float) -> None:
 
 
 def parse_seeds(text: str, flag: str = "--seeds", most: int = MAX_SEEDS) -> list[int]:
+    """`parse_integers` of faces."""
+    return parse_integers(text, flag, "seeds", most)
+
+
+def parse_integers(text: str, flag: str, what: str, most: int = MAX_SEEDS) -> list[int]:
     """The integers of a list such as "0-7", "3" or "1,5,9-12", in the order given.
 
     Args:
         text: the list.
         flag: what errors call it.
+        what: that it numbers, in the plural.
         most: how many it may name.
 
     Raises:
@@ -74,13 +80,13 @@ def parse_seeds(text: str, flag: str = "--seeds", most: int = MAX_SEEDS) -> list
         first, dash, last = part.strip().partition("-")
         ends = [end.strip() for end in ((first, last) if dash else (first, first))]
         if not all(SEED.fullmatch(end) for end in ends):
-            raise UserError(f"{flag} {text!r} is not a list of seeds; give integers and ranges such as 3 or 1,5,9-12")
+            raise UserError(f"{flag} {text!r} is not a list of {what}; give integers and ranges such as 3 or 1,5,9-12")
         low, high = int(ends[0]), int(ends[1])
         if high < low:
             raise UserError(f"{flag} {text!r} counts down in {part.strip()}; write it as {high}-{low}")
         if high >= SEED_LIMIT:
             raise UserError(f"{flag} {text!r} holds {high}; give integers below 2^63")
         if len(seeds) + high - low + 1 > most:
-            raise UserError(f"{flag} {text!r} names more than {most} faces; give fewer")
+            raise UserError(f"{flag} {text!r} names more than {most} {what}; give fewer")
         seeds.extend(range(low, high + 1))
     return seeds

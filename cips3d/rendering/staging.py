@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from cips3d.errors import UserError
 from cips3d.rendering.arrays import check_count
 from cips3d.rendering.frame_sequence import (
     FrameSequence,
-    Kind,
     Layout,
     Look,
+    PictureKind,
     arranged_size,
     every_face,
     interpolation,
@@ -29,10 +29,8 @@ from cips3d.rendering.loading import LoadedGenerator, check_resolution_of
 from cips3d.rendering.options import DEFAULT_SEEDS, Options
 from cips3d.rendering.seeds import MAX_SEEDS, parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
+from cips3d.rendering.views import VIEW_YAWS, VISIBLE_SIDE
 
-VISIBLE_SIDE = 128  # smaller pictures are enlarged by the whole factor that brings them nearest below it
-
-VIEW_YAWS = (-0.4, 0.0, 0.4)  # radians from the front, of pictures
 YAW_ENDS, PITCH_ENDS = (-0.4, 0.4), (-0.2, 0.2)  # the same, of moving cameras
 FRAMES, FRAMES_A_SEED = 48, 24  # of animations
 COLUMNS, COLUMNS_A_SEED = 8, 4  # of pictures that show frames side by side
@@ -101,6 +99,8 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     Raises:
         UserError: the model does not have it, or it does not fit into a picture.
     """
+    if options.fov is not None and loaded.generator.is_3d:
+        loaded = replace(loaded, fov_degrees=options.fov)
     look = _look(loaded, options)
     _check_model(loaded, options, look.resolution)
     faces = faces_of(loaded, options)
@@ -151,7 +151,7 @@ def _sequence(
 
 def _look(loaded: LoadedGenerator, options: Options) -> Look:
     available = kinds_of(loaded.generator)
-    kinds: tuple[Kind, ...] = available if options.kind == "all" else (options.kind,)
+    kinds: tuple[PictureKind, ...] = available if options.kind == "all" else (options.kind,)
     if not set(kinds) <= set(available):
         what = "an auxiliary picture" if options.kind == "aux" else options.kind
         name = type(loaded.generator).__name__

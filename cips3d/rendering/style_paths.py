@@ -94,7 +94,7 @@ def mixed_styles(
     Raises:
         ValueError: the generator has no such layer.
 
-    Source: StyleGAN (arXiv 1812.04958), section 3.1.
+    Source: StyleGAN (arXiv 1812.04948), section 3.1.
     """
     rows, columns = len(first[0]), len(second[0])
     pairs = torch.arange(rows * columns, device=first[0].device)

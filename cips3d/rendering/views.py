@@ -16,13 +16,15 @@ from cips3d.models.volume import VolumeSettings
 from cips3d.rendering.loading import LoadedGenerator
 
 BATCH_SIZE = 4  # pictures at a time
+VISIBLE_SIDE = 128  # smaller pictures are enlarged by the whole factor that brings them nearest below it
+VIEW_YAWS = (-0.4, 0.0, 0.4)  # radians from the front, where nothing else is asked for
 PIXELS_AT_ONCE = 2**20  # fewer pictures at a time where they have more: weights and depths take 200 bytes a pixel
 
 DISTANCE_STEP = 1e-4  # scene units; cameras at distances that differ by less share one range of rays
 NEAREST = 0.01  # scene units; rays of cameras within the volume begin here
 
 
-class Views(NamedTuple):
+class RenderedViews(NamedTuple):
     """Pictures on the CPU: [S, V, ...] of S styles from V views each, or [N, ...] of N pairs of style and camera.
 
     Attributes:
@@ -70,7 +72,7 @@ def render_pairs(
     batch_size: int = BATCH_SIZE,
     generator: torch.Generator | None = None,
     progress: bool = False,
-) -> Views:
+) -> RenderedViews:
     """Render every style from its own camera; 2-D generators do not look at the cameras.
 
     Rays begin and end where the volume around the origin does, seen from the camera (`volume_at`). Depth is
@@ -88,7 +90,7 @@ def render_pairs(
         progress: show a progress bar on stderr.
 
     Returns:
-        `Views` with N pictures.
+        `RenderedViews` with N pictures.
 
     Raises:
         UserError: the pictures are not numbers, since training diverged.
@@ -128,7 +130,7 @@ def render_pairs(
             f"the model gives pictures that are not numbers{loaded.at_step}: its training diverged; "
             "give an earlier checkpoint"
         )
-    return Views(kept[0], kept[1] if aux else None, kept[-1] if depth else None)
+    return RenderedViews(kept[0], kept[1] if aux else None, kept[-1] if depth else None)
 
 
 def render_views(
@@ -144,7 +146,7 @@ def render_views(
     batch_size: int = BATCH_SIZE,
     generator: torch.Generator | None = None,
     progress: bool = False,
-) -> Views:
+) -> RenderedViews:
     """Render every style from every view; 2-D generators give the same picture from all.
 
     Args:
@@ -153,7 +155,7 @@ def render_views(
         resolution, aux, depth, jitter, batch_size, generator, progress: see `render_pairs`.
 
     Returns:
-        `Views` with S times V pictures.
+        `RenderedViews` with S times V pictures.
 
     Raises:
         UserError: the pictures are not numbers, since training diverged.
@@ -182,7 +184,7 @@ def render_views(
     def by_face(pictures: Tensor | None) -> Tensor | None:
         return None if pictures is None else pictures.unflatten(0, (faces, views))
 
-    return Views(shown.image.unflatten(0, (faces, views)), by_face(shown.aux_image), by_face(shown.depth))
+    return RenderedViews(shown.image.unflatten(0, (faces, views)), by_face(shown.aux_image), by_face(shown.depth))
 
 
 def pictures_at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:

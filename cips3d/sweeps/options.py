@@ -14,7 +14,6 @@ from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.rendering.options import MODELS_OWN, PrecisionFlag, check_frames, listed
 from cips3d.rendering.options import Options as RenderOptions
 from cips3d.rendering.options import check_options as check_render_options
-from cips3d.rendering.seeds import parse_seeds
 from cips3d.rendering.views import BATCH_SIZE
 from cips3d.video import import_ffmpeg
 
@@ -163,20 +162,3 @@ def check_strengths(strengths: Sequence[float]) -> None:
             f"--strengths {listed(strengths)} must be one or more numbers from -{LARGEST_NUMBER:g} to "
             f"{LARGEST_NUMBER:g}; give some such as 0 0.5 1"
         )
-
-
-def parse_numbers(text: str, flag: str, what: str) -> list[int]:
-    """The integers of a list such as "0-3" or "1,4", in the order given.
-
-    Args:
-        text: the list.
-        flag: what errors call it.
-        what: that it numbers, in the plural.
-
-    Raises:
-        UserError: it is not such a list.
-    """
-    try:
-        return parse_seeds(text, flag)
-    except UserError:
-        raise UserError(f"{flag} {text!r} is not a list of {what}; give integers and ranges such as 3 or 0-4") from None

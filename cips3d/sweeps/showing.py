@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -56,10 +56,9 @@ def prepared(loaded: LoadedGenerator, options: SweepOptions) -> Scene:
     Raises:
         UserError: the model does not have them.
     """
-    if options.fov is not None and loaded.generator.is_3d:
-        loaded = replace(loaded, fov_degrees=options.fov)
     staging = stage(loaded, render_options(options, one_view=loaded.generator.is_3d))
-    return Scene(loaded, staging.faces, staging.sequence.cameras, staging.sequence.look, staging.layout.enlarge)
+    shown = staging.sequence
+    return Scene(shown.loaded, staging.faces, shown.cameras, shown.look, staging.layout.enlarge)
 
 
 def write_sweep(

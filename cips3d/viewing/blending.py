@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import torch
-
 from cips3d.rendering.loading import LoadedGenerator
-from cips3d.stylisation import check_same_networks
+from cips3d.stylisation import Shares, check_same_networks, interpolated_state
 
 
 class Blend:
@@ -44,11 +42,10 @@ class Blend:
         if self._between is None:
             self._between = replace(self.first, generator=copy.deepcopy(self.first.generator))
         if share != self._share:
+            parts = self.first.generator.weight_parts()
             first, second = (model.generator.state_dict() for model in (self.first, self.second))
-            with torch.no_grad():
-                for name, target in self._between.generator.state_dict().items():
-                    if target.is_floating_point():
-                        torch.lerp(first[name], second[name], share, out=target)
+            everywhere = Shares((share,) * len(parts.blocks), share, share)
+            self._between.generator.load_state_dict(interpolated_state(parts, first, second, everywhere))
             # The mean styles that a model remembers are those of its weights.
             self._between = replace(self._between)
             self._share = share

@@ -18,7 +18,7 @@ from torch import Tensor
 from cips3d.devices import memory_explained
 from cips3d.errors import UserError
 from cips3d.files import printable
-from cips3d.rendering.frame_sequence import Kind, kinds_of
+from cips3d.rendering.frame_sequence import PictureKind, kinds_of
 from cips3d.rendering.loading import LoadedGenerator, load_generator
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import FARTHEST, NEAREST, Orbit, all_limits, orbit_at, trained_limits
@@ -30,7 +30,7 @@ from cips3d.viewing.turns import Turns
 if TYPE_CHECKING:
     import viser
 
-KIND_NAMES: dict[Kind, str] = {"image": "Picture", "aux": "NeRF", "depth": "Depth", "normals": "Normals"}
+KIND_NAMES: dict[PictureKind, str] = {"image": "Picture", "aux": "NeRF", "depth": "Depth", "normals": "Normals"}
 SHARE_NAMES = {"shape": "Shape", "appearance": "Appearance", "face": "Share"}
 LARGEST_SEED = 2**53 - 1  # the largest integer that a browser counts to
 RANDOM_SEEDS = 100_000  # short enough to be noted down

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cips3d import pictures
 from cips3d.devices import memory_explained
 from cips3d.models.generator import styles_of, truncated
-from cips3d.rendering.frame_sequence import Kind, Look, take_pictures
+from cips3d.rendering.frame_sequence import Look, PictureKind, take_pictures
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.seeds import styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
@@ -37,7 +37,7 @@ class Shot:
     shares: tuple[float, ...] = (0.0,)
     """of the second face, in each of `parts`: 0 none, 1 all"""
     truncation: float = 1.0
-    kind: Kind = "image"
+    kind: PictureKind = "image"
     model_share: float = 0.0
     """of the second checkpoint"""
 

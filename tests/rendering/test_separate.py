@@ -174,8 +174,8 @@ def test_a_file_is_no_folder(command: RenderCommand, tmp_path: Path) -> None:
 
 
 def test_more_faces_than_fit_into_a_picture(command: RenderCommand, tmp_path: Path) -> None:
-    assert "names more than 4096 faces" in command("--seeds", "0-4096", fails=True)
-    assert "names more than 100000 faces" in command("--seeds", "0-100000", out="faces", fails=True)
+    assert "names more than 4096 seeds" in command("--seeds", "0-4096", fails=True)
+    assert "names more than 100000 seeds" in command("--seeds", "0-100000", out="faces", fails=True)
     said = command("--seeds", "0-4096", "--yaw", 0, "--resolution", 1, "--batch-size", 4096, out="faces")
     assert "4097 pictures" in said
     assert len(names(tmp_path / "faces")) == 4097

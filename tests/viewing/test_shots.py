@@ -19,7 +19,7 @@ from cips3d.models.generator import Generator
 from cips3d.models.pigan import PiGAN
 from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.rendering import LoadedGenerator, normals_from_depth, render_views, styles_of_seeds
-from cips3d.rendering.frame_sequence import Kind
+from cips3d.rendering.frame_sequence import PictureKind
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import Orbit
 from cips3d.viewing.shots import GivenUpError, Shot, Studio
@@ -78,7 +78,7 @@ def test_given_styles(loaded: LoadedGenerator) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image", "aux", "depth", "normals"])
-def test_kinds(studio: Studio, kind: Kind) -> None:
+def test_kinds(studio: Studio, kind: PictureKind) -> None:
     shot = dataclasses.replace(studio.first_shot, kind=kind)
     pixels = studio.take(shot, SIDE)
     assert pixels.shape == (SIDE, SIDE, 3)
