@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cips3d.augmentation import ada_transforms as transforms
+from cips3d.draws import drawn
 from cips3d.ops.autocast import without_autocast
 from cips3d.ops.checks import check_tensor
 
@@ -113,8 +114,7 @@ class Draws:
         return torch.where(self.unit() < (self.p if p is None else p), values, neutral)
 
     def _draw(self, distribution: Callable[..., Tensor], rows: tuple[int, ...]) -> Tensor:
-        source = self.device if self.generator is None else self.generator.device
-        return distribution(*rows, self.batch, generator=self.generator, device=source).to(self.device, self.dtype)
+        return drawn(distribution, *rows, self.batch, generator=self.generator, device=self.device, dtype=self.dtype)
 
 
 def random_blits(draws: Draws, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cips3d.draws import drawn
 from cips3d.errors import UserError
 from cips3d.ops.checks import check_tensor
 
@@ -134,10 +135,8 @@ def _shifts(batch: int, largest: int, like: Tensor, generator: torch.Generator |
 
 
 def _integers(low: int, high: int, count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.randint(low, high, (count,), generator=generator, device=device).to(like.device)
+    return drawn(torch.randint, low, high, (count,), generator=generator, device=like.device, dtype=None)
 
 
 def _uniform(count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(count, generator=generator, device=device, dtype=torch.float32).to(like)
+    return drawn(torch.rand, count, generator=generator, device=like.device, dtype=like.dtype)

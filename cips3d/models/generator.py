@@ -105,7 +105,7 @@ class GeneratorConfig:
     """Dimensions of a generator: the base of frozen dataclasses whose first field, `system`, is the model's name."""
 
     closes_pictures: ClassVar[bool] = False
-    """published pictures give the light that is left over to the last sample, which training does not"""
+    """published pictures give the remaining transmittance to the last sample (`last_back`); training does not"""
 
     def at(self: ConfigT, resolution: int) -> ConfigT:
         """The same generator for pictures of another size, where its networks depend on the size."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Rays
+from cips3d.draws import drawn
 from cips3d.ops.checks import check_integer
 from cips3d.ops.march import RayDraws
 
@@ -102,8 +103,7 @@ def _with_partial_gradients(
     """A random subset of rays with gradients, the rest without, scattered into one picture."""
     count = rays.origins.shape[1]
     device = rays.origins.device
-    drawn_on = device if generator is None else generator.device
-    permutation = torch.randperm(count, generator=generator, device=drawn_on).to(device)
+    permutation = drawn(torch.randperm, count, generator=generator, device=device, dtype=None)
     chosen, others = permutation[:grad_points], permutation[grad_points:]
     with_gradient = painter(slice(None), rays.subset(chosen), draws.subset(chosen))
     with torch.no_grad():

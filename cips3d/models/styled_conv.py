@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cips3d.draws import drawn
 from cips3d.models.equalized import EqualizedLinear
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.modulated_fc import demodulation
@@ -158,9 +160,8 @@ def draw_noise(
     batch: int, height: int, width: int, *, like: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """Standard normal noise [batch, 1, height, width] with the dtype and on the device of `like`."""
-    drawn_on = like.device if generator is None else generator.device
-    noise = torch.randn(batch, 1, height, width, generator=generator, device=drawn_on, dtype=like.dtype)
-    return noise.to(like.device)
+    normal = partial(torch.randn, dtype=like.dtype)
+    return drawn(normal, batch, 1, height, width, generator=generator, device=like.device, dtype=None)
 
 
 def noise_maps(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
+from cips3d.draws import drawn
 from cips3d.errors import UserError, require_choice, require_range, require_whole
 from cips3d.ops.checks import check_alike, check_shape
 from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
@@ -93,18 +94,16 @@ def draw_random(
         device, dtype: of the result.
     """
     samples, fine = settings.samples, settings.fine
-    drawn_on = device if generator is None else generator.device
 
     def uniform(count: int) -> Tensor:
         if jitter:
-            return torch.rand(batch, rays, count, generator=generator, device=drawn_on).to(device, dtype)
+            return drawn(torch.rand, batch, rays, count, generator=generator, device=device, dtype=dtype)
         return ((torch.arange(count, device=device, dtype=dtype) + 0.5) / count).expand(batch, rays, count)
 
     def noise(count: int) -> Tensor | None:
         if density_noise == 0:
             return None
-        drawn = torch.randn(batch, rays, count, generator=generator, device=drawn_on)
-        return density_noise * drawn.to(device, dtype)
+        return density_noise * drawn(torch.randn, batch, rays, count, generator=generator, device=device, dtype=dtype)
 
     stratified = uniform(samples) if jitter else torch.full((batch, rays, samples), 0.5, device=device, dtype=dtype)
     if fine == 0:

@@ -208,7 +208,7 @@ def _check_trajectory(options: Options) -> None:
 
 
 def check_frames(frames: int, least: int = 2) -> None:
-    """Raise `UserError` for so few frames that nothing moves, or more than anybody waits for."""
+    """Raise `UserError` for so few frames that nothing moves, or more than the limit."""
     if frames < least:
         raise UserError(f"--frames {frames} is no animation; give 2 or more")
     if frames > MAX_CAMERAS:

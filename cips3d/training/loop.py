@@ -167,7 +167,7 @@ class Training:
         if self.saved_step is None:
             self._save()  # from here on, whatever ends the run, it can be resumed
         if self.state.step == 0:
-            self._look(moment(self.config, 0), since=-1)  # what there was before anything was learned
+            self._report_when_due(moment(self.config, 0), since=-1)  # what there was before anything was learned
         while self.state.step < self.config.total_steps:
             now = moment(self.config, self.state.step)
             self._enter_stage(now)
@@ -266,14 +266,14 @@ class Training:
         """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
-        self._look(now, since)
+        self._report_when_due(now, since)
         assert self.saved_step is not None
         every, step = self.config.reports.checkpoint_every, self.state.step
         is_due = step // every > self.saved_step // every and step < self.config.total_steps  # the end has its own
         if is_due and self.skipped_in_a_row == 0:
             self._save()
 
-    def _look(self, now: Moment, since: int) -> None:
+    def _report_when_due(self, now: Moment, since: int) -> None:
         """Pictures and metrics of the averaged generator, where they are due; `since`: images seen at the last look."""
         reports, step, seen = self.config.reports, self.state.step, self.state.position
         is_last = step == self.config.total_steps

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cips3d.draws import drawn
 from cips3d.errors import UserError
 
 LossName = Literal["logistic", "hinge", "wasserstein", "least-squares", "relativistic"]
@@ -124,7 +125,7 @@ def _lead(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """What both networks make small."""
+    """An adversarial loss: the functions that the discriminator and the generator minimise."""
 
     name: LossName
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -300,9 +301,8 @@ def gradient_penalty(
     """
     if real.shape != fake.shape:
         raise ValueError(f"real and fake must have the same shape, got {list(real.shape)} and {list(fake.shape)}")
-    device = real.device if generator is None else generator.device
-    u = torch.rand(len(real), generator=generator, device=device).to(real).view(-1, *[1] * (real.dim() - 1))
-    between = torch.lerp(fake.detach(), real.detach(), u).requires_grad_()
+    u = drawn(torch.rand, len(real), generator=generator, device=real.device, dtype=real.dtype)
+    between = torch.lerp(fake.detach(), real.detach(), u.view(-1, *[1] * (real.dim() - 1))).requires_grad_()
     norm = torch.linalg.vector_norm(_gradients(discriminator(between), between), dim=1)
     return (norm - target).square().mean()
 
@@ -386,8 +386,7 @@ class PathLength(nn.Module):
             ValueError: `styles` does not require gradients.
         """
         if noise is None:
-            device = images.device if generator is None else generator.device
-            noise = torch.randn(images.shape, generator=generator, device=device).to(images)
+            noise = drawn(torch.randn, *images.shape, generator=generator, device=images.device, dtype=images.dtype)
         lengths = path_lengths(images, styles, noise)
         mean = torch.lerp(self.mean.to(lengths), lengths.mean(), self.decay * share)
         self.mean.copy_(mean.detach())

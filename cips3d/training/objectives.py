@@ -68,7 +68,7 @@ class Images:
         return replace(self, main=self.main.detach().requires_grad_(), aux=aux)
 
 
-def together(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
+def with_auxiliary(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
     """The losses of both discriminators as one: with weight 1 their mean, as if all logits were one batch."""
     return 0.5 * (main + now.stage.aux_weight * aux)
 
@@ -103,12 +103,12 @@ class Objectives:
         if of_real.aux is not None and of_fake.aux is not None:
             aux_loss = self.loss.discriminator(of_real.aux.logits, of_fake.aux.logits)
             report.note("d/aux_loss", aux_loss, now)
-            loss = together(loss, aux_loss, now)
+            loss = with_auxiliary(loss, aux_loss, now)
         if now.r1_now:
             loss = loss + self.r1_and_r2(real, of_real, fake, of_fake, now, report)
         if config.gradient_penalty > 0:
-            loss = loss + config.gradient_penalty * self.between(real, fake, now, report)
-        return loss + self.read_off("d", of_fake, fake, now, report)
+            loss = loss + config.gradient_penalty * self.gradient_penalties(real, fake, now, report)
+        return loss + self.pose_and_latent_losses("d", of_fake, fake, now, report)
 
     def penalties(self, real: Tensor, fake: Images | None, now: Moment, report: StepReport) -> Tensor:
         """R1 and R2 alone, for a step of their own; arguments as of `discriminator`, without R2 no `fake`."""
@@ -136,13 +136,13 @@ class Objectives:
             penalty = r1_penalty(of_real.main.logits, real)
             report.note("d/r1", penalty, now)
             if of_real.aux is not None:
-                penalty = together(penalty, r1_penalty(of_real.aux.logits, real), now)
+                penalty = with_auxiliary(penalty, r1_penalty(of_real.aux.logits, real), now)
             total = total + 0.5 * config.r1_gamma * config.r1_every * penalty
         if config.r2_gamma > 0 and fake is not None and of_fake is not None:
             penalty = r2_penalty(of_fake.main.logits, fake.main)
             report.note("d/r2", penalty, now)
             if of_fake.aux is not None and fake.aux is not None:
-                penalty = together(penalty, r2_penalty(of_fake.aux.logits, fake.aux), now)
+                penalty = with_auxiliary(penalty, r2_penalty(of_fake.aux.logits, fake.aux), now)
             total = total + 0.5 * config.r2_gamma * config.r1_every * penalty
         return total
 
@@ -163,19 +163,21 @@ class Objectives:
         if of_fake.aux is not None:
             aux_loss = self.adversarial(of_fake.aux, None if of_real is None else of_real.aux, now)
             report.note("g/aux_loss", aux_loss, now)
-            loss = together(loss, aux_loss, now)
-        return loss + self.read_off("g", of_fake, fake, now, report)
+            loss = with_auxiliary(loss, aux_loss, now)
+        return loss + self.pose_and_latent_losses("g", of_fake, fake, now, report)
 
     def adversarial(self, of_fake: Judgement, of_real: Judgement | None, now: Moment) -> Tensor:
         """The generator's adversarial loss by the logits of one discriminator network."""
-        return self.loss.generator(self.best(of_fake.logits, now), None if of_real is None else of_real.logits)
+        return self.loss.generator(self.top_k_of(of_fake.logits, now), None if of_real is None else of_real.logits)
 
-    def best(self, logits: Tensor, now: Moment) -> Tensor:
+    def top_k_of(self, logits: Tensor, now: Moment) -> Tensor:
         """The logits that the generator learns from: all, or the best-judged share of them (top-k training)."""
         floor = self.config.top_k
         return logits if floor == 1 else keep_best(logits, top_k_share(now.step, floor=floor))
 
-    def read_off(self, network: str, verdict: Verdict, fake: Images, now: Moment, report: StepReport) -> Tensor | float:
+    def pose_and_latent_losses(
+        self, network: str, verdict: Verdict, fake: Images, now: Moment, report: StepReport
+    ) -> Tensor | float:
         """Weighted pose and latent losses of the main discriminator on generated images; 0 where neither is used."""
         total: Tensor | float = 0.0
         if now.stage.pose_weight > 0 and verdict.main.pose is not None:
@@ -194,7 +196,7 @@ class Objectives:
             total = total + self.config.latent_weight * loss
         return total
 
-    def between(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
+    def gradient_penalties(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
         """WGAN-GP's gradient penalty of both discriminators."""
         discriminator, random = self.state.discriminator, self.state.random
         real = real.detach()
@@ -207,17 +209,17 @@ class Objectives:
         of_aux = gradient_penalty(
             lambda x: discriminator.judge_aux(x, now.fade).logits, real, fake.aux, generator=random
         )
-        return together(penalty, of_aux, now)
+        return with_auxiliary(penalty, of_aux, now)
 
     def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> Verdict:
         """Both discriminators' verdict on augmented real images."""
-        return self._seen(real, real if now.stage.aux_weight > 0 else None, now, exact)
+        return self._of_augmented(real, real if now.stage.aux_weight > 0 else None, now, exact)
 
     def discriminate(self, images: Images, now: Moment, exact: bool = False) -> Verdict:
         """Both discriminators' verdict on augmented images."""
-        return self._seen(images.main, images.aux, now, exact)
+        return self._of_augmented(images.main, images.aux, now, exact)
 
-    def _seen(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool) -> Verdict:
+    def _of_augmented(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool) -> Verdict:
         main = self.augment(main, now)
         return self.judge(main, None if aux is None else self.augment(aux, now), now, exact)
 

@@ -117,7 +117,7 @@ def test_each_gradient_penalty_runs_its_own_discriminator_alone(
         part = getattr(state.discriminator, name)
         monkeypatch.setattr(part, "judge", lambda *of, judge=part.judge, name=name: seen.append(name) or judge(*of))
     fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
-    Objectives(state, small_config).between(real_images(), fake, moment(small_config, 0), StepReport())
+    Objectives(state, small_config).gradient_penalties(real_images(), fake, moment(small_config, 0), StepReport())
     assert seen == ["main", "aux"]
 
 
@@ -219,8 +219,8 @@ def test_top_k_learns_from_the_best(small_config: TrainConfig) -> None:
     objectives = Objectives(TrainingState(config, Processes()), config)
     logits = torch.tensor([[0.0], [3.0], [1.0], [2.0]])
     late = replace(moment(config, 0), step=10**6)
-    assert objectives.best(logits, late).flatten().tolist() == [3.0, 2.0]
-    assert len(objectives.best(logits, moment(config, 0))) == 4
+    assert objectives.top_k_of(logits, late).flatten().tolist() == [3.0, 2.0]
+    assert len(objectives.top_k_of(logits, moment(config, 0))) == 4
 
 
 def test_augmentation_adapts(small_config: TrainConfig) -> None:
