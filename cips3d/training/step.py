@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,6 +32,12 @@ def without_gradients(network: nn.Module) -> Iterator[None]:
         network.requires_grad_(True)
 
 
+def accumulate_gradients(losses: Iterable[Tensor], count: int, scaler: torch.amp.GradScaler) -> None:
+    """Gradients of the mean of `count` losses, one after the other, so that each may forget what the last one kept."""
+    for loss in losses:
+        scaler.scale(loss / count).backward()
+
+
 class TrainingStep:
     """The algorithm. Calling it with real images changes the networks of `state`."""
 
@@ -41,62 +47,98 @@ class TrainingStep:
         self.objectives = Objectives(state, config)
 
     def __call__(self, real: Tensor, now: Moment) -> StepReport:
-        """real: [B, 3, H, W] in [-1, 1], this process's share of the batch."""
-        state, config = self.state, self.config
+        """One step: of the discriminators, then of the generator, then of its average.
+
+        1. Generate images, without gradients unless they are used again for the generator (`reuse_fakes`).
+        2. The discriminators minimise their loss on real and generated images, with R1 and R2 where they are due.
+        3. The generator minimises its own on (other) generated images, with path lengths where they are due.
+        4. The averaged generator follows, and the strength of adaptive augmentation.
+
+        A network whose loss or gradient is not finite stays as it is, and so does all behind it.
+
+        Args:
+            real: [B, 3, H, W] in [-1, 1], this process's share of the batch.
+            now: what is due at this moment of the schedule.
+
+        Returns:
+            The losses and what else was noted.
+        """
         report = StepReport()
-        state.set_learning_rates(now.stage, now.rate)
+        self.state.set_learning_rates(now.stage, now.rate)
         window = self.draw_window(now)
         if window is not None:
             top, left, height, width = window
             real = real[:, :, top : top + height, left : left + width]
         parts = real.chunk(now.stage.accumulation)
+        fakes = self.generate(len(real), now, window) if self.config.reuse_fakes else None
+        if self.update_discriminators(parts, fakes, now, window, report) and self.update_generator(
+            parts, fakes, now, window, report
+        ):
+            self.average(now)
+            self.adapt_augmentation(len(real), report)
+        return report
 
-        fakes = self.generate(len(real), now, window) if config.reuse_fakes else None
-        # Where Adam is corrected for them, regularisers take steps of their own, as in StyleGAN2.
-        alone = config.lazy_correction
+    def update_discriminators(
+        self, parts: Sequence[Tensor], fakes: Images | None, now: Moment, window: Window | None, report: StepReport
+    ) -> bool:
+        """Adam's step on the discriminators' loss; False: it was left out.
 
-        def fakes_for_d(part: Tensor) -> Images:
+        Where Adam is corrected for lazy regularisers (`lazy_correction`), they take a step of their own, as in
+        StyleGAN2.
+
+        Args:
+            parts: of the real images, whose gradients are added up.
+            fakes: generated images, as many as parts have in all; None: each part gets others.
+        """
+        state, config, alone = self.state, self.config, self.config.lazy_correction
+
+        def fakes_for(part: Tensor) -> Images:
             return self.generate_without_gradient(len(part), now, window) if fakes is None else fakes.detach()
 
+        due = replace(now, r1_now=now.r1_now and not alone)
         state.optimizer_d.zero_grad(set_to_none=True)
-        for part in parts:
-            due = replace(now, r1_now=now.r1_now and not alone)
-            loss = self.objectives.discriminator(part, fakes_for_d(part), due, report) / len(parts)
-            state.scaler_d.scale(loss).backward()
+        losses = (self.objectives.discriminator(part, fakes_for(part), due, report) for part in parts)
+        accumulate_gradients(losses, len(parts), state.scaler_d)
         if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d", report):
-            return report
-        if now.r1_now and alone:
-            state.optimizer_d.zero_grad(set_to_none=True)
-            for part in parts:
-                fake = fakes_for_d(part) if config.r2_gamma > 0 else None  # R1 looks at real images alone
-                loss = self.objectives.penalties(part, fake, now, report) / len(parts)
-                state.scaler_d.scale(loss).backward()
-            if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d/penalty", report):
-                return report
+            return False
+        if not (now.r1_now and alone):
+            return True
+        state.optimizer_d.zero_grad(set_to_none=True)
+        penalties = (  # R1 looks at real images alone
+            self.objectives.penalties(part, fakes_for(part) if config.r2_gamma > 0 else None, now, report)
+            for part in parts
+        )
+        accumulate_gradients(penalties, len(parts), state.scaler_d)
+        return self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d/penalty", report)
 
+    def update_generator(
+        self, parts: Sequence[Tensor], fakes: Images | None, now: Moment, window: Window | None, report: StepReport
+    ) -> bool:
+        """Adam's step on the generator's loss, and one on path lengths; as `update_discriminators`."""
+        state = self.state
+        alone = now.path_length_now and self.config.lazy_correction
         state.optimizer_g.zero_grad(set_to_none=True)
         with without_gradients(state.discriminator):
-            for part in parts:
-                made = self.generate(len(part), now, window) if fakes is None else fakes
-                loss = self.objectives.generator(made, part, now, report) / len(parts)
-                state.scaler_g.scale(loss).backward()
-        if now.path_length_now and alone:
+            losses = (
+                self.objectives.generator(
+                    self.generate(len(part), now, window) if fakes is None else fakes, part, now, report
+                )
+                for part in parts
+            )
+            accumulate_gradients(losses, len(parts), state.scaler_g)
+        if alone:
             if not self.update(state.generator, state.optimizer_g, state.scaler_g, "g", report):
-                return report
+                return False
             state.optimizer_g.zero_grad(set_to_none=True)
         mean_length = state.path_length.mean.clone()
         if now.path_length_now:
-            for part in parts:
-                loss = self.path_length_loss(len(part), now, window, report) / len(parts)
-                state.scaler_g.scale(loss).backward()
-        name = "g/path_length" if now.path_length_now and alone else "g"
-        if not self.update(state.generator, state.optimizer_g, state.scaler_g, name, report):
-            state.path_length.mean.copy_(mean_length)  # otherwise a NaN would stay in the running mean for good
-            return report
-
-        self.average(now)
-        self.adapt_augmentation(len(real), report)
-        return report
+            lengths = (self.path_length_loss(len(part), now, window, report) for part in parts)
+            accumulate_gradients(lengths, len(parts), state.scaler_g)
+        name = "g/path_length" if alone else "g"
+        if self.update(state.generator, state.optimizer_g, state.scaler_g, name, report):
+            return True
+        state.path_length.mean.copy_(mean_length)  # otherwise a NaN would stay in the running mean for good
+        return False
 
     def draw_window(self, now: Moment) -> Window | None:
         """The part of all pictures that this step trains on, in stages with crops."""
