@@ -41,6 +41,10 @@ class Result:
     """of the results that were timed from plain PyTorch's, by relative L2"""
 
 
+Lines = Iterator[tuple[str, Result]]
+"""names of lines and what they hold, as they are measured"""
+
+
 def result_of(
     ours: Timing,
     *,
