@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from figures import COLUMNS, PICTURE_COLUMNS, cells, picture_cells
+
 from cips3d.errors import UserError, exit_on_user_error
 from cips3d.files import atomic_file
 
@@ -28,7 +30,7 @@ Record = dict[str, Any]
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def render_speed(record: Record) -> str:
@@ -86,29 +88,13 @@ def yaw(response: Record | None) -> str:
 
 
 def suite(record: Record) -> str:
-    rows = [[f"`{name}`", *measured(result)] for name, result in record["results"].items()]
-    return conditions(record) + markdown(["", *MEASURED], rows)
+    rows = [[f"`{name}`", *cells(line)] for name, line in record["results"].items()]
+    return conditions(record) + markdown(["", *COLUMNS], rows)
 
 
 def pictures(record: Record) -> str:
-    rows = [[f"`{name}`", f"{1e3 / result['ms']:.3g}", *measured(result)] for name, result in record["results"].items()]
-    return conditions(record) + markdown(["", "images/s", *MEASURED], rows)
-
-
-MEASURED = ("ms", "× eager", "× compile", "of limit", "GB/s", "TFLOP/s", "peak MB")
-
-
-def measured(result: Record) -> list[str]:
-    """A line of `figures.Result`; what a record does not have stays empty."""
-    return [
-        f"{result['ms']:.3g}",
-        optional(result.get("ratio_vs_eager"), ".2f"),
-        optional(result.get("ratio_vs_compile"), ".2f"),
-        optional(result.get("fraction_of_limit"), ".0%"),
-        optional(result.get("bytes_per_second"), ".0f", 1e9),
-        optional(result.get("flops_per_second"), ".3g", 1e12),
-        optional(result.get("peak_mb"), ".0f"),
-    ]
+    rows = [[f"`{name}`", *picture_cells(line)] for name, line in record["results"].items()]
+    return conditions(record) + markdown(["", *PICTURE_COLUMNS], rows)
 
 
 def conditions(record: Record) -> str:
@@ -120,10 +106,6 @@ def conditions(record: Record) -> str:
 def on_processor(name: str, torch: str) -> str:
     """The same of a CPU."""
     return f"{name}, torch {torch}:\n\n"
-
-
-def optional(value: float | None, form: str, scale: float = 1.0) -> str:
-    return "" if value is None else format(value / scale, form)
 
 
 KINDS: dict[str, Callable[[Record], str]] = {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import tables
-from figures import COLUMNS, Result, cells
 
 from cips3d.errors import UserError
 
@@ -41,12 +39,6 @@ def test_suite_table(tmp_path: Path) -> None:
     assert "old" not in text
     assert text.startswith("a\n")
     assert text.endswith("b\n")
-
-
-def test_suite_table_has_the_columns_that_are_printed() -> None:
-    result = Result(ms=1.5, ratio_vs_eager=3.25, bytes_per_second=3.6512e12, flops_per_second=4.567e14)
-    assert list(tables.MEASURED) == list(COLUMNS)
-    assert tables.measured(asdict(result)) == cells(result)
 
 
 def test_pictures_on_a_gpu(tmp_path: Path) -> None:
