@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from conditions import ROOT, about, keeping, prepared_device
+from conditions import about, keeping, prepared_device
 from figures import Lines, Result, Results
+from readme import ROOT
 from timing import Ceilings, Stopwatch, measure_ceilings
 
 from cips3d.errors import UserError

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import readme
 from figures import COLUMNS, PICTURE_COLUMNS, cells, picture_cells
+from readme import RESULTS
 
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.files import atomic_file
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 Record = dict[str, Any]
 
@@ -127,23 +124,20 @@ def table(pattern: str, folder: Path = RESULTS) -> str:
     return "\n".join(KINDS[kind](json.loads(path.read_text())) for path in records)
 
 
-def filled(readme: str, folder: Path = RESULTS) -> str:
+def filled(text: str, folder: Path = RESULTS) -> str:
     """The text with every marked table made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}{table(found[2], folder)}{found[3]}", readme)
+    return readme.filled(text, "table", partial(table, folder=folder))
 
 
 def command() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is not up to date")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text()
+    before = readme.README.read_text()
     after = filled(before)
     if arguments.check and before != after:
         raise UserError("README.md has a table that its record does not give; run python benchmarks/tables.py")
-    if before != after:
-        with atomic_file(path) as file:
-            file.write(after.encode())
+    readme.write(after)
     return 0
 
 

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import readme
 import tables
 
 from cips3d.errors import UserError
 
 
 def test_readme_is_up_to_date() -> None:
-    readme = (tables.ROOT / "README.md").read_text()
-    assert len(tables.MARKED.findall(readme)) >= 4
-    assert tables.filled(readme) == readme, "run python benchmarks/tables.py"
+    text = readme.README.read_text()
+    assert len(readme.names(text, "table")) >= 4
+    assert tables.filled(text) == text, "run python benchmarks/tables.py"
 
 
 RECORD = {
