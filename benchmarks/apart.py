@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from conditions import ROOT, about, keeping, prepared_device
-from figures import Result, Results
+from conditions import about, keeping, prepared_device
+from figures import Lines, Result, Results
+from readme import ROOT
 from timing import Ceilings, Stopwatch, measure_ceilings
 
 from cips3d.errors import UserError
@@ -53,6 +54,16 @@ class Part:
     seconds: float
     """how long it takes on a GPU, about; it is not begun with less left"""
     measure: Callable[[], object]
+
+    @classmethod
+    def of_lines(cls, results: Results, name: str, seconds: float, measure: Callable[[], Lines]) -> Part:
+        """Its lines are added to the results as they come."""
+
+        def add() -> None:
+            for line, result in measure():
+                results.add(line, result)
+
+        return cls(name, seconds, add)
 
 
 class DeviceLost(Exception):

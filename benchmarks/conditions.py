@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from compiling import COMPILED
 from figures import Results
+from readme import ROOT
 from timing import Ceilings
 
 from cips3d.devices import choose_device
@@ -23,7 +24,6 @@ from cips3d.files import atomic_file
 from cips3d.ops import kernels
 from cips3d.versions import processor
 
-ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("csrc", "cips3d", "benchmarks", ":(exclude)benchmarks/results")  # what figures depend on
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from apart import run_limited
-from conditions import ROOT
+from readme import ROOT
 
 from cips3d.errors import UserError
 

@@ -8,12 +8,11 @@ What the targets are about comes first. `suite.py` runs it in a process of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import partial
 
 import memory
 from apart import Part, measure_for_another
-from figures import Result, Results
+from figures import Lines, Results
 from kernel_times import kernels_of_steps
 from nerf_speed import nerf_256, pigan_64
 from op_cases import GROUPS
@@ -24,19 +23,11 @@ from timing import Ceilings, Stopwatch
 
 from cips3d.errors import exit_on_user_error
 
-Lines = Iterable[tuple[str, Result]]
-
 
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
     """What is measured, in this order, with seconds on an H100."""
     small = stopwatch.device.type != "cuda"
-
-    def part(name: str, seconds: float, measure: Callable[[], Lines]) -> Part:
-        def add() -> None:
-            for line, result in measure():
-                results.add(line, result)
-
-        return Part(name, seconds, add)
+    part = partial(Part.of_lines, results)
 
     def ops(group: str, seconds: float) -> Part:
         return Part(group, seconds, partial(run_group, group, results, stopwatch, ceilings, small=small))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from timing import Ceilings, Timing, Work
@@ -15,6 +16,7 @@ from torch import Tensor
 # nothing to do with them by about 1.
 MOST_DIFFERENT = 0.4
 COLUMNS = ("ms", "× eager", "× compile", "of limit", "GB/s", "TFLOP/s", "peak MB")
+PICTURE_COLUMNS = ("images/s", *COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Result:
     """what the host takes to launch it on a GPU"""
     difference: float | None = None
     """of the results that were timed from plain PyTorch's, by relative L2"""
+
+
+Lines = Iterator[tuple[str, Result]]
+"""names of lines and what they hold, as they are measured"""
 
 
 def result_of(
@@ -94,31 +100,36 @@ def shown(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else format(value / scale, form)
 
 
-def cells(result: Result) -> list[str]:
-    """In the order of `COLUMNS`."""
+def cells(line: Mapping[str, Any]) -> list[str]:
+    """A `Result` as a mapping, as records keep it, in the order of `COLUMNS`; what it does not have stays empty."""
     return [
-        f"{result.ms:.4g}",
-        shown(result.ratio_vs_eager, ".2f"),
-        shown(result.ratio_vs_compile, ".2f"),
-        shown(result.fraction_of_limit, ".0%"),
-        shown(result.bytes_per_second, ".0f", 1e9),
-        shown(result.flops_per_second, ".3g", 1e12),
-        shown(result.peak_mb, ".0f"),
+        f"{line['ms']:.3g}",
+        shown(line.get("ratio_vs_eager"), ".2f"),
+        shown(line.get("ratio_vs_compile"), ".2f"),
+        shown(line.get("fraction_of_limit"), ".0%"),
+        shown(line.get("bytes_per_second"), ".0f", 1e9),
+        shown(line.get("flops_per_second"), ".3g", 1e12),
+        shown(line.get("peak_mb"), ".0f"),
     ]
+
+
+def picture_cells(line: Mapping[str, Any]) -> list[str]:
+    """The same of a line whose milliseconds are an image's, in the order of `PICTURE_COLUMNS`."""
+    return [f"{1e3 / line['ms']:.3g}", *cells(line)]
 
 
 def row(name: str, result: Result) -> str:
     """Markdown."""
-    return f"| {' | '.join([name, *cells(result)])} |"
+    return f"| {' | '.join([name, *cells(asdict(result))])} |"
 
 
 def picture_row(name: str, result: Result) -> str:
     """Markdown of a line whose milliseconds are an image's."""
-    return f"| {' | '.join([name, f'{1e3 / result.ms:.4g}', *cells(result)])} |"
+    return f"| {' | '.join([name, *picture_cells(asdict(result))])} |"
 
 
 HEAD = f"| op | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}"
-PICTURE_HEAD = f"| | images/s | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 2)}"
+PICTURE_HEAD = f"| | {' | '.join(PICTURE_COLUMNS)} |\n|{'---|' * (len(PICTURE_COLUMNS) + 1)}"
 
 
 class Results(dict[str, Result]):

@@ -19,17 +19,16 @@ from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
+import readme
 from PIL import Image
+from readme import README, RESULTS, ROOT
 from viewer_picture import viewer_picture
 
 from cips3d.data.heads import load_heads
 from cips3d.errors import UserError, exit_on_user_error
-from cips3d.files import atomic_file
 from cips3d.train import main as train_command
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "benchmarks" / "results" / "gallery"
-MARKED = re.compile(r"(<!-- gallery -->\n).*?(<!-- end of gallery -->)", re.DOTALL)
+FOLDER = RESULTS / "gallery"
 RUN, STYLE, PHOTO = "runs/00000-tiny", "runs/00001-finetune", "photo.png"  # as the README calls them
 PHOTO_SEED, PHOTO_INDEX = 77, 5  # of a head that was never trained on
 NEGATIVES = 1024
@@ -199,12 +198,11 @@ def write_section() -> None:
         else:
             content = f"![{example.title}]({(FOLDER / example.picture).relative_to(ROOT).as_posix()})"
         parts.append(f"{example.title}: `python -m cips3d.{command}`\n\n{content}\n\n")
-    readme = ROOT / "README.md"
-    text, found = MARKED.subn(lambda match: match[1] + "\n" + "".join(parts) + match[2], readme.read_text())
+    text = README.read_text()
+    found = len(readme.names(text, "gallery"))
     if found != 1:
-        raise UserError(f"{readme} has {found} places for the gallery; mark one by <!-- gallery --> and its end")
-    with atomic_file(readme) as file:
-        file.write(text.encode())
+        raise UserError(f"{README} has {found} places for the gallery; mark one by <!-- gallery --> and its end")
+    readme.write(readme.filled(text, "gallery", lambda _: "\n" + "".join(parts)))
 
 
 if __name__ == "__main__":

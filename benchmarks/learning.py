@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import load_heads
 from cips3d.data.images import ImageSource
 from cips3d.evaluation.frechet import features_of, frechet_distance
+from cips3d.evaluation.image_network import all_pixels
 from cips3d.evaluation.image_sets import generated_series
+from cips3d.evaluation.judges import TEACHING_SEED, WIDE, Teaching
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, response_of, train_pose_regressor, yaw_response
 from cips3d.evaluation.sliced_wasserstein import patch_sliced_wasserstein
 from cips3d.rendering import load_generator
@@ -33,7 +34,7 @@ from cips3d.training.presets import preset
 from cips3d.training.settling import settled
 from cips3d.versions import processor
 
-HELD_OUT_SEED, REGRESSOR_SEED = 1000, 2000  # heads that training (seed 0) never sees
+HELD_OUT_SEED = 1000  # of heads that neither training (seed 0) nor a judge ever sees
 IMAGES_SEED = 20_211  # of the generated images that are compared
 TURNED_FACES = 256  # slopes differ from face to face by 0.15 to 0.35
 
@@ -45,13 +46,13 @@ class Distances:
     swd: float
 
 
-class Judge:
-    """Held-out heads at one resolution, and a pose regressor taught on others."""
+class HeldOut:
+    """Held-out heads at one resolution, and a pose regressor taught on others, as `pose_judge`'s are."""
 
     def __init__(self, resolution: int, images: int) -> None:
         self.real = pixels(load_heads(resolution, images, HELD_OUT_SEED))
-        wide = PoseDistribution("uniform", yaw_std=0.9, pitch_std=0.45)
-        self.regressor: PoseRegressor = train_pose_regressor(load_heads(resolution, 3072, REGRESSOR_SEED, poses=wide))
+        lessons = load_heads(resolution, Teaching().heads, TEACHING_SEED, poses=WIDE)
+        self.regressor: PoseRegressor = train_pose_regressor(lessons, steps=Teaching().steps)
         self.real_features = features_of([self.real]), features_of([self.real], self.regressor.features)
 
     def __call__(self, images: Tensor) -> Distances:
@@ -62,7 +63,7 @@ class Judge:
 
 def pixels(source: ImageSource) -> Tensor:
     """All images [N, 3, R, R] in [-1, 1]."""
-    return torch.stack([source[i] for i in range(len(source))]).float() / 127.5 - 1
+    return all_pixels(source).float() / 127.5 - 1
 
 
 def row(name: str, seconds: float | None, distances: Distances, rest: str = "") -> str:
@@ -83,18 +84,18 @@ def main() -> None:
     base = replace(preset(arguments.preset), steps=arguments.steps)
     resolution = settled(base).stages[-1].resolution
     load_heads(resolution, base.heads)  # made outside of the time that is measured
-    judge = Judge(resolution, arguments.images)
+    held_out = HeldOut(resolution, arguments.images)
     other = load_heads(resolution, arguments.images, HELD_OUT_SEED + 1)
     with torch.no_grad():
         truth = poses_from_front(other)[:, 0]
-        seen = judge.regressor(pixels(other))[:, 0]
+        seen = held_out.regressor(pixels(other))[:, 0]
     real_response = response_of(truth, seen[None])
     print("\n| | minutes | fr | fp | swd | yaw slope (correlation) |\n|---|---|---|---|---|---|", flush=True)
     real = f"{real_response.slope:.2f} ({real_response.correlation:.2f})"
-    real_distances = judge(pixels(other))
+    real_distances = held_out(pixels(other))
     print(row("real heads, other seed", None, real_distances, real), flush=True)
     noise = torch.rand(arguments.images, 3, resolution, resolution, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    noise_distances = judge(noise)
+    noise_distances = held_out(noise)
     print(row("noise", None, noise_distances), flush=True)
     references = {
         "real heads, other seed": {**asdict(real_distances), "yaw": asdict(real_response)},
@@ -112,9 +113,9 @@ def main() -> None:
             seconds = time.perf_counter() - started
             loaded = load_generator(folder, "cpu")
             images = torch.cat(list(generated_series(loaded, arguments.images, seed=IMAGES_SEED)))
-            distances = judge(images)
+            distances = held_out(images)
             response = yaw_response(
-                loaded.generator, judge.regressor, base.volume, resolution=resolution, faces=TURNED_FACES
+                loaded.generator, held_out.regressor, base.volume, resolution=resolution, faces=TURNED_FACES
             )
             turned = f"{response.slope:.2f} ({response.correlation:.2f})"
             print(row(f"seed {seed}", seconds, distances, turned), flush=True)

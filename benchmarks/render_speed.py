@@ -21,7 +21,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from figures import PICTURE_HEAD, Results, picture_row
 from picture_cases import Pictures, multiply_adds
 from picture_speed import compiled_picture_lines, picture_lines
 from published_formulation import render as render_as_published
-from timing import Stopwatch, measure_ceilings
+from timing import Stopwatch, measure_ceilings, resident_peak
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError, exit_on_user_error
@@ -92,11 +91,6 @@ def seconds_per_multiply_add(config: CIPS3DConfig) -> float:
 
     multiply()
     return min(seconds_of(multiply) for _ in range(PRODUCT_REPEATS)) / (rows * width * width)
-
-
-def resident_peak() -> float:
-    """Largest resident set of this process so far, MiB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.no_grad()

@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cips3d.errors import UserError, exit_on_user_error
-from cips3d.files import atomic_file
+import readme
+from figures import COLUMNS, PICTURE_COLUMNS, cells, picture_cells
+from readme import RESULTS
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+from cips3d.errors import UserError, exit_on_user_error
 
 Record = dict[str, Any]
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def render_speed(record: Record) -> str:
@@ -86,29 +85,13 @@ def yaw(response: Record | None) -> str:
 
 
 def suite(record: Record) -> str:
-    rows = [[f"`{name}`", *measured(result)] for name, result in record["results"].items()]
-    return conditions(record) + markdown(["", *MEASURED], rows)
+    rows = [[f"`{name}`", *cells(line)] for name, line in record["results"].items()]
+    return conditions(record) + markdown(["", *COLUMNS], rows)
 
 
 def pictures(record: Record) -> str:
-    rows = [[f"`{name}`", f"{1e3 / result['ms']:.3g}", *measured(result)] for name, result in record["results"].items()]
-    return conditions(record) + markdown(["", "images/s", *MEASURED], rows)
-
-
-MEASURED = ("ms", "× eager", "× compile", "of limit", "GB/s", "TFLOP/s", "peak MB")
-
-
-def measured(result: Record) -> list[str]:
-    """A line of `figures.Result`; what a record does not have stays empty."""
-    return [
-        f"{result['ms']:.3g}",
-        optional(result.get("ratio_vs_eager"), ".2f"),
-        optional(result.get("ratio_vs_compile"), ".2f"),
-        optional(result.get("fraction_of_limit"), ".0%"),
-        optional(result.get("bytes_per_second"), ".0f", 1e9),
-        optional(result.get("flops_per_second"), ".3g", 1e12),
-        optional(result.get("peak_mb"), ".0f"),
-    ]
+    rows = [[f"`{name}`", *picture_cells(line)] for name, line in record["results"].items()]
+    return conditions(record) + markdown(["", *PICTURE_COLUMNS], rows)
 
 
 def conditions(record: Record) -> str:
@@ -120,10 +103,6 @@ def conditions(record: Record) -> str:
 def on_processor(name: str, torch: str) -> str:
     """The same of a CPU."""
     return f"{name}, torch {torch}:\n\n"
-
-
-def optional(value: float | None, form: str, scale: float = 1.0) -> str:
-    return "" if value is None else format(value / scale, form)
 
 
 KINDS: dict[str, Callable[[Record], str]] = {
@@ -145,23 +124,20 @@ def table(pattern: str, folder: Path = RESULTS) -> str:
     return "\n".join(KINDS[kind](json.loads(path.read_text())) for path in records)
 
 
-def filled(readme: str, folder: Path = RESULTS) -> str:
+def filled(text: str, folder: Path = RESULTS) -> str:
     """The text with every marked table made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}{table(found[2], folder)}{found[3]}", readme)
+    return readme.filled(text, "table", partial(table, folder=folder))
 
 
 def command() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is not up to date")
     arguments = parser.parse_args()
-    path = ROOT / "README.md"
-    before = path.read_text()
+    before = readme.README.read_text()
     after = filled(before)
     if arguments.check and before != after:
         raise UserError("README.md has a table that its record does not give; run python benchmarks/tables.py")
-    if before != after:
-        with atomic_file(path) as file:
-            file.write(after.encode())
+    readme.write(after)
     return 0
 
 

@@ -148,6 +148,13 @@ def peak_allocated(run: Callable[[], object], device: torch.device) -> int:
     return max(allocated)
 
 
+def resident_peak() -> float:
+    """Largest resident set of this process so far, MiB (Linux counts in KiB)."""
+    import resource  # not on Windows, where everything else here runs
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _wall_ms(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()

@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from timing import resident_peak
 
 from cips3d.devices import choose_device
 from cips3d.errors import exit_on_user_error
@@ -32,11 +32,6 @@ from cips3d.training.step import TrainingStep
 from cips3d.versions import processor
 
 MIB = 2**20
-
-
-def resident_peak() -> float:
-    """Largest resident set of this process so far, MiB (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(config: TrainConfig, stage: int, steps: int, device: torch.device) -> dict[str, float]:

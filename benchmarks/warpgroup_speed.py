@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from apart import Part, measure_for_another
-from figures import MOST_DIFFERENT, Result, Results, relative_l2, result_of
+from figures import MOST_DIFFERENT, Lines, Results, relative_l2, result_of
 from nerf_speed import PRODUCTS, CIPS3DVolumes
 from op_cases import inr_cases
 from picture_speed import pictures_256, work_of
@@ -32,8 +32,6 @@ WITHOUT, WITH = "without_warpgroups", "warpgroups"
 """in the names of lines"""
 OPS = ("modulated_inr", "render_rays", "render_rays_backward")
 """that have such kernels"""
-
-Lines = Iterator[tuple[str, Result]]
 
 
 def part_of(op: str) -> str:
@@ -146,14 +144,7 @@ def picture_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
 
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
     """One for each op, so that it is known which kernel hangs; then pictures."""
-
-    def part(name: str, seconds: float, measure: Callable[[], Lines]) -> Part:
-        def add() -> None:
-            for line, result in measure():
-                results.add(line, result)
-
-        return Part(name, seconds, add)
-
+    part = partial(Part.of_lines, results)
     lines: dict[str, Callable[[], Lines]] = {
         "modulated_inr": partial(inr_lines, stopwatch, ceilings),
         "render_rays": partial(nerf_lines, stopwatch, ceilings, "render_rays", "forward"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation.analytic import FRONT, Analytic, Flat, loaded_of, plane
+from evaluation.analytic import FRONT, SETTINGS, Analytic, Flat, loaded_of, plane
 from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution
@@ -21,8 +21,6 @@ from cips3d.evaluation.pose import (
     yaw_response,
 )
 from cips3d.evaluation.views import FaceSample
-from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
-from cips3d.models.volume import VolumeSettings
 
 
 class Spots:
@@ -64,15 +62,6 @@ def test_response_of_known_lines() -> None:
     assert half.seen == pytest.approx((0.5 * requested).tolist(), abs=1e-6)
 
 
-def test_response_of_a_generator() -> None:
-    torch.manual_seed(0)
-    config = CIPS3DConfig(z_shape_dim=4, shape_style_dim=4, nerf_width=8, z_appearance_dim=4, inr_width=8)
-    regressor = train_pose_regressor(Spots(64, seed=0), steps=2, batch_size=8, progress=False)
-    response = yaw_response(CIPS3D(config), regressor, VolumeSettings(samples=4), resolution=16, faces=2, views=3)
-    assert response.requested == pytest.approx([-0.6, 0.0, 0.6])
-    assert all(math.isfinite(value) for value in (*response.seen, response.slope))
-
-
 def followed(share: float, wobble: float = 0.0) -> Analytic:
     """Pictures whose red tells the yaw and whose green the pitch, times a share; every other face wobbles in pitch."""
 
@@ -89,6 +78,34 @@ class Reader(PoseRegressor):
 
     def forward(self, images: Tensor) -> Tensor:
         return images[:, :2].mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, -1.0])
+def test_yaw_response_of_pictures_that_follow(share: float) -> None:
+    found = yaw_response(followed(share), Reader().eval(), SETTINGS, resolution=32, faces=2)
+    assert found.requested == pytest.approx(torch.linspace(-0.6, 0.6, 9).tolist())
+    assert found.seen == pytest.approx((share * torch.linspace(-0.6, 0.6, 9)).tolist(), abs=1e-5)
+    assert found.slope == pytest.approx(share, abs=1e-5)
+    assert found.correlation == pytest.approx(math.copysign(1, share), abs=1e-5)
+
+
+def test_yaw_response_is_of_the_same_faces_from_every_side() -> None:
+    """What tells them apart moves the line and does not tilt it, nor does the pitch; another seed chooses others."""
+
+    def texture(points: Tensor, phase: Tensor, cameras: Cameras) -> Tensor:
+        red = 0.5 * (cameras.yaw - FRONT) + 0.1 * phase[:, 0] + (cameras.pitch - FRONT)
+        return red[:, None, None].expand(*points.shape)
+
+    generator, options = Analytic(plane(), texture), {"resolution": 32, "faces": 4, "views": 3}
+    found, other = (
+        yaw_response(generator, Reader().eval(), SETTINGS, largest=0.4, seed=seed, **options) for seed in (7, 8)
+    )
+    for response in (found, other):
+        assert response.requested == pytest.approx([-0.4, 0, 0.4])
+        assert [seen - response.seen[1] for seen in response.seen] == pytest.approx([-0.2, 0, 0.2], abs=1e-5)
+        assert response.slope == pytest.approx(0.5, abs=1e-5)
+        assert 0 < response.correlation < 0.999
+    assert abs(found.seen[1] - other.seen[1]) > 1e-3
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, -1.0])
