@@ -11,12 +11,14 @@ import emulated_kernels
 import numpy as np
 import pytest
 import torch
+from checkpoints.small_runs import write_run
 from ops.backends import Backend, open_backend
 from PIL import Image
 
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig, channel_table
 from cips3d.models.volume import VolumeSettings
+from cips3d.rendering import LoadedGenerator, load_generator
 from cips3d.training.config import Reports, Stage, TrainConfig
 
 # What a script starts in the background ignores Ctrl-C, and nohup a hangup; so would the commands that are tested here.
@@ -108,3 +110,14 @@ def small_config(photo_folder: Path, tmp_path: Path) -> TrainConfig:
             pictures_every=100, checkpoint_every=3, metrics_interval=0, faces=2, turntable_frames=4, scalars_every=2
         ),
     )
+
+
+@pytest.fixture
+def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
+    """A run of 8² pictures with one checkpoint."""
+    return write_run(tmp_path / "run", small_config)
+
+
+@pytest.fixture
+def loaded(run_folder: Path) -> LoadedGenerator:
+    return load_generator(run_folder)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from checkpoints.small_runs import STEP, write_checkpoint, write_run
+from checkpoints.small_runs import STEP, write_checkpoint
 from convert.small_networks import CIPS_CONFIG, PIGAN_CONFIG, STYLEGAN2_CONFIG
 from rendering.command import frames_of
 from sweeps.command import SweepCommand, as_shown, assert_same_picture, cells_of
@@ -27,7 +27,6 @@ from cips3d.rendering import (
     LoadedGenerator,
     SeenBy,
     latent_of,
-    load_generator,
     read_latent,
     render_views,
     styles_of_latents,
@@ -38,16 +37,6 @@ from cips3d.training.config import TrainConfig
 
 FRONT = torch.tensor([math.pi / 2])
 SIDE, ENLARGE = 8, 16  # of the pictures, and how they are enlarged in grids
-
-
-@pytest.fixture
-def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", small_config)
-
-
-@pytest.fixture
-def loaded(run_folder: Path) -> LoadedGenerator:
-    return load_generator(run_folder)
 
 
 @pytest.fixture

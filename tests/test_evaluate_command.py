@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 from evaluation.analytic import Analytic, Flat, loaded_of, nothing
 from evaluation.fidelity_library import open_torch_fidelity
 
@@ -47,14 +48,7 @@ def command(
 
     def call(*arguments: object, run: object = run_folder, fails: bool = False) -> str:
         argv = [*([] if run is None else [run]), "--device", "cpu", *arguments]
-        code = main([str(argument) for argument in argv])
-        printed = capsys.readouterr()
-        assert code == (2 if fails else 0), printed.err
-        if not fails:
-            return printed.out
-        last = printed.err.rpartition("\r")[2].rpartition("\nerror: ")[2]
-        assert last.removeprefix("error: ").count("\n") == 1
-        return last
+        return run_command(main, argv, capsys, fails)
 
     return call
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from PIL import Image
 
 from cips3d.checkpoints.trained import save_checkpoint
@@ -50,16 +51,9 @@ def command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     def call(*arguments: object, out: str = "head.glb", source: Path = run_folder, fails: bool = False) -> str:
         argv = [source, "--out", tmp_path / out, "--device", "cpu", *arguments]
-        code = main([str(argument) for argument in argv])
-        printed = capsys.readouterr()
-        assert code == (2 if fails else 0), printed.err
-        if not fails:
-            return printed.out
-        last = printed.err.rpartition("\r")[2]
-        assert last.startswith("error: ")
-        assert last.count("\n") == 1
-        assert not (tmp_path / out).is_file()
-        return last
+        said = run_command(main, argv, capsys, fails)
+        assert not (fails and (tmp_path / out).is_file())
+        return said
 
     return call
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints.small_runs import STEP, write_run
+from checkpoints.small_runs import STEP
 from PIL import Image
 from rendering.command import RenderCommand
 
@@ -19,22 +19,10 @@ from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D
 from cips3d.render import main
-from cips3d.rendering import LoadedGenerator, load_generator, normals_from_depth, render_views, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, normals_from_depth, render_views, styles_of_seeds
 from cips3d.rendering.frame_sequence import BACKGROUND_SHARE
-from cips3d.training.config import TrainConfig
 
 FRONT = torch.tensor([math.pi / 2])
-
-
-@pytest.fixture
-def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
-    """A run of 8² pictures with one checkpoint."""
-    return write_run(tmp_path / "run", small_config)
-
-
-@pytest.fixture
-def loaded(run_folder: Path) -> LoadedGenerator:
-    return load_generator(run_folder)
 
 
 @pytest.fixture

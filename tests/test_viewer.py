@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints.small_runs import write_run
 from convert.small_networks import STYLEGAN2_CONFIG
 
 from cips3d.cameras import PoseDistribution
@@ -22,18 +21,12 @@ from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator, latent_of, load_generator, styles_of_seeds, write_latent
 from cips3d.rendering.latents import SeenBy
-from cips3d.training.config import TrainConfig
 from cips3d.viewer import Options, exhibit_of, main, resolution_of
 from cips3d.viewing import server
 from cips3d.viewing.orbit import Orbit, trained_limits
 
 NO_VISER = "no viser: pip install 'cips3d[viewer]'"
 PATIENCE = 60.0  # seconds until what does not happen counts as failed
-
-
-@pytest.fixture
-def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", small_config)
 
 
 @pytest.fixture

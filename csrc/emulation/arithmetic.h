@@ -1,4 +1,4 @@
-// Arithmetic, conversions and loads that CUDA has as functions.
+// Arithmetic, casts of bits and loads that CUDA has as functions, those that are used.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -39,26 +39,14 @@ inline double half_turns(float x) { return 3.14159265358979324 * (x - 2.0 * std:
 #define __cosf(x) ::cips3d::emulation::fast_cos(x)
 #define __sincosf(x, s, c) (*(s) = ::cips3d::emulation::fast_sin(x), (void)(*(c) = ::cips3d::emulation::fast_cos(x)))
 #define __expf(x) ::cips3d::emulation::fast_exp(x)
-#define __exp10f(x) std::pow(10.0f, static_cast<float>(x))
 #define __logf(x) std::log(static_cast<float>(x))
-#define __log2f(x) std::log2(static_cast<float>(x))
-#define __log10f(x) std::log10(static_cast<float>(x))
-#define __powf(x, y) std::pow(static_cast<float>(x), static_cast<float>(y))
-#define __tanf(x) std::tan(static_cast<float>(x))
 
 inline float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
 inline float sinpif(float x) { return static_cast<float>(std::sin(cips3d::emulation::half_turns(x))); }
 inline float cospif(float x) { return static_cast<float>(std::cos(cips3d::emulation::half_turns(x))); }
-inline void sincospif(float x, float* s, float* c) { *s = sinpif(x), *c = cospif(x); }
 inline float __saturatef(float x) { return std::fmin(std::fmax(x, 0.0f), 1.0f); }  // NaN gives 0
 inline float __fdividef(float a, float b) { return a / b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fsqrt_rn(float x) { return std::sqrt(x); }
-inline float __frsqrt_rn(float x) { return rsqrtf(x); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return cips3d::emulation::as_rounded(a + b); }
-inline float __fsub_rn(float a, float b) { return cips3d::emulation::as_rounded(a - b); }
 inline float __fmul_rn(float a, float b) { return cips3d::emulation::as_rounded(a * b); }
 
 template <class T>
@@ -74,21 +62,8 @@ inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }
 inline double max(double a, double b) { return std::fmax(a, b); }
 
-inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
-inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
-inline int __float2int_ru(float x) { return static_cast<int>(std::ceil(x)); }
-inline int __float2int_rz(float x) { return static_cast<int>(x); }
-inline float __int2float_rn(int x) { return static_cast<float>(x); }
-inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return cips3d::emulation::bits_as<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return cips3d::emulation::bits_as<float>(x); }
-inline int __float_as_int(float x) { return cips3d::emulation::bits_as<int>(x); }
-inline float __int_as_float(int x) { return cips3d::emulation::bits_as<float>(x); }
-
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
 
 // Loads and stores with a hint for the caches.
@@ -101,18 +76,6 @@ T __ldcs(const T* p) {
   return *p;
 }
 template <class T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <class T>
-T __ldca(const T* p) {
-  return *p;
-}
-template <class T>
 void __stcs(T* p, T value) {
-  *p = value;
-}
-template <class T>
-void __stcg(T* p, T value) {
   *p = value;
 }

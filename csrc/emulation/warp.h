@@ -46,7 +46,6 @@ inline void __syncwarp(unsigned mask = ~0u, cips3d::emulation::Site site = cips3
   cips3d::emulation::collective(kOperation, mask, nullptr, [](void**, uint32_t) {}, site);
 }
 inline void __threadfence() { cips3d::emulation::fence(); }
-inline void __threadfence_block() { cips3d::emulation::fence(); }
 [[noreturn]] inline void __trap(cips3d::emulation::Site site = cips3d::emulation::Site::here()) {
   cips3d::emulation::fail("__trap", site);
 }
@@ -115,8 +114,6 @@ CIPS3D_EMULATE_REDUCE(unsigned, __reduce_max_sync, a < b ? b : a)
 CIPS3D_EMULATE_REDUCE(int, __reduce_add_sync, static_cast<uint32_t>(a) + static_cast<uint32_t>(b))
 CIPS3D_EMULATE_REDUCE(int, __reduce_min_sync, b < a ? b : a)
 CIPS3D_EMULATE_REDUCE(int, __reduce_max_sync, a < b ? b : a)
-CIPS3D_EMULATE_REDUCE(unsigned, __reduce_and_sync, a& b)
-CIPS3D_EMULATE_REDUCE(unsigned, __reduce_or_sync, a | b)
 CIPS3D_EMULATE_REDUCE(unsigned, __reduce_xor_sync, a ^ b)
 #undef CIPS3D_EMULATE_REDUCE
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 from PIL import Image
 
 from cips3d.render import main
@@ -27,16 +28,9 @@ class RenderCommand:
         self, *arguments: object, out: str = "out.png", source: Path | None = None, fails: bool = False
     ) -> str:
         argv = [source or self.run_folder, "--out", self.folder / out, "--device", "cpu", *arguments]
-        code = main([str(argument) for argument in argv])
-        printed = self.capsys.readouterr()
-        assert code == (2 if fails else 0), printed.err
-        if not fails:
-            return printed.out
-        last = printed.err.rpartition("\r")[2]  # what is left to see after a progress bar
-        assert last.startswith("error: ")
-        assert last.count("\n") == 1
-        assert not (self.folder / out).is_file()
-        return printed.err
+        said = run_command(main, argv, self.capsys, fails)
+        assert not (fails and (self.folder / out).is_file())
+        return said
 
 
 def shown_in(path: Path, expected: Image.Image) -> tuple[np.ndarray, np.ndarray]:

@@ -6,24 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints.small_runs import write_run
 from rendering.command import RenderCommand
 
 from cips3d.cameras import PoseDistribution
 from cips3d.models.generator import Generator
 from cips3d.models.volume import VolumeSettings
-from cips3d.rendering import LoadedGenerator, load_generator
-from cips3d.training.config import TrainConfig
-
-
-@pytest.fixture
-def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", small_config)
-
-
-@pytest.fixture
-def loaded(run_folder: Path) -> LoadedGenerator:
-    return load_generator(run_folder)
+from cips3d.rendering import LoadedGenerator
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints.small_runs import write_run
 from PIL import Image
 from rendering.command import RenderCommand
 
@@ -23,17 +22,6 @@ from cips3d.rendering import load_generator, render_views, styles_of_seeds
 from cips3d.rendering.frame_sequence import FrameSequence
 from cips3d.rendering.latents import latent_of, write_latent
 from cips3d.rendering.separate import CAMERAS
-from cips3d.training.config import TrainConfig
-
-
-@pytest.fixture
-def run_folder(small_config: TrainConfig, tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", small_config)
-
-
-@pytest.fixture
-def command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RenderCommand:
-    return RenderCommand(run_folder, tmp_path, capsys)
 
 
 def names(folder: Path) -> list[str]:

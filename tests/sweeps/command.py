@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 from PIL import Image
 from torch import Tensor
 
@@ -37,16 +38,9 @@ class SweepCommand:
     ) -> str:
         before = (self.folder / out).exists()
         argv = [*(models or self.models), "--out", self.folder / out, "--device", "cpu", *arguments]
-        code = self.main([str(argument) for argument in argv])
-        printed = self.capsys.readouterr()
-        assert code == (2 if fails else 0), printed.err
-        if not fails:
-            return printed.out
-        last = printed.err.rpartition("\r")[2]  # what is left to see after a progress bar
-        assert last.startswith("error: ")
-        assert last.count("\n") == 1
-        assert (self.folder / out).exists() == before
-        return last
+        said = run_command(self.main, argv, self.capsys, fails)
+        assert not fails or (self.folder / out).exists() == before
+        return said
 
 
 def cells_of(path: Path, rows: int, columns: int, side: int, enlarge: int) -> np.ndarray:

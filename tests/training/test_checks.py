@@ -10,10 +10,9 @@ import pytest
 from cips3d.errors import UserError
 from cips3d.files import is_disk_full
 from cips3d.train import parse
-from cips3d.training.checks import check_batches, check_numbers
+from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
-from cips3d.training.presets import PRESETS
 from cips3d.training.settling import settled
 
 
@@ -140,8 +139,10 @@ def test_remedies_name_what_there_is(arguments: list[str], words: str) -> None:
 
 
 def test_an_auxiliary_discriminator_that_is_not_there_compares_nothing() -> None:
-    config = settled(parse(["--preset", "stylegan2-256", "--discriminator.aux-minibatch-std-group", "3"]))
-    check_batches(config, world_size=1)
+    groups = ["--discriminator.aux-minibatch-std-group", "3"]
+    check_batches(settled(parse(["--preset", "stylegan2-256", *groups])), world_size=1)
+    with pytest.raises(UserError, match=r"--batch-size \d+ leaves \d+ images to be compared in groups of 3"):
+        check_batches(settled(parse(["--preset", "tiny", *groups])), world_size=1)  # it has one
 
 
 @pytest.mark.parametrize("name", ["tiny", "heads64", "ffhq", "cips-ffhq", "stylegan2-256"])
@@ -150,11 +151,6 @@ def test_larger_pictures_than_the_preset_s(name: str) -> None:
     config = settled(parse(["--preset", name, "--resolution", "512"]))
     assert config.stages[-1].resolution == 512
     assert config.discriminator.resolution_max >= 512
-
-
-def test_presets_make_sense() -> None:
-    for config in PRESETS.values():
-        check_numbers(config)
 
 
 def test_a_disk_that_is_full_while_a_checkpoint_is_written() -> None:

@@ -67,7 +67,10 @@ def test_2d_generators(config: TrainConfig) -> None:
 
 
 def test_heads_are_known(config: TrainConfig) -> None:
-    settled(reporting(replace(config, data=None), metrics=("pose", "chirality")))
+    measured = reporting(config, metrics=("pose", "chirality"))
+    settled(replace(measured, data=None))
+    with pytest.raises(UserError, match="pose knows synthetic heads only"):
+        settled(measured)
 
 
 def test_too_few_real_pictures(
