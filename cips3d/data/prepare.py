@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe
+from cips3d.data.heads import load_heads
 from cips3d.data.images import (
     MANIFEST,
     MANIFEST_KEY,
@@ -162,8 +163,6 @@ def _files_job(source: str | Path, destination: Path, resolution: int, image_for
 def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Job:
     if count < 1:
         raise UserError(f"--count {count} is not a number of heads; give 1 or more")
-    from cips3d.data.heads import load_heads
-
     heads: ImageSource = load_heads(resolution, count, seed=seed)
     names = [str(index) for index in range(count)]
     return _Job(f"{count} heads of seed {seed}", names, _digest(names), heads.__getitem__, (), resolution, image_format)

@@ -16,7 +16,7 @@ from cips3d.cameras import TRAINING_DISTANCE
 from cips3d.errors import require_choice
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
-from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
+from cips3d.ops.composite_checks import DENSITY_ACTIVATIONS, DensityActivation
 
 FloatArray = npt.NDArray[np.float32]
 

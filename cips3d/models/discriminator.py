@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
-class Judgement(NamedTuple):
-    """What one network says of images.
+class DiscriminatorOutput(NamedTuple):
+    """What one discriminator network gives for images.
 
     Attributes:
         logits: [B, 1] large where an image looks real.
@@ -21,26 +21,26 @@ class Judgement(NamedTuple):
     pose: Tensor | None
     latent: Tensor | None = None
 
-    def float(self) -> Judgement:
+    def float(self) -> DiscriminatorOutput:
         """The same in float32."""
         pose, latent = (None if x is None else x.float() for x in (self.pose, self.latent))
-        return Judgement(self.logits.float(), pose, latent)
+        return DiscriminatorOutput(self.logits.float(), pose, latent)
 
 
-class Verdict(NamedTuple):
-    """What a discriminator says of images, with all its networks.
+class DiscriminatorOutputs(NamedTuple):
+    """Outputs of the main and the auxiliary discriminator.
 
     Attributes:
         main: of the images.
-        aux: of the auxiliary images; None where none are judged.
+        aux: of the auxiliary images; None without any.
     """
 
-    main: Judgement
-    aux: Judgement | None
+    main: DiscriminatorOutput
+    aux: DiscriminatorOutput | None
 
-    def float(self) -> Verdict:
+    def float(self) -> DiscriminatorOutputs:
         """The same in float32."""
-        return Verdict(self.main.float(), None if self.aux is None else self.aux.float())
+        return DiscriminatorOutputs(self.main.float(), None if self.aux is None else self.aux.float())
 
 
 class Discriminator(nn.Module, ABC):
@@ -50,7 +50,7 @@ class Discriminator(nn.Module, ABC):
     """
 
     @abstractmethod
-    def judge(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> Verdict:
+    def discriminate(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> DiscriminatorOutputs:
         """Logits of images, and what is read off them.
 
         Args:
@@ -62,8 +62,8 @@ class Discriminator(nn.Module, ABC):
             ValueError: there is an `aux_image` but no auxiliary part, or an argument does not fit.
         """
 
-    def judge_aux(self, aux_image: Tensor, fade: float = 1.0) -> Judgement:
-        """The auxiliary part's judgement alone; arguments as in `judge`.
+    def discriminate_aux(self, aux_image: Tensor, fade: float = 1.0) -> DiscriminatorOutput:
+        """The auxiliary part's output alone; arguments as in `discriminate`.
 
         Raises:
             ValueError: there is no such part, or an argument does not fit.

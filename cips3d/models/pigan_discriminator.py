@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cips3d.cameras import FRONT
 from cips3d.errors import UserError
 from cips3d.models.channels import channel_table
-from cips3d.models.discriminator import Discriminator, Judgement, Verdict
+from cips3d.models.discriminator import Discriminator, DiscriminatorOutput, DiscriminatorOutputs
 from cips3d.models.equalized import SUM_SCALE
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
@@ -257,7 +257,7 @@ class PiGANDiscriminator(Discriminator):
         logits, latent, pose = output.split((1, self.config.latent_dim, 2), dim=1)
         return PiGANOutputs(logits, latent if self.config.latent_dim > 0 else None, pose)
 
-    def judge(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> Verdict:
+    def discriminate(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> DiscriminatorOutputs:
         """Logits of images and, where they are predicted, their z and pose: yaw and pitch, radians from the front.
 
         There is no auxiliary part.
@@ -266,8 +266,8 @@ class PiGANDiscriminator(Discriminator):
             ValueError: there is an `aux_image`, or an argument of `predictions` does not fit.
         """
         logits, latent, pose = self.predictions(image, fade)
-        main = Judgement(logits, None if pose is None else pose.flip(1) - FRONT, latent)
-        return Verdict(main, None if aux_image is None else self.judge_aux(aux_image, fade))
+        main = DiscriminatorOutput(logits, None if pose is None else pose.flip(1) - FRONT, latent)
+        return DiscriminatorOutputs(main, None if aux_image is None else self.discriminate_aux(aux_image, fade))
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
         check_tensor("image", image)

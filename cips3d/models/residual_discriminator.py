@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, channels_at, check_channel_table, resolutions_up_to
-from cips3d.models.discriminator import Discriminator, Judgement, Verdict
+from cips3d.models.discriminator import Discriminator, DiscriminatorOutput, DiscriminatorOutputs
 from cips3d.models.equalized import SUM_SCALE, EqualizedConv2d, EqualizedLinear
 from cips3d.ops import kernels
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
@@ -220,10 +220,10 @@ class ImageDiscriminator(nn.Module):
         self.output = EqualizedLinear(width, 3 if predict_pose else 1)
 
     def forward(self, image: Tensor, fade: float = 1.0) -> Tensor:
-        """Logits [B, 1] of images; see `judge`."""
-        return self.judge(image, fade).logits
+        """Logits [B, 1] of images; see `discriminate`."""
+        return self.discriminate(image, fade).logits
 
-    def judge(self, image: Tensor, fade: float = 1.0) -> Judgement:
+    def discriminate(self, image: Tensor, fade: float = 1.0) -> DiscriminatorOutput:
         """Logits of images and, where it is predicted, their pose.
 
         Args:
@@ -233,7 +233,7 @@ class ImageDiscriminator(nn.Module):
                 α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(half image) (ProGAN's fade-in).
 
         Returns:
-            `Judgement`.
+            `DiscriminatorOutput`.
 
         Raises:
             ValueError: `image` has another shape, or `fade` is outside of its range.
@@ -255,7 +255,7 @@ class ImageDiscriminator(nn.Module):
         if self.minibatch_std_group:
             x = append_minibatch_std(x, self.minibatch_std_group)
         output = self.output(self.hidden(self.final(x).flatten(1)))
-        return Judgement(output[:, :1], output[:, 1:] if self.predict_pose else None)
+        return DiscriminatorOutput(output[:, :1], output[:, 1:] if self.predict_pose else None)
 
     def _checked_resolution(self, image: Tensor, fade: float) -> int:
         check_tensor("image", image)
@@ -338,13 +338,13 @@ class ResidualDiscriminator(Discriminator):
         Raises:
             ValueError: there is an `aux_image` but no auxiliary discriminator, or an argument does not fit.
         """
-        main, aux = self.judge(image, aux_image, fade)
+        main, aux = self.discriminate(image, aux_image, fade)
         return main.logits if aux is None else (main.logits, aux.logits)
 
-    def judge(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> Verdict:
-        """Both parts' judgements; None from the auxiliary one without an `aux_image`. See `forward`."""
-        main = self.main.judge(image, fade)
-        return Verdict(main, None if aux_image is None else self.judge_aux(aux_image, fade))
+    def discriminate(self, image: Tensor, aux_image: Tensor | None = None, fade: float = 1.0) -> DiscriminatorOutputs:
+        """Outputs of both parts; None of the auxiliary one without an `aux_image`. See `forward`."""
+        main = self.main.discriminate(image, fade)
+        return DiscriminatorOutputs(main, None if aux_image is None else self.discriminate_aux(aux_image, fade))
 
-    def judge_aux(self, aux_image: Tensor, fade: float = 1.0) -> Judgement:
-        return super().judge_aux(aux_image, fade) if self.aux is None else self.aux.judge(aux_image, fade)
+    def discriminate_aux(self, aux_image: Tensor, fade: float = 1.0) -> DiscriminatorOutput:
+        return super().discriminate_aux(aux_image, fade) if self.aux is None else self.aux.discriminate(aux_image, fade)

@@ -11,7 +11,7 @@ from cips3d.cameras import Cameras
 from cips3d.draws import drawn
 from cips3d.errors import UserError, require_choice, require_range, require_whole
 from cips3d.ops.checks import check_alike, check_shape
-from cips3d.ops.composite import DENSITY_ACTIVATIONS, DensityActivation
+from cips3d.ops.composite_checks import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.march import RayDraws
 
 FINE_FROM = 3  # coarse samples that can be resampled: those between the first and the last say where

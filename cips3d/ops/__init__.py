@@ -13,7 +13,8 @@ of the same call. Infinite numbers and NaN may reach other results in kernels th
 
 from cips3d.ops.accumulate import accumulate
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
-from cips3d.ops.composite import Composited, DensityActivation, composite, composite_merged, composite_weights
+from cips3d.ops.composite import Composited, composite, composite_merged, composite_weights
+from cips3d.ops.composite_checks import DensityActivation
 from cips3d.ops.deep_field import DeepSirenField
 from cips3d.ops.film_siren import FoldedLayer, film_siren, fold_film
 from cips3d.ops.importance import MergedDepths, importance_depths

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.checks import check_device, check_shape
+from cips3d.ops.composite_checks import (
+    DensityActivation,
+    check_densities,
+    check_features,
+    check_merged,
+    check_pairs,
+)
 from cips3d.ops.composite_reference import (
     composite_backward_reference,
     composite_reference,
@@ -18,9 +24,6 @@ from cips3d.ops.composite_reference import (
 from cips3d.ops.library import define
 from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 from cips3d.ops.second_order import differentiate_outputs
-
-DensityActivation = Literal["relu", "softplus"]
-DENSITY_ACTIVATIONS: tuple[str, ...] = get_args(DensityActivation)
 
 SAMPLES_IN_LANES = 32  # samples of a ray that a kernel keeps in registers; of longer rays the backward stores them
 
@@ -164,69 +167,13 @@ def composite_merged(
 
     Source: NeRF (arXiv 2003.08934), section 5.2, as pi-GAN and CIPS-3D use it (one field, one final compositing).
     """
-    for name, pair in (("coarse", coarse), ("fine", fine)):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"{name} must be a pair of densities and features, got {type(pair).__name__}")
+    check_pairs(coarse=coarse, fine=fine)
     (density, features), (fine_density, fine_features) = coarse, fine
     check_merged(density, features, fine_density, fine_features, depths, order, noise, activation)
     return _composite(
         *(density, features, depths, fine_density, fine_features, order),
         *(noise, activation, last_back, white_back),
     )
-
-
-def check_densities(density: Tensor, depths: Tensor, noise: Tensor | None, activation: str) -> None:
-    """Raise, naming the argument, unless weights are defined for these."""
-    shape = check_shape("density", density, (None, None, None))
-    check_shape("depths", depths, shape)
-    check_device("density", density, depths=depths, noise=noise)
-    if shape[-1] < 1:
-        raise ValueError("density must hold at least one sample a ray (shape [B, R, S] with S >= 1)")
-    _check_settings(depths, noise, activation)
-
-
-def check_features(density: Tensor, features: Tensor) -> None:
-    """Raise, naming the argument, unless these are features of the densities' samples."""
-    check_shape("features", features, (*density.shape, None))
-    check_device("density", density, features=features)
-
-
-def check_merged(
-    density: Tensor,
-    features: Tensor,
-    fine_density: Tensor,
-    fine_features: Tensor,
-    depths: Tensor,
-    order: Tensor,
-    noise: Tensor | None,
-    activation: str,
-) -> None:
-    """Raise, naming the argument, unless coarse and fine samples fit together."""
-    batch, rays, samples = check_shape("coarse density", density, (None, None, None))
-    *_, channels = check_shape("coarse features", features, (batch, rays, samples, None))
-    _, _, fine = check_shape("fine density", fine_density, (batch, rays, None))
-    check_shape("fine features", fine_features, (batch, rays, fine, channels))
-    check_shape("depths", depths, (batch, rays, samples + fine))
-    check_shape("order", order, (batch, rays, samples + fine), floating=False)
-    others = {"coarse features": features, "fine density": fine_density, "fine features": fine_features}
-    check_device("coarse density", density, **others, depths=depths, order=order, noise=noise)
-    if samples < 1:
-        raise ValueError("coarse density must hold at least one sample a ray (shape [B, R, S] with S >= 1)")
-    if order.dtype != torch.int64:
-        raise TypeError(f"order must be torch.int64, got {order.dtype}")
-    for name, x, of_coarse in (("density", fine_density, density), ("features", fine_features, features)):
-        if x.dtype != of_coarse.dtype:
-            raise TypeError(f"fine {name} must be {of_coarse.dtype} like the coarse {name}, got {x.dtype}")
-    _check_settings(depths, noise, activation)
-
-
-def _check_settings(depths: Tensor, noise: Tensor | None, activation: str) -> None:
-    if depths.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"depths must be torch.float32 or torch.float64, got {depths.dtype}")
-    if noise is not None:
-        check_shape("noise", noise, depths.shape)
-    if activation not in DENSITY_ACTIVATIONS:
-        raise ValueError(f"activation must be one of {DENSITY_ACTIVATIONS}, got {activation!r}")
 
 
 def _composite(

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from cips3d.ops.checks import check_alike, check_device, check_shape
-from cips3d.ops.composite import (
-    DENSITY_ACTIVATIONS,
-    Composited,
-    DensityActivation,
-    composite,
-    composite_merged,
-    composite_weights,
-)
+from cips3d.ops.composite import Composited, composite, composite_merged, composite_weights
+from cips3d.ops.composite_checks import DENSITY_ACTIVATIONS, DensityActivation
 from cips3d.ops.importance import importance_depths
 from cips3d.ops.stratified import ray_points, stratified_points
 

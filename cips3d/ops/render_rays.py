@@ -12,7 +12,7 @@ from cips3d.ops import kernels
 from cips3d.ops import render_deep_rays as deep
 from cips3d.ops.checks import check_alike, check_number
 from cips3d.ops.compiling import constant_while_compiling
-from cips3d.ops.composite import DensityActivation
+from cips3d.ops.composite_checks import DensityActivation
 from cips3d.ops.composite_reference import light_in_front
 from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.library import define

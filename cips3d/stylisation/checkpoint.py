@@ -25,12 +25,12 @@ def write_stylised(path: str | Path, generator: dict[str, Tensor], base: Network
     Raises:
         UserError: the place cannot be written, or the disk is full.
     """
-    judge = style if style.discriminator is not None else base
+    trained_with = style if style.discriminator is not None else base
     networks = replace(
         base,
         averaged=generator,
         step=None,
-        discriminator=judge.discriminator,
-        discriminator_config=judge.discriminator_config,
+        discriminator=trained_with.discriminator,
+        discriminator_config=trained_with.discriminator_config,
     )
     write_converted(Path(path), networks.converted(base.file, style.file))

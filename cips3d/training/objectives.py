@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cips3d.augmentation.ada import adaptive_augment
 from cips3d.augmentation.diff_augment import diff_augment
-from cips3d.models.discriminator import Judgement, Verdict
+from cips3d.models.discriminator import DiscriminatorOutput, DiscriminatorOutputs
 from cips3d.training.config import TrainConfig
 from cips3d.training.losses import (
     adversarial_loss,
@@ -124,9 +124,9 @@ class Objectives:
     def r1_and_r2(
         self,
         real: Tensor,
-        of_real: Verdict | None,
+        of_real: DiscriminatorOutputs | None,
         fake: Images | None,
-        of_fake: Verdict | None,
+        of_fake: DiscriminatorOutputs | None,
         now: Moment,
         report: StepReport,
     ) -> Tensor:
@@ -154,7 +154,7 @@ class Objectives:
             real: [B, 3, H, W] to be compared with, for losses that do.
         """
         of_fake = self.discriminate(fake, now)
-        of_real: Verdict | None = None
+        of_real: DiscriminatorOutputs | None = None
         if self.loss.needs_real:
             with torch.no_grad():
                 of_real = self.discriminate_real(real, now)
@@ -166,7 +166,7 @@ class Objectives:
             loss = with_auxiliary(loss, aux_loss, now)
         return loss + self.pose_and_latent_losses("g", of_fake, fake, now, report)
 
-    def adversarial(self, of_fake: Judgement, of_real: Judgement | None, now: Moment) -> Tensor:
+    def adversarial(self, of_fake: DiscriminatorOutput, of_real: DiscriminatorOutput | None, now: Moment) -> Tensor:
         """The generator's adversarial loss by the logits of one discriminator network."""
         return self.loss.generator(self.top_k_of(of_fake.logits, now), None if of_real is None else of_real.logits)
 
@@ -176,22 +176,22 @@ class Objectives:
         return logits if floor == 1 else keep_best(logits, top_k_share(now.step, floor=floor))
 
     def pose_and_latent_losses(
-        self, network: str, verdict: Verdict, fake: Images, now: Moment, report: StepReport
+        self, network: str, outputs: DiscriminatorOutputs, fake: Images, now: Moment, report: StepReport
     ) -> Tensor | float:
         """Weighted pose and latent losses of the main discriminator on generated images; 0 where neither is used."""
         total: Tensor | float = 0.0
-        if now.stage.pose_weight > 0 and verdict.main.pose is not None:
-            pose = verdict.main.pose
+        if now.stage.pose_weight > 0 and outputs.main.pose is not None:
+            pose = outputs.main.pose
             if now.stage.pose_augment:
                 changed = diff_augment(fake.main, now.stage.pose_augment, generator=self.state.random)
-                again = self.judge(changed, None, now).main.pose
+                again = self.discriminator_outputs(changed, None, now).main.pose
                 assert again is not None
                 pose = again
             loss = pose_loss(pose, fake.pose)
             report.note(f"{network}/pose_loss", loss, now)
             total = total + now.stage.pose_weight * loss
-        if self.config.latent_weight > 0 and verdict.main.latent is not None:
-            loss = latent_loss(verdict.main.latent, fake.z)
+        if self.config.latent_weight > 0 and outputs.main.latent is not None:
+            loss = latent_loss(outputs.main.latent, fake.z)
             report.note(f"{network}/latent_loss", loss, now)
             total = total + self.config.latent_weight * loss
         return total
@@ -201,33 +201,35 @@ class Objectives:
         discriminator, random = self.state.discriminator, self.state.random
         real = real.detach()
         penalty = gradient_penalty(
-            lambda x: discriminator.judge(x, None, now.fade).main.logits, real, fake.main, generator=random
+            lambda x: discriminator.discriminate(x, None, now.fade).main.logits, real, fake.main, generator=random
         )
         report.note("d/gradient_penalty", penalty, now)
         if fake.aux is None:
             return penalty
         of_aux = gradient_penalty(
-            lambda x: discriminator.judge_aux(x, now.fade).logits, real, fake.aux, generator=random
+            lambda x: discriminator.discriminate_aux(x, now.fade).logits, real, fake.aux, generator=random
         )
         return with_auxiliary(penalty, of_aux, now)
 
-    def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> Verdict:
-        """Both discriminators' verdict on augmented real images."""
+    def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> DiscriminatorOutputs:
+        """Both discriminators' outputs on augmented real images."""
         return self._of_augmented(real, real if now.stage.aux_weight > 0 else None, now, exact)
 
-    def discriminate(self, images: Images, now: Moment, exact: bool = False) -> Verdict:
-        """Both discriminators' verdict on augmented images."""
+    def discriminate(self, images: Images, now: Moment, exact: bool = False) -> DiscriminatorOutputs:
+        """Both discriminators' outputs on augmented images."""
         return self._of_augmented(images.main, images.aux, now, exact)
 
-    def _of_augmented(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool) -> Verdict:
+    def _of_augmented(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool) -> DiscriminatorOutputs:
         main = self.augment(main, now)
-        return self.judge(main, None if aux is None else self.augment(aux, now), now, exact)
+        return self.discriminator_outputs(main, None if aux is None else self.augment(aux, now), now, exact)
 
-    def judge(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool = False) -> Verdict:
+    def discriminator_outputs(
+        self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool = False
+    ) -> DiscriminatorOutputs:
         """Logits, and what is read off the images. `exact` keeps float32, as penalties' second derivatives need."""
         dtype = None if exact else amp_dtype(self.config.amp.discriminator)
         with torch.autocast(main.device.type, dtype=dtype, enabled=dtype is not None):
-            return self.state.discriminator.judge(main, aux, now.fade).float()
+            return self.state.discriminator.discriminate(main, aux, now.fade).float()
 
     def augment(self, images: Tensor, now: Moment) -> Tensor:
         """Images as the discriminators see them: with differentiable and adaptive augmentation."""

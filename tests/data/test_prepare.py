@@ -12,7 +12,6 @@ import torch
 from data.preparation import contents, run
 from PIL import Image
 
-import cips3d.data.heads
 from cips3d.data import open_images, prepare_dataset
 from cips3d.data import prepare as prepare_module
 from cips3d.errors import UserError
@@ -159,7 +158,7 @@ class FakeHeads:
 
 
 def test_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cips3d.data.heads, "load_heads", FakeHeads, raising=False)
+    monkeypatch.setattr(prepare_module, "load_heads", FakeHeads)
     assert run("heads", tmp_path / "set", count=4, seed=2).images == 4
     source = open_images(tmp_path / "set", 8)
     assert [int(source[i][0, 0, 0]) for i in range(4)] == [20, 21, 22, 23]
@@ -177,6 +176,6 @@ def test_errors_in_rendering_heads_are_not_taken_for_unreadable_files(
         def __getitem__(self, index: int) -> torch.Tensor:
             raise ValueError("a bug")
 
-    monkeypatch.setattr(cips3d.data.heads, "load_heads", Broken, raising=False)
+    monkeypatch.setattr(prepare_module, "load_heads", Broken)
     with pytest.raises(ValueError, match="a bug"):
         run("heads", tmp_path / "set", count=2)

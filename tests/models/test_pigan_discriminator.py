@@ -15,7 +15,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.errors import UserError
-from cips3d.models.discriminator import Judgement
+from cips3d.models.discriminator import DiscriminatorOutput
 from cips3d.models.pigan_discriminator import (
     PiGANDiscriminator,
     PiGANDiscriminatorConfig,
@@ -175,15 +175,15 @@ def test_fade_goes_from_the_half_image_to_the_image(size: int) -> None:
 def test_judge_gives_yaw_and_pitch_from_the_front() -> None:
     model, image = small(), images(3, 16)
     raw = model.predictions(image, 0.5)
-    judged, aux = model.judge(image, None, 0.5)
-    assert isinstance(judged, Judgement) and aux is None
+    judged, aux = model.discriminate(image, None, 0.5)
+    assert isinstance(judged, DiscriminatorOutput) and aux is None
     assert raw.pose is not None and judged.pose is not None
     assert torch.equal(judged.logits, raw.logits)
     pitch, yaw = raw.pose.unbind(1)
     torch.testing.assert_close(judged.pose, torch.stack([yaw - math.pi / 2, pitch - math.pi / 2], dim=1))
-    assert small("strided").judge(image).main.pose is None
+    assert small("strided").discriminate(image).main.pose is None
     with pytest.raises(ValueError, match="aux_image is given"):
-        model.judge(image, image)
+        model.discriminate(image, image)
 
 
 def test_published_kinds() -> None:

@@ -248,7 +248,7 @@ def test_poses_are_predicted_beside_the_logits() -> None:
         ResidualDiscriminatorConfig(channels, channels, predict_pose=True)
     )
     images = torch.rand(3, 3, 16, 16)
-    main, aux = discriminator.judge(images, images)
+    main, aux = discriminator.discriminate(images, images)
     assert aux is not None
     assert main.pose is not None
     assert main.logits.shape == aux.logits.shape == (3, 1)
@@ -256,7 +256,7 @@ def test_poses_are_predicted_beside_the_logits() -> None:
     assert aux.pose is None  # the NeRF's own image shows the same pose: one opinion is enough
     assert torch.equal(discriminator(images), main.logits)
     plain = ResidualDiscriminator.from_config(ResidualDiscriminatorConfig(channels, channels))
-    assert plain.judge(images).main.pose is None
+    assert plain.discriminate(images).main.pose is None
 
 
 def test_aux_image_needs_an_aux_part() -> None:

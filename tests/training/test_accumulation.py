@@ -90,8 +90,8 @@ def test_the_mean_path_length_moves_once_a_batch(
 
 def test_both_networks_see_a_batch_in_parts(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    judge = Objectives.judge
-    monkeypatch.setattr(Objectives, "judge", lambda *of: seen.append(len(of[1])) or judge(*of))
+    outputs = Objectives.discriminator_outputs
+    monkeypatch.setattr(Objectives, "discriminator_outputs", lambda *of: seen.append(len(of[1])) or outputs(*of))
     _, report = run(replace(small_config, r1_gamma=0.0), accumulation=2)
     assert report.finite
     assert seen == [2] * 6  # twice real, generated, and generated to be learned from

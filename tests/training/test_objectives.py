@@ -86,7 +86,7 @@ def test_both_discriminators_count_as_one_batch(small_config: TrainConfig) -> No
     assert loss.item() == pytest.approx((0.5 * (scalars["d/loss"] + scalars["d/aux_loss"])).item(), rel=1e-6)
     state = TrainingState(config, Processes())
     real = real_images().requires_grad_()
-    main, aux = state.discriminator.judge(real, real, 1.0)
+    main, aux = state.discriminator.discriminate(real, real, 1.0)
     assert aux is not None
     (slope,) = torch.autograd.grad(main.logits.sum(), real, retain_graph=True)
     (aux_slope,) = torch.autograd.grad(aux.logits.sum(), real)
@@ -115,7 +115,9 @@ def test_each_gradient_penalty_runs_its_own_discriminator_alone(
     seen: list[str] = []
     for name in ("main", "aux"):
         part = getattr(state.discriminator, name)
-        monkeypatch.setattr(part, "judge", lambda *of, judge=part.judge, name=name: seen.append(name) or judge(*of))
+        monkeypatch.setattr(
+            part, "discriminate", lambda *of, run=part.discriminate, name=name: seen.append(name) or run(*of)
+        )
     fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
     Objectives(state, small_config).gradient_penalties(real_images(), fake, moment(small_config, 0), StepReport())
     assert seen == ["main", "aux"]

@@ -149,11 +149,11 @@ class ByHand:
 
         def judged(main: Tensor, aux: Tensor | None, pose: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
             """Logits of each discriminator, and the weighted pose loss."""
-            verdict = self.discriminator.judge(main, aux, fade)
-            logits = [verdict.main.logits, *([verdict.aux.logits] if verdict.aux is not None else [])]
+            outputs = self.discriminator.discriminate(main, aux, fade)
+            logits = [outputs.main.logits, *([outputs.aux.logits] if outputs.aux is not None else [])]
             pose_loss = torch.zeros(())
-            if pose is not None and verdict.main.pose is not None:
-                pose_loss = self.stage.pose_weight * (verdict.main.pose - pose).square().mean()
+            if pose is not None and outputs.main.pose is not None:
+                pose_loss = self.stage.pose_weight * (outputs.main.pose - pose).square().mean()
             return logits, pose_loss
 
         with torch.no_grad():
