@@ -84,7 +84,9 @@ def discriminator_cases(device: torch.device, *, small: bool) -> list[Case]:
             name,
             lambda x: upfirdn2d(x, taps, **how),
             formulations(lambda x: slices(x, numbers), lambda x: conv(x, taps)),
-            *((x,), work, work),
+            (x,),
+            work,
+            work,
         )
 
     activation = formulations(op_baselines.scaled_bias_leaky_relu, op_baselines.bias_leaky_relu)
@@ -216,7 +218,10 @@ def inr_cases(device: torch.device, *, small: bool) -> list[Case]:
     weights = [torch.randn(i, width, device=device) * math.sqrt(2 / width) for i in (channels, *[width] * (layers - 1))]
     modulations = [1 + 0.5 * torch.randn(1, len(weight), device=device) for weight in weights]
     stacked = StackedLayers(
-        *(weights[0], torch.stack(weights[1:]), modulations[0], torch.stack(modulations[1:], 1)),
+        weights[0],
+        torch.stack(weights[1:]),
+        modulations[0],
+        torch.stack(modulations[1:], 1),
         torch.stack([demodulation(*of) for of in zip(weights, modulations, strict=True)], 1),
         torch.randn(blocks - rgb_from, 3, width, device=device) / math.sqrt(width),
     )
@@ -231,7 +236,9 @@ def inr_cases(device: torch.device, *, small: bool) -> list[Case]:
             of = StackedLayers(*tensors)
             with torch.autocast(device.type, dtype=half, enabled=precision == "fast" and half != torch.float32):
                 return modulated_inr(
-                    *(features, of.unstacked(), list(of.rgb_weight)),
+                    features,
+                    of.unstacked(),
+                    list(of.rgb_weight),
                     skip_from=skip_from,
                     precision=precision,
                     keep_activations=keep_activations,

@@ -61,7 +61,9 @@ def train_chirality_classifier(
             yield rough, mirrored[order, None].float()
 
     teach(
-        *(classifier, batches(), F.binary_cross_entropy_with_logits),
+        classifier,
+        batches(),
+        F.binary_cross_entropy_with_logits,
         steps=steps,
         title="chirality classifier",
         progress=progress,

@@ -187,7 +187,8 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
         return WeightParts(
             blocks=tuple(
                 (
-                    *(f"inr.layers.{2 * block}", f"inr.layers.{2 * block + 1}"),
+                    f"inr.layers.{2 * block}",
+                    f"inr.layers.{2 * block + 1}",
                     *((f"inr.to_rgb.{block - first_rgb}",) if block >= first_rgb else ()),
                 )
                 for block in range(self.config.inr_blocks)

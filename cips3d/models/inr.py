@@ -86,7 +86,9 @@ class INR(nn.Module):
         to_rgb = cast("list[nn.Linear]", self.to_rgb)
         with autocast(features.device, self.fast_dtype if self.precision == "fast" else None):
             rgb = modulated_inr(
-                *(features, folded, [linear.weight for linear in to_rgb]),
+                features,
+                folded,
+                [linear.weight for linear in to_rgb],
                 skip_from=self.skip_from,
                 negative_slope=LEAKY_SLOPE,
                 precision=self.precision,

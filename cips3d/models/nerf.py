@@ -135,7 +135,12 @@ class NeRF(nn.Module):
     ) -> tuple[Tensor, RenderedRays]:
         """Features [B, R, features] of rays, and what they are made of: composited activations, depth, weights."""
         ray = render_rays(
-            *(rays.origins, rays.directions, self.fold(style), draws, settings.t_near, settings.t_far),
+            rays.origins,
+            rays.directions,
+            self.fold(style),
+            draws,
+            settings.t_near,
+            settings.t_far,
             activation=settings.density_activation,
             last_back=settings.last_back,
             precision=self.precision,

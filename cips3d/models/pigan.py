@@ -149,8 +149,12 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
         """What rays see: by `render_rays` where it knows such a field, otherwise op by op."""
         if self.nerf.grid is None and len(self.nerf.layers) > 1:
             return render_rays(
-                *(rays.origins, rays.directions, self.nerf.fold(styles, LOCKED_DIRECTION if lock_view else None)),
-                *(draws, settings.t_near, settings.t_far),
+                rays.origins,
+                rays.directions,
+                self.nerf.fold(styles, LOCKED_DIRECTION if lock_view else None),
+                draws,
+                settings.t_near,
+                settings.t_far,
                 activation=settings.density_activation,
                 last_back=settings.last_back,
                 precision=self.nerf.precision,
@@ -165,7 +169,11 @@ class PiGAN(VolumeGenerator[PiGANStyles]):
 
         return march_rays(
             field,
-            *(rays.origins, rays.directions, draws, settings.t_near, settings.t_far),
+            rays.origins,
+            rays.directions,
+            draws,
+            settings.t_near,
+            settings.t_far,
             activation=settings.density_activation,
             last_back=settings.last_back,
         )

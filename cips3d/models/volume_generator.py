@@ -122,7 +122,9 @@ class VolumeGenerator(Generator[StylesT]):
         batch, count = rays.origins.shape[:2]
         if draws is None:
             draws = draw_random(
-                *(batch, count, view.volume),
+                batch,
+                count,
+                view.volume,
                 density_noise=view.density_noise,
                 jitter=view.jitter,
                 generator=view.generator,
@@ -133,7 +135,8 @@ class VolumeGenerator(Generator[StylesT]):
             check_drawn(draws, batch, count, view.volume)
         pixels = paint_rays(
             self.painter(styles, view),
-            *(rays, draws),
+            rays,
+            draws,
             chunk_rays=self.rays_at_once(view.volume) if chunk_rays is None else chunk_rays,
             grad_points=view.grad_points,
             generator=view.generator,

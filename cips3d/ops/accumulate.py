@@ -141,8 +141,15 @@ def _backward_kernel(
     batch, rays, samples, channels = values.shape
     kernels.launch(
         "accumulate_backward",
-        *(values.dtype, grad.contiguous(), weights.contiguous(), values.contiguous()),
-        *(of_weights if with_weights else None, of_values if with_values else None, batch * rays, samples, channels),
+        values.dtype,
+        grad.contiguous(),
+        weights.contiguous(),
+        values.contiguous(),
+        of_weights if with_weights else None,
+        of_values if with_values else None,
+        batch * rays,
+        samples,
+        channels,
     )
     return of_weights, of_values
 

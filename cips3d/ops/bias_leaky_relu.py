@@ -146,8 +146,18 @@ def _backward_kernel(
     partial = grad.new_empty(parts, channels, dtype=torch.float32) if with_bias else None
     kernels.launch(
         "bias_leaky_relu_backward",
-        *(grad.dtype, grad, y, dx, partial, db if with_bias else None),
-        *(batch, channels, inner, parts, negative_slope, gain),
+        grad.dtype,
+        grad,
+        y,
+        dx,
+        partial,
+        db if with_bias else None,
+        batch,
+        channels,
+        inner,
+        parts,
+        negative_slope,
+        gain,
     )
     return dx, db
 

@@ -171,8 +171,16 @@ def composite_merged(
     (density, features), (fine_density, fine_features) = coarse, fine
     check_merged(density, features, fine_density, fine_features, depths, order, noise, activation)
     return _composite(
-        *(density, features, depths, fine_density, fine_features, order),
-        *(noise, activation, last_back, white_back),
+        density,
+        features,
+        depths,
+        fine_density,
+        fine_features,
+        order,
+        noise,
+        activation,
+        last_back,
+        white_back,
     )
 
 
@@ -285,7 +293,9 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         of_fine_features if fine_features and with_features else None,
         None,
         of_noise,
-        *(None, None, None),
+        None,
+        None,
+        None,
     )
 
 
@@ -307,7 +317,9 @@ def _backward_kernel(density: Tensor, features: Tensor, depths: Tensor, *argumen
         features.dtype,
         *_contiguous(density, fine_density, depths, order, noise, features, fine_features, *grads),
         *(x if w else None for x, w in zip(results, wanted, strict=True)),
-        *(workspace, *_sizes(density, features, depths), *_coded(*settings)),
+        workspace,
+        *_sizes(density, features, depths),
+        *_coded(*settings),
     )
     return outputs
 

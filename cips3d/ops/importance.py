@@ -106,8 +106,15 @@ def _kernel(depths: Tensor, weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor,
         batch, rays, samples = depths.shape
         kernels.launch(
             "importance",
-            *(depths.contiguous(), weights.contiguous(), u.contiguous(), fine, merged, order),
-            *(batch * rays, samples, u.shape[-1]),
+            depths.contiguous(),
+            weights.contiguous(),
+            u.contiguous(),
+            fine,
+            merged,
+            order,
+            batch * rays,
+            samples,
+            u.shape[-1],
         )
     return fine, merged, order
 

@@ -206,9 +206,11 @@ def _kernel(
     made = _fake(*inputs)
     kernels.launch(
         "modulated_epilogue",
-        *(product.dtype, *map(_contiguous, (product, demodulation, skip, next_modulation, rgb_weight, rgb))),
+        product.dtype,
+        *map(_contiguous, (product, demodulation, skip, next_modulation, rgb_weight, rgb)),
         *(tensor if tensor.numel() else None for tensor in made),
-        *(*product.shape, negative_slope),
+        *product.shape,
+        negative_slope,
     )
     return made
 
@@ -344,9 +346,13 @@ def _backward_kernel(
         skip = None  # y is not needed
     kernels.launch(
         "modulated_epilogue_backward",
-        *(product.dtype, *map(_contiguous, (product, demodulation, skip, next_modulation, rgb_weight, *grads))),
+        product.dtype,
+        *map(_contiguous, (product, demodulation, skip, next_modulation, rgb_weight, *grads)),
         *(gradient if want else None for gradient, want in zip(found, wanted, strict=True)),
-        *(partial, *product.shape, parts, negative_slope),
+        partial,
+        *product.shape,
+        parts,
+        negative_slope,
     )
     return found
 

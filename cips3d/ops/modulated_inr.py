@@ -227,7 +227,13 @@ def _kernel(features: Tensor, *arguments: Any) -> Tensor:
     kernels.launch(
         "modulated_inr",
         *(x.contiguous() for x in (features, *layers)),
-        *(workspace, rgb, *sizes, skip_from, count // 2 - colors, slope, not rounds),
+        workspace,
+        rgb,
+        *sizes,
+        skip_from,
+        count // 2 - colors,
+        slope,
+        not rounds,
     )
     return rgb
 

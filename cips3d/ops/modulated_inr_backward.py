@@ -49,7 +49,7 @@ def _evaluate(
         becomes_skip = ends_block and k // 2 + 1 >= skip_from
         following = layers[k + 1].modulation
         output, x, _ = OPS["modulated_epilogue"](
-            *(seen.products[k], layer.demodulation, slope, seen.skips[k], following, None, None, becomes_skip)
+            seen.products[k], layer.demodulation, slope, seen.skips[k], following, None, None, becomes_skip
         )
         if ends_block:
             block_input = output if becomes_skip else None
@@ -76,9 +76,16 @@ def _differentiate(
         color = k // 2 + len(rgb_weight) - len(layers) // 2
         has_rgb = ends_block and color >= 0
         of_product, of_demodulation, of_skip, of_following, of_rgb = OPS["modulated_epilogue_backward"](
-            *(seen.products[k], layers[k].demodulation, slope, seen.skips[k], following),
-            *(rgb_weight[color] if has_rgb else None, of_block if ends_block else None, of_modulated),
-            *(grad if has_rgb else None, [True, True, has_skip, following is not None, has_rgb]),
+            seen.products[k],
+            layers[k].demodulation,
+            slope,
+            seen.skips[k],
+            following,
+            rgb_weight[color] if has_rgb else None,
+            of_block if ends_block else None,
+            of_modulated,
+            grad if has_rgb else None,
+            [True, True, has_skip, following is not None, has_rgb],
         )
         total.demodulation[:, k] += of_demodulation
         if following is not None:
@@ -93,7 +100,15 @@ def _differentiate(
             (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)
         of_modulated = weights[k].backward(rows).view(*of_product.shape[:2], -1)
     found: tuple[Tensor, ...] = OPS["modulated_epilogue_backward"](
-        *(features, None, 1.0, None, layers[0].modulation, None, of_block, of_modulated, None),
+        features,
+        None,
+        1.0,
+        None,
+        layers[0].modulation,
+        None,
+        of_block,
+        of_modulated,
+        None,
         [True, False, False, True, False],
     )
     total.first_modulation.add_(found[3])
@@ -116,7 +131,7 @@ def _backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, 
         seen = _evaluate(given, layers, weights, skip_from, slope)
         of_colors = grad[:, some].contiguous()
         of_features[:, some] = _differentiate(
-            *(seen, given, layers, weights, stacked.rgb_weight, of_colors, slope, total, with_weights)
+            seen, given, layers, weights, stacked.rgb_weight, of_colors, slope, total, with_weights
         )
     return of_features, *total
 

@@ -75,7 +75,11 @@ def _reference(*arguments: Any) -> tuple[Tensor, ...]:
     t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
     seen = march_rays(
         partial(evaluate_deep_field, field, directions, precision="highest"),
-        *(origins, directions, draws, t_near, t_far),
+        origins,
+        directions,
+        draws,
+        t_near,
+        t_far,
         activation=activation,
         last_back=last_back,
     )
@@ -108,9 +112,18 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
         kernels.launch(
             "render_deep_rays",
             *(None if x is None else x.contiguous() for x in tensors),
-            *(workspace, *outputs),
-            *(images, rays, draws.stratified.shape[2], fine, *sizes),
-            *(t_near, t_far, activation == "softplus", last_back, not fast),
+            workspace,
+            *outputs,
+            images,
+            rays,
+            draws.stratified.shape[2],
+            fine,
+            *sizes,
+            t_near,
+            t_far,
+            activation == "softplus",
+            last_back,
+            not fast,
         )
     return outputs
 
@@ -134,7 +147,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
     with_rays = needed[0] or needed[1]
     *of_field, of_origins, of_directions = _BACKWARD(
-        *(origins, directions, depths, noise, *grads[:4], *field, activation, last_back, fast, with_rays)
+        origins, directions, depths, noise, *grads[:4], *field, activation, last_back, fast, with_rays
     )
     gradients = (of_origins, of_directions, None, None, None, None, *of_field)
     return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
@@ -242,14 +255,27 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         of_colors, of_opacity, of_depth, of_weights = (None if g is None else g[:, some].contiguous() for g in grads)
         at_samples = (seen.density.view(t.shape), seen.colors.view(*t.shape, 3), t)
         of_density, of_values, *_ = OPS["composite_backward"](
-            *(*at_samples, None, None, None, None if noise is None else noise[:, some].contiguous()),
-            *(of_colors, of_depth, of_weights, None, of_opacity),
-            *(activation, last_back, False, True, of_colors is not None, False),
+            *at_samples,
+            None,
+            None,
+            None,
+            None if noise is None else noise[:, some].contiguous(),
+            of_colors,
+            of_depth,
+            of_weights,
+            None,
+            of_opacity,
+            activation,
+            last_back,
+            False,
+            True,
+            of_colors is not None,
+            False,
         )
         if of_colors is None:
             of_values = torch.zeros_like(at_samples[1])
         found, of_points, of_d = _differentiate(
-            *(seen, field, of_density.flatten(1), of_values.flatten(1, 2), fast, with_rays)
+            seen, field, of_density.flatten(1), of_values.flatten(1, 2), fast, with_rays
         )
         for sum_so_far, part in zip(total, found, strict=True):
             sum_so_far += part

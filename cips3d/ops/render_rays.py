@@ -170,9 +170,7 @@ def render_rays(
                 return deep.render_deep_rays(origins, directions, field, draws, *settings)
             return RenderedRays(*_OP(origins, *others.values(), field.ball_density, field.ball_radius, *settings)[:5])
         kernels.warn_composed(reason, "renders rays op by op")
-    return march_rays(
-        *(evaluate, origins, directions, draws, t_near, t_far), activation=activation, last_back=last_back
-    )
+    return march_rays(evaluate, origins, directions, draws, t_near, t_far, activation=activation, last_back=last_back)
 
 
 def check_render_rays(origins: Tensor, directions: Tensor, field: SirenField, draws: RayDraws, activation: str) -> int:
@@ -199,7 +197,11 @@ def _reference(*arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, draws, field = _unpack(arguments[:INPUTS], (ball_density, ball_radius))
     seen = march_rays(
         partial(evaluate_siren_field, field, precision="highest"),
-        *(origins, directions, draws, t_near, t_far),
+        origins,
+        directions,
+        draws,
+        t_near,
+        t_far,
         activation=activation,
         last_back=last_back,
     )
@@ -241,9 +243,21 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
         kernels.launch(
             name,
             *(None if x is None else x.contiguous() for x in tensors),
-            *(*workspace, *outputs),
-            *(images, rays, draws.stratified.shape[2], fine, width, color),
-            *(ball_density, ball_radius, t_near, t_far, activation == "softplus", last_back, not fast),
+            *workspace,
+            *outputs,
+            images,
+            rays,
+            draws.stratified.shape[2],
+            fine,
+            width,
+            color,
+            ball_density,
+            ball_radius,
+            t_near,
+            t_far,
+            activation == "softplus",
+            last_back,
+            not fast,
         )
     return outputs
 
@@ -270,10 +284,23 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_colors = origins.new_zeros(*origins.shape[:2], field.color.weight.shape[1])
     with_rays = needed[0] or needed[1]
     *of_layers, of_origins, of_directions = BACKWARD(
-        *(origins, directions, depths, transmittance, weights),
+        origins,
+        directions,
+        depths,
+        transmittance,
+        weights,
         draws.coarse_noise if draws.importance is None else draws.merged_noise,
-        *(grad_colors, grad_opacity, grad_depth, grad_weights, *tensors_of(field)),
-        *(ball_density, ball_radius, activation, last_back, fast, with_rays),
+        grad_colors,
+        grad_opacity,
+        grad_depth,
+        grad_weights,
+        *tensors_of(field),
+        ball_density,
+        ball_radius,
+        activation,
+        last_back,
+        fast,
+        with_rays,
     )
     gradients = (of_origins, of_directions, None, None, None, None, *of_layers)
     return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none

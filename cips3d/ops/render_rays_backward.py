@@ -22,8 +22,17 @@ RAYS_A_BLOCK = 64  # of the kernel, at a time
 MOST_ROUNDS, WELL_FILLED = 4, 0.96  # of blocks
 SCALE_EXPONENT = 4  # the largest gradient becomes 8 to 16: 12 bits below float16's largest, 20 above its least
 TENSOR_NAMES = (  # of the op
-    *("origins", "directions", "depths", "transmittance", "weights", "noise"),
-    *("grad_colors", "grad_opacity", "grad_depth", "grad_weights", *LAYER_NAMES),
+    "origins",
+    "directions",
+    "depths",
+    "transmittance",
+    "weights",
+    "noise",
+    "grad_colors",
+    "grad_opacity",
+    "grad_depth",
+    "grad_weights",
+    *LAYER_NAMES,
 )
 TENSORS = len(TENSOR_NAMES)
 
@@ -56,10 +65,25 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     scales = _scales(depths, *tensors[6:10])
     kernels.launch(
         "render_rays_backward",
-        *(*tensors[:6], _in_pairs(tensors[6]), *tensors[7:10], scales, *layers, partial_sums, sums),
+        *tensors[:6],
+        _in_pairs(tensors[6]),
+        *tensors[7:10],
+        scales,
+        *layers,
+        partial_sums,
+        sums,
         *((of_origins, of_directions) if with_rays else (None, None)),
-        *(images, rays, samples, width, color, ball_density, ball_radius, blocks),
-        *(activation == "softplus", last_back, not fast),
+        images,
+        rays,
+        samples,
+        width,
+        color,
+        ball_density,
+        ball_radius,
+        blocks,
+        activation == "softplus",
+        last_back,
+        not fast,
     )
     return *_from_sums(sums, layers), of_origins, of_directions
 
@@ -137,7 +161,11 @@ def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
         tensors = (origins, directions, depths, noise, *grads)
         found, of_points = _of_rays(
             *(None if x is None else x[:, some].contiguous() for x in tensors),
-            *(field, activation, last_back, fast, with_rays),
+            field,
+            activation,
+            last_back,
+            fast,
+            with_rays,
         )
         for sum_so_far, part in zip(total, found, strict=True):
             sum_so_far += part
@@ -164,9 +192,24 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     if field.ball_radius:
         density = density + field.ball_density * (1 - norm.view(depths.shape) / field.ball_radius)
     of_density, of_colors, *_ = OPS["composite_backward"](
-        *(density, colors.view(*depths.shape, -1), depths, None, None, None, noise),
-        *(of_seen, of_depth, of_weights, None, of_opacity),
-        *(activation, last_back, False, True, True, False),
+        density,
+        colors.view(*depths.shape, -1),
+        depths,
+        None,
+        None,
+        None,
+        noise,
+        of_seen,
+        of_depth,
+        of_weights,
+        None,
+        of_opacity,
+        activation,
+        last_back,
+        False,
+        True,
+        True,
+        False,
     )
     of_density = of_density.flatten(1)[..., None]
 

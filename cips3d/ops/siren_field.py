@@ -84,8 +84,14 @@ def check_siren_field(field: SirenField, batch: int) -> None:
 
 LAYERS = 8
 LAYER_NAMES = (  # as a user of `SirenField` knows them
-    *("first.weight", "first.bias", "second.weight", "second.bias"),
-    *("density_weight", "density_bias", "color.weight", "color.bias"),
+    "first.weight",
+    "first.bias",
+    "second.weight",
+    "second.bias",
+    "density_weight",
+    "density_bias",
+    "color.weight",
+    "color.bias",
 )
 LAYER_SCHEMA = (
     "Tensor first_weight, Tensor first_bias, Tensor second_weight, Tensor second_bias, Tensor density_weight, "

@@ -166,8 +166,17 @@ def _launch(
         origins = (origins[:, 0] if shared else origins).contiguous()
     kernels.launch(
         "stratified_points",
-        *(None if u is None else u.contiguous(), origins, None if directions is None else directions.contiguous()),
-        *(depths, points, images, batch * rays // images, samples, shared, t_near, t_far),
+        None if u is None else u.contiguous(),
+        origins,
+        None if directions is None else directions.contiguous(),
+        depths,
+        points,
+        images,
+        batch * rays // images,
+        samples,
+        shared,
+        t_near,
+        t_far,
     )
 
 
@@ -200,8 +209,14 @@ def _points_backward_kernel(
         return grad_origins.zero_(), grad_directions.zero_(), grad_depths
     kernels.launch(
         "ray_points_backward",
-        *(grad.contiguous(), directions.contiguous(), depths.contiguous()),
-        *(grad_origins, grad_directions, grad_depths if with_depths else None, batch * rays, samples),
+        grad.contiguous(),
+        directions.contiguous(),
+        depths.contiguous(),
+        grad_origins,
+        grad_directions,
+        grad_depths if with_depths else None,
+        batch * rays,
+        samples,
     )
     return gradients
 

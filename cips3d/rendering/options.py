@@ -180,8 +180,10 @@ def _check_trajectory(options: Options) -> None:
     name = options.trajectory
     if options.camera_file is not None:
         for flag, given in (
-            *(("--yaw", options.yaw), ("--pitch", options.pitch)),
-            *(("--distance", options.distance), ("--frames", options.frames)),
+            ("--yaw", options.yaw),
+            ("--pitch", options.pitch),
+            ("--distance", options.distance),
+            ("--frames", options.frames),
         ):
             if given is not None:
                 raise UserError(f"{flag} is not for --trajectory {name}, whose cameras are in the file; leave it out")

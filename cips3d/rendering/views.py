@@ -113,7 +113,9 @@ def render_pairs(
         for volume, members in groups.items():
             for pairs in torch.tensor(members, device=loaded.device).split(pictures_at_once(batch_size, resolution)):
                 seen = View(
-                    *(resolution, cameras[pairs], volume),
+                    resolution,
+                    cameras[pairs],
+                    volume,
                     return_aux=aux,
                     lock_view=loaded.lock_view,
                     jitter=jitter,

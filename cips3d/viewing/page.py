@@ -151,7 +151,11 @@ class Page:
             given.on_update(give)
         most = max(1.0, shot.truncation)
         truncation = gui.add_slider(
-            *("Truncation", 0.0, most, 0.05, shot.truncation),
+            "Truncation",
+            0.0,
+            most,
+            0.05,
+            shot.truncation,
             hint="1: the face as it comes; nearer to 0: a more typical one",
         )
         truncation.on_update(lambda _: self._choose(truncation=_held(truncation.value, most)))
@@ -183,7 +187,11 @@ class Page:
 
             button.on_click(open_typed)
         self._model_share = gui.add_slider(
-            *("Weight", 0.0, 1.0, 0.05, self._shot.model_share),
+            "Weight",
+            0.0,
+            1.0,
+            0.05,
+            self._shot.model_share,
             disabled=True,
             hint="0: the first checkpoint's weights; 1: the second one's",
         )
