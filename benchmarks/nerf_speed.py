@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN, PiGANConfig, PiGANStyles
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 from cips3d.ops.march import RayDraws

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, kernels
 from cips3d.ops.march import RayDraws

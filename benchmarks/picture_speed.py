@@ -13,7 +13,7 @@ from picture_cases import Pictures, multiply_adds
 from timing import Ceilings, Stopwatch, Work
 from torch import Tensor
 
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.ops import Precision
 
 OURS: dict[str, Precision] = {"": "fast", "_high": "high", "_accurate": "highest"}

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from cips3d.cameras import Rays
 from cips3d.models.cips3d import CIPS3D, CIPS3DStyles
-from cips3d.models.generator import Picture, View, truncated
+from cips3d.models.generator import truncated
 from cips3d.models.inr import INR, ModulatedFC
 from cips3d.models.mapping import LEAKY_SLOPE
 from cips3d.models.nerf import GAIN_CENTRE, GAIN_SCALE, FilmSiren, NeRF
 from cips3d.models.ray_parts import as_picture
+from cips3d.models.view import Picture, View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops.march import RayDraws
 

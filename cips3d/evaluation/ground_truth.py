@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import render_heads, sample_heads
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View
+from cips3d.models.generator import Generator, ParameterGroups
+from cips3d.models.view import Picture, View
 from cips3d.models.volume import VolumeSettings
 from cips3d.pictures import from_uint8
 from cips3d.rendering import LoadedGenerator

@@ -18,7 +18,7 @@ from cips3d.data.images import ImageFiles, ImageSource
 from cips3d.data.loader import random_words
 from cips3d.errors import UserError
 from cips3d.evaluation.views import seeds_of
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.pictures import to_uint8
 from cips3d.rendering import LoadedGenerator, render_pairs, styles_of_seeds
 

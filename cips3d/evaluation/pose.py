@@ -16,7 +16,7 @@ from cips3d.data.images import ImageSource
 from cips3d.evaluation.image_network import ImageNetwork, all_pixels, roughened, seeded, teach
 from cips3d.evaluation.views import FaceSample, equal_angles, resized, seen_from
 from cips3d.models.family import AnyGenerator
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cips3d.cameras import Cameras
 from cips3d.inversion.losses import Distance, PictureLoss, picture_loss
 from cips3d.inversion.style_space import StyleSpace
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.rendering import LoadedGenerator
 
 

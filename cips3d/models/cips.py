@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cips3d.cameras import sides
 from cips3d.errors import UserError, require_choice
-from cips3d.models.generator import GeneratorConfig, Picture, View, WeightParts, Window, check_styles
+from cips3d.models.generator import GeneratorConfig, WeightParts, check_styles
 from cips3d.models.pixel_network import PixelNetwork
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import noise_maps
+from cips3d.models.view import Picture, View, Window
 from cips3d.models.w_generator import WGenerator
 from cips3d.ops.checks import check_input
 

@@ -14,7 +14,6 @@ from cips3d.errors import require_range
 from cips3d.models.generator import (
     GeneratorConfig,
     ParameterGroups,
-    View,
     WeightParts,
     at_layers,
     check_style,
@@ -26,6 +25,7 @@ from cips3d.models.mapping import MappingNetwork
 from cips3d.models.nerf import NeRF, siren_uniform_
 from cips3d.models.precision import checked_fast_dtype, checked_precision
 from cips3d.models.ray_parts import Painter, default_chunk_rays
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import RayPixels, VolumeGenerator
 from cips3d.ops.checks import check_input, check_shape

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-
-if TYPE_CHECKING:
-    from cips3d.models.generator import Generator, Picture, View
+from cips3d.models.view import Picture, View
 
 StylesT = TypeVar("StylesT", bound="tuple[Tensor, ...]")
+TakenT = TypeVar("TakenT", bound="tuple[Tensor, ...]", contravariant=True)
 
 WARM_UP = 3  # runs before the capture, in which libraries set themselves up
+
+
+class Renders(Protocol[TakenT]):
+    """A generator, as far as this module knows it."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def render(self, styles: TakenT, view: View) -> Picture: ...
 
 
 class CompiledRender(Generic[StylesT]):
@@ -35,7 +43,7 @@ class CompiledRender(Generic[StylesT]):
         ValueError: the view has no camera, or a random generator of its own, whose numbers a replay could not draw.
     """
 
-    def __init__(self, generator: Generator[StylesT], view: View) -> None:
+    def __init__(self, generator: Renders[StylesT], view: View) -> None:
         if len(view.cameras) < 1:
             raise ValueError("view.cameras must be at least one, as many as pictures a call")
         if view.generator is not None:

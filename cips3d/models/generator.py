@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.compiled import CompiledRender
 from cips3d.models.precision import checked_precision
-from cips3d.models.volume import VolumeSettings
-from cips3d.ops.checks import check_input, check_number, check_shape
+from cips3d.models.view import Picture, View
+from cips3d.ops.checks import check_input, check_shape
 from cips3d.ops.precision import Precision
 
 MEAN_STYLE_SAMPLES, MEAN_STYLE_SEED = 10_000, 0  # z that the mean style is taken over
-
-Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 # What the mapping of a generator makes of z: a NamedTuple of tensors, images first.
 StylesT = TypeVar("StylesT", bound="tuple[Tensor, ...]")
@@ -36,12 +32,6 @@ def check_styles(styles: object, kind: type[tuple[Tensor, ...]]) -> None:
     """Raise TypeError unless styles are of the kind that a generator's mapping gives; z, above all, is not."""
     if not isinstance(styles, kind):
         raise TypeError(f"styles must be {kind.__name__}, as mapping gives them, got {type(styles).__name__}")
-
-
-def check_view(view: object) -> None:
-    """Raise TypeError unless it is a `View`."""
-    if not isinstance(view, View):
-        raise TypeError(f"view must be a View, got {type(view).__name__}")
 
 
 def check_style(name: str, style: Tensor, width: int, layers: int, weight: Tensor) -> None:
@@ -110,56 +100,6 @@ class GeneratorConfig:
     def at(self: ConfigT, resolution: int) -> ConfigT:
         """The same generator for pictures of another size, where its networks depend on the size."""
         return self
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """From where and how pictures are taken.
-
-    2-D generators ignore cameras, volume, noise and `return_aux`, generators whose colours do not depend on directions
-    `lock_view`. Refused are `window` without `has_windows`, in 3-D `return_aux` without `has_aux_image`, and in 2-D
-    `grad_points`.
-    """
-
-    resolution: int | tuple[int, int]
-    """side of a square picture, or (height, width)"""
-    cameras: Cameras
-    """one an image"""
-    volume: VolumeSettings = field(default_factory=VolumeSettings)
-    """how rays are sampled and composited; the default is FFHQ's, that of a loaded model is `loaded.settings`"""
-    density_noise: float = 0.0
-    """standard deviation of the noise added to raw densities (training)"""
-    return_aux: bool = False
-    """also give the auxiliary image"""
-    lock_view: bool = False
-    """colours as seen along -z from wherever the camera looks, of generators whose colours depend on that"""
-    grad_points: int | None = None
-    """only so many randomly chosen rays an image carry gradients"""
-    window: Window | None = None
-    """(top, left, height, width) in pixels of the part of the picture that is wanted; None: all of it"""
-    jitter: bool = True
-    """random depths and noise, as in training; False: the same picture every time"""
-    generator: torch.Generator | None = None
-    """source of everything random"""
-
-    def __post_init__(self) -> None:
-        check_number("density_noise", self.density_noise)
-        if self.density_noise < 0:
-            raise ValueError(f"density_noise must not be negative, got {self.density_noise}")
-
-
-class Picture(NamedTuple):
-    """What a view shows.
-
-    Attributes:
-        image: [B, 3, H, W] in [-1, 1].
-        aux_image: [B, 3, H, W] in [-1, 1]: the NeRF's own picture, where asked for.
-        depth: [B, 1, H, W] scene units, empty space at t_far; None of generators without a volume.
-    """
-
-    image: Tensor
-    aux_image: Tensor | None
-    depth: Tensor | None
 
 
 class ParameterGroups(NamedTuple):
@@ -279,6 +219,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """`render` of one view again and again, without gradients: on a GPU one launch a call (see `CompiledRender`).
 
         Example:
+            >>> from cips3d.cameras import Cameras
             >>> from cips3d.models.cips3d import CIPS3D
             >>> generator, front = CIPS3D(), torch.full((2,), torch.pi / 2)
             >>> cameras = Cameras.from_angles(front, front + torch.tensor([-0.3, 0.3]))

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from cips3d.cameras import Rays
 from cips3d.errors import UserError
-from cips3d.models.generator import ParameterGroups, View, WeightParts, check_styles, mixed_layers
+from cips3d.models.generator import ParameterGroups, WeightParts, check_styles, mixed_layers
 from cips3d.models.pigan_field import PiGANConfig, PiGANMapping, PiGANStyles, ViewDependentNeRF
 from cips3d.models.precision import checked_fast_dtype, checked_precision
 from cips3d.models.ray_parts import Painter
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import RayPixels, VolumeGenerator
 from cips3d.ops.checks import check_input, check_shape

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.models.channels import RESOLUTION_MIN, channel_table, channels_at, check_channel_table
-from cips3d.models.generator import GeneratorConfig, Picture, View, WeightParts, check_styles
+from cips3d.models.generator import GeneratorConfig, WeightParts, check_styles
 from cips3d.models.style_mapping import StyleMapping, WStyles, check_style_dimensions
 from cips3d.models.styled_conv import StyledConv, ToRGB, noise_maps
+from cips3d.models.view import Picture, View
 from cips3d.models.w_generator import WGenerator
 from cips3d.ops.checks import check_input
 

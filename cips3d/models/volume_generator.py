@@ -8,8 +8,9 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from cips3d.cameras import sides
-from cips3d.models.generator import Generator, Picture, StylesT, View, check_view
+from cips3d.models.generator import Generator, StylesT
 from cips3d.models.ray_parts import Painter, as_picture, paint_rays
+from cips3d.models.view import Picture, View, check_view
 from cips3d.models.volume import VolumeSettings, check_cameras, check_drawn, draw_random
 from cips3d.ops.march import RayDraws, RenderedRays
 

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from cips3d.cameras import TRAINING_DISTANCE, Cameras, sides
 from cips3d.errors import UserError
-from cips3d.models.generator import Picture, View, chosen
+from cips3d.models.generator import chosen
+from cips3d.models.view import Picture, View
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering.loading import LoadedGenerator
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import FRONT, Cameras
-from cips3d.models.generator import View, Window, styles_by_layer, styles_of
+from cips3d.models.generator import styles_by_layer, styles_of
+from cips3d.models.view import View, Window
 from cips3d.training.config import TrainConfig
 from cips3d.training.ema import update_ema
 from cips3d.training.objectives import Images, Objectives, StepReport

@@ -12,8 +12,9 @@ from reference_records import relative_l2
 
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
-from cips3d.models.generator import View, truncated
+from cips3d.models.generator import truncated
 from cips3d.models.ray_parts import as_picture
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings, draw_random
 
 CONFIG = CIPS3DConfig(

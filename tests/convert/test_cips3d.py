@@ -15,7 +15,7 @@ from cips3d.convert import from_reference
 from cips3d.convert.cips3d_generator import generator_reference_names, generator_to_reference
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import Rendering
 from cips3d.ops.march import RayDraws

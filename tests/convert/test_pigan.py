@@ -21,9 +21,9 @@ from cips3d.convert.pigan_discriminator import (
     pigan_discriminator_to_reference,
 )
 from cips3d.errors import UserError
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN, PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminator, PiGANDiscriminatorConfig, append_coordinates
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import Rendering
 from cips3d.ops.march import RayDraws

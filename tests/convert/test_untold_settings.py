@@ -24,8 +24,8 @@ from cips3d.cameras import Cameras
 from cips3d.convert import from_reference, to_reference
 from cips3d.errors import UserError
 from cips3d.models.family import make_discriminator, make_generator
-from cips3d.models.generator import View
 from cips3d.models.residual_discriminator import ImageDiscriminator, ResidualDiscriminator
+from cips3d.models.view import View
 from cips3d.training.presets import preset
 
 PIGAN_GRID = replace(PIGAN_CONFIG, grid_resolution=4, grid_width=3)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View
+from cips3d.models.generator import Generator, ParameterGroups
+from cips3d.models.view import Picture, View
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator
 

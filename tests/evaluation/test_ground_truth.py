@@ -11,7 +11,7 @@ from cips3d.evaluation.consistency import view_consistency
 from cips3d.evaluation.ground_truth import HEADS, GroundTruthHeads, HeadStyles, ground_truth_heads
 from cips3d.evaluation.symmetry import mirror_symmetry
 from cips3d.evaluation.views import FaceSample
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 
 FRONT = torch.full((2,), torch.pi / 2)

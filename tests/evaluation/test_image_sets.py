@@ -30,7 +30,7 @@ from cips3d.evaluation.image_sets import (
 )
 from cips3d.evaluation.views import FaceSample, seeds_of
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.pictures import to_uint8
 from cips3d.rendering import LoadedGenerator, styles_of_seeds

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.evaluation.warping import Warped, warp
-from cips3d.models.generator import View
+from cips3d.models.view import View
 
 PHASES = Phases(torch.tensor([[0.3, 1.0, 2.0]]))
 

@@ -12,7 +12,8 @@ from ops.backends import Backend
 
 from cips3d.cameras import Cameras
 from cips3d.inversion.objective import seen_by
-from cips3d.models.generator import View, styles_of
+from cips3d.models.generator import styles_of
+from cips3d.models.view import View
 from cips3d.ops import kernels
 from cips3d.rendering import LoadedGenerator
 

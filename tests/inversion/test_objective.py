@@ -12,7 +12,7 @@ from torch import Tensor
 from cips3d.cameras import FRONT, Cameras
 from cips3d.inversion.objective import Candidates, Objective, seen_by
 from cips3d.inversion.style_space import StyleSpace
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.rendering import LoadedGenerator, styles_of_seeds
 
 ANGLE = torch.full((1,), FRONT)

@@ -13,7 +13,8 @@ from cips3d.data.heads import render_heads, sample_heads
 from cips3d.data.heads.anatomy import HeadShape
 from cips3d.data.heads.render import HEAD_UNITS
 from cips3d.data.heads.shapes import Points
-from cips3d.models.generator import Generator, ParameterGroups, Picture, View
+from cips3d.models.generator import Generator, ParameterGroups
+from cips3d.models.view import Picture, View
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN, PiGANConfig
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import Rendering
 from cips3d.ops.march import RayDraws

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cips3d.errors import UserError
 from cips3d.models.cips import CIPS, CIPSConfig, square_coordinates, window_coordinates
-from cips3d.models.generator import View, truncated
+from cips3d.models.generator import truncated
 from cips3d.models.style_mapping import WStyles
+from cips3d.models.view import View
 
 
 @pytest.fixture(params=[SKIP, RESIDUAL], ids=["skip", "residual"])

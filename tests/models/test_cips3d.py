@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
-from cips3d.models.generator import View, truncated
+from cips3d.models.generator import truncated
 from cips3d.models.ray_parts import default_chunk_rays
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.models.volume_generator import Rendering
 from cips3d.ops.march import RayDraws

@@ -13,8 +13,8 @@ from models.small_cips import CAMERAS, EXACT, PANORAMA, SKIP, check_gradients, g
 from reference_records import relative_l2
 
 from cips3d.models.cips import CIPSConfig, cylinder_coordinates, square_coordinates, window_coordinates
-from cips3d.models.generator import View
 from cips3d.models.style_mapping import WStyles
+from cips3d.models.view import View
 
 
 def test_coordinates_of_the_square() -> None:

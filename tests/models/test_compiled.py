@@ -14,7 +14,8 @@ from models.test_torch_compile import CIPS3D_CONFIG
 from cips3d.cameras import Cameras
 from cips3d.models import generator as generator_module
 from cips3d.models.family import AnyGenerator, AnyGeneratorConfig, make_generator
-from cips3d.models.generator import Generator, View
+from cips3d.models.generator import Generator
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 
 CONFIGS: dict[str, AnyGeneratorConfig] = {

@@ -9,9 +9,9 @@ from cips3d.cameras import Cameras
 from cips3d.models.cips import CIPSConfig
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.family import AnyGeneratorConfig, make_generator
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.stylegan2 import StyleGAN2Config
+from cips3d.models.view import View
 
 SIDE = 16
 

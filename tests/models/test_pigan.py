@@ -15,8 +15,8 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN, rays_at_once
+from cips3d.models.view import View
 from cips3d.models.volume_generator import Rendering
 from cips3d.ops import kernels
 from cips3d.ops.march import RayDraws

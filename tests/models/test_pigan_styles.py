@@ -9,8 +9,9 @@ from models.small_pigan import BATCH, CONFIG, DRAWS, VARIANTS, VOLUME, inputs, m
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import View, truncated
+from cips3d.models.generator import truncated
 from cips3d.models.pigan import PiGAN, PiGANStyles
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 
 

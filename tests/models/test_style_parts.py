@@ -14,10 +14,11 @@ from cips3d.cameras import Cameras
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
 from cips3d.models.family import AnyGenerator, make_generator
-from cips3d.models.generator import View, styles_by_layer, styles_of
+from cips3d.models.generator import styles_by_layer, styles_of
 from cips3d.models.nerf import FilmSiren
 from cips3d.models.pigan import PiGAN
 from cips3d.models.stylegan2 import StyleGAN2
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 
 CONFIGS = {

@@ -15,10 +15,11 @@ from torch import Tensor
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.channels import channel_table
-from cips3d.models.generator import View, truncated
+from cips3d.models.generator import truncated
 from cips3d.models.residual_discriminator import ResidualDiscriminator, ResidualDiscriminatorConfig
 from cips3d.models.style_mapping import StyleMapping, WStyles
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
+from cips3d.models.view import View
 
 CONFIG = StyleGAN2Config(channels={4: 6, 8: 5, 16: 4}, z_dim=7, style_dim=8, mapping_layers=2)
 CAMERAS = Cameras.from_angles(torch.ones(2), torch.ones(2))

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN
 from cips3d.models.pigan_field import PiGANConfig
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 
 CIPS3D_CONFIG = CIPS3DConfig(

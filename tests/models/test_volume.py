@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
-from cips3d.models.generator import View
 from cips3d.models.pigan import PiGAN
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops.march import march_rays
 from cips3d.rendering import styles_of_seeds

@@ -11,7 +11,8 @@ from checkpoints.small_runs import STEP
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3DStyles
-from cips3d.models.generator import View, chosen
+from cips3d.models.generator import chosen
+from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator, render_pairs, render_views, styles_of_seeds, volume_at
 from cips3d.rendering import views as views_module

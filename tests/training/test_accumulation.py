@@ -12,7 +12,7 @@ from torch import Tensor
 from training.runs import real_images, run
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.training import losses
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.runs import real_images, run
 
 from cips3d.cameras import FRONT, PoseDistribution
-from cips3d.models.generator import View
+from cips3d.models.view import View
 from cips3d.ops import kernels
 from cips3d.training import losses
 from cips3d.training.config import Amp, TrainConfig

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cips3d.cameras import Cameras
-from cips3d.models.generator import Picture, View
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig
 from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.models.stylegan2 import StyleGAN2Config
+from cips3d.models.view import Picture, View
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.schedule import moment
