@@ -20,7 +20,7 @@ from ops_speed import compile_group
 from picture_speed import compiled_picture_lines, pictures_256
 from timing import Ceilings, Stopwatch
 
-from cips3d.errors import exit_on_user_error
+from cips3d.process.ending import exit_on_user_error
 
 # Ops in the order of their importance, and seconds on a GPU with sixteen cores. Layers of the INR one by one have the
 # formulations of the whole INR.

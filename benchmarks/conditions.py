@@ -18,11 +18,11 @@ from figures import Results
 from readme import ROOT
 from timing import Ceilings
 
-from cips3d.devices import choose_device
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.ops import kernels
-from cips3d.versions import processor
+from cips3d.process.devices import choose_device
+from cips3d.process.versions import processor
 
 MEASURED = ("csrc", "cips3d", "benchmarks", ":(exclude)benchmarks/results")  # what figures depend on
 

@@ -21,7 +21,7 @@ from picture_speed import picture_lines, pictures_256, render_64
 from step_speed import train_step_256
 from timing import Ceilings, Stopwatch
 
-from cips3d.errors import exit_on_user_error
+from cips3d.process.ending import exit_on_user_error
 
 
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:

@@ -25,7 +25,8 @@ from readme import README, RESULTS, ROOT
 from viewer_picture import viewer_picture
 
 from cips3d.data.heads import load_heads
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
+from cips3d.process.ending import exit_on_user_error
 from cips3d.train import main as train_command
 
 FOLDER = RESULTS / "gallery"

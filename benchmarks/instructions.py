@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from cips3d.cameras import Cameras, Rays
-from cips3d.errors import exit_on_user_error
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.volume import VolumeSettings, draw_random
 from cips3d.ops import Precision, composite, film_siren, importance_depths, kernels, stratified_points
 from cips3d.ops.bias_leaky_relu import bias_leaky_relu
 from cips3d.ops.upfirdn2d import binomial_kernel, upfirdn2d
+from cips3d.process.ending import exit_on_user_error
 
 Counts = Counter[tuple[str, str, str]]  # by kernel, source line and what
 

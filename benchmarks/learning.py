@@ -28,11 +28,11 @@ from cips3d.evaluation.image_sets import generated_series
 from cips3d.evaluation.judges import TEACHING_SEED, WIDE, Teaching
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, response_of, train_pose_regressor, yaw_response
 from cips3d.evaluation.sliced_wasserstein import patch_sliced_wasserstein
+from cips3d.process.versions import processor
 from cips3d.rendering import load_generator
 from cips3d.training.loop import train
 from cips3d.training.presets import preset
 from cips3d.training.settling import settled
-from cips3d.versions import processor
 
 HELD_OUT_SEED = 1000  # of heads that neither training (seed 0) nor a judge ever sees
 IMAGES_SEED = 20_211  # of the generated images that are compared

@@ -22,7 +22,7 @@ from picture_cases import Pictures
 from timing import Stopwatch, Timing, measure_ceilings
 from torch import Tensor
 
-from cips3d.errors import exit_on_user_error
+from cips3d.process.ending import exit_on_user_error
 
 SIDES = (256, 512, 1024)
 

@@ -21,8 +21,9 @@ from op_cases import GROUPS
 from ops_speed import directions
 from picture_speed import OURS, pictures_256
 
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.ops import Precision
+from cips3d.process.ending import exit_on_user_error
 
 Run = Callable[[], object]
 

@@ -26,7 +26,8 @@ from op_cases import GROUPS, Case
 from timing import Ceilings, Stopwatch, Timing, Work, measure_ceilings, tf32
 from torch import Tensor
 
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
+from cips3d.process.ending import exit_on_user_error
 
 COMPILED_FORMULATIONS = 2  # at most, of an op
 

@@ -37,12 +37,13 @@ from published_formulation import render as render_as_published
 from timing import Stopwatch, measure_ceilings, resident_peak
 
 from cips3d.cameras import Cameras, PoseDistribution
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.ray_parts import default_chunk_rays
 from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings, draw_random
-from cips3d.versions import processor
+from cips3d.process.ending import exit_on_user_error
+from cips3d.process.versions import processor
 
 WARM_UP = 2  # pictures before the first that is timed
 PRODUCT_REPEATS = 20

@@ -27,7 +27,8 @@ from figures import HEAD, Results
 from timing import Stopwatch, measure_ceilings
 from warpgroup_speed import OPS, VARIABLE, allowed, has_warpgroups, part_of
 
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
+from cips3d.process.ending import exit_on_user_error
 
 MINUTES = 7.5
 COMPILING = "torch.compile"

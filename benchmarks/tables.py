@@ -20,7 +20,8 @@ import readme
 from figures import COLUMNS, PICTURE_COLUMNS, cells, picture_cells
 from readme import RESULTS
 
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
+from cips3d.process.ending import exit_on_user_error
 
 Record = dict[str, Any]
 

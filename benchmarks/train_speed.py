@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from timing import resident_peak
 
-from cips3d.devices import choose_device
-from cips3d.errors import exit_on_user_error
+from cips3d.process.devices import choose_device
+from cips3d.process.ending import exit_on_user_error
+from cips3d.process.versions import processor
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.presets import preset
@@ -29,7 +30,6 @@ from cips3d.training.schedule import moment
 from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
-from cips3d.versions import processor
 
 MIB = 2**20
 

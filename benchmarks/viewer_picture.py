@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import tyro
 from PIL import Image
 
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.pictures import save_image
+from cips3d.process.ending import exit_on_user_error
 from cips3d.viewer import Options, check_options, exhibit_of, model_of, title_of
 from cips3d.viewing import Gallery, open_server
 

@@ -22,10 +22,10 @@ from picture_speed import pictures_256, work_of
 from timing import Ceilings, Stopwatch, Work
 from torch import Tensor
 
-from cips3d.errors import exit_on_user_error
 from cips3d.models.cips3d import CIPS3DConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops import kernels
+from cips3d.process.ending import exit_on_user_error
 
 VARIABLE = "CIPS3D_WGMMA"
 WITHOUT, WITH = "without_warpgroups", "warpgroups"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cips3d import __version__
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
+from cips3d.process.ending import exit_on_user_error
 
 PROGRAM = "python -m cips3d"
 COMMAND = re.compile(rf'"""The command that (?P<does>.+): `{PROGRAM}\.(?P<name>\w+)`\."""\n')  # a module's first line

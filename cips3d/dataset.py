@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 
 from cips3d.data.prepare import ImageFormat, prepare_dataset
-from cips3d.errors import exit_on_user_error
 from cips3d.files import printable
+from cips3d.process.ending import exit_on_user_error
 
 REASONS_SHOWN = 20
 INTERRUPTED = "interrupted; run the same command again to go on where it ended"

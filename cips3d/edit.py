@@ -13,11 +13,12 @@ import torch
 import tyro
 
 from cips3d.checkpoints.tensor_files import ENDING
-from cips3d.devices import choose_device
 from cips3d.editing import Directions, edited, semantic_directions
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import chosen, styles_of
+from cips3d.process.devices import choose_device
+from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import LoadedGenerator, latent_of, load_generator, read_latent, write_latent
 from cips3d.rendering.seeds import check_truncation, parse_integers, parse_seeds
 from cips3d.rendering.staging import faces_of

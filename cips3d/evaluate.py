@@ -17,8 +17,7 @@ import tyro
 from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, read_rgb
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
-from cips3d.devices import choose_device, memory_explained
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.evaluation.catalogue import METRICS, VALUES, check_counts, chosen_metrics
 from cips3d.evaluation.evaluate import (
     Evaluation,
@@ -34,10 +33,12 @@ from cips3d.evaluation.image_sets import SourceImages
 from cips3d.files import atomic_file, printable
 from cips3d.pictures import check_path, reported
 from cips3d.plain import finite, to_plain
+from cips3d.process.devices import choose_device, memory_explained
+from cips3d.process.ending import exit_on_user_error
+from cips3d.process.versions import versions
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import check_seed, check_truncation
-from cips3d.versions import versions
 
 PROGRAM = "python -m cips3d.evaluate"
 HEADS_RESOLUTION = 64

@@ -20,9 +20,9 @@ import tyro
 
 import cips3d
 import cips3d.ops
-from cips3d.errors import exit_on_user_error
 from cips3d.ops import kernels, library
-from cips3d.versions import processor
+from cips3d.process.ending import exit_on_user_error
+from cips3d.process.versions import processor
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 DRIVER_RELEASE = Path("/proc/driver/nvidia/version")

@@ -15,19 +15,20 @@ from torch import Tensor
 from cips3d.checkpoints.converted import Source, write_converted
 from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
-from cips3d.devices import choose_device, memory_explained
-from cips3d.errors import LARGEST_NUMBER, UserError, exit_on_user_error
+from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.files import sha256_of
 from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
 from cips3d.pictures import check_is_named, from_uint8, save_image
+from cips3d.process.devices import choose_device, memory_explained
+from cips3d.process.ending import exit_on_user_error
+from cips3d.process.signals import stop_on_signals
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import check_seed
-from cips3d.signals import stop_on_signals
 
 PROGRAM = "python -m cips3d.invert"
 DESCRIPTION = f"""Find the face and the camera of a photograph in a trained model, to turn it, mesh it or change it.

@@ -12,11 +12,12 @@ import tyro
 from torch import Tensor
 
 from cips3d import pictures
-from cips3d.devices import choose_device, memory_explained
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.meshing import MESH_ENDINGS, Components, ExtractedMesh, MeshSettings, extract_mesh, write_mesh
 from cips3d.meshing.extraction import check_installed
 from cips3d.meshing.preview import preview
+from cips3d.process.devices import choose_device, memory_explained
+from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import LoadedGenerator, check_is_3d, load_generator, styles_of_latents, styles_of_seeds
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import check_seed, check_truncation

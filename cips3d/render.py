@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from cips3d import pictures
 from cips3d.animations import save_animation
-from cips3d.devices import choose_device, memory_explained
-from cips3d.errors import exit_on_user_error
+from cips3d.process.devices import choose_device, memory_explained
+from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import load_generator
 from cips3d.rendering.arrays import save_arrays
 from cips3d.rendering.frame_sequence import arranged, strip

@@ -12,9 +12,10 @@ import tyro
 
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.tensor_files import ENDING
-from cips3d.devices import choose_device
-from cips3d.errors import LARGEST_NUMBER, UserError, exit_on_user_error
+from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.models.family import AnyGenerator
+from cips3d.process.devices import choose_device
+from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import LoadedGenerator, load_generator, styles_of_seeds
 from cips3d.rendering.options import listed
 from cips3d.rendering.seeds import parse_integers

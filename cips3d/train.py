@@ -13,8 +13,9 @@ import tyro
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.source import HEADS
-from cips3d.devices import choose_device
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
+from cips3d.process.devices import choose_device
+from cips3d.process.ending import exit_on_user_error
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.presets import preset

@@ -13,14 +13,15 @@ from typing import Annotated
 import tyro
 
 from cips3d.checkpoints.trained import find_checkpoint
-from cips3d.devices import choose_device
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.files import printable
+from cips3d.process.devices import choose_device
+from cips3d.process.ending import exit_on_user_error
+from cips3d.process.signals import stop_on_signals
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator, styles_of_latents
 from cips3d.rendering.latents import SeenBy, read_latent
 from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import check_truncation
-from cips3d.signals import stop_on_signals
 from cips3d.viewing import Exhibit, Gallery, open_server
 from cips3d.viewing.orbit import Orbit, trained_limits
 from cips3d.viewing.page import LARGEST_SEED

@@ -21,11 +21,12 @@ from cips3d.convert.detect import DISCRIMINATOR, Contents, box_side_of, describe
 from cips3d.convert.parts import PART_NAMES, Part, gather
 from cips3d.convert.pigan import GRID_KEY
 from cips3d.convert.state import shortened
-from cips3d.errors import UserError, exit_on_user_error
+from cips3d.errors import UserError
 from cips3d.files import sha256_of
 from cips3d.models.family import AnyGeneratorConfig
 from cips3d.models.pigan import PiGANConfig
 from cips3d.plain import to_plain
+from cips3d.process.ending import exit_on_user_error
 from cips3d.training.presets import PRESETS, preset
 
 PROGRAM = "python -m cips3d.convert"

@@ -12,11 +12,11 @@ from torch import Tensor
 from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.networks import Average, load_networks
 from cips3d.checkpoints.rendering_settings import volume_of_pictures
-from cips3d.devices import choose_device
 from cips3d.errors import UserError
 from cips3d.models.family import AnyGenerator
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops.precision import Precision
+from cips3d.process.devices import choose_device
 
 
 @dataclass(frozen=True, eq=False)

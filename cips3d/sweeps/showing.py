@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cips3d import pictures
 from cips3d.animations import save_animation
 from cips3d.cameras import Cameras
-from cips3d.devices import memory_explained
+from cips3d.process.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.frame_sequence import Look, take_pictures

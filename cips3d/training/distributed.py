@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cips3d.devices import choose_device
 from cips3d.errors import UserError
+from cips3d.process.devices import choose_device
 
 PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from cips3d.devices import is_out_of_memory
 from cips3d.errors import UserError
 from cips3d.files import is_disk_full
 from cips3d.models.family import generator_class
+from cips3d.process.devices import is_out_of_memory
 from cips3d.training.config import TrainConfig
 
 

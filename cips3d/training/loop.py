@@ -25,11 +25,12 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import contents_of, open_training_source
-from cips3d.devices import memory_explained
 from cips3d.errors import UserError
 from cips3d.files import only_writer
 from cips3d.ops.precision import matmul_precision
-from cips3d.signals import StopRequest, stop_on_signals
+from cips3d.process.devices import memory_explained
+from cips3d.process.signals import StopRequest, stop_on_signals
+from cips3d.process.versions import versions
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, join_processes
@@ -46,7 +47,6 @@ from cips3d.training.schedule import Moment, moment
 from cips3d.training.settling import settled
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
-from cips3d.versions import versions
 
 MOST_SKIPPED_IN_A_ROW = 10
 

@@ -12,9 +12,9 @@ from cips3d.checkpoints.trained import CHECKPOINT_FOLDER, list_checkpoints
 from cips3d.errors import UserError
 from cips3d.files import atomic_file, is_text, printable
 from cips3d.plain import finite
+from cips3d.process.versions import versions
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
-from cips3d.versions import versions
 
 RUNS = Path("runs")
 METRICS_FILE = "metrics.jsonl"

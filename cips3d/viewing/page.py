@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cips3d.devices import memory_explained
 from cips3d.errors import UserError
 from cips3d.files import printable
+from cips3d.process.devices import memory_explained
 from cips3d.rendering.frame_sequence import PictureKind, kinds_of
 from cips3d.rendering.loading import LoadedGenerator, load_generator
 from cips3d.viewing.blending import Blend

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cips3d import pictures
-from cips3d.devices import memory_explained
 from cips3d.models.generator import styles_of, truncated
+from cips3d.process.devices import memory_explained
 from cips3d.rendering.frame_sequence import Look, PictureKind, take_pictures
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.seeds import styles_of_seeds

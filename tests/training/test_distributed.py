@@ -18,8 +18,8 @@ from training.runs import after_steps
 
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.loader import TrainingImages
-from cips3d.devices import choose_device
 from cips3d.errors import UserError
+from cips3d.process.devices import choose_device
 from cips3d.training import distributed, loop
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes

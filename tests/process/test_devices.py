@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cips3d.devices import memory_explained
 from cips3d.errors import UserError
+from cips3d.process.devices import memory_explained
 
 OUT_OF_MEMORY = (
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
