@@ -25,6 +25,7 @@ from cips3d.models.volume import VolumeSettings
 from cips3d.render import main as render_main
 from cips3d.rendering import (
     LoadedGenerator,
+    Look,
     SeenBy,
     latent_of,
     read_latent,
@@ -46,7 +47,7 @@ def command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def seen(loaded: LoadedGenerator, styles: tuple[torch.Tensor, ...], yaw: float = 0.0) -> np.ndarray:
     """[faces, side, side, 3] grey levels of faces."""
-    return as_shown(render_views(loaded, styles, FRONT, FRONT + yaw, SIDE).image[:, 0])
+    return as_shown(render_views(loaded, styles, FRONT, FRONT + yaw, Look(SIDE)).image[:, 0])
 
 
 def moved(loaded: LoadedGenerator, seeds: list[int], directions: Directions, index: int, strength: float) -> np.ndarray:

@@ -26,7 +26,7 @@ from cips3d.invert import main
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
 from cips3d.models.stylegan2 import StyleGAN2
-from cips3d.rendering import LoadedGenerator, load_generator, read_latent, render_views, styles_of_latents
+from cips3d.rendering import LoadedGenerator, Look, load_generator, read_latent, render_views, styles_of_latents
 from cips3d.training.config import TrainConfig
 
 QUICK = ("--steps", "9", "--starts", "2")
@@ -116,7 +116,7 @@ class TestResults:
         assert camera is not None
         angles = (torch.tensor([camera.pitch]), torch.tensor([camera.yaw]))
         styles = styles_of_latents(original, [latent])
-        a, b = (render_views(model, styles, *angles, 8).image for model in (changed, original))
+        a, b = (render_views(model, styles, *angles, Look(8)).image for model in (changed, original))
         assert not torch.equal(a, b)
 
     def test_render_takes_the_latent(

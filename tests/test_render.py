@@ -19,7 +19,7 @@ from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.models.cips3d import CIPS3D
 from cips3d.render import main
-from cips3d.rendering import LoadedGenerator, normals_from_depth, render_views, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, Look, normals_from_depth, render_views, styles_of_seeds
 from cips3d.rendering.frame_sequence import BACKGROUND_SHARE
 
 FRONT = torch.tensor([math.pi / 2])
@@ -37,7 +37,7 @@ class TestStills:
         assert f"step {STEP}" in said
         front = math.pi / 2
         yaw = torch.tensor([front - 0.4, front, front + 0.4])
-        views = render_views(loaded, styles_of_seeds(loaded, [0, 7]), FRONT.expand(3), yaw, 16)
+        views = render_views(loaded, styles_of_seeds(loaded, [0, 7]), FRONT.expand(3), yaw, Look(16))
         expected = np.asarray(pictures.image_grid(views.image.flatten(0, 1), 3, enlarge=8))
         with Image.open(tmp_path / "out.png") as grid:
             shown = np.asarray(grid)[-expected.shape[0] :, -expected.shape[1] :]
@@ -54,7 +54,7 @@ class TestStills:
     @pytest.mark.parametrize("kind", ["aux", "depth", "normals", "all"])
     def test_kinds(self, command: RenderCommand, loaded: LoadedGenerator, tmp_path: Path, kind: str) -> None:
         command("--seeds", 2, "--yaw", 0, "--resolution", 130, "--kind", kind, out="out.png")
-        views = render_views(loaded, styles_of_seeds(loaded, [2]), FRONT, FRONT, 130, aux=True, depth=True)
+        views = render_views(loaded, styles_of_seeds(loaded, [2]), FRONT, FRONT, Look(130, ("image", "aux", "depth")))
         assert views.aux_image is not None
         assert views.depth is not None
         near, far = loaded.settings.t_near, loaded.settings.t_far

@@ -22,7 +22,7 @@ from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
 from cips3d.models.residual_discriminator import ResidualDiscriminator
 from cips3d.models.stylegan2 import StyleGAN2
-from cips3d.rendering import LoadedGenerator, load_generator, render_views, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, Look, load_generator, render_views, styles_of_seeds
 from cips3d.rendering.latents import latent_of, write_latent
 from cips3d.stylisation import Shares, stylised
 from cips3d.stylise import main
@@ -65,7 +65,7 @@ def style(models: tuple[Path, Path]) -> LoadedGenerator:
 def seen(loaded: LoadedGenerator, seeds: list[int], *, yaw: float = 0.0, truncation: float = 1.0) -> np.ndarray:
     """[faces, side, side, 3] grey levels of a model's faces."""
     styles = styles_of_seeds(loaded, seeds, truncation)
-    return as_shown(render_views(loaded, styles, FRONT, FRONT + yaw, SIDE).image[:, 0])
+    return as_shown(render_views(loaded, styles, FRONT, FRONT + yaw, Look(SIDE)).image[:, 0])
 
 
 class TestGrids:
@@ -178,7 +178,7 @@ class TestCheckpoints:
         written = load_generator(tmp_path / "a.safetensors")
         in_memory = stylised(base, style, Shares((0.125, 0.5), mapping=0.5))
         pictures = [
-            render_views(model, styles_of_seeds(model, [0, 1]), FRONT, FRONT + 0.2, SIDE).image
+            render_views(model, styles_of_seeds(model, [0, 1]), FRONT, FRONT + 0.2, Look(SIDE)).image
             for model in (written, in_memory)
         ]
         assert torch.equal(*pictures)

@@ -20,7 +20,7 @@ from cips3d.errors import UserError
 from cips3d.evaluation.views import seeds_of
 from cips3d.models.view import View
 from cips3d.pictures import to_uint8
-from cips3d.rendering import LoadedGenerator, render_pairs, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, Look, render_pairs, styles_of_seeds
 
 BLOCK = 16  # pictures rendered together: picture i depends on the seed and i alone, since blocks are always whole
 SERIES_BATCH = 32  # pictures of a series rendered together
@@ -84,9 +84,7 @@ class GeneratedImages(Dataset):
             loaded,
             styles,
             Cameras.from_angles(pitch, yaw, loaded.fov_degrees),
-            self.resolution,
-            jitter=True,
-            batch_size=BLOCK,
+            Look(self.resolution, jitter=True, batch_size=BLOCK),
             generator=self._random(_DRAWS, block, loaded.device),
         )
         return to_uint8(shown.image)

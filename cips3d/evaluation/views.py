@@ -12,7 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d.data.loader import random_words
-from cips3d.rendering import BATCH_SIZE, LoadedGenerator, RenderedViews, check_is_3d, render_views, styles_of_seeds
+from cips3d.rendering import (
+    BATCH_SIZE,
+    LoadedGenerator,
+    Look,
+    RenderedViews,
+    check_is_3d,
+    render_views,
+    styles_of_seeds,
+)
 from cips3d.rendering.ahead import one_ahead
 
 FACES_AT_ONCE = 8  # their views are held in memory together
@@ -66,15 +74,14 @@ def seen_from(
         raise ValueError(f"count must be at least 1, got {faces.count}")
     seeds = faces.seeds()
     chunks = [seeds[start : start + FACES_AT_ONCE] for start in range(0, len(seeds), FACES_AT_ONCE)]
+    look = Look(faces.resolution_of(loaded), ("image", "depth") if depth else ("image",), batch_size=faces.batch_size)
     made = (
         render_views(
             loaded,
             styles_of_seeds(loaded, chunk, faces.truncation),
             loaded.poses.pitch_mean + pitch,
             loaded.poses.yaw_mean + yaw,
-            faces.resolution_of(loaded),
-            depth=depth,
-            batch_size=faces.batch_size,
+            look,
         )
         for chunk in chunks
     )

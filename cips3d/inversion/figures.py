@@ -15,8 +15,8 @@ from cips3d.inversion.objective import Record
 from cips3d.inversion.stages import Inversion
 from cips3d.models.generator import chosen
 from cips3d.rendering import LoadedGenerator
-from cips3d.rendering.frame_sequence import Look, take_pictures
-from cips3d.rendering.views import VIEW_YAWS, VISIBLE_SIDE
+from cips3d.rendering.frame_sequence import take_pictures
+from cips3d.rendering.views import VIEW_YAWS, VISIBLE_SIDE, Look
 
 DIFFERENCE_GAIN = 4  # differences are made this much stronger: those of a good likeness could not be seen
 

@@ -15,7 +15,7 @@ from cips3d.errors import UserError
 from cips3d.meshing.density import FloatArray
 from cips3d.meshing.surface import Mesh
 from cips3d.pictures import to_uint8
-from cips3d.rendering import LoadedGenerator, render_views
+from cips3d.rendering import LoadedGenerator, Look, render_views
 
 POSE_SAMPLES = 4096  # random training poses, whose quantiles give the range of training views
 OUTER_SHARE = 0.025  # of poses on either side that are beyond the outermost views: ± 2 std of a Gaussian
@@ -89,7 +89,9 @@ def vertex_colors(
     """
     if mesh.normals is None:
         raise ValueError("mesh must have normals")
-    views = render_views(loaded, styles, pitch, yaw, resolution, depth=True, batch_size=1, progress=progress)
+    views = render_views(
+        loaded, styles, pitch, yaw, Look(resolution, ("image", "depth"), batch_size=1), progress=progress
+    )
     if views.depth is None:
         raise ValueError("styles must be those of a 3-D generator")
     cameras = Cameras.from_angles(pitch.float(), yaw.float(), loaded.fov_degrees)

@@ -5,12 +5,14 @@ from cips3d.rendering.loading import LoadedGenerator, check_is_3d, check_resolut
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import interpolated_styles, mixed_styles
-from cips3d.rendering.views import BATCH_SIZE, RenderedViews, render_pairs, render_views, volume_at
+from cips3d.rendering.views import BATCH_SIZE, Look, PictureKind, RenderedViews, render_pairs, render_views, volume_at
 
 __all__ = [
     "BATCH_SIZE",
     "Latent",
     "LoadedGenerator",
+    "Look",
+    "PictureKind",
     "RenderedViews",
     "SeenBy",
     "check_is_3d",

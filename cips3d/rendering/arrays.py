@@ -13,7 +13,8 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_file
 from cips3d.models.generator import chosen
 from cips3d.pictures import reported
-from cips3d.rendering.frame_sequence import FrameSequence, Look, render_look, visible_normals
+from cips3d.rendering.frame_sequence import FrameSequence, visible_normals
+from cips3d.rendering.views import Look, render_pairs
 
 NUMBERS = {"image": 3, "aux": 3, "depth": 1, "normals": 3}  # a pixel
 MOST_NUMBERS = 2**29  # that are held, 2 GiB; while they are put together, twice that
@@ -23,7 +24,7 @@ NORMALS_AT_ONCE = 2**20  # pixels
 def check_count(out: Path, faces: int, views: int, look: Look) -> None:
     """Raise `UserError` for more numbers than memory should hold."""
     held = {"image", *look.kinds} | ({"depth"} if "normals" in look.kinds else set())  # images come with all else
-    count = faces * views * look.resolution**2 * sum(NUMBERS[kind] for kind in held)
+    count = faces * views * look.pixels * sum(NUMBERS[kind] for kind in held)
     if count > MOST_NUMBERS:
         raise UserError(
             f"--out {out} takes {count / 1e9:.1f} billion numbers in memory, and {MOST_NUMBERS / 1e9:.1f} is the "
@@ -57,12 +58,12 @@ def save_arrays(path: Path, sequence: FrameSequence, names: Sequence[str]) -> No
     view = torch.arange(views).repeat(faces)  # of every picture, all of a face's one after the other
     cameras = sequence.cameras[view]
     styles = chosen(sequence.styles, sequence.faces.T.flatten().to(loaded.device))
-    shown = render_look(loaded, styles, cameras, look, sequence.random, progress=True)
+    shown = render_pairs(loaded, styles, cameras, look, generator=sequence.random, progress=True)
     made: dict[str, Tensor | None] = {"image": shown.image if "image" in look.kinds else None}
     made["aux_image"] = shown.aux_image
     made["depth"] = shown.depth if "depth" in look.kinds else None
     if "normals" in look.kinds and shown.depth is not None:
-        some = torch.arange(len(view)).split(max(1, NORMALS_AT_ONCE // look.resolution**2))
+        some = torch.arange(len(view)).split(max(1, NORMALS_AT_ONCE // look.pixels))
         parts = [visible_normals(loaded, shown.depth[pictures], cameras[pictures]) for pictures in some]
         made["normals"] = torch.cat(parts)
     arrays = {name: x.float().unflatten(0, (faces, views)).numpy() for name, x in made.items() if x is not None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -17,24 +16,11 @@ from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
-from cips3d.rendering.views import BATCH_SIZE, RenderedViews, pictures_at_once, render_pairs, volumes_of
-
-PictureKind = Literal["image", "aux", "depth", "normals"]
+from cips3d.rendering.views import Look, PictureKind, render_pairs, volumes_of
 
 EMPTY = -1  # in `FrameSequence.faces`: nothing is shown there
 BLANK = 1.0  # what an empty place shows: the white of the grids' gaps
 BACKGROUND_SHARE = 0.15  # of the rays' range; what is nearer to its end than this counts as background
-
-
-@dataclass(frozen=True)
-class Look:
-    """What pictures of every face and view are made: their size, kinds and noise."""
-
-    resolution: int
-    kinds: tuple[PictureKind, ...] = ("image",)
-    jitter: bool = False
-    """random depths, as in training"""
-    batch_size: int = BATCH_SIZE
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,30 +127,6 @@ def kinds_of(generator: Generator) -> tuple[PictureKind, ...]:
     return tuple(kinds)
 
 
-def render_look(
-    loaded: LoadedGenerator,
-    styles: tuple[Tensor, ...],
-    cameras: Cameras,
-    look: Look,
-    random: torch.Generator | None = None,
-    *,
-    progress: bool = False,
-) -> RenderedViews:
-    """What `render_pairs` gives that the kinds of a look are made of; arguments as in `take_pictures`."""
-    return render_pairs(
-        loaded,
-        styles,
-        cameras,
-        look.resolution,
-        aux="aux" in look.kinds,
-        depth=not {"depth", "normals"}.isdisjoint(look.kinds),
-        jitter=look.jitter,
-        batch_size=look.batch_size,
-        generator=random,
-        progress=progress,
-    )
-
-
 def take_pictures(
     loaded: LoadedGenerator,
     styles: tuple[Tensor, ...],
@@ -186,7 +148,7 @@ def take_pictures(
         random: source of the jitter.
         progress: show a bar on stderr.
     """
-    shown = render_look(loaded, styles, cameras, look, random, progress=progress)
+    shown = render_pairs(loaded, styles, cameras, look, generator=random, progress=progress)
     by_kind = {"image": shown.image}
     if shown.aux_image is not None:
         by_kind["aux"] = shown.aux_image
@@ -200,7 +162,7 @@ def _pictures_of_depth(loaded: LoadedGenerator, depth: Tensor, cameras: Cameras,
     device, count = loaded.device, len(depth)
     near, far = _ends_of_rays(loaded, cameras)
     made: dict[str, list[Tensor]] = {kind: [] for kind in ("depth", "normals") if kind in look.kinds}
-    at_once = count if device.type == "cpu" else pictures_at_once(look.batch_size, look.resolution)
+    at_once = count if device.type == "cpu" else look.pictures_at_once
     for start in range(0, count, at_once):
         some = slice(start, start + at_once)
         t, begin, end = (x[some].to(device) for x in (depth, near, far))
@@ -259,4 +221,4 @@ def arranged(frame: Tensor, layout: Layout) -> Image.Image:
 def arranged_size(faces: int, look: Look, layout: Layout) -> tuple[int, int]:
     """(width, height) in pixels of `arranged`, without labels."""
     kinds = len(look.kinds)
-    return pictures.grid_size(faces * kinds, layout.columns * kinds, look.resolution, look.resolution, layout.enlarge)
+    return pictures.grid_size(faces * kinds, layout.columns * kinds, *look.size, layout.enlarge)

@@ -16,8 +16,6 @@ from cips3d.rendering.arrays import check_count
 from cips3d.rendering.frame_sequence import (
     FrameSequence,
     Layout,
-    Look,
-    PictureKind,
     arranged_size,
     every_face,
     interpolation,
@@ -29,7 +27,7 @@ from cips3d.rendering.loading import LoadedGenerator, check_resolution_of
 from cips3d.rendering.options import DEFAULT_SEEDS, Options
 from cips3d.rendering.seeds import MAX_SEEDS, parse_seeds, styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
-from cips3d.rendering.views import VIEW_YAWS, VISIBLE_SIDE
+from cips3d.rendering.views import VIEW_YAWS, VISIBLE_SIDE, Look, PictureKind
 
 YAW_ENDS, PITCH_ENDS = (-0.4, 0.4), (-0.2, 0.2)  # the same, of moving cameras
 FRAMES, FRAMES_A_SEED = 48, 24  # of animations
@@ -101,8 +99,9 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     """
     if options.fov is not None and loaded.generator.is_3d:
         loaded = replace(loaded, fov_degrees=options.fov)
-    look = _look(loaded, options)
-    _check_model(loaded, options, look.resolution)
+    resolution = loaded.resolution if options.resolution is None else options.resolution
+    look = _look(loaded, options, resolution)
+    _check_model(loaded, options, resolution)
     faces = faces_of(loaded, options)
     mixed = None if options.mix is None else faces_of_seeds(loaded, options.mix, "--mix", options.truncation)
     cameras, layout = _cameras(loaded, options, len(faces)), _layout(options, look, faces, mixed)
@@ -118,7 +117,7 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
         mixed is not None,
         _row_labels(options, look, faces),
         _column_labels(loaded, options, faces, len(sequence)),
-        f"{seen} in {count} of {look.resolution} x {look.resolution}",
+        f"{seen} in {count} of {resolution} x {resolution}",
     )
 
 
@@ -149,14 +148,13 @@ def _sequence(
     return every_face(loaded, styles, cameras, look), faces.counted
 
 
-def _look(loaded: LoadedGenerator, options: Options) -> Look:
+def _look(loaded: LoadedGenerator, options: Options, resolution: int) -> Look:
     available = kinds_of(loaded.generator)
     kinds: tuple[PictureKind, ...] = available if options.kind == "all" else (options.kind,)
     if not set(kinds) <= set(available):
         what = "an auxiliary picture" if options.kind == "aux" else options.kind
         name = type(loaded.generator).__name__
         raise UserError(f"--kind {options.kind} shows {what}, which {name} does not have; use image")
-    resolution = loaded.resolution if options.resolution is None else options.resolution
     return Look(resolution, kinds, options.jitter, options.batch_size)
 
 
@@ -249,7 +247,7 @@ def _trajectory(loaded: LoadedGenerator, options: Options, frames: int) -> Camer
 
 def _layout(options: Options, look: Look, faces: Faces, mixed: Faces | None) -> Layout:
     """Faces of a frame: in a table where styles are mixed, in a square where each is one picture, else a row each."""
-    enlarge = max(1, VISIBLE_SIDE // look.resolution)
+    enlarge = max(1, VISIBLE_SIDE // max(look.size))
     if mixed is not None:
         return Layout(len(mixed) + 1, ("", *faces.names), ("", *mixed.names), enlarge)
     if options.interpolate is not None:
@@ -303,11 +301,12 @@ def _check_size(options: Options, look: Look, layout: Layout, faces: int, frames
         check_count(options.out, faces, frames, look)
         return
     if options.is_folder:
-        pictures.check_size(options.out / "one.png", look.resolution, look.resolution)
+        height, width = look.size
+        pictures.check_size(options.out / "one.png", width, height)
         return
     if options.is_animation or options.mix is not None:
         size = arranged_size(faces, look, layout)
     else:
         cells = frames * faces * len(look.kinds)
-        size = pictures.grid_size(cells, frames, look.resolution, look.resolution, layout.enlarge)
+        size = pictures.grid_size(cells, frames, *look.size, layout.enlarge)
     pictures.check_size(options.out, *size)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,43 @@ PIXELS_AT_ONCE = 2**20  # fewer pictures at a time where they have more: weights
 
 DISTANCE_STEP = 1e-4  # scene units; cameras at distances that differ by less share one range of rays
 NEAREST = 0.01  # scene units; rays of cameras within the volume begin here
+
+
+PictureKind = Literal["image", "aux", "depth", "normals"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What pictures of every face and view are made: their size, kinds and noise."""
+
+    resolution: int | tuple[int, int]
+    """side of square pictures, or (height, width)"""
+    kinds: tuple[PictureKind, ...] = ("image",)
+    jitter: bool = False
+    """sample rays at random depths, as in training; False gives the same pictures every time"""
+    batch_size: int = BATCH_SIZE
+    """pictures rendered at a time, fewer where they are large; smaller needs less memory"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return sides(self.resolution)
+
+    @property
+    def pixels(self) -> int:
+        """Of a picture."""
+        height, width = self.size
+        return height * width
+
+    @property
+    def has_depth(self) -> bool:
+        """Depth maps are shown, or normals, which are made of them."""
+        return not {"depth", "normals"}.isdisjoint(self.kinds)
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures are rendered together: `batch_size`, or fewer where they are large."""
+        return max(1, min(self.batch_size, PIXELS_AT_ONCE // self.pixels))
 
 
 class RenderedViews(NamedTuple):
@@ -65,12 +102,8 @@ def render_pairs(
     loaded: LoadedGenerator,
     styles: tuple[Tensor, ...],
     cameras: Cameras,
-    resolution: int | tuple[int, int],
+    look: Look,
     *,
-    aux: bool = False,
-    depth: bool = False,
-    jitter: bool = False,
-    batch_size: int = BATCH_SIZE,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> RenderedViews:
@@ -82,11 +115,8 @@ def render_pairs(
     Args:
         styles: of N faces.
         cameras: N cameras.
-        resolution: side of square pictures, or (height, width).
-        aux: also give the NeRF's own pictures, of generators that have them.
-        depth: also give depth maps, of 3-D generators.
-        jitter: sample rays at random depths, as in training; False gives the same pictures every time.
-        batch_size: pictures rendered at a time, fewer where they are large; smaller needs less memory.
+        look: what and how. Images come with all kinds; "aux", of generators that have it, adds the NeRF's own
+            pictures, "depth" and "normals", of 3-D generators, add depth maps.
         generator: source of the jitter; one on the CPU gives the same on every device.
         progress: show a progress bar on stderr.
 
@@ -97,13 +127,14 @@ def render_pairs(
         UserError: the pictures are not numbers, since training diverged.
         ValueError: an argument does not fit, or the generator has no auxiliary pictures or depth.
     """
+    aux, depth = "aux" in look.kinds, look.has_depth
     if (aux and not loaded.generator.has_aux_image) or (depth and not loaded.generator.is_3d):
         raise ValueError(f"{type(loaded.generator).__name__} has no {'auxiliary picture' if aux else 'depth'}")
     count = len(cameras)
     if len(styles[0]) != count or count == 0:
         raise ValueError(f"styles and cameras must be as many, and at least one, got {len(styles[0])} and {count}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if look.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {look.batch_size}")
     cameras = cameras.to(dtype=loaded.generator.dtype)
     groups: dict[VolumeSettings, list[int]] = {}
     for index, volume in enumerate(volumes_of(loaded.settings, cameras)):
@@ -112,14 +143,14 @@ def render_pairs(
     parts: list[list[Tensor]] = []  # a batch: [image, (aux image), (depth)]
     with tqdm(total=count, desc="rendering", unit="picture", disable=not progress, leave=False) as bar:
         for volume, members in groups.items():
-            for pairs in torch.tensor(members, device=loaded.device).split(pictures_at_once(batch_size, resolution)):
+            for pairs in torch.tensor(members, device=loaded.device).split(look.pictures_at_once):
                 seen = View(
-                    resolution,
+                    look.resolution,
                     cameras[pairs],
                     volume,
                     return_aux=aux,
                     lock_view=loaded.lock_view,
-                    jitter=jitter,
+                    jitter=look.jitter,
                     generator=generator,
                 )
                 parts.append(_kept(loaded.generator.render(chosen(styles, pairs), seen), depth))
@@ -141,12 +172,8 @@ def render_views(
     styles: tuple[Tensor, ...],
     pitch: Tensor,
     yaw: Tensor,
-    resolution: int | tuple[int, int],
+    look: Look,
     *,
-    aux: bool = False,
-    depth: bool = False,
-    jitter: bool = False,
-    batch_size: int = BATCH_SIZE,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> RenderedViews:
@@ -155,7 +182,7 @@ def render_views(
     Args:
         styles: of S faces.
         pitch: [V] radians, π/2 is the horizon; yaw: [V] radians, π/2 is the front.
-        resolution, aux, depth, jitter, batch_size, generator, progress: see `render_pairs`.
+        look, generator, progress: see `render_pairs`.
 
     Returns:
         `RenderedViews` with S times V pictures.
@@ -172,28 +199,13 @@ def render_views(
     cameras = Cameras.from_angles(pitch.to(dtype), yaw.to(dtype), loaded.fov_degrees).to(loaded.device)
     pairs = torch.arange(faces * views, device=loaded.device)
     shown = render_pairs(
-        loaded,
-        chosen(styles, pairs // views),
-        cameras[pairs % views],
-        resolution,
-        aux=aux,
-        depth=depth,
-        jitter=jitter,
-        batch_size=batch_size,
-        generator=generator,
-        progress=progress,
+        loaded, chosen(styles, pairs // views), cameras[pairs % views], look, generator=generator, progress=progress
     )
 
     def by_face(pictures: Tensor | None) -> Tensor | None:
         return None if pictures is None else pictures.unflatten(0, (faces, views))
 
     return RenderedViews(shown.image.unflatten(0, (faces, views)), by_face(shown.aux_image), by_face(shown.depth))
-
-
-def pictures_at_once(batch_size: int, resolution: int | tuple[int, int]) -> int:
-    """How many pictures are rendered together: `batch_size`, or fewer where they are large."""
-    height, width = sides(resolution)
-    return max(1, min(batch_size, PIXELS_AT_ONCE // (height * width)))
 
 
 def _kept(picture: Picture, depth: bool) -> list[Tensor]:

@@ -18,8 +18,9 @@ from cips3d.cameras import Cameras
 from cips3d.process.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.ahead import one_ahead
-from cips3d.rendering.frame_sequence import Look, take_pictures
+from cips3d.rendering.frame_sequence import take_pictures
 from cips3d.rendering.staging import FRAMES, Faces, stage
+from cips3d.rendering.views import Look
 from cips3d.sweeps.options import SweepOptions, render_options
 
 LONGEST_ROW = 6  # faces; more are arranged in a square
@@ -92,7 +93,7 @@ def write_sweep(
         across, count = _faces_across(len(rows)), len(rows)
     else:
         across, count = len(columns), len(rows) * len(columns)
-    pictures.check_size(options.out, *pictures.grid_size(count, across, side, side, scene.enlarge))
+    pictures.check_size(options.out, *pictures.grid_size(count, across, *scene.look.size, scene.enlarge))
     frames = len(scene.cameras) if moves else options.frames or FRAMES
     with memory_explained(
         f"{scene.loaded.device} has too little memory for --batch-size {options.batch_size} at --resolution {side}; "

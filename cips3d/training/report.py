@@ -22,7 +22,7 @@ from cips3d.data.images import ImageFiles
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import truncated
 from cips3d.pictures import depth_image, image_grid, save_image, to_uint8
-from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, Look, PictureKind, render_views, styles_of_seeds
 from cips3d.rendering.style_paths import spline_weights
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
@@ -161,7 +161,7 @@ def turntable(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor,
     yaw = loaded.poses.yaw_mean + yaw_sweep((-SWING, SWING), frames)
     pitch = torch.full_like(yaw, loaded.poses.pitch_mean)
     styles = styles_of_seeds(loaded, range(faces))
-    return render_views(loaded, styles, pitch, yaw, loaded.resolution, progress=True).image.unbind(1)
+    return render_views(loaded, styles, pitch, yaw, Look(loaded.resolution), progress=True).image.unbind(1)
 
 
 def interpolation(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor, ...]:
@@ -173,7 +173,8 @@ def interpolation(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Ten
     front = front_view(loaded)
     shares = spline_weights(2, frames)[:, 1].tolist()
     return tuple(
-        render_views(loaded, truncated(other, own, share), *front, loaded.resolution).image[:, 0] for share in shares
+        render_views(loaded, truncated(other, own, share), *front, Look(loaded.resolution)).image[:, 0]
+        for share in shares
     )
 
 
@@ -190,7 +191,7 @@ def face_rows(loaded: LoadedGenerator, faces: int) -> dict[str, Tensor]:
     styles = styles_of_seeds(loaded, range(faces))
     rows = rows_of_views(loaded, styles) if loaded.generator.is_3d else rows_of_styles(loaded, styles)
     towards_mean = truncated(styles, loaded.generator.mean_styles(MEAN_SAMPLES), TRUNCATION)
-    in_front = render_views(loaded, towards_mean, *front_view(loaded), loaded.resolution)
+    in_front = render_views(loaded, towards_mean, *front_view(loaded), Look(loaded.resolution))
     rows[f"truncated {TRUNCATION}"] = in_front.image[:, 0]
     return rows
 
@@ -200,8 +201,8 @@ def rows_of_views(loaded: LoadedGenerator, styles: tuple[Tensor, ...]) -> dict[s
     poses, settings = loaded.poses, loaded.settings
     yaw = poses.yaw_mean + torch.tensor([0.0, 0.0, -TURN, TURN])
     pitch = poses.pitch_mean + torch.tensor([0.0, -TILT, 0.0, 0.0])
-    has_aux = loaded.generator.has_aux_image
-    views = render_views(loaded, styles, pitch, yaw, loaded.resolution, aux=has_aux, depth=True)
+    kinds: tuple[PictureKind, ...] = ("image", "aux", "depth") if loaded.generator.has_aux_image else ("image", "depth")
+    views = render_views(loaded, styles, pitch, yaw, Look(loaded.resolution, kinds))
     assert views.depth is not None
     names = ("front", "tilted", f"yaw {-TURN:+.1f}", f"yaw {TURN:+.1f}")
     rows = dict(zip(names, views.image.unbind(1), strict=True))
@@ -218,7 +219,7 @@ def rows_of_styles(loaded: LoadedGenerator, styles: tuple[Tensor, ...]) -> dict[
 
     def row(shown: tuple[Tensor, ...], jitter: bool = False) -> Tensor:
         random = torch.Generator(loaded.device).manual_seed(0) if jitter else None
-        views = render_views(loaded, shown, *front, loaded.resolution, jitter=jitter, generator=random)
+        views = render_views(loaded, shown, *front, Look(loaded.resolution, jitter=jitter), generator=random)
         return views.image[:, 0]
 
     rows = {"image": row(styles), "random noise": row(styles, jitter=True)}

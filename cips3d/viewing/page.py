@@ -18,8 +18,9 @@ from torch import Tensor
 from cips3d.errors import UserError
 from cips3d.files import printable
 from cips3d.process.devices import memory_explained
-from cips3d.rendering.frame_sequence import PictureKind, kinds_of
+from cips3d.rendering.frame_sequence import kinds_of
 from cips3d.rendering.loading import LoadedGenerator, load_generator
+from cips3d.rendering.views import PictureKind
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import FARTHEST, NEAREST, Orbit, all_limits, orbit_at, trained_limits
 from cips3d.viewing.pacing import Pacing

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from cips3d import pictures
 from cips3d.models.generator import styles_of, truncated
 from cips3d.process.devices import memory_explained
-from cips3d.rendering.frame_sequence import Look, PictureKind, take_pictures
+from cips3d.rendering.frame_sequence import take_pictures
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.seeds import styles_of_seeds
 from cips3d.rendering.style_paths import style_parts
+from cips3d.rendering.views import Look, PictureKind
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import Orbit, trained_limits
 

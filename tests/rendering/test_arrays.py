@@ -15,7 +15,7 @@ from rendering.command import RenderCommand
 from cips3d.cameras import Cameras
 from cips3d.models.generator import Generator, chosen
 from cips3d.models.stylegan2 import StyleGAN2
-from cips3d.rendering import LoadedGenerator, normals_from_depth, render_pairs, render_views, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, Look, normals_from_depth, render_pairs, render_views, styles_of_seeds
 
 FRONT = math.pi / 2
 MAPS = {"image": 3, "aux_image": 3, "depth": 1, "normals": 3}  # channels
@@ -46,10 +46,10 @@ def test_every_kind(command: RenderCommand, loaded: LoadedGenerator, tmp_path: P
     assert {name: x.shape for name, x in arrays.items()} == {n: (2, 3, c, 9, 9) for n, c in MAPS.items()}
     assert all(x.dtype == np.float32 for x in arrays.values())
     again = render_pairs(
-        *(loaded, chosen(styles_of_seeds(loaded, [3, 5]), torch.arange(6) // 3)),
-        *(cameras[torch.arange(6) % 3], 9),
-        aux=True,
-        depth=True,
+        loaded,
+        chosen(styles_of_seeds(loaded, [3, 5]), torch.arange(6) // 3),
+        cameras[torch.arange(6) % 3],
+        Look(9, ("image", "aux", "depth")),
     )
     for name in ("image", "aux_image", "depth"):
         torch.testing.assert_close(torch.from_numpy(arrays[name]).flatten(0, 1), getattr(again, name))
@@ -75,7 +75,7 @@ def test_frames_of_a_trajectory(command: RenderCommand, loaded: LoadedGenerator,
     assert "3 seeds in 48 frames of 8 x 8" in said
     arrays = arrays_in(tmp_path / "a.npz")
     assert arrays["image"].shape == (3, 48, 3, 8, 8) and len(arrays["camera_to_world"]) == 48
-    expected = render_views(loaded, styles_of_seeds(loaded, [2]), *turn_of(arrays), 8).image[0]
+    expected = render_views(loaded, styles_of_seeds(loaded, [2]), *turn_of(arrays), Look(8)).image[0]
     torch.testing.assert_close(torch.from_numpy(arrays["image"][2]), expected, rtol=1e-4, atol=1e-4)
 
 

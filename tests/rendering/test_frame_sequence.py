@@ -29,7 +29,6 @@ from cips3d.rendering.frame_sequence import (
     EMPTY,
     FrameSequence,
     Layout,
-    Look,
     arranged,
     arranged_size,
     every_face,
@@ -40,6 +39,7 @@ from cips3d.rendering.frame_sequence import (
     take_pictures,
 )
 from cips3d.rendering.normals import normals_from_depth
+from cips3d.rendering.views import Look
 
 ALL = ("image", "aux", "depth", "normals")
 CAMERAS = TRAJECTORIES["dolly"].cameras(5, CameraRange())  # a distance and an angle of view a frame
@@ -57,7 +57,7 @@ class TestKinds:
     def test_each_is_what_it_says(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0, 1, 2, 3, 4])
         shown = take_pictures(loaded, styles, CAMERAS, Look(6, ALL)).unbind(1)
-        views = render_pairs(loaded, styles, CAMERAS, 6, aux=True, depth=True)
+        views = render_pairs(loaded, styles, CAMERAS, Look(6, ("image", "aux", "depth")))
         assert views.aux_image is not None
         assert views.depth is not None
         torch.testing.assert_close(shown[0], views.image, **SAME)
@@ -144,7 +144,7 @@ class TestFrameSequence:
     def test_interpolation(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0, 1])
         sequence = interpolation(loaded, styles, CAMERAS, Look(4), "shape")
-        expected = render_pairs(loaded, interpolated_styles(styles, 5, "shape"), CAMERAS, 4).image
+        expected = render_pairs(loaded, interpolated_styles(styles, 5, "shape"), CAMERAS, Look(4)).image
         torch.testing.assert_close(sequence.part(0, 5)[:, 0, 0], expected, **SAME)
 
     def test_mixing(self, loaded: LoadedGenerator) -> None:

@@ -25,6 +25,7 @@ from cips3d.models.generator import Generator, styles_of
 from cips3d.models.pigan import PiGAN
 from cips3d.rendering import (
     LoadedGenerator,
+    Look,
     SeenBy,
     interpolated_styles,
     latent_of,
@@ -131,7 +132,7 @@ class TestRender:
     def test_views(self, command: RenderCommand, loaded: LoadedGenerator, latents: list[Path], tmp_path: Path) -> None:
         assert "2 latents in 3 views" in command("--latent", *latents, "--resolution", 16)
         yaw = FRONT + torch.tensor([-0.4, 0.0, 0.4])
-        views = render_views(loaded, styles_of_latents(loaded, latents), FRONT.expand(3), yaw, 16)
+        views = render_views(loaded, styles_of_latents(loaded, latents), FRONT.expand(3), yaw, Look(16))
         labels = {"row_labels": ["anna", "ben"], "column_labels": ["yaw -0.4", "yaw 0", "yaw 0.4"]}
         expected = pictures.image_grid(views.image.flatten(0, 1), 3, enlarge=8, **labels)
         np.testing.assert_array_equal(*shown_in(tmp_path / "out.png", expected))
@@ -142,14 +143,14 @@ class TestRender:
         styles, front = styles_of_latents(loaded, latents), FRONT.expand(4)
         assert "a path through 2 latents" in command("--latent", *latents, "--interpolate", "both", "--frames", 4)
         way = interpolated_styles(styles, 4)
-        shown = render_pairs(loaded, way, Cameras.from_angles(front, front, loaded.fov_degrees), 8).image
+        shown = render_pairs(loaded, way, Cameras.from_angles(front, front, loaded.fov_degrees), Look(8)).image
         expected = pictures.image_grid(shown, 4, column_labels=["anna", "", "ben", ""], enlarge=16)
         np.testing.assert_array_equal(*shown_in(tmp_path / "out.png", expected))
         said = command("--latent", latents[0], "--mix", "3", "--mix-layer", 0, "--truncation", 0.5, out="mix.png")
         assert "1 latent x 1 mixed seeds" in said
         second = styles_of_seeds(loaded, [3], 0.5)
         mixture = mixed_styles(loaded, styles_of_latents(loaded, latents[:1]), second, 0)
-        corner = render_views(loaded, mixture, FRONT, FRONT, 8).image[0]
+        corner = render_views(loaded, mixture, FRONT, FRONT, Look(8)).image[0]
         np.testing.assert_array_equal(*shown_in(tmp_path / "mix.png", pictures.image_grid(corner, 1, enlarge=16)))
 
     @pytest.mark.parametrize(

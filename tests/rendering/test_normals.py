@@ -10,7 +10,7 @@ from evaluation.analytic import Analytic, loaded_of, plane, sphere, waves
 from torch import Tensor
 
 from cips3d.cameras import Cameras
-from cips3d.rendering import normals_from_depth, render_pairs
+from cips3d.rendering import Look, normals_from_depth, render_pairs
 
 FRONT = math.pi / 2
 VIEWS = Cameras.from_angles(torch.tensor([FRONT, 1.3, 1.8]), torch.tensor([FRONT, 1.2, 2.0]), 12.0)
@@ -20,7 +20,7 @@ PHASE = torch.zeros(3, 3)
 def depth_of(hit: object, cameras: Cameras, resolution: int | tuple[int, int]) -> Tensor:
     generator = Analytic(hit, waves)  # type: ignore[arg-type]
     styles = generator.mapping(PHASE[: len(cameras)])
-    depth = render_pairs(loaded_of(generator), styles, cameras, resolution, depth=True).depth
+    depth = render_pairs(loaded_of(generator), styles, cameras, Look(resolution, ("image", "depth"))).depth
     assert depth is not None
     return depth
 

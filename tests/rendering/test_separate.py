@@ -18,7 +18,7 @@ from cips3d.cameras import Cameras, read_cameras
 from cips3d.errors import UserError
 from cips3d.pictures import to_uint8
 from cips3d.render import main
-from cips3d.rendering import load_generator, render_views, styles_of_seeds
+from cips3d.rendering import Look, load_generator, render_views, styles_of_seeds
 from cips3d.rendering.frame_sequence import FrameSequence
 from cips3d.rendering.latents import latent_of, write_latent
 from cips3d.rendering.separate import CAMERAS
@@ -39,7 +39,7 @@ def test_pixels_as_they_were_rendered(
     loaded = load_generator(run_folder)
     front = torch.tensor([math.pi / 2])
     for seed in (0, 12):
-        image = render_views(loaded, styles_of_seeds(loaded, [seed]), front, front + 0.1, 9).image[0, 0]
+        image = render_views(loaded, styles_of_seeds(loaded, [seed]), front, front + 0.1, Look(9)).image[0, 0]
         with Image.open(tmp_path / "faces" / f"seed{seed:04d}.png") as picture:
             shown, expected = np.asarray(picture, int), to_uint8(image).permute(1, 2, 0).numpy()
         assert abs(shown - expected).max() <= 1  # batches of other sizes may round otherwise

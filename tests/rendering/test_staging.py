@@ -32,9 +32,10 @@ from cips3d.rendering import (
     render_views,
     styles_of_seeds,
 )
-from cips3d.rendering.frame_sequence import Look, every_face
+from cips3d.rendering.frame_sequence import every_face
 from cips3d.rendering.options import Options
 from cips3d.rendering.staging import stage
+from cips3d.rendering.views import Look
 
 FRONT = torch.tensor([math.pi / 2])
 
@@ -119,7 +120,7 @@ class TestTrajectories:
         extent = CameraRange((front + 0.1, front + 0.1), (front - 0.1, front + 0.3), (0.6, 1.2), fov_degrees=15.0)
         cameras = TRAJECTORIES["dolly"].cameras(3, extent)
         styles = styles_of_seeds(loaded, [1, 1, 1])
-        expected = pictures.image_grid(render_pairs(loaded, styles, cameras, 16).image, 3, enlarge=8)
+        expected = pictures.image_grid(render_pairs(loaded, styles, cameras, Look(16)).image, 3, enlarge=8)
         np.testing.assert_array_equal(*shown_in(tmp_path / "out.png", expected))
 
     def test_list_of_cameras(self, command: RenderCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ class TestTrajectories:
             torch.tensor([loaded.fov_degrees, 9.0]),
             torch.tensor([1.0, 1.4]),
         )
-        shown = render_pairs(loaded, styles_of_seeds(loaded, [0, 0]), cameras, 16).image
+        shown = render_pairs(loaded, styles_of_seeds(loaded, [0, 0]), cameras, Look(16)).image
         found, expected = shown_in(tmp_path / "out.png", pictures.image_grid(shown, 2, enlarge=8))
         # The file's cameras are computed in double precision, and steep sines magnify the difference.
         assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
@@ -178,7 +179,7 @@ class TestFaces:
             assert "a path through 2 seeds in 4 frames" in command(*flags, "--interpolate", part)
             way = interpolated_styles(styles, 4, part)  # type: ignore[arg-type]
             front = Cameras.from_angles(FRONT.expand(4), FRONT.expand(4), loaded.fov_degrees)
-            expected = pictures.image_grid(render_pairs(loaded, way, front, 16).image, 4, enlarge=8)
+            expected = pictures.image_grid(render_pairs(loaded, way, front, Look(16)).image, 4, enlarge=8)
             found, wanted = shown_in(tmp_path / "out.png", expected)
             assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1  # cameras made in double precision
             shown[part] = found
@@ -197,7 +198,7 @@ class TestFaces:
         assert "2 x 3 mixed seeds in 1 view" in command("--seeds", "0,1", "--mix", "5-7", "--resolution", 16)
         first, second = styles_of_seeds(loaded, [0, 1]), styles_of_seeds(loaded, [5, 6, 7])
         own, other, mixed = (
-            render_views(loaded, styles, FRONT, FRONT, 16).image[:, 0]
+            render_views(loaded, styles, FRONT, FRONT, Look(16)).image[:, 0]
             for styles in (first, second, mixed_styles(loaded, first, second, 0))
         )
         rows = [torch.ones(1, 3, 16, 16), other, own[:1], mixed[:3], own[1:], mixed[3:]]
@@ -246,7 +247,7 @@ class TestOtherModels:
             command("--seeds", "0-3", "--truncation", "0.7")
             command("--seeds", "0-3", "--truncation", "0.7", "--kind", "all", out="again.png")
             assert (tmp_path / "out.png").read_bytes() == (tmp_path / "again.png").read_bytes()
-            shown = render_views(loaded, styles_of_seeds(loaded, range(4), 0.7), FRONT, FRONT, side).image[:, 0]
+            shown = render_views(loaded, styles_of_seeds(loaded, range(4), 0.7), FRONT, FRONT, Look(side)).image[:, 0]
             expected = pictures.image_grid(shown, 1, enlarge=128 // side)
             np.testing.assert_array_equal(*shown_in(tmp_path / "out.png", expected))
             assert "a path through 4 seeds in 8 frames" in command(
@@ -256,7 +257,7 @@ class TestOtherModels:
             second = styles_of_seeds(loaded, [3])
             layer = generator.style_layers // 2
             mixed = generator.mixed(styles_of_seeds(loaded, [1]), second, layer)
-            last = pictures.to_uint8(render_views(loaded, mixed, FRONT, FRONT, side).image[0, 0])
+            last = pictures.to_uint8(render_views(loaded, mixed, FRONT, FRONT, Look(side)).image[0, 0])
             found = np.asarray(Image.open(tmp_path / "out.png"))[-128 :: 128 // side, -128 :: 128 // side]
             assert np.abs(found.astype(int) - last.permute(1, 2, 0).numpy().astype(int)).max() <= 1
 

@@ -14,7 +14,7 @@ from cips3d.models.cips3d import CIPS3DStyles
 from cips3d.models.generator import chosen
 from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
-from cips3d.rendering import LoadedGenerator, render_pairs, render_views, styles_of_seeds, volume_at
+from cips3d.rendering import LoadedGenerator, Look, render_pairs, render_views, styles_of_seeds, volume_at
 from cips3d.rendering import views as views_module
 
 FRONT = torch.tensor([math.pi / 2])
@@ -28,7 +28,7 @@ class TestRenderViews:
         """Each picture is what the generator gives for that style and camera alone."""
         styles = styles_of_seeds(loaded, [0, 1])
         pitch, yaw = torch.tensor([1.4, 1.6, 1.7]), torch.tensor([1.2, 1.5, 1.9])
-        views = render_views(loaded, styles, pitch, yaw, (6, 9), aux=True, depth=True)
+        views = render_views(loaded, styles, pitch, yaw, Look((6, 9), ("image", "aux", "depth")))
         assert views.image.shape == (2, 3, 3, 6, 9)
         assert views.aux_image is not None
         assert views.depth is not None
@@ -57,7 +57,7 @@ class TestRenderViews:
         styles = styles_of_seeds(loaded, [0, 1, 2])
         yaw = torch.tensor([1.4, 1.8])
         views = [
-            render_views(loaded, styles, FRONT.expand(2), yaw, 5, depth=True, batch_size=size)
+            render_views(loaded, styles, FRONT.expand(2), yaw, Look(5, ("image", "depth"), batch_size=size))
             for size in (batch_size, 3)
         ]
         torch.testing.assert_close(views[0].image, views[1].image, **SAME)
@@ -65,10 +65,10 @@ class TestRenderViews:
 
     def test_only_what_is_asked_for(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0])
-        plain = render_views(loaded, styles, FRONT, FRONT, 4)
+        plain = render_views(loaded, styles, FRONT, FRONT, Look(4))
         assert plain.aux_image is None
         assert plain.depth is None
-        only_depth = render_views(loaded, styles, FRONT, FRONT, 4, depth=True)
+        only_depth = render_views(loaded, styles, FRONT, FRONT, Look(4, ("image", "depth")))
         assert only_depth.aux_image is None
         assert only_depth.depth is not None
         assert only_depth.depth.shape == (1, 1, 1, 4, 4)
@@ -79,7 +79,7 @@ class TestRenderViews:
         def pictures_of(seed: int | None) -> torch.Tensor:
             random = None if seed is None else torch.Generator().manual_seed(seed)
             jitter = seed is not None
-            return render_views(loaded, styles, FRONT, FRONT, 8, jitter=jitter, generator=random).image
+            return render_views(loaded, styles, FRONT, FRONT, Look(8, jitter=jitter), generator=random).image
 
         assert torch.equal(pictures_of(None), pictures_of(None))
         assert torch.equal(pictures_of(1), pictures_of(1))
@@ -90,7 +90,7 @@ class TestRenderViews:
         with torch.no_grad():
             for parameter in loaded.generator.nerf.parameters():
                 parameter.zero_()  # relu(0) = 0: no density anywhere
-        depth = render_views(loaded, styles_of_seeds(loaded, [0]), FRONT, FRONT, 4, depth=True).depth
+        depth = render_views(loaded, styles_of_seeds(loaded, [0]), FRONT, FRONT, Look(4, ("image", "depth"))).depth
         assert depth is not None
         torch.testing.assert_close(depth, torch.full_like(depth, loaded.settings.t_far))
 
@@ -98,25 +98,27 @@ class TestRenderViews:
         with torch.no_grad():
             loaded.generator.aux_to_rgb.weight.fill_(torch.nan)
         styles = styles_of_seeds(loaded, [0])
-        render_views(loaded, styles, FRONT, FRONT, 4)  # the auxiliary head is not looked at
+        render_views(loaded, styles, FRONT, FRONT, Look(4))  # the auxiliary head is not looked at
         with pytest.raises(UserError, match=f"step {STEP}: its training diverged"):
-            render_views(loaded, styles, FRONT, FRONT, 4, aux=True)
+            render_views(loaded, styles, FRONT, FRONT, Look(4, ("image", "aux")))
 
     def test_wrong_arguments_are_named(self, loaded: LoadedGenerator) -> None:
         styles = styles_of_seeds(loaded, [0])
         with pytest.raises(ValueError, match="pitch and yaw"):
-            render_views(loaded, styles, FRONT, FRONT.expand(2), 4)
+            render_views(loaded, styles, FRONT, FRONT.expand(2), Look(4))
         with pytest.raises(ValueError, match="batch_size"):
-            render_views(loaded, styles, FRONT, FRONT, 4, batch_size=0)
+            render_views(loaded, styles, FRONT, FRONT, Look(4, batch_size=0))
 
 
 def test_generators_of_other_dtypes(loaded: LoadedGenerator) -> None:
     """Cameras are taken to the weights' dtype, whatever theirs is."""
-    single = render_views(loaded, styles_of_seeds(loaded, [0]), FRONT, FRONT, 4, depth=True)
+    single = render_views(loaded, styles_of_seeds(loaded, [0]), FRONT, FRONT, Look(4, ("image", "depth")))
     loaded.generator.double()
     styles = styles_of_seeds(loaded, [0])
-    double = render_views(loaded, styles, FRONT, FRONT, 4, depth=True)
-    again = render_pairs(loaded, styles, Cameras.from_angles(FRONT, FRONT, loaded.fov_degrees), 4, depth=True)
+    double = render_views(loaded, styles, FRONT, FRONT, Look(4, ("image", "depth")))
+    again = render_pairs(
+        loaded, styles, Cameras.from_angles(FRONT, FRONT, loaded.fov_degrees), Look(4, ("image", "depth"))
+    )
     assert double.image.dtype == torch.float64
     torch.testing.assert_close(double.image[0], again.image, atol=1e-6, rtol=0)
     torch.testing.assert_close(double.image.float(), single.image, atol=1e-4, rtol=0)
@@ -128,9 +130,11 @@ class TestRenderPairs:
         styles = styles_of_seeds(loaded, [0, 1, 2, 3])
         radius = torch.tensor([1.0, 0.7, 1.0, 1.4])
         cameras = Cameras.from_angles(FRONT.expand(4), torch.tensor([1.4, 1.6, 1.7, 1.5]), 15.0, radius)
-        together = render_pairs(loaded, styles, cameras, 6, aux=True, depth=True, batch_size=3)
+        together = render_pairs(loaded, styles, cameras, Look(6, ("image", "aux", "depth"), batch_size=3))
         for k in range(4):
-            alone = render_pairs(loaded, chosen(styles, slice(k, k + 1)), cameras[k : k + 1], 6, aux=True, depth=True)
+            alone = render_pairs(
+                loaded, chosen(styles, slice(k, k + 1)), cameras[k : k + 1], Look(6, ("image", "aux", "depth"))
+            )
             for one, many in zip(alone, together, strict=True):
                 assert one is not None
                 assert many is not None
@@ -140,7 +144,7 @@ class TestRenderPairs:
         """The pictures of a camera at distance d are those of rays over the same ball."""
         styles = styles_of_seeds(loaded, [0])
         cameras = Cameras.from_angles(FRONT, FRONT, 12.0, radius=1.5)
-        shown = render_pairs(loaded, styles, cameras, 6, depth=True)
+        shown = render_pairs(loaded, styles, cameras, Look(6, ("image", "depth")))
         volume = VolumeSettings(samples=4, t_near=1.38, t_far=1.62)
         expected = loaded.generator.synthesis(styles, View(6, cameras, volume, jitter=False))
         # Near and far are rounded to other float32 numbers, and sines of steep arguments magnify that.
@@ -162,13 +166,13 @@ class TestRenderPairs:
         styles = styles_of_seeds(loaded, [0, 1, 2, 3])
         cameras = Cameras.from_angles(FRONT.expand(4), FRONT.expand(4))
         for resolution in (4, 6, 12):
-            render_pairs(loaded, styles, cameras, resolution)
+            render_pairs(loaded, styles, cameras, Look(resolution))
         assert batches == [4, 2, 2, 1, 1, 1, 1]
 
     def test_as_many_cameras_as_styles(self, loaded: LoadedGenerator) -> None:
         cameras = Cameras.from_angles(FRONT, FRONT)
         with pytest.raises(ValueError, match="styles and cameras"):
-            render_pairs(loaded, styles_of_seeds(loaded, [0, 1]), cameras, 4)
+            render_pairs(loaded, styles_of_seeds(loaded, [0, 1]), cameras, Look(4))
 
 
 class TestVolumeAt:

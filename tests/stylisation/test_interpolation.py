@@ -14,7 +14,7 @@ from cips3d.errors import UserError
 from cips3d.models.family import AnyGeneratorConfig, make_generator
 from cips3d.models.generator import WeightParts
 from cips3d.models.volume import VolumeSettings
-from cips3d.rendering import LoadedGenerator, render_views, styles_of_seeds
+from cips3d.rendering import LoadedGenerator, Look, render_views, styles_of_seeds
 from cips3d.stylisation import Shares, interpolated_state, stylised, swapped
 
 CONFIGS = {
@@ -45,7 +45,7 @@ def cips3d_pair() -> tuple[LoadedGenerator, LoadedGenerator]:
 
 
 def pictures_of(loaded: LoadedGenerator) -> torch.Tensor:
-    return render_views(loaded, styles_of_seeds(loaded, [0, 3]), FRONT, FRONT, loaded.resolution).image
+    return render_views(loaded, styles_of_seeds(loaded, [0, 3]), FRONT, FRONT, Look(loaded.resolution)).image
 
 
 def test_share_0_is_the_base_and_1_of_everything_the_style(pair: tuple[LoadedGenerator, LoadedGenerator]) -> None:

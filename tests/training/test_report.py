@@ -14,7 +14,7 @@ from inversion.small_models import small
 from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
 from cips3d.pictures import depth_image
-from cips3d.rendering import render_views, styles_of_seeds
+from cips3d.rendering import Look, render_views, styles_of_seeds
 from cips3d.training.checks import check_pictures
 from cips3d.training.config import TrainConfig
 from cips3d.training.report import as_loaded, face_rows, front_view, interpolation, turntable
@@ -42,7 +42,9 @@ def test_rows_of_views() -> None:
         ("yaw -0.4", 0.0, -0.4),
         ("yaw +0.4", 0.0, 0.4),
     ):
-        views = render_views(loaded, styles_of_seeds(loaded, range(2)), pitch + up, yaw + turn, 8, aux=True, depth=True)
+        views = render_views(
+            loaded, styles_of_seeds(loaded, range(2)), pitch + up, yaw + turn, Look(8, ("image", "aux", "depth"))
+        )
         torch.testing.assert_close(rows[name], views.image[:, 0])
         if name == "front":
             assert views.aux_image is not None and views.depth is not None
@@ -74,7 +76,7 @@ def test_rows_of_pictures_without_cameras() -> None:
     assert all(image.shape == (2, 3, 16, 16) for image in images)
     own, following = styles_of_seeds(loaded, range(2)), styles_of_seeds(loaded, range(1, 3))
     mixed = loaded.generator.mixed(own, following, loaded.generator.style_layers // 2)
-    torch.testing.assert_close(images[2], render_views(loaded, mixed, *front_view(loaded), 16).image[:, 0])
+    torch.testing.assert_close(images[2], render_views(loaded, mixed, *front_view(loaded), Look(16)).image[:, 0])
     assert not any(torch.allclose(a, b) for a, b in combinations(images, 2))
 
 
@@ -85,14 +87,16 @@ def test_turntable() -> None:
     assert len(frames) == 4
     for frame, turn in zip(frames, (0.0, 0.6, 0.0, -0.6), strict=True):
         pitch, yaw = torch.tensor([1.2]), torch.tensor([1.9 + turn])
-        torch.testing.assert_close(frame, render_views(loaded, styles_of_seeds(loaded, [0]), pitch, yaw, 8).image[:, 0])
+        torch.testing.assert_close(
+            frame, render_views(loaded, styles_of_seeds(loaded, [0]), pitch, yaw, Look(8)).image[:, 0]
+        )
 
 
 def test_faces_turn_into_each_other_and_back() -> None:
     loaded = loaded_of(Flat(), 8)
     frames = interpolation(loaded, faces=3, frames=8)
     own, following = (
-        render_views(loaded, styles_of_seeds(loaded, range(first, first + 3)), *front_view(loaded), 8).image[:, 0]
+        render_views(loaded, styles_of_seeds(loaded, range(first, first + 3)), *front_view(loaded), Look(8)).image[:, 0]
         for first in (0, 1)
     )
     assert len(frames) == 8

@@ -18,8 +18,8 @@ from cips3d.models.cips3d import CIPS3D
 from cips3d.models.generator import Generator
 from cips3d.models.pigan import PiGAN
 from cips3d.models.stylegan2 import StyleGAN2
-from cips3d.rendering import LoadedGenerator, normals_from_depth, render_views, styles_of_seeds
-from cips3d.rendering.frame_sequence import PictureKind
+from cips3d.rendering import LoadedGenerator, Look, normals_from_depth, render_views, styles_of_seeds
+from cips3d.rendering.views import PictureKind
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import Orbit
 from cips3d.viewing.shots import GivenUpError, Shot, Studio
@@ -35,7 +35,7 @@ def studio(loaded: LoadedGenerator) -> Studio:
 def reference(loaded: LoadedGenerator, styles: tuple[torch.Tensor, ...], orbit: Orbit) -> np.ndarray:
     """The same picture as the render command makes it."""
     pitch, yaw = torch.tensor([orbit.pitch]), torch.tensor([orbit.yaw])
-    image = render_views(loaded, styles, pitch, yaw, SIDE).image[0, 0]
+    image = render_views(loaded, styles, pitch, yaw, Look(SIDE)).image[0, 0]
     return pictures.to_uint8(image).permute(1, 2, 0).numpy()
 
 
@@ -86,7 +86,7 @@ def test_kinds(studio: Studio, kind: PictureKind) -> None:
     if kind != "normals":
         return
     pitch, yaw = torch.tensor([shot.orbit.pitch]), torch.tensor([shot.orbit.yaw])
-    seen = render_views(studio.loaded, styles_of_seeds(studio.loaded, [0]), pitch, yaw, SIDE, depth=True)
+    seen = render_views(studio.loaded, styles_of_seeds(studio.loaded, [0]), pitch, yaw, Look(SIDE, ("image", "depth")))
     assert seen.depth is not None
     normals = normals_from_depth(seen.depth[0], shot.orbit.cameras(studio.loaded.fov_degrees))
     expected = pictures.to_uint8(normals[0]).permute(1, 2, 0).numpy()
