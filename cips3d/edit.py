@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from shlex import quote
 from typing import Annotated, ClassVar
 
@@ -20,6 +19,7 @@ from cips3d.models.generator import chosen, styles_of
 from cips3d.process.devices import choose_device
 from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import LoadedGenerator, latent_of, load_generator, read_latent, write_latent
+from cips3d.rendering.flags import RunArgument
 from cips3d.rendering.seeds import check_truncation, parse_integers, parse_seeds
 from cips3d.rendering.staging import faces_of
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, prepared, write_sweep
@@ -52,8 +52,7 @@ class Options(SweepOptions):
 
     default_seeds: ClassVar[str] = "0"
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    run: RunArgument
     seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: 0)")] = None
     """which faces: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
     directions: Annotated[

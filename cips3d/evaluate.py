@@ -37,7 +37,7 @@ from cips3d.process.devices import choose_device, memory_explained
 from cips3d.process.ending import exit_on_user_error
 from cips3d.process.versions import versions
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
-from cips3d.rendering.options import PrecisionFlag
+from cips3d.rendering.flags import DeviceFlag, PrecisionFlag
 from cips3d.rendering.seeds import check_seed, check_truncation
 
 PROGRAM = "python -m cips3d.evaluate"
@@ -117,8 +117,7 @@ class Options:
     """file of Inception's weights, for fid, kid and is"""
     vgg: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: downloaded)")] = None
     """file of VGG16's weights, for pr"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
+    device: DeviceFlag = "auto"
     precision: PrecisionFlag = None
     batch_size: int = BATCH_SIZE
     """pictures that Inception and VGG16 look at together; smaller needs less memory"""

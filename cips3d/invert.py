@@ -26,8 +26,8 @@ from cips3d.process.devices import choose_device, memory_explained
 from cips3d.process.ending import exit_on_user_error
 from cips3d.process.signals import stop_on_signals
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
+from cips3d.rendering.flags import DeviceFlag, PrecisionFlag, RunArgument
 from cips3d.rendering.latents import LATENT_NAME, latent_of, write_latent
-from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import check_seed
 
 PROGRAM = "python -m cips3d.invert"
@@ -58,8 +58,7 @@ TUNE_STEPS = 350
 class Options:
     """The command's options."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    run: RunArgument
     photo: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")]
     """the picture of a face: JPEG, PNG, WebP, GIF, BMP or TIFF"""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
@@ -91,8 +90,7 @@ class Options:
     """higher: a more typical face; lower: a closer likeness, whose other sides may look worse"""
     seed: int = 0
     """of all that is random: the same seed gives the same result"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
+    device: DeviceFlag = "auto"
     precision: PrecisionFlag = None
 
 

@@ -19,7 +19,7 @@ from cips3d.meshing.preview import preview
 from cips3d.process.devices import choose_device, memory_explained
 from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import LoadedGenerator, check_is_3d, load_generator, styles_of_latents, styles_of_seeds
-from cips3d.rendering.options import PrecisionFlag
+from cips3d.rendering.flags import DeviceFlag, PrecisionFlag, RunArgument
 from cips3d.rendering.seeds import check_seed, check_truncation
 
 PROGRAM = "python -m cips3d.mesh"
@@ -42,8 +42,7 @@ LARGEST_BOX = 100.0  # scene units: far beyond what any camera sees; very far ou
 class Options:
     """The command's options."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    run: RunArgument
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """file to write: .glb, .ply or .obj"""
     seed: Annotated[int | None, tyro.conf.arg(metavar="SEED", help_behavior_hint="(default: 0)")] = None
@@ -71,8 +70,7 @@ class Options:
     """side of the pictures that colours are taken from"""
     preview: bool = True
     """write a picture of the mesh beside it, FILE with the ending .preview.png"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
+    device: DeviceFlag = "auto"
     precision: PrecisionFlag = None
 
 

@@ -19,8 +19,8 @@ from cips3d.process.devices import choose_device
 from cips3d.process.ending import exit_on_user_error
 from cips3d.process.signals import stop_on_signals
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator, styles_of_latents
+from cips3d.rendering.flags import DeviceFlag, PrecisionFlag, RunArgument
 from cips3d.rendering.latents import SeenBy, read_latent
-from cips3d.rendering.options import PrecisionFlag
 from cips3d.rendering.seeds import check_truncation
 from cips3d.viewing import Exhibit, Gallery, open_server
 from cips3d.viewing.orbit import Orbit, trained_limits
@@ -51,8 +51,7 @@ SIGNAL_SECONDS = 0.2  # between two looks at whether one came
 class Options:
     """The command's options."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    run: RunArgument
     second: Annotated[Path | None, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT", help_behavior_hint="(default: none)")] = (
         None
     )
@@ -74,8 +73,7 @@ class Options:
     """where to serve; the next free one where it is taken"""
     open: bool = True
     """open the page in a browser"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
+    device: DeviceFlag = "auto"
     precision: PrecisionFlag = None
 
 

@@ -16,7 +16,17 @@ from cips3d.cameras import TRAJECTORIES
 from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.cameras.camera_file import MAX_CAMERAS
 from cips3d.errors import LARGEST_NUMBER, UserError
-from cips3d.ops.precision import Precision
+from cips3d.rendering.flags import (
+    BatchSizeFlag,
+    DeviceFlag,
+    FovFlag,
+    FpsFlag,
+    LatentsFlag,
+    PrecisionFlag,
+    ResolutionFlag,
+    RunArgument,
+    TruncationFlag,
+)
 from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, check_truncation, parse_seeds
 from cips3d.rendering.style_paths import Part
 from cips3d.rendering.views import BATCH_SIZE
@@ -24,35 +34,21 @@ from cips3d.video import import_ffmpeg
 
 CAMERA_FILE_ENDING = ".json"
 ARRAYS_ENDING = ".npz"
-MODELS_OWN = "(default: the model's)"
 DEFAULT_SEEDS = "0-7"
-
-PrecisionFlag = Annotated[
-    Precision | None,
-    tyro.conf.arg(
-        help="how exactly products are computed: as float32, as TF32 or better, or of 16-bit numbers with float32 sums",
-        help_behavior_hint="(default: as PyTorch is set)",
-    ),
-]
-"""`--precision`, the same in every command."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The command's options."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """folder of a training run (its newest checkpoint is taken) or a checkpoint file"""
+    run: RunArgument
     out: Annotated[Path, tyro.conf.arg(metavar="FILE_OR_FOLDER")]
     """file to write: .png, .jpg or .webp; with --trajectory or --interpolate also .mp4, .gif or a moving .webp; .npz
     for numbers instead of pictures, depth in scene units and the cameras among them; or, without an ending, a folder of
     single pictures, as other programs read them: no labels, the pixels as they are"""
     seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint=f"(default: {DEFAULT_SEEDS})")] = None
     """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
-    latent: Annotated[
-        tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(default: none)")
-    ] = None
-    """faces that python -m cips3d.invert found, in the place of those of seeds"""
+    latent: LatentsFlag = None
     yaw: Annotated[
         tuple[float, ...] | None,
         tyro.conf.arg(metavar="RAD [RAD ...]", help_behavior_hint="(default: -0.4 0 0.4; a 2-D model has no sides)"),
@@ -85,14 +81,10 @@ class Options:
         int | None, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(default: 48; with --interpolate 24 a seed)")
     ] = None
     """frames of an animation; in a picture, where they stand side by side, the default is 8 (4 a seed)"""
-    fps: float = 24.0
-    """frames a second of an animation"""
-    truncation: float = 1.0
-    """1: faces of seeds as they come; nearer to 0: more typical ones"""
-    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint=MODELS_OWN)] = None
-    """side of a picture"""
-    fov: Annotated[float | None, tyro.conf.arg(metavar="DEGREES", help_behavior_hint=MODELS_OWN)] = None
-    """the camera's angle of view"""
+    fps: FpsFlag = 24.0
+    truncation: TruncationFlag = 1.0
+    resolution: ResolutionFlag = None
+    fov: FovFlag = None
     kind: Literal["image", "aux", "depth", "normals", "all"] = "image"
     """the picture, the NeRF's own picture (auxiliary), the depth (near is bright), the surface normals (red faces
     right, green up, blue the camera), or all of these that the model has"""
@@ -100,11 +92,9 @@ class Options:
     """colours as seen from one side wherever the camera is, which keeps them still while it moves; of pi-GAN"""
     jitter: bool = False
     """sample rays at random depths as in training, which shows as noise"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
+    device: DeviceFlag = "auto"
     precision: PrecisionFlag = None
-    batch_size: int = BATCH_SIZE
-    """pictures rendered at a time; smaller needs less memory"""
+    batch_size: BatchSizeFlag = BATCH_SIZE
 
     @property
     def has_frames(self) -> bool:

@@ -11,8 +11,18 @@ import tyro
 
 from cips3d import animations, pictures
 from cips3d.errors import LARGEST_NUMBER, UserError
-from cips3d.rendering.options import MODELS_OWN, PrecisionFlag, check_frames, listed
+from cips3d.rendering.flags import (
+    BatchSizeFlag,
+    DeviceFlag,
+    FovFlag,
+    FpsFlag,
+    LatentsFlag,
+    PrecisionFlag,
+    ResolutionFlag,
+    TruncationFlag,
+)
 from cips3d.rendering.options import Options as RenderOptions
+from cips3d.rendering.options import check_frames, listed
 from cips3d.rendering.options import check_options as check_render_options
 from cips3d.rendering.views import BATCH_SIZE
 from cips3d.video import import_ffmpeg
@@ -30,10 +40,7 @@ class SweepOptions:
     a moving .webp, where strengths come and go or the camera moves"""
     seeds: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="(default: 0-3)")] = None
     """which faces, a row each: integers and ranges, such as 3 or 0-7 or 1,5,9-12"""
-    latent: Annotated[
-        tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(default: none)")
-    ] = None
-    """faces that python -m cips3d.invert found, in the place of those of seeds"""
+    latent: LatentsFlag = None
     yaw: Annotated[
         tuple[float, ...] | None, tyro.conf.arg(metavar="RAD [RAD]", help_behavior_hint="(default: 0, the front)")
     ] = None
@@ -48,21 +55,15 @@ class SweepOptions:
     """a moving camera, as python -m cips3d.render has them; every frame shows all strengths"""
     frames: Annotated[int | None, tyro.conf.arg(metavar="COUNT", help_behavior_hint="(default: 48)")] = None
     """frames of an animation"""
-    fps: float = 24.0
-    """frames a second of an animation"""
-    truncation: float = 1.0
-    """1: faces of seeds as they come; nearer to 0: more typical ones"""
-    resolution: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint=MODELS_OWN)] = None
-    """side of a picture"""
-    fov: Annotated[float | None, tyro.conf.arg(metavar="DEGREES", help_behavior_hint=MODELS_OWN)] = None
-    """the camera's angle of view"""
+    fps: FpsFlag = 24.0
+    truncation: TruncationFlag = 1.0
+    resolution: ResolutionFlag = None
+    fov: FovFlag = None
     kind: Literal["image", "aux", "depth", "normals"] = "image"
     """the picture, the NeRF's own picture (auxiliary), the depth, or the surface normals"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
+    device: DeviceFlag = "auto"
     precision: PrecisionFlag = None
-    batch_size: int = BATCH_SIZE
-    """pictures rendered at a time; smaller needs less memory"""
+    batch_size: BatchSizeFlag = BATCH_SIZE
 
     @property
     def is_animation(self) -> bool:
