@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +15,8 @@ from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, describe, 
 from cips3d.data.images import find_images, open_images
 from cips3d.data.source import HEADS, HEADS_COUNT, open_training_source
 from cips3d.errors import UserError
-from cips3d.evaluation.catalogue import METRICS, VALUES, check_counts, chosen_metrics
+from cips3d.evaluation.catalogue import METRICS, check_counts, chosen_metrics
 from cips3d.evaluation.evaluate import (
-    Evaluation,
     EvaluationSettings,
     RealImages,
     evaluate_generator,
@@ -30,12 +26,11 @@ from cips3d.evaluation.evaluate import (
 from cips3d.evaluation.fidelity import BATCH_SIZE, FeatureNetworks, check_networks
 from cips3d.evaluation.ground_truth import ground_truth_heads
 from cips3d.evaluation.image_sets import SourceImages
-from cips3d.files import atomic_file, printable
-from cips3d.pictures import check_path, reported
-from cips3d.plain import finite, to_plain
+from cips3d.evaluation.report import Report
+from cips3d.files import printable
+from cips3d.pictures import check_path
 from cips3d.process.devices import choose_device, memory_explained
 from cips3d.process.ending import exit_on_user_error
-from cips3d.process.versions import versions
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator
 from cips3d.rendering.flags import DeviceFlag, PrecisionFlag
 from cips3d.rendering.seeds import check_seed, check_truncation
@@ -44,7 +39,6 @@ PROGRAM = "python -m cips3d.evaluate"
 HEADS_RESOLUTION = 64
 WITHOUT_DATA = ("consistency", "smoothness", "symmetry")  # measured where nothing is asked for ...
 WITH_DATA = ("fid", "kid")  # ... and these, first, where there are data
-LIBRARIES = ("torch-fidelity", "torchvision", "lpips")  # whose versions figures depend on
 WIDTH = 100
 
 
@@ -148,39 +142,12 @@ def evaluate(options: Options) -> int:
         f"{device} has too little memory for --batch-size {options.batch_size} at this resolution; lower one of them"
     ):
         report = measure(options, settings, str(device))
-    print(table(report.evaluation))
+    print(report.table())
     print(f"{report.subject}, in {time.perf_counter() - started:.0f} s")
     if options.out is not None:
-        content = report.content() | {"seed": options.seed, "device": str(device), "versions": all_versions()}
-        with reported(options.out), atomic_file(options.out) as file:
-            file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+        report.write(options.out)
         print(f"figures in {options.out}")
     return 0
-
-
-@dataclass(frozen=True)
-class Report:
-    """The results of a measurement, and what was measured."""
-
-    subject: str
-    facts: dict[str, Any]
-    settings: EvaluationSettings
-    evaluation: Evaluation
-
-    def content(self) -> dict[str, Any]:
-        """The content of the JSON file."""
-        found = self.evaluation
-        settings = to_plain(self.settings)
-        for unimportant in ("progress", "cache"):
-            settings.pop(unimportant)
-        return {
-            **self.facts,
-            "values": {name: finite(value) for name, value in found.values.items()},
-            "better": {name: VALUES[name].better for name in found.values},
-            "curves": {name: {"x": curve.x, "y": [finite(y) for y in curve.y]} for name, curve in found.curves.items()},
-            "seconds": found.seconds,
-            "settings": settings,
-        }
 
 
 def of_model(options: Options, settings: EvaluationSettings, device: str) -> Report:
@@ -208,7 +175,7 @@ def of_model(options: Options, settings: EvaluationSettings, device: str) -> Rep
         "resolution": resolution,
         "data": real_facts(options, real),
     }
-    return Report(subject, facts, settings, evaluation)
+    return Report(subject, facts, settings, device, evaluation)
 
 
 def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Report:
@@ -228,7 +195,7 @@ def of_folder(options: Options, settings: EvaluationSettings, device: str) -> Re
         "resolution": resolution,
         "data": real_facts(options, real),
     }
-    return Report(f"{source.report()}, {resolution} x {resolution}", facts, settings, evaluation)
+    return Report(f"{source.report()}, {resolution} x {resolution}", facts, settings, device, evaluation)
 
 
 def metrics_of(options: Options, is_3d: bool) -> list[str]:
@@ -277,40 +244,6 @@ def side_of_first(path: Path) -> int:
             f"--generated {path}: {printable(names[0])} cannot be read ({describe(error)}); "
             "remove it, or give --resolution"
         ) from error
-
-
-def table(evaluation: Evaluation) -> str:
-    """A line a value, and two a curve."""
-    widths = max(map(len, [*evaluation.values, *evaluation.curves]))
-    lines = [
-        f"{name:<{widths}}  {shown(value):>9}  {direction(name):<17}  {VALUES[name].meaning}"
-        for name, value in evaluation.values.items()
-    ]
-    for name, curve in evaluation.curves.items():
-        lines.append(f"{name:<{widths}}  at angle   {' '.join(f'{x:5.2f}' for x in curve.x)}")
-        lines.append(f"{'':<{widths}}  there is   {' '.join(f'{y:5.2f}' for y in curve.y)}")
-    return "\n".join(lines)
-
-
-def shown(value: float) -> str:
-    """Four figures; a dash for what is no number."""
-    return "-" if math.isnan(value) else f"{value:.4g}"
-
-
-def direction(name: str) -> str:
-    better = VALUES[name].better
-    return "" if better == "neither" else f"{better} is better"
-
-
-def all_versions() -> dict[str, str]:
-    """Versions of what computes, the metrics' libraries included where they are installed."""
-    found = versions()
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def check_options(options: Options) -> None:

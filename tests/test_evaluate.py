@@ -20,7 +20,7 @@ from evaluation.fidelity_library import open_torch_fidelity
 from cips3d import evaluate
 from cips3d.checkpoints.trained import save_checkpoint
 from cips3d.evaluate import main
-from cips3d.evaluation.catalogue import METRICS, VALUES
+from cips3d.evaluation.catalogue import METRICS
 from cips3d.evaluation.evaluate import Curve, Evaluation, EvaluationSettings, evaluate_generator
 from cips3d.models.family import make_generator
 from cips3d.rendering import load_generator
@@ -244,8 +244,3 @@ def test_help_explains_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
     squeezed = " ".join(text.split())
     assert all(" ".join(metric.meaning.split())[:40] in squeezed for metric in METRICS.values())
-
-
-def test_every_value_has_a_line_in_the_table() -> None:
-    found = Evaluation(dict.fromkeys(VALUES, 1.0))
-    assert len(evaluate.table(found).splitlines()) == len(VALUES)
