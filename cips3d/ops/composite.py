@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
@@ -23,7 +22,7 @@ from cips3d.ops.composite_reference import (
 )
 from cips3d.ops.library import define
 from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
-from cips3d.ops.second_order import differentiate_outputs
+from cips3d.ops.second_order import gradients_of_op
 
 SAMPLES_IN_LANES = 32  # samples of a ray that a kernel keeps in registers; of longer rays the backward stores them
 
@@ -271,32 +270,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
-    needed = ctx.needs_input_grad[: len(inputs)]
-    if all(grad is None for grad in grads):
-        return (None,) * len(ctx.needs_input_grad)
-    if torch.is_grad_enabled():
-        found = differentiate_outputs(composite_reference, inputs, needed, grads, ctx.settings)
-        return *found, None, None, None
-    density, features, depths, fine_density, fine_features, _, noise = needed
-    with_density, with_features = density or fine_density or noise, (features or fine_features) and grads[0] is not None
-    of_density, of_features, of_depths, of_fine_density, of_fine_features = _BACKWARD(
-        *inputs, *grads, *ctx.settings, with_density, with_features, depths
-    )
-    of_noise = None
-    if noise:
-        of_noise = front_to_back(of_density, of_fine_density, inputs[5])
-    return (
-        of_density if density else None,
-        of_features if features and with_features else None,
-        of_depths if depths else None,
-        of_fine_density if fine_density else None,
-        of_fine_features if fine_features and with_features else None,
-        None,
-        of_noise,
-        None,
-        None,
-        None,
-    )
+
+    def written() -> tuple[Tensor | None, ...]:
+        density, features, depths, fine_density, fine_features, _, noise, *_ = ctx.needs_input_grad
+        with_density = density or fine_density or noise
+        with_features = (features or fine_features) and grads[0] is not None
+        of_density, of_features, of_depths, of_fine_density, of_fine_features = _BACKWARD(
+            *inputs, *grads, *ctx.settings, with_density, with_features, depths
+        )
+        if not with_features:
+            of_features = of_fine_features = None
+        of_noise = front_to_back(of_density, of_fine_density, inputs[5]) if noise else None
+        return of_density, of_features, of_depths, of_fine_density, of_fine_features, None, of_noise
+
+    return gradients_of_op(ctx, composite_reference, inputs, grads, written)
 
 
 def _backward_kernel(density: Tensor, features: Tensor, depths: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -38,6 +38,11 @@ class RayDraws(NamedTuple):
     coarse_noise: Tensor | None = None
     merged_noise: Tensor | None = None
 
+    @property
+    def composited_noise(self) -> Tensor | None:
+        """Noise of the samples that are composited, in the end."""
+        return self.coarse_noise if self.importance is None else self.merged_noise
+
     def detach(self) -> RayDraws:
         """The same without gradients."""
         importance, *noise = (None if draw is None else draw.detach() for draw in self[1:])

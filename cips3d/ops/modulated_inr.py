@@ -17,7 +17,7 @@ from cips3d.ops.modulated_fc import ModulatedWeight, check_layers, modulated_lay
 from cips3d.ops.modulated_inr_backward import BACKWARD
 from cips3d.ops.precision import Precision, is_fast, takes_float16
 from cips3d.ops.ray_tensors import require_float32
-from cips3d.ops.second_order import differentiate_outputs
+from cips3d.ops.second_order import gradients_of_op
 from cips3d.ops.stacked_layers import INPUTS, LAYERS, SCHEMA, StackedLayers
 
 WIDTH_MAX = 512  # of any layer and of the features: what the kernel has room for
@@ -245,16 +245,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:INPUTS]
-    none = (None,) * len(ctx.settings)
-    if torch.is_grad_enabled():
 
-        def reference(*arguments: Any) -> tuple[Tensor]:
-            return (_reference(*arguments),)
+    def reference(*arguments: Any) -> tuple[Tensor]:
+        return (_reference(*arguments),)
 
-        return *differentiate_outputs(reference, inputs, needed, [grad], ctx.settings), *none
-    found = BACKWARD(grad, *inputs, *ctx.settings, needed[1] or needed[2])
-    return *(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True)), *none
+    def written() -> tuple[Tensor, ...]:
+        with_weights = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        found: tuple[Tensor, ...] = BACKWARD(grad, *inputs, *ctx.settings, with_weights)
+        return found
+
+    return gradients_of_op(ctx, reference, inputs, [grad], written)
 
 
 _OP = define(

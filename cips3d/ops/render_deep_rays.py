@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,9 +23,10 @@ from cips3d.ops.deep_field import (
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.layer_by_layer import rays_at_a_time, types_between_layers
 from cips3d.ops.library import OPS, define
-from cips3d.ops.march import RayDraws, RenderedRays, check_draws, march_rays
+from cips3d.ops.march import RayDraws, RenderedRays, check_draws
+from cips3d.ops.ray_op import RAY_TENSORS, RaySettings, empty_outputs, launch_rays, marched, ray_schema, rays_and_draws
 from cips3d.ops.ray_tensors import require_float32
-from cips3d.ops.second_order import differentiate_outputs
+from cips3d.ops.second_order import gradients_of_op
 from cips3d.ops.stratified import ray_points
 
 
@@ -37,18 +38,10 @@ def deep_kernel_fits(device: torch.device, coarse: int, fine: int, fast: bool) -
 
 
 def render_deep_rays(
-    origins: Tensor,
-    directions: Tensor,
-    field: DeepSirenField,
-    draws: RayDraws,
-    t_near: float,
-    t_far: float,
-    activation: str,
-    last_back: bool,
-    fast: bool,
+    origins: Tensor, directions: Tensor, field: DeepSirenField, draws: RayDraws, settings: RaySettings
 ) -> RenderedRays:
     """The registered op; see `render_rays` for the arguments, which it has checked."""
-    return RenderedRays(*_OP(origins, directions, *draws, *field, t_near, t_far, activation, last_back, fast))
+    return RenderedRays(*_OP(origins, directions, *draws, *field, *settings))
 
 
 def check_deep_rays(
@@ -61,70 +54,36 @@ def check_deep_rays(
 
 
 FIELD = len(DeepSirenField._fields)
-INPUTS = 6 + FIELD  # tensors of the op
+INPUTS = RAY_TENSORS + FIELD  # tensors of the op
 
 
-def _unpack(tensors: tuple[Any, ...]) -> tuple[Tensor, Tensor, RayDraws, DeepSirenField]:
-    """The op's tensors as what they stand for: origins, directions, draws and field."""
-    origins, directions, *others = tensors
-    return origins, directions, RayDraws(*others[:4]), DeepSirenField(*others[4:])
+def _unpack(arguments: Sequence[Any]) -> tuple[Tensor, Tensor, RayDraws, DeepSirenField, RaySettings]:
+    """The op's arguments as what they stand for."""
+    field = DeepSirenField(*arguments[RAY_TENSORS:INPUTS])
+    return *rays_and_draws(arguments), field, RaySettings(*arguments[INPUTS:])
 
 
 def _reference(*arguments: Any) -> tuple[Tensor, ...]:
-    origins, directions, draws, field = _unpack(arguments[:INPUTS])
-    t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
-    seen = march_rays(
-        partial(evaluate_deep_field, field, directions, precision="highest"),
-        origins,
-        directions,
-        draws,
-        t_near,
-        t_far,
-        activation=activation,
-        last_back=last_back,
-    )
-    return *seen[:4], seen.depths.clone()
+    origins, directions, draws, field, settings = _unpack(arguments)
+    evaluate = partial(evaluate_deep_field, field, directions, precision="highest")
+    return marched(evaluate, origins, directions, draws, settings)
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    origins, directions, draws, field = _unpack(arguments[:INPUTS])
-    samples = check_deep_rays(origins, directions, field, draws, arguments[INPUTS + 2])
-    rays = origins.shape[:2]
-    return (
-        origins.new_empty(*rays, 3),
-        *(origins.new_empty(rays) for _ in range(2)),
-        *(origins.new_empty(*rays, samples) for _ in range(2)),
-    )
+    origins, directions, draws, field, settings = _unpack(arguments)
+    samples = check_deep_rays(origins, directions, field, draws, settings.activation)
+    return empty_outputs(origins, 3, samples, by_sample=2)
 
 
 def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    tensors = arguments[:INPUTS]
-    t_near, t_far, activation, last_back, fast = arguments[INPUTS:]
+    origins, directions, draws, field, settings = _unpack(arguments)
     outputs = _fake(*arguments)
-    origins, directions, draws, field = _unpack(tensors)
     require_float32(origins=origins, directions=directions, **draws._asdict(), **field._asdict())
     images, rays = origins.shape[:2]
     if images * rays > 0:
-        fine = 0 if draws.importance is None else draws.importance.shape[2]
-        sizes = (field.trunk_bias.shape[0], field.trunk_bias.shape[1], field.color_bias.shape[0])
-        size = kernels.module_for(origins.device).render_deep_rays_workspace(images, *sizes, not fast)
-        workspace = origins.new_empty(size, dtype=torch.uint8)
-        kernels.launch(
-            "render_deep_rays",
-            *(None if x is None else x.contiguous() for x in tensors),
-            workspace,
-            *outputs,
-            images,
-            rays,
-            draws.stratified.shape[2],
-            fine,
-            *sizes,
-            t_near,
-            t_far,
-            activation == "softplus",
-            last_back,
-            not fast,
-        )
+        sizes = (*field.trunk_bias.shape, field.color_bias.shape[0])
+        workspace = kernels.module_for(origins.device).render_deep_rays_workspace(images, *sizes, not settings.fast)
+        launch_rays("render_deep_rays", arguments[:INPUTS], outputs, sizes, settings, workspace)
     return outputs
 
 
@@ -136,21 +95,25 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, depths = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:INPUTS]
-    none = (None,) * (len(ctx.needs_input_grad) - INPUTS)
-    if all(grad is None for grad in grads[:4]):
-        return (None,) * len(ctx.needs_input_grad)
-    if torch.is_grad_enabled():
-        return *differentiate_outputs(_reference, inputs, needed, grads[:4], ctx.settings), *none
-    origins, directions, draws, field = _unpack(tuple(inputs))
-    _, _, activation, last_back, fast = ctx.settings
-    noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
-    with_rays = needed[0] or needed[1]
-    *of_field, of_origins, of_directions = _BACKWARD(
-        origins, directions, depths, noise, *grads[:4], *field, activation, last_back, fast, with_rays
-    )
-    gradients = (of_origins, of_directions, None, None, None, None, *of_field)
-    return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
+
+    def written() -> tuple[Tensor | None, ...]:
+        origins, directions, draws, field, settings = _unpack([*inputs, *ctx.settings])
+        with_rays = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        *of_field, of_origins, of_directions = _BACKWARD(
+            origins,
+            directions,
+            depths,
+            draws.composited_noise,
+            *grads[:4],
+            *field,
+            settings.activation,
+            settings.last_back,
+            settings.fast,
+            with_rays,
+        )
+        return of_origins, of_directions, None, None, None, None, *of_field
+
+    return gradients_of_op(ctx, _reference, inputs, grads[:4], written)
 
 
 # Its gradients: the field evaluated once more at the depths that the forward has left, layer by layer through the
@@ -294,9 +257,7 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 _FIELD_SCHEMA = ", ".join(f"Tensor {name}" for name in DeepSirenField._fields)
 _OP = define(
-    "render_deep_rays(Tensor origins, Tensor directions, Tensor stratified, Tensor? importance, Tensor? coarse_noise, "
-    f"Tensor? merged_noise, {_FIELD_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool fast)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    ray_schema("render_deep_rays", _FIELD_SCHEMA, outputs=5),
     kernel=_kernel,
     reference=_reference,
     fake=_fake,

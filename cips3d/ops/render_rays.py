@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,10 @@ from cips3d.ops.deep_field import DeepSirenField, evaluate_deep_field
 from cips3d.ops.library import define
 from cips3d.ops.march import Field, RayDraws, RenderedRays, check_draws, march_rays
 from cips3d.ops.precision import Precision, is_fast, takes_float16
+from cips3d.ops.ray_op import RAY_TENSORS, RaySettings, empty_outputs, launch_rays, marched, ray_schema, rays_and_draws
 from cips3d.ops.ray_tensors import kernels_take_float32, require_float32
 from cips3d.ops.render_rays_backward import BACKWARD
-from cips3d.ops.second_order import differentiate_outputs
+from cips3d.ops.second_order import gradients_of_op
 from cips3d.ops.siren_field import (
     LAYER_NAMES,
     LAYER_SCHEMA,
@@ -165,9 +167,9 @@ def render_rays(
     if kernels_take_float32(origins, *others.values()):
         reason = why_not_fused(field, draws, precision=precision)
         if reason is None:
-            settings = (t_near, t_far, activation, last_back, _rounds(field, precision))
+            settings = RaySettings(t_near, t_far, activation, last_back, _rounds(field, precision))
             if isinstance(field, DeepSirenField):
-                return deep.render_deep_rays(origins, directions, field, draws, *settings)
+                return deep.render_deep_rays(origins, directions, field, draws, settings)
             return RenderedRays(*_OP(origins, *others.values(), field.ball_density, field.ball_radius, *settings)[:5])
         kernels.warn_composed(reason, "renders rays op by op")
     return march_rays(evaluate, origins, directions, draws, t_near, t_far, activation=activation, last_back=last_back)
@@ -180,85 +182,48 @@ def check_render_rays(origins: Tensor, directions: Tensor, field: SirenField, dr
     return samples
 
 
-INPUTS = 6 + LAYERS  # tensors of the op
+INPUTS = RAY_TENSORS + LAYERS  # tensors of the op
 
 
-def _unpack(tensors: tuple[Any, ...], ball: tuple[float, float]) -> tuple[Tensor, Tensor, RayDraws, SirenField]:
-    """The op's tensors as what they stand for: origins, directions, draws and field."""
-    origins, directions, *others = tensors
-    return origins, directions, RayDraws(*others[:4]), field_of(tuple(others[4:]), *ball)
+def _unpack(arguments: Sequence[Any]) -> tuple[Tensor, Tensor, RayDraws, SirenField, RaySettings]:
+    """The op's arguments as what they stand for."""
+    ball_density, ball_radius, *settings = arguments[INPUTS:]
+    field = field_of(tuple(arguments[RAY_TENSORS:INPUTS]), ball_density, ball_radius)
+    return *rays_and_draws(arguments), field, RaySettings(*settings)
 
 
 # The registered op. Its last output, the transmittance in front of every sample, is for the backward.
 
 
 def _reference(*arguments: Any) -> tuple[Tensor, ...]:
-    ball_density, ball_radius, t_near, t_far, activation, last_back, _ = arguments[INPUTS:]
-    origins, directions, draws, field = _unpack(arguments[:INPUTS], (ball_density, ball_radius))
-    seen = march_rays(
-        partial(evaluate_siren_field, field, precision="highest"),
-        origins,
-        directions,
-        draws,
-        t_near,
-        t_far,
-        activation=activation,
-        last_back=last_back,
-    )
-    points = ray_points(origins, directions, seen.depths).flatten(1, 2)
-    density, _ = evaluate_siren_field(field, points, precision="highest")
-    noise = draws.coarse_noise if draws.importance is None else draws.merged_noise
-    light = light_in_front(density.view(seen.depths.shape), seen.depths, noise, activation)
-    return *seen[:4], seen.depths.clone(), light
+    origins, directions, draws, field, settings = _unpack(arguments)
+    evaluate = partial(evaluate_siren_field, field, precision="highest")
+    *seen, depths = marched(evaluate, origins, directions, draws, settings)
+    density, _ = evaluate(ray_points(origins, directions, depths).flatten(1, 2))
+    light = light_in_front(density.view(depths.shape), depths, draws.composited_noise, settings.activation)
+    return *seen, depths, light
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    *ball, _, _, activation, _, _ = arguments[INPUTS:]
-    origins, directions, draws, field = _unpack(arguments[:INPUTS], (ball[0], ball[1]))
-    samples = check_render_rays(origins, directions, field, draws, activation)
-    rays = origins.shape[:2]
-    return (
-        origins.new_empty(*rays, field.color.weight.shape[1]),
-        *(origins.new_empty(rays) for _ in range(2)),
-        *(origins.new_empty(*rays, samples) for _ in range(3)),
-    )
+    origins, directions, draws, field, settings = _unpack(arguments)
+    samples = check_render_rays(origins, directions, field, draws, settings.activation)
+    return empty_outputs(origins, field.color.weight.shape[1], samples, by_sample=3)
 
 
 def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    tensors, settings = arguments[:INPUTS], arguments[INPUTS:]
+    origins, directions, draws, field, settings = _unpack(arguments)
     outputs = _fake(*arguments)
-    ball_density, ball_radius, t_near, t_far, activation, last_back, fast = settings
-    origins, directions, draws, field = _unpack(tensors, (ball_density, ball_radius))
     require_float32(origins=origins, directions=directions, **draws._asdict())
-    require_float32(**dict(zip(LAYER_NAMES, tensors[INPUTS - LAYERS : INPUTS], strict=True)))
+    require_float32(**dict(zip(LAYER_NAMES, tensors_of(field), strict=True)))
     images, rays = origins.shape[:2]
     if images * rays > 0:
-        fine = 0 if draws.importance is None else draws.importance.shape[2]
         color, width = field.color.weight.shape[1:]
-        name = "render_rays"
-        workspace: tuple[Tensor, ...] = ()
+        name, workspace = "render_rays", None
         if is_wide(width, color):
-            size = kernels.module_for(origins.device).render_wide_rays_workspace(images, width, color, not fast)
-            name, workspace = "render_wide_rays", (origins.new_empty(size, dtype=torch.uint8),)
-        kernels.launch(
-            name,
-            *(None if x is None else x.contiguous() for x in tensors),
-            *workspace,
-            *outputs,
-            images,
-            rays,
-            draws.stratified.shape[2],
-            fine,
-            width,
-            color,
-            ball_density,
-            ball_radius,
-            t_near,
-            t_far,
-            activation == "softplus",
-            last_back,
-            not fast,
-        )
+            name, module = "render_wide_rays", kernels.module_for(origins.device)
+            workspace = module.render_wide_rays_workspace(images, width, color, not settings.fast)
+        numbers = (width, color, field.ball_density, field.ball_radius)
+        launch_rays(name, arguments[:INPUTS], outputs, numbers, settings, workspace)
     return outputs
 
 
@@ -271,45 +236,36 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, weights, depths, transmittance = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:INPUTS]
-    none = (None,) * (len(ctx.needs_input_grad) - INPUTS)
-    grad_colors, grad_opacity, grad_depth, grad_weights = grads[:4]
-    if all(grad is None for grad in grads[:4]):
-        return (None,) * len(ctx.needs_input_grad)
-    if torch.is_grad_enabled():
-        return *differentiate_outputs(_reference, inputs, needed, grads[:4], ctx.settings), *none
-    ball_density, ball_radius, _, _, activation, last_back, fast = ctx.settings
-    origins, directions, draws, field = _unpack(tuple(inputs), (ball_density, ball_radius))
-    if grad_colors is None:
-        grad_colors = origins.new_zeros(*origins.shape[:2], field.color.weight.shape[1])
-    with_rays = needed[0] or needed[1]
-    *of_layers, of_origins, of_directions = BACKWARD(
-        origins,
-        directions,
-        depths,
-        transmittance,
-        weights,
-        draws.coarse_noise if draws.importance is None else draws.merged_noise,
-        grad_colors,
-        grad_opacity,
-        grad_depth,
-        grad_weights,
-        *tensors_of(field),
-        ball_density,
-        ball_radius,
-        activation,
-        last_back,
-        fast,
-        with_rays,
-    )
-    gradients = (of_origins, of_directions, None, None, None, None, *of_layers)
-    return *(grad if wanted else None for grad, wanted in zip(gradients, needed, strict=True)), *none
+
+    def written() -> tuple[Tensor | None, ...]:
+        origins, directions, draws, field, settings = _unpack([*inputs, *ctx.settings])
+        of_colors, *of_others = grads[:4]
+        if of_colors is None:
+            of_colors = origins.new_zeros(*origins.shape[:2], field.color.weight.shape[1])
+        *of_layers, of_origins, of_directions = BACKWARD(
+            origins,
+            directions,
+            depths,
+            transmittance,
+            weights,
+            draws.composited_noise,
+            of_colors,
+            *of_others,
+            *tensors_of(field),
+            field.ball_density,
+            field.ball_radius,
+            settings.activation,
+            settings.last_back,
+            settings.fast,
+            ctx.needs_input_grad[0] or ctx.needs_input_grad[1],
+        )
+        return of_origins, of_directions, None, None, None, None, *of_layers
+
+    return gradients_of_op(ctx, _reference, inputs, grads[:4], written)
 
 
 _OP = define(
-    "render_rays(Tensor origins, Tensor directions, Tensor stratified, Tensor? importance, Tensor? coarse_noise, "
-    f"Tensor? merged_noise, {LAYER_SCHEMA}, float t_near, float t_far, str activation, bool last_back, bool fast)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    ray_schema("render_rays", LAYER_SCHEMA, outputs=6),
     kernel=_kernel,
     reference=_reference,
     fake=_fake,

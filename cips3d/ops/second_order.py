@@ -78,3 +78,26 @@ def differentiate_outputs(
     for i, gradient in zip(given, found, strict=True):
         gradients[i] = gradient
     return tuple(gradients)
+
+
+def gradients_of_op(
+    ctx: Any,
+    reference: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    output_gradients: Sequence[Tensor | None],
+    written: Callable[[], Sequence[Tensor | None]],
+) -> tuple[Tensor | None, ...]:
+    """What the backward of an op returns: by its written formula or, where that is differentiated, by the reference.
+
+    Args:
+        ctx: of the op, with the arguments behind its tensors as `settings`.
+        reference, inputs, output_gradients: see `differentiate_outputs`.
+        written: makes one gradient an input; those that no input needs are dropped.
+    """
+    needed = ctx.needs_input_grad[: len(inputs)]
+    none = (None,) * len(ctx.settings)
+    if all(grad is None for grad in output_gradients):
+        return (None,) * len(inputs) + none
+    if torch.is_grad_enabled():
+        return *differentiate_outputs(reference, inputs, needed, output_gradients, ctx.settings), *none
+    return *(grad if wanted else None for grad, wanted in zip(written(), needed, strict=True)), *none
