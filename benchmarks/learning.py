@@ -32,7 +32,7 @@ from cips3d.process.versions import processor
 from cips3d.rendering import load_generator
 from cips3d.training.loop import train
 from cips3d.training.presets import preset
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 
 HELD_OUT_SEED = 1000  # of heads that neither training (seed 0) nor a judge ever sees
 IMAGES_SEED = 20_211  # of the generated images that are compared
@@ -82,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     base = replace(preset(arguments.preset), steps=arguments.steps)
-    resolution = settled(base).stages[-1].resolution
+    resolution = resolved(base).stages[-1].resolution
     load_heads(resolution, base.heads)  # made outside of the time that is measured
     held_out = HeldOut(resolution, arguments.images)
     other = load_heads(resolution, arguments.images, HELD_OUT_SEED + 1)
@@ -130,7 +130,7 @@ def main() -> None:
         machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cpu": processor()}
         content = {
             "preset": arguments.preset,
-            "steps": settled(base).total_steps,
+            "steps": resolved(base).total_steps,
             "machine": machine,
             "references": references,
             "runs": results,

@@ -24,8 +24,8 @@ from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import StepReport
 from cips3d.training.presets import preset
-from cips3d.training.schedule import moment
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -41,7 +41,7 @@ KINDS: dict[str, tuple[Precision, Amp]] = {
 
 def config_256(precision: Precision, amp: Amp, *, on_gpu: bool) -> TrainConfig:
     """Elsewhere than on a GPU, pictures of 8²."""
-    config = settled(replace(preset("ffhq"), batch_size=4, precision=precision, amp=amp))
+    config = resolved(replace(preset("ffhq"), batch_size=4, precision=precision, amp=amp))
     stage = replace(config.stages[-1], freeze_nerf=False, grad_points=None)
     if not on_gpu:
         stage = replace(stage, resolution=8)
@@ -54,7 +54,7 @@ class Steps:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.state = TrainingState(config, Processes(device=device))
-        now = moment(config, 0)
+        now = plan_at(config, 0)
         self.state.enter_stage(now.stage_index, now.stage)
         self.step = TrainingStep(self.state, config)
         size = (now.stage.batch_size, 3, now.stage.resolution, now.stage.resolution)
@@ -75,8 +75,8 @@ class Steps:
         Raises:
             RuntimeError: a loss or gradient was not finite, so the step was left out and its time is none.
         """
-        now = moment(self.config, 0 if regularised else 1)
-        assert now.r1_now is regularised
+        now = plan_at(self.config, 0 if regularised else 1)
+        assert now.r1_due is regularised
         with matmul_precision(self.config.precision):
             report = self.step(self.real, now)
         if not report.finite:

@@ -26,8 +26,8 @@ from cips3d.process.versions import processor
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.presets import preset
-from cips3d.training.schedule import moment
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -38,7 +38,7 @@ def measure(config: TrainConfig, stage: int, steps: int, device: torch.device) -
     """Time `steps` steps of a stage, one after the other, after a warm-up of a whole R1 interval."""
     state = TrainingState(config, Processes(device=device))
     first = sum(s.steps for s in config.stages[:stage])
-    now = moment(config, first)
+    now = plan_at(config, first)
     state.enter_stage(now.stage_index, now.stage)
     step = TrainingStep(state, config)
     size = (now.stage.batch_size, 3, now.stage.resolution, now.stage.resolution)
@@ -50,14 +50,14 @@ def measure(config: TrainConfig, stage: int, steps: int, device: torch.device) -
 
     before = resident_peak()
     for k in range(config.r1_every + 2):
-        step(real, moment(config, first + k))
+        step(real, plan_at(config, first + k))
     synchronize()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for k in range(steps):
         started = time.perf_counter()
-        step(real, moment(config, first + k))
+        step(real, plan_at(config, first + k))
         synchronize()
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else resident_peak() - before
@@ -82,7 +82,7 @@ def command() -> int:
     arguments = parser.parse_args()
 
     device = choose_device(arguments.device)
-    config = settled(replace(preset(arguments.preset), batch_size=arguments.batch_size))
+    config = resolved(replace(preset(arguments.preset), batch_size=arguments.batch_size))
     figures = measure(config, range(len(config.stages))[arguments.stage], arguments.steps, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{arguments.preset} on {name}, torch {torch.__version__}, Python {platform.python_version()}")

@@ -20,7 +20,7 @@ from cips3d.process.ending import exit_on_user_error
 from cips3d.process.signals import stop_on_signals
 from cips3d.rendering import LoadedGenerator, check_resolution_of, load_generator, styles_of_latents
 from cips3d.rendering.flags import DeviceFlag, PrecisionFlag, RunArgument
-from cips3d.rendering.latents import SeenBy, read_latent
+from cips3d.rendering.latents import CameraAngles, read_latent
 from cips3d.rendering.seeds import check_truncation
 from cips3d.viewing import Exhibit, Gallery, open_server
 from cips3d.viewing.orbit import Orbit, trained_limits
@@ -136,7 +136,7 @@ def exhibit_of(options: Options, loaded: LoadedGenerator) -> Exhibit:
     )
 
 
-def orbit_of(loaded: LoadedGenerator, camera: SeenBy | None) -> Orbit:
+def orbit_of(loaded: LoadedGenerator, camera: CameraAngles | None) -> Orbit:
     """The view of the trained ones that is nearest to a latent's camera."""
     limits = trained_limits(loaded.poses)
     return limits.front if camera is None else limits.held(Orbit(camera.yaw, camera.pitch))

@@ -24,9 +24,9 @@ from cips3d.models.generator import with_same_layers
 from cips3d.models.volume import VolumeSettings
 from cips3d.render import main as render_main
 from cips3d.rendering import (
+    CameraAngles,
     LoadedGenerator,
     Look,
-    SeenBy,
     latent_of,
     read_latent,
     render_views,
@@ -172,10 +172,10 @@ class TestLatents:
 
     def test_its_camera_stays(self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path) -> None:
         write_latent(
-            tmp_path / "a.safetensors", latent_of(loaded, styles_of_seeds(loaded, [0]), SeenBy(1.5, 1.7, 12.0))
+            tmp_path / "a.safetensors", latent_of(loaded, styles_of_seeds(loaded, [0]), CameraAngles(1.5, 1.7, 12.0))
         )
         command("--latent", tmp_path / "a.safetensors", *self.ONE, out="b.safetensors")
-        assert read_latent(tmp_path / "b.safetensors").camera == SeenBy(1.5, 1.7, 12.0)
+        assert read_latent(tmp_path / "b.safetensors").camera == CameraAngles(1.5, 1.7, 12.0)
 
     def test_beside_a_face_that_was_not_edited(
         self, command: SweepCommand, loaded: LoadedGenerator, tmp_path: Path

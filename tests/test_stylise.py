@@ -29,7 +29,7 @@ from cips3d.stylise import main
 from cips3d.train import defaults
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 from cips3d.training.state import TrainingState
 
 FRONT = torch.tensor([math.pi / 2])
@@ -213,7 +213,7 @@ class TestCheckpoints:
         self, command: SweepCommand, models: tuple[Path, Path], tmp_path: Path
     ) -> None:
         command("--strengths", 0.5, out="a.safetensors")
-        config = settled(dataclasses.replace(defaults("finetune", None, tmp_path / "a.safetensors"), resolution=8))
+        config = resolved(dataclasses.replace(defaults("finetune", None, tmp_path / "a.safetensors"), resolution=8))
         state = TrainingState(config, Processes())
         networks = load_networks(tmp_path / "a.safetensors")
         state.start_from(networks)

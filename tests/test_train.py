@@ -18,7 +18,7 @@ from cips3d.errors import UserError
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.presets import PRESETS
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 
 QUICK = ("--reports.faces", "2", "--reports.turntable-frames", "2", "--reports.metrics-interval", "0")
 
@@ -66,9 +66,9 @@ def test_a_run_goes_on_as_itself(
 
 
 def test_heads_are_the_data_that_no_flag_names() -> None:
-    named = settled(command.parse(["--preset", "tiny", "--data", "heads", "--heads", "9"]))
-    assert named == settled(command.parse(["--preset", "tiny", "--heads", "9"]))
-    assert settled(command.parse(["--preset", "tiny", "--data", "./heads"])).data == "./heads"  # a folder
+    named = resolved(command.parse(["--preset", "tiny", "--data", "heads", "--heads", "9"]))
+    assert named == resolved(command.parse(["--preset", "tiny", "--heads", "9"]))
+    assert resolved(command.parse(["--preset", "tiny", "--data", "./heads"])).data == "./heads"  # a folder
 
 
 def test_help_names_every_preset() -> None:
@@ -84,7 +84,7 @@ def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:
     assert config.generator == small_config.generator
     assert config.stages == PRESETS["finetune"].stages
     trained = TrainConfig.from_json(load_checkpoint(find_checkpoint(folder))["config"])
-    assert settled(config).stages[-1].resolution == trained.stages[-1].resolution  # the model's own, not the preset's
+    assert resolved(config).stages[-1].resolution == trained.stages[-1].resolution  # the model's own, not the preset's
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from cips3d.errors import UserError
 from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.models.volume import VolumeSettings
 from cips3d.rendering import LoadedGenerator, latent_of, load_generator, styles_of_seeds, write_latent
-from cips3d.rendering.latents import SeenBy
+from cips3d.rendering.latents import CameraAngles
 from cips3d.viewer import Options, exhibit_of, main, resolution_of
 from cips3d.viewing import server
 from cips3d.viewing.orbit import Orbit, trained_limits
@@ -136,7 +136,7 @@ def test_a_face_that_was_found(run_folder: Path, tmp_path: Path) -> None:
     limits = trained_limits(loaded.poses)
     yaw, pitch = limits.yaw_middle + limits.yaw_reach / 2, limits.pitch[0] - 0.1
     path = tmp_path / "latent.safetensors"
-    for camera, seen in ((SeenBy(pitch, yaw, 12.0), Orbit(yaw, limits.pitch[0])), (None, limits.front)):
+    for camera, seen in ((CameraAngles(pitch, yaw, 12.0), Orbit(yaw, limits.pitch[0])), (None, limits.front)):
         write_latent(path, latent_of(loaded, styles, camera))
         exhibit = exhibit_of(Options(run_folder, latent=path, device="cpu"), loaded)
         assert exhibit.first_shot.seed is None

@@ -42,7 +42,7 @@ def cips_reference_names(config: CIPSConfig) -> dict[str, str]:
     return names | to_rgb_names("network.to_rgb", "to_rgb_last")
 
 
-def cips_config_of_reference(state: Mapping[str, Tensor], *, mapping_lr_multiplier: float = 0.01) -> CIPSConfig:
+def cips_config_from_reference(state: Mapping[str, Tensor], *, mapping_lr_multiplier: float = 0.01) -> CIPSConfig:
     """Variant and dimensions of a published generator, read off the names and shapes of its state dict."""
     variant: Variant = "residual" if any(key.startswith("to_rgb_last.") for key in state) else "skip"
     if variant == "skip":
@@ -93,7 +93,7 @@ def cips_from_reference(state: Mapping[str, Tensor], *, mapping_lr_multiplier: f
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit.
     """
-    config = cips_config_of_reference(state, mapping_lr_multiplier=mapping_lr_multiplier)
+    config = cips_config_from_reference(state, mapping_lr_multiplier=mapping_lr_multiplier)
     generator = CIPS(config)
     load_renamed(generator, unwrapped(state, GENERATOR), cips_reference_names(config), GENERATOR)
     return generator

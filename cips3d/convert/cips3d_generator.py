@@ -55,7 +55,7 @@ def generator_reference_names(config: CIPS3DConfig) -> dict[str, str]:
     return names
 
 
-def config_of_reference(state: Mapping[str, Tensor]) -> CIPS3DConfig:
+def cips3d_config_from_reference(state: Mapping[str, Tensor]) -> CIPS3DConfig:
     """Dimensions of a published generator, read off the shapes of its state dict."""
     corners = {  # and their dimensions
         "siren.network.1.linear.weight": 2,
@@ -87,7 +87,7 @@ def generator_from_reference(state: Mapping[str, Tensor]) -> CIPS3D:
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit.
     """
-    config = config_of_reference(state)
+    config = cips3d_config_from_reference(state)
     unused_rgb = {
         f"inr_net.to_rgbs.{4 << b}.linear.{kind}" for b in range(config.inr_rgb_from) for kind in ("weight", "bias")
     }

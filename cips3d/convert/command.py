@@ -100,7 +100,7 @@ def convert(options: Options) -> int:
     if options.average is not None:
         raise UserError("--average is for runs of this package; leave it out, or give a file of averages with --ema")
     parts, contents = gather(
-        options.file, loaded, ema=options.ema, discriminator=options.discriminator, told=options.system
+        options.file, loaded, ema=options.ema, discriminator=options.discriminator, given=options.system
     )
     generator_options, box_side = options_of_generator(options, parts)
     results: dict[str, Result] = {}

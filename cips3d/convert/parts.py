@@ -38,7 +38,7 @@ class Part:
 
 
 def gather(
-    file: Path, loaded: Any, *, ema: Path | None = None, discriminator: Path | None = None, told: str | None = None
+    file: Path, loaded: Any, *, ema: Path | None = None, discriminator: Path | None = None, given: str | None = None
 ) -> tuple[dict[str, Part], Contents]:
     """The networks of all files by the parts of the result, and what else the first file holds.
 
@@ -47,7 +47,7 @@ def gather(
         loaded: what is in it.
         ema: the averaged generator's, where it is a file of its own.
         discriminator: the discriminator's, likewise.
-        told: the system of the generators; None: it is detected.
+        given: the system of the generators; None: it is detected.
 
     Raises:
         UserError: a file cannot be read, or does not hold what it should.
@@ -57,14 +57,14 @@ def gather(
     contents = contents_in(file, loaded)
     parts: dict[str, Part] = {}
     for network in contents.networks:
-        system = system_of(network, file, told)
+        system = system_of(network, file, given)
         name = part_name(network, system, file)
         if name in parts:
             first = parts[name].network.label
             raise UserError(f"{file}: both {first} and {network.label} could be the {PART_NAMES[name]}")
         parts[name] = Part(network, system, file)
     if ema is not None:
-        parts["generator_ema"] = averaged_part(ema, parts, told)
+        parts["generator_ema"] = averaged_part(ema, parts, given)
         _check_same_system(parts)
     if discriminator is not None:
         parts["discriminator"] = lone_part(discriminator, None, discriminator=True)
@@ -95,11 +95,11 @@ def contents_in(path: Path, loaded: Any) -> Contents:
     return contents
 
 
-def system_of(network: Network, path: Path, told: str | None = None) -> str:
-    """The system of a network: as told, or detected."""
-    if told is not None:
-        judges = DISCRIMINATORS_NAME.fullmatch(last_name(network)) is not None and not is_discriminator(told)
-        return DISCRIMINATOR_OF.get(told, f"{told}{DISCRIMINATOR}") if judges else told
+def system_of(network: Network, path: Path, given: str | None = None) -> str:
+    """The system of a network: as given, or detected."""
+    if given is not None:
+        judges = DISCRIMINATORS_NAME.fullmatch(last_name(network)) is not None and not is_discriminator(given)
+        return DISCRIMINATOR_OF.get(given, f"{given}{DISCRIMINATOR}") if judges else given
     try:
         return detect_system(network.state)
     except UserError as error:
@@ -120,12 +120,12 @@ def part_name(network: Network, system: str, path: Path) -> str:
     return "generator_ema" if AVERAGED.search(last_name(network) or path.stem.lower()) else "generator"
 
 
-def averaged_part(path: Path, parts: dict[str, Part], told: str | None) -> Part:
+def averaged_part(path: Path, parts: dict[str, Part], given: str | None) -> Part:
     """The averaged generator of --ema: averages without names go onto the generator."""
     loaded = read_torch_file(path)
     averages = averages_of(loaded)
     if averages is None:
-        return lone_part(path, told, discriminator=False)
+        return lone_part(path, given, discriminator=False)
     if "generator" not in parts:
         raise UserError(f"--ema {path} holds averages without names; give it with the file of the generator itself")
     try:
@@ -135,10 +135,10 @@ def averaged_part(path: Path, parts: dict[str, Part], told: str | None) -> Part:
     return Part(network, parts["generator"].system, path)
 
 
-def lone_part(path: Path, told: str | None, *, discriminator: bool) -> Part:
+def lone_part(path: Path, given: str | None, *, discriminator: bool) -> Part:
     """The one network of its kind in a file; of a generator and its average, the average."""
     networks = contents_in(path, read_torch_file(path)).networks
-    systems = [(network, system_of(network, path, told)) for network in networks]
+    systems = [(network, system_of(network, path, given)) for network in networks]
     fitting = [Part(network, system, path) for network, system in systems if is_discriminator(system) == discriminator]
     averaged = [part for part in fitting if part_name(part.network, part.system, path) == "generator_ema"]
     chosen = averaged if len(averaged) == 1 else fitting

@@ -39,7 +39,7 @@ def pigan_reference_names(config: PiGANConfig) -> dict[str, str]:
     return names
 
 
-def config_of_reference(state: Mapping[str, Tensor], *, box_warp: bool | None = None) -> PiGANConfig:
+def pigan_config_from_reference(state: Mapping[str, Tensor], *, box_warp: bool | None = None) -> PiGANConfig:
     """Dimensions of a published generator, read off the shapes of its state dict; see `pigan_from_reference`."""
     first_key, mapping_key = "siren.network.0.layer.weight", "siren.mapping_network.network.0.weight"
     require_keys(state, (first_key, mapping_key), WHAT)
@@ -76,7 +76,7 @@ def pigan_from_reference(state: Mapping[str, Tensor], box_warp: bool | None = No
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit; or there is a grid, but no box warp.
     """
-    config = config_of_reference(state, box_warp=box_warp)
+    config = pigan_config_from_reference(state, box_warp=box_warp)
     generator = PiGAN(config)
     load_renamed(generator, state, pigan_reference_names(config), WHAT)
     return generator

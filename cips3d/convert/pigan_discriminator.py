@@ -34,7 +34,9 @@ def pigan_discriminator_reference_names(config: PiGANDiscriminatorConfig) -> dic
     return names
 
 
-def config_of_reference(state: Mapping[str, Tensor], *, strided: bool | None = None) -> PiGANDiscriminatorConfig:
+def pigan_discriminator_config_from_reference(
+    state: Mapping[str, Tensor], *, strided: bool | None = None
+) -> PiGANDiscriminatorConfig:
     """Widths and kind of a published discriminator; see `pigan_discriminator_from_reference`."""
     entries = count_keys(state, r"fromRGB\.\d+\.model\.0\.weight")
     from_rgb = [f"fromRGB.{k}.model.0.weight" for k in range(max(entries, 2))]
@@ -66,7 +68,7 @@ def pigan_discriminator_from_reference(state: Mapping[str, Tensor], strided: boo
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit, or `strided` is needed or contradicts.
     """
-    config = config_of_reference(state, strided=strided)
+    config = pigan_discriminator_config_from_reference(state, strided=strided)
     discriminator = PiGANDiscriminator(config)
     needed = {key: value for key, value in state.items() if key not in UNUSED}
     load_renamed(discriminator, needed, pigan_discriminator_reference_names(config), WHAT)

@@ -45,7 +45,7 @@ def stylegan2_reference_names(config: StyleGAN2Config) -> dict[str, str]:
     return names | {f"noises.noise_{k}": f"noises.noise_{k}" for k in range(2 * doublings + 1)}
 
 
-def stylegan2_config_of_reference(
+def stylegan2_config_from_reference(
     state: Mapping[str, Tensor], *, mapping_lr_multiplier: float = 0.01
 ) -> StyleGAN2Config:
     """Dimensions of a published generator, read off the shapes of its state dict."""
@@ -75,7 +75,7 @@ def stylegan2_from_reference(state: Mapping[str, Tensor], *, mapping_lr_multipli
     Raises:
         UserError: keys are missing, unknown, or of a shape that does not fit.
     """
-    config = stylegan2_config_of_reference(state, mapping_lr_multiplier=mapping_lr_multiplier)
+    config = stylegan2_config_from_reference(state, mapping_lr_multiplier=mapping_lr_multiplier)
     names = stylegan2_reference_names(config)
     if not any(key.startswith("noises.") for key in state):
         names = {ours: original for ours, original in names.items() if not ours.startswith("noises.")}

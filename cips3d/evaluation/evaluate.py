@@ -17,14 +17,14 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.heads.dataset import cache_folder
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
+from cips3d.evaluation.cache import cached
 from cips3d.evaluation.catalogue import METRICS, check_counts, chosen_metrics
 from cips3d.evaluation.chirality import chirality
 from cips3d.evaluation.consistency import DifferenceMap, view_consistency
 from cips3d.evaluation.fidelity import BATCH_SIZE, FIDELITY_METRICS, FeatureNetworks, fidelity
 from cips3d.evaluation.frechet import features_of, frechet_distance
-from cips3d.evaluation.image_sets import GeneratedImages, SourceImages, Watched, identity, size_of
+from cips3d.evaluation.image_sets import GeneratedImages, SourceImages, WithProgress, identity, size_of
 from cips3d.evaluation.judges import Teaching, chirality_judge, pose_judge
-from cips3d.evaluation.kept import kept
 from cips3d.evaluation.perceptual import lpips_map
 from cips3d.evaluation.pose import pose_accuracy
 from cips3d.evaluation.smoothness import depth_smoothness
@@ -194,14 +194,14 @@ def _frechet(images: Dataset, real: RealImages, settings: EvaluationSettings) ->
     def made() -> dict[str, Tensor]:
         return {"features": features_of(_batches(SourceImages(real), "real pictures", settings))}
 
-    of_real = kept(file, made)["features"]  # first: where they cannot be kept, nothing has been generated in vain
+    of_real = cached(file, made)["features"]  # first: where they cannot be kept, nothing has been generated in vain
     return frechet_distance(features_of(_batches(images, "generating", settings)), of_real)
 
 
 def _batches(images: Dataset, title: str, settings: EvaluationSettings) -> Iterator[Tensor]:
     """[B, 3, R, R] in [-1, 1]"""
     with tqdm(total=size_of(images), desc=title, unit="picture", disable=not settings.progress, leave=False) as bar:
-        for batch in DataLoader(Watched(images, bar), batch_size=settings.batch_size):
+        for batch in DataLoader(WithProgress(images, bar), batch_size=settings.batch_size):
             yield from_uint8(batch)
 
 

@@ -21,8 +21,8 @@ from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
 from cips3d.evaluation.catalogue import METRICS, check_counts
 from cips3d.evaluation.downloads import weights_of
-from cips3d.evaluation.image_sets import SourceImages, Watched, identity, size_of
-from cips3d.evaluation.kept_features import kept_features
+from cips3d.evaluation.feature_cache import feature_cache
+from cips3d.evaluation.image_sets import SourceImages, WithProgress, identity, size_of
 from cips3d.files import sha256_of
 
 FIDELITY_METRICS = ("fid", "kid", "is", "pr")
@@ -150,7 +150,7 @@ def _calculate(
         if real is not None and any(name in COMPARING for name in names):
             settings["input2"] = stack.enter_context(_watched(SourceImages(real), "real pictures", progress))
             settings["input2_cache_name"] = name = f"{identity(real)}-{fingerprint}"
-            stack.enter_context(kept_features(Path(settings["cache_root"]), name, len(real)))
+            stack.enter_context(feature_cache(Path(settings["cache_root"]), name, len(real)))
         stack.enter_context(_loaded_weights(extractor, networks))
         return library.calculate_metrics(**settings)
 
@@ -173,7 +173,7 @@ def _watched(images: Dataset, title: str, progress: bool) -> Iterator[Dataset]:
     """The set with a bar that appears when its first picture is taken: cached features take none."""
     bar = tqdm(total=size_of(images), desc=title, unit="picture", disable=not progress, leave=False, delay=1e-3)
     with bar:
-        yield Watched(images, bar)
+        yield WithProgress(images, bar)
 
 
 def check_metrics(metrics: Iterable[str]) -> list[str]:

@@ -129,7 +129,7 @@ class SourceImages(Dataset):
         return self.source[index]
 
 
-class Watched(Dataset):
+class WithProgress(Dataset):
     """A data set that moves a progress bar along as its pictures are taken in order."""
 
     def __init__(self, images: Dataset, bar: tqdm) -> None:

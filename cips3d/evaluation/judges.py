@@ -16,9 +16,9 @@ from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.heads.dataset import FORMAT as HEADS_FORMAT
 from cips3d.data.heads.dataset import cache_folder
+from cips3d.evaluation.cache import cached
 from cips3d.evaluation.chirality import ChiralityClassifier, chirality_accuracy, train_chirality_classifier
 from cips3d.evaluation.image_network import Network, all_pixels, seeded
-from cips3d.evaluation.kept import kept
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, train_pose_regressor
 from cips3d.pictures import from_uint8
 
@@ -26,7 +26,7 @@ FORMAT = 1  # counted up whenever a judge would be taught otherwise
 RESOLUTIONS = (32, 64)  # sides of the pictures that judges look at; others are resized
 TEACHING_SEED, HELD_OUT_SEED = 2000, 3000  # heads that training (seed 0) never sees
 WIDE = PoseDistribution("uniform", yaw_std=0.9, pitch_std=0.45)  # wider than what generators are asked for
-ASKED = PoseDistribution("uniform", yaw_std=0.6, pitch_std=0.3)  # as wide as what generators are asked for
+REQUESTED = PoseDistribution("uniform", yaw_std=0.6, pitch_std=0.3)  # as wide as what generators are asked for
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def _judge(
 
     def taught() -> dict[str, Any]:
         network = teach(load_heads(side, teaching.heads, TEACHING_SEED, cache=cache, poses=WIDE, progress=progress))
-        held_out = load_heads(side, teaching.held_out, HELD_OUT_SEED, cache=cache, poses=ASKED, progress=progress)
+        held_out = load_heads(side, teaching.held_out, HELD_OUT_SEED, cache=cache, poses=REQUESTED, progress=progress)
         return {"weights": network.state_dict(), "quality": examine(network, held_out)}
 
-    content = kept((cache or cache_folder()) / "judges" / f"{name}-{side}-{digest}.pt", taught)
+    content = cached((cache or cache_folder()) / "judges" / f"{name}-{side}-{digest}.pt", taught)
     network = seeded(blank, 0)
     network.load_state_dict(content["weights"])
     return Judge(network.eval(), side, content["quality"])

@@ -21,7 +21,7 @@ from cips3d.rendering import (
     render_views,
     styles_of_seeds,
 )
-from cips3d.rendering.ahead import one_ahead
+from cips3d.rendering.prefetch import prefetched
 
 FACES_AT_ONCE = 8  # their views are held in memory together
 IMAGES_INSTEAD = "choose metrics of images, such as fid"  # of a 2-D model
@@ -86,7 +86,7 @@ def seen_from(
         for chunk in chunks
     )
     with tqdm(total=len(seeds), desc=title, unit="face", disable=not faces.progress, leave=False) as bar:
-        for chunk, views in zip(chunks, one_ahead(made, loaded.device), strict=True):
+        for chunk, views in zip(chunks, prefetched(made, loaded.device), strict=True):
             yield views
             bar.update(len(chunk))
 

@@ -18,7 +18,7 @@ from cips3d.inversion.style_space import StyleSpace
 from cips3d.inversion.tuning import Pivot, tune
 from cips3d.ops.checks import check_tensor
 from cips3d.rendering import LoadedGenerator
-from cips3d.rendering.latents import SeenBy
+from cips3d.rendering.latents import CameraAngles
 
 # Of the steps, the first goes to all starts in small pictures, the second to the best few, the rest to the best one.
 SHARES = (1 / 6, 1 / 6)
@@ -56,7 +56,7 @@ class Inversion:
 
     styles: tuple[Tensor, ...]
     """of one face"""
-    camera: SeenBy | None
+    camera: CameraAngles | None
     """None of 2-D models"""
     picture: Tensor
     """[1, 3, R, R] in [-1, 1] of these styles from this camera, by the generator as it was"""
@@ -156,7 +156,7 @@ def _result(
     shown, shown_tuned = picture(loaded), None if tuned is None else picture(tuned)
     if shown_tuned is not None and not shown_tuned.isfinite().all():
         raise UserError(f"the tuned model's pictures are not numbers{loaded.at_step}; tune it for fewer steps")
-    camera = SeenBy(float(best.pitch), float(best.yaw), loaded.fov_degrees) if loaded.generator.is_3d else None
+    camera = CameraAngles(float(best.pitch), float(best.yaw), loaded.fov_degrees) if loaded.generator.is_3d else None
     return Inversion(
         pivot.styles,
         camera,

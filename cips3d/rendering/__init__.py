@@ -1,6 +1,6 @@
 """Rendering with a trained generator: load it, take the faces of seeds, look at them from chosen sides."""
 
-from cips3d.rendering.latents import Latent, SeenBy, latent_of, read_latent, styles_of_latents, write_latent
+from cips3d.rendering.latents import CameraAngles, Latent, latent_of, read_latent, styles_of_latents, write_latent
 from cips3d.rendering.loading import LoadedGenerator, check_is_3d, check_resolution_of, load_generator
 from cips3d.rendering.normals import normals_from_depth
 from cips3d.rendering.seeds import parse_seeds, styles_of_seeds
@@ -9,12 +9,12 @@ from cips3d.rendering.views import BATCH_SIZE, Look, PictureKind, RenderedViews,
 
 __all__ = [
     "BATCH_SIZE",
+    "CameraAngles",
     "Latent",
     "LoadedGenerator",
     "Look",
     "PictureKind",
     "RenderedViews",
-    "SeenBy",
     "check_is_3d",
     "check_resolution_of",
     "interpolated_styles",

@@ -12,9 +12,9 @@ from torch import Tensor
 from cips3d import pictures
 from cips3d.cameras import Cameras
 from cips3d.models.generator import Generator, chosen, styles_of, with_same_layers
-from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.loading import LoadedGenerator
 from cips3d.rendering.normals import normals_from_depth
+from cips3d.rendering.prefetch import prefetched
 from cips3d.rendering.style_paths import Part, interpolated_styles, mixed_styles
 from cips3d.rendering.views import Look, PictureKind, render_pairs, volumes_of
 
@@ -60,7 +60,7 @@ class FrameSequence:
         """
         at_once = max(1, self.look.batch_size // self.faces.shape[1])
         parts = (self.part(start, start + at_once) for start in range(0, len(self), at_once))
-        for frames in one_ahead(parts, self.loaded.device):
+        for frames in prefetched(parts, self.loaded.device):
             yield from frames
 
 

@@ -38,7 +38,7 @@ KIND = FileKind(
 
 
 @dataclass(frozen=True)
-class SeenBy:
+class CameraAngles:
     """A camera on the unit sphere that looks at the origin (`Cameras.from_angles`)."""
 
     pitch: float
@@ -56,7 +56,7 @@ class Latent:
     """by the names that the generator gives them, each [1, ...]"""
     model: str
     """the generator's system: cips3d, pigan, cips or stylegan2"""
-    camera: SeenBy | None
+    camera: CameraAngles | None
     """what the face was seen by, of 3-D models"""
 
 
@@ -85,7 +85,7 @@ def read_latent(path: str | Path) -> Latent:
 
 def _latent_of(about: Mapping[str, Any], styles: dict[str, Tensor]) -> Latent:
     camera = about["camera"]
-    return Latent(styles, str(about["model"]), None if camera is None else from_plain(SeenBy, camera))
+    return Latent(styles, str(about["model"]), None if camera is None else from_plain(CameraAngles, camera))
 
 
 def model_name(generator: AnyGenerator) -> str:
@@ -93,7 +93,7 @@ def model_name(generator: AnyGenerator) -> str:
     return str(getattr(getattr(generator, "config", None), "system", type(generator).__name__))
 
 
-def latent_of(loaded: LoadedGenerator, styles: tuple[Tensor, ...], camera: SeenBy | None) -> Latent:
+def latent_of(loaded: LoadedGenerator, styles: tuple[Tensor, ...], camera: CameraAngles | None) -> Latent:
     """The latent of one face's styles."""
     return Latent(dict(zip(style_parts(styles), styles, strict=True)), model_name(loaded.generator), camera)
 

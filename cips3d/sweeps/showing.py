@@ -17,8 +17,8 @@ from cips3d.animations import save_animation
 from cips3d.cameras import Cameras
 from cips3d.process.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
-from cips3d.rendering.ahead import one_ahead
 from cips3d.rendering.frame_sequence import take_pictures
+from cips3d.rendering.prefetch import prefetched
 from cips3d.rendering.staging import FRAMES, Faces, stage
 from cips3d.rendering.views import Look
 from cips3d.sweeps.options import SweepOptions, render_options
@@ -108,7 +108,7 @@ def write_sweep(
                 if moves
                 else _swinging(scene, rows, way, at, frames)
             )
-            made = one_ahead(made, scene.loaded.device)
+            made = prefetched(made, scene.loaded.device)
             with tqdm(made, total=frames, desc="rendering", unit="frame", leave=False) as shown:
                 save_animation(options.out, shown, options.fps)
     faces = f"{len(rows)} row{'s' if len(rows) > 1 else ''}"

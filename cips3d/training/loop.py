@@ -37,14 +37,14 @@ from cips3d.training.distributed import Processes, join_processes
 from cips3d.training.ending import how_to_go_on, in_words
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
+from cips3d.training.resolving import resolved
 from cips3d.training.run_folder import (
     check_newest,
     make_run_folder,
     run_folder_of,
     write_configuration,
 )
-from cips3d.training.schedule import Moment, moment
-from cips3d.training.settling import settled
+from cips3d.training.schedule import StepPlan, plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
 
@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     """
     processes = join_processes(config.device)
     try:
-        config = settled(config)
+        config = resolved(config)
         with matmul_precision(config.precision), started(config, processes) as training:
             return training.folder, training.run()
     finally:
@@ -112,7 +112,7 @@ class Training:
         self.skipped_in_a_row = 0  # steps left out up to now, but for those with a loss scale to blame
         self.within_step = False
         try:
-            self._open_data(moment(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
+            self._open_data(plan_at(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
             self.folder = self._by_first(self._make_folder)
             if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
                 self.state.best = None
@@ -167,9 +167,9 @@ class Training:
         if self.saved_step is None:
             self._save()  # from here on, whatever ends the run, it can be resumed
         if self.state.step == 0:
-            self._report_when_due(moment(self.config, 0), since=-1)  # what there was before anything was learned
+            self._report_when_due(plan_at(self.config, 0), since=-1)  # what there was before anything was learned
         while self.state.step < self.config.total_steps:
-            now = moment(self.config, self.state.step)
+            now = plan_at(self.config, self.state.step)
             self._enter_stage(now)
             assert self.images is not None
             real, mistake = self._next_images()
@@ -196,13 +196,13 @@ class Training:
         except UserError as error:
             return None, error
 
-    def _enter_stage(self, now: Moment) -> None:
+    def _enter_stage(self, now: StepPlan) -> None:
         if self.opened_stage != now.stage_index:
             self._open_data(now)
         if self.state.stage_index != now.stage_index:
             self.state.enter_stage(now.stage_index, now.stage)
 
-    def _open_data(self, now: Moment) -> None:
+    def _open_data(self, now: StepPlan) -> None:
         """Images at the stage's resolution, from the position where the run stands."""
         resolution = now.stage.resolution
         if self.source is None or self.source.resolution != resolution:
@@ -262,7 +262,7 @@ class Training:
                 f"them, of step {self.saved_step}, {how_to_go_on(self.folder, self.config, self.saved_step)}"
             )
 
-    def _report(self, report: StepReport, now: Moment, since: int) -> None:
+    def _report(self, report: StepReport, now: StepPlan, since: int) -> None:
         """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
@@ -273,7 +273,7 @@ class Training:
         if is_due and self.skipped_in_a_row == 0:
             self._save()
 
-    def _report_when_due(self, now: Moment, since: int) -> None:
+    def _report_when_due(self, now: StepPlan, since: int) -> None:
         """Pictures and metrics of the averaged generator, where they are due; `since`: images seen at the last look."""
         reports, step, seen = self.config.reports, self.state.step, self.state.position
         is_last = step == self.config.total_steps
@@ -362,7 +362,7 @@ class Training:
                 f"--resume {self.config.resume} has finished its {self.state.step} steps; "
                 "give a larger --steps to train on"
             )
-        now = moment(self.config, self.state.step)
+        now = plan_at(self.config, self.state.step)
         if self.state.stage_index == now.stage_index:
             self.state.enter_stage(now.stage_index, now.stage)
 

@@ -21,7 +21,7 @@ from cips3d.training.losses import (
     r2_penalty,
     top_k_share,
 )
-from cips3d.training.schedule import Moment
+from cips3d.training.schedule import StepPlan
 from cips3d.training.state import TrainingState, amp_dtype
 
 
@@ -36,7 +36,7 @@ class StepReport:
     overflow: bool = False
     """True: only a float16 overflow, which a smaller loss scale mends"""
 
-    def note(self, name: str, value: Tensor, now: Moment) -> None:
+    def note(self, name: str, value: Tensor, now: StepPlan) -> None:
         """Write down a mean over images; of a batch in parts, that over all of them."""
         parts = now.stage.accumulation
         value = value.detach()
@@ -68,7 +68,7 @@ class Images:
         return replace(self, main=self.main.detach().requires_grad_(), aux=aux)
 
 
-def with_auxiliary(main: Tensor, aux: Tensor, now: Moment) -> Tensor:
+def with_auxiliary(main: Tensor, aux: Tensor, now: StepPlan) -> Tensor:
     """The losses of both discriminators as one: with weight 1 their mean, as if all logits were one batch."""
     return 0.5 * (main + now.stage.aux_weight * aux)
 
@@ -81,7 +81,7 @@ class Objectives:
         self.config = config
         self.loss = adversarial_loss(config.loss)
 
-    def discriminator(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
+    def discriminator(self, real: Tensor, fake: Images, now: StepPlan, report: StepReport) -> Tensor:
         """Adversarial loss of both discriminators, with R1 and R2 where `now` has them due, and gradient penalty.
 
         Args:
@@ -89,12 +89,12 @@ class Objectives:
             fake: as many generated images, without history.
         """
         config = self.config
-        r1_now = now.r1_now and config.r1_gamma > 0
-        real = real.detach().requires_grad_(r1_now)
-        of_real = self.discriminate_real(real, now, r1_now)
-        r2_now = now.r1_now and config.r2_gamma > 0
-        fake = fake.with_gradients() if r2_now else fake
-        of_fake = self.discriminate(fake, now, r2_now)
+        r1_due = now.r1_due and config.r1_gamma > 0
+        real = real.detach().requires_grad_(r1_due)
+        of_real = self.discriminate_real(real, now, r1_due)
+        r2_due = now.r1_due and config.r2_gamma > 0
+        fake = fake.with_gradients() if r2_due else fake
+        of_fake = self.discriminate(fake, now, r2_due)
         loss = self.loss.discriminator(of_real.main.logits, of_fake.main.logits)
         report.note("d/loss", loss, now)
         report.note("d/real", of_real.main.logits.detach().mean(), now)
@@ -104,13 +104,13 @@ class Objectives:
             aux_loss = self.loss.discriminator(of_real.aux.logits, of_fake.aux.logits)
             report.note("d/aux_loss", aux_loss, now)
             loss = with_auxiliary(loss, aux_loss, now)
-        if now.r1_now:
+        if now.r1_due:
             loss = loss + self.r1_and_r2(real, of_real, fake, of_fake, now, report)
         if config.gradient_penalty > 0:
             loss = loss + config.gradient_penalty * self.gradient_penalties(real, fake, now, report)
         return loss + self.pose_and_latent_losses("d", of_fake, fake, now, report)
 
-    def penalties(self, real: Tensor, fake: Images | None, now: Moment, report: StepReport) -> Tensor:
+    def penalties(self, real: Tensor, fake: Images | None, now: StepPlan, report: StepReport) -> Tensor:
         """R1 and R2 alone, for a step of their own; arguments as of `discriminator`, without R2 no `fake`."""
         of_real = of_fake = None
         if self.config.r1_gamma > 0:
@@ -127,7 +127,7 @@ class Objectives:
         of_real: DiscriminatorOutputs | None,
         fake: Images | None,
         of_fake: DiscriminatorOutputs | None,
-        now: Moment,
+        now: StepPlan,
         report: StepReport,
     ) -> Tensor:
         """½·γ·k·‖∇D‖² with k, the steps between them, of verdicts on images that have gradients."""
@@ -146,7 +146,7 @@ class Objectives:
             total = total + 0.5 * config.r2_gamma * config.r1_every * penalty
         return total
 
-    def generator(self, fake: Images, real: Tensor, now: Moment, report: StepReport) -> Tensor:
+    def generator(self, fake: Images, real: Tensor, now: StepPlan, report: StepReport) -> Tensor:
         """Adversarial loss of the image and of the auxiliary image, from the best-judged share of them.
 
         Args:
@@ -166,17 +166,17 @@ class Objectives:
             loss = with_auxiliary(loss, aux_loss, now)
         return loss + self.pose_and_latent_losses("g", of_fake, fake, now, report)
 
-    def adversarial(self, of_fake: DiscriminatorOutput, of_real: DiscriminatorOutput | None, now: Moment) -> Tensor:
+    def adversarial(self, of_fake: DiscriminatorOutput, of_real: DiscriminatorOutput | None, now: StepPlan) -> Tensor:
         """The generator's adversarial loss by the logits of one discriminator network."""
         return self.loss.generator(self.top_k_of(of_fake.logits, now), None if of_real is None else of_real.logits)
 
-    def top_k_of(self, logits: Tensor, now: Moment) -> Tensor:
+    def top_k_of(self, logits: Tensor, now: StepPlan) -> Tensor:
         """The logits that the generator learns from: all, or the best-judged share of them (top-k training)."""
         floor = self.config.top_k
         return logits if floor == 1 else keep_best(logits, top_k_share(now.step, floor=floor))
 
     def pose_and_latent_losses(
-        self, network: str, outputs: DiscriminatorOutputs, fake: Images, now: Moment, report: StepReport
+        self, network: str, outputs: DiscriminatorOutputs, fake: Images, now: StepPlan, report: StepReport
     ) -> Tensor | float:
         """Weighted pose and latent losses of the main discriminator on generated images; 0 where neither is used."""
         total: Tensor | float = 0.0
@@ -196,7 +196,7 @@ class Objectives:
             total = total + self.config.latent_weight * loss
         return total
 
-    def gradient_penalties(self, real: Tensor, fake: Images, now: Moment, report: StepReport) -> Tensor:
+    def gradient_penalties(self, real: Tensor, fake: Images, now: StepPlan, report: StepReport) -> Tensor:
         """WGAN-GP's gradient penalty of both discriminators."""
         discriminator, random = self.state.discriminator, self.state.random
         real = real.detach()
@@ -211,27 +211,27 @@ class Objectives:
         )
         return with_auxiliary(penalty, of_aux, now)
 
-    def discriminate_real(self, real: Tensor, now: Moment, exact: bool = False) -> DiscriminatorOutputs:
+    def discriminate_real(self, real: Tensor, now: StepPlan, exact: bool = False) -> DiscriminatorOutputs:
         """Both discriminators' outputs on augmented real images."""
         return self._of_augmented(real, real if now.stage.aux_weight > 0 else None, now, exact)
 
-    def discriminate(self, images: Images, now: Moment, exact: bool = False) -> DiscriminatorOutputs:
+    def discriminate(self, images: Images, now: StepPlan, exact: bool = False) -> DiscriminatorOutputs:
         """Both discriminators' outputs on augmented images."""
         return self._of_augmented(images.main, images.aux, now, exact)
 
-    def _of_augmented(self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool) -> DiscriminatorOutputs:
+    def _of_augmented(self, main: Tensor, aux: Tensor | None, now: StepPlan, exact: bool) -> DiscriminatorOutputs:
         main = self.augment(main, now)
         return self.discriminator_outputs(main, None if aux is None else self.augment(aux, now), now, exact)
 
     def discriminator_outputs(
-        self, main: Tensor, aux: Tensor | None, now: Moment, exact: bool = False
+        self, main: Tensor, aux: Tensor | None, now: StepPlan, exact: bool = False
     ) -> DiscriminatorOutputs:
         """Logits, and what is read off the images. `exact` keeps float32, as penalties' second derivatives need."""
         dtype = None if exact else amp_dtype(self.config.amp.discriminator)
         with torch.autocast(main.device.type, dtype=dtype, enabled=dtype is not None):
             return self.state.discriminator.discriminate(main, aux, now.fade).float()
 
-    def augment(self, images: Tensor, now: Moment) -> Tensor:
+    def augment(self, images: Tensor, now: StepPlan) -> Tensor:
         """Images as the discriminators see them: with differentiable and adaptive augmentation."""
         random = self.state.random
         images = diff_augment(images, now.stage.diff_augment, generator=random)

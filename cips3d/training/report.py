@@ -27,7 +27,7 @@ from cips3d.rendering.style_paths import spline_weights
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
 from cips3d.training.run_folder import append_measurement, append_scalars, append_to_log, cut_records
-from cips3d.training.schedule import Moment
+from cips3d.training.schedule import StepPlan
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport
 
@@ -97,7 +97,7 @@ class Reporter:
         values = ", ".join(f"{name} {value:.4g}" for name, value in measurement.values.items())
         self.say(f"step {measurement.step}: {values}{' (the best so far)' if is_best else ''}")
 
-    def step(self, report: StepReport, now: Moment, state: TrainingState) -> None:
+    def step(self, report: StepReport, now: StepPlan, state: TrainingState) -> None:
         """Count a step; every now and then, write a point of each curve and renew the bar's figures."""
         self.bar.update()
         self.images_since += now.stage.batch_size

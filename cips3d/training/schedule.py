@@ -10,7 +10,7 @@ FINAL_RATE = 0.05  # share of the learning rate that is left at the end of a coo
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepPlan:
     """The settings of one step."""
 
     step: int
@@ -22,13 +22,13 @@ class Moment:
     density_noise: float
     rate: float
     """factor on all learning rates"""
-    r1_now: bool
+    r1_due: bool
     """R1 (and R2) is due in this step"""
-    path_length_now: bool
+    path_length_due: bool
     """path length regularisation is due in this step"""
 
 
-def moment(config: TrainConfig, step: int) -> Moment:
+def plan_at(config: TrainConfig, step: int) -> StepPlan:
     """The settings of step `step`, counted from 0; behind the end, those of the last step."""
     begin, index = 0, 0
     while index + 1 < len(config.stages) and step >= begin + config.stages[index].steps:
@@ -37,15 +37,15 @@ def moment(config: TrainConfig, step: int) -> Moment:
     stage = config.stages[index]
     noisy_steps = step - begin if config.density_noise_restarts else step
     noise_left = max(0.0, 1 - noisy_steps / config.density_noise_steps) if config.density_noise_steps > 0 else 0.0
-    return Moment(
+    return StepPlan(
         step=step,
         stage_index=index,
         stage=stage,
         fade=min(1.0, (step - begin) / stage.fade_steps) if stage.fade_steps > 0 else 1.0,
         density_noise=stage.density_noise * noise_left,
         rate=learning_rate_factor(config, step),
-        r1_now=max(config.r1_gamma, config.r2_gamma) > 0 and step % config.r1_every == 0,
-        path_length_now=config.path_length_weight > 0 and step % config.path_length_every == 0,
+        r1_due=max(config.r1_gamma, config.r2_gamma) > 0 and step % config.r1_every == 0,
+        path_length_due=config.path_length_weight > 0 and step % config.path_length_every == 0,
     )
 
 

@@ -16,7 +16,7 @@ from cips3d.models.view import View, Window
 from cips3d.training.config import TrainConfig
 from cips3d.training.ema import update_ema
 from cips3d.training.objectives import Images, Objectives, StepReport
-from cips3d.training.schedule import Moment
+from cips3d.training.schedule import StepPlan
 from cips3d.training.state import TrainingState
 
 SMALLEST_SCALE = 1.0  # a float16 loss scale that has fallen to this does not explain an overflow any more
@@ -47,7 +47,7 @@ class TrainingStep:
         self.config = config
         self.objectives = Objectives(state, config)
 
-    def __call__(self, real: Tensor, now: Moment) -> StepReport:
+    def __call__(self, real: Tensor, now: StepPlan) -> StepReport:
         """One step: of the discriminators, then of the generator, then of its average.
 
         1. Generate images, without gradients unless they are used again for the generator (`reuse_fakes`).
@@ -80,7 +80,7 @@ class TrainingStep:
         return report
 
     def update_discriminators(
-        self, parts: Sequence[Tensor], fakes: Images | None, now: Moment, window: Window | None, report: StepReport
+        self, parts: Sequence[Tensor], fakes: Images | None, now: StepPlan, window: Window | None, report: StepReport
     ) -> bool:
         """Adam's step on the discriminators' loss; False: it was left out.
 
@@ -96,13 +96,13 @@ class TrainingStep:
         def fakes_for(part: Tensor) -> Images:
             return self.generate_without_gradient(len(part), now, window) if fakes is None else fakes.detach()
 
-        due = replace(now, r1_now=now.r1_now and not alone)
+        due = replace(now, r1_due=now.r1_due and not alone)
         state.optimizer_d.zero_grad(set_to_none=True)
         losses = (self.objectives.discriminator(part, fakes_for(part), due, report) for part in parts)
         accumulate_gradients(losses, len(parts), state.scaler_d)
         if not self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d", report):
             return False
-        if not (now.r1_now and alone):
+        if not (now.r1_due and alone):
             return True
         state.optimizer_d.zero_grad(set_to_none=True)
         penalties = (  # R1 looks at real images alone
@@ -113,11 +113,11 @@ class TrainingStep:
         return self.update(state.discriminator, state.optimizer_d, state.scaler_d, "d/penalty", report)
 
     def update_generator(
-        self, parts: Sequence[Tensor], fakes: Images | None, now: Moment, window: Window | None, report: StepReport
+        self, parts: Sequence[Tensor], fakes: Images | None, now: StepPlan, window: Window | None, report: StepReport
     ) -> bool:
         """Adam's step on the generator's loss, and one on path lengths; as `update_discriminators`."""
         state = self.state
-        alone = now.path_length_now and self.config.lazy_correction
+        alone = now.path_length_due and self.config.lazy_correction
         state.optimizer_g.zero_grad(set_to_none=True)
         with without_gradients(state.discriminator):
             losses = (
@@ -132,7 +132,7 @@ class TrainingStep:
                 return False
             state.optimizer_g.zero_grad(set_to_none=True)
         mean_length = state.path_length.mean.clone()
-        if now.path_length_now:
+        if now.path_length_due:
             lengths = (self.path_length_loss(len(part), now, window, report) for part in parts)
             accumulate_gradients(lengths, len(parts), state.scaler_g)
         name = "g/path_length" if alone else "g"
@@ -141,7 +141,7 @@ class TrainingStep:
         state.path_length.mean.copy_(mean_length)  # otherwise a NaN would stay in the running mean for good
         return False
 
-    def draw_window(self, now: Moment) -> Window | None:
+    def draw_window(self, now: StepPlan) -> Window | None:
         """The part of all pictures that this step trains on, in stages with crops."""
         crop, side, random = now.stage.crop, now.stage.resolution, self.state.random
         if crop is None:
@@ -150,12 +150,12 @@ class TrainingStep:
         top, left = corner.tolist()
         return top, left, crop, crop
 
-    def generate(self, batch: int, now: Moment, window: Window | None) -> Images:
+    def generate(self, batch: int, now: StepPlan, window: Window | None) -> Images:
         """Render images of random z from random cameras."""
         z = self.sample_z(batch)
         return self.render(self.styles(z), z, now, window)
 
-    def generate_without_gradient(self, batch: int, now: Moment, window: Window | None) -> Images:
+    def generate_without_gradient(self, batch: int, now: StepPlan, window: Window | None) -> Images:
         with torch.no_grad():
             return self.generate(batch, now, window)
 
@@ -175,7 +175,7 @@ class TrainingStep:
         layer = torch.randint(1, generator.style_layers, (), generator=random, device=random.device)
         return generator.mixed(styles, others, int(layer))
 
-    def render(self, styles: tuple[Tensor, ...], z: tuple[Tensor, ...], now: Moment, window: Window | None) -> Images:
+    def render(self, styles: tuple[Tensor, ...], z: tuple[Tensor, ...], now: StepPlan, window: Window | None) -> Images:
         """Pictures of styles from random cameras."""
         config, random = self.config, self.state.random
         pitch, yaw = config.poses.sample(len(styles[0]), generator=random, device=random.device)
@@ -192,7 +192,7 @@ class TrainingStep:
         picture = self.state.generator.render(styles, view)
         return Images(picture.image, picture.aux_image, torch.stack([yaw, pitch], dim=1) - FRONT, torch.cat(z, dim=1))
 
-    def path_length_loss(self, batch: int, now: Moment, window: Window | None, report: StepReport) -> Tensor:
+    def path_length_loss(self, batch: int, now: StepPlan, window: Window | None, report: StepReport) -> Tensor:
         """Path length regularisation with respect to the last styles (w, appearance or phases), one style a layer."""
         generator, path_length = self.state.generator, self.state.path_length
         z = self.sample_z(max(1, batch // PATH_LENGTH_SHARE))
@@ -206,7 +206,7 @@ class TrainingStep:
         report.scalars["g/path_length"] = path_length.mean.clone()
         return self.config.path_length_weight * self.config.path_length_every * penalty
 
-    def average(self, now: Moment) -> None:
+    def average(self, now: StepPlan) -> None:
         """Update the moving averages of the generator."""
         state, config = self.state, self.config
         averages = [(state.generator_ema, config.ema_decay)]

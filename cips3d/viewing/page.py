@@ -24,7 +24,7 @@ from cips3d.rendering.views import PictureKind
 from cips3d.viewing.blending import Blend
 from cips3d.viewing.orbit import FARTHEST, NEAREST, Orbit, all_limits, orbit_at, trained_limits
 from cips3d.viewing.pacing import Pacing
-from cips3d.viewing.session import Session, Shown, Snapshot
+from cips3d.viewing.session import Frame, Session, Snapshot
 from cips3d.viewing.shots import Shot, Studio
 from cips3d.viewing.turns import Turns
 
@@ -84,7 +84,7 @@ class Page:
         self.session = Session(self._studio, pacing, self._show, self._complain, turns.clock)
         self._shot = exhibit.first_shot
         self._shot_lock = threading.Lock()
-        self._last: Shown | None = None
+        self._last: Frame | None = None
         self._aspect = client.camera.aspect
         self._path: viser.GuiTextHandle | None = None
         self._is_in_place = False  # the browser's camera has come to the first shot's
@@ -307,7 +307,7 @@ class Page:
 
     # What the person sees
 
-    def _show(self, shown: Shown) -> None:
+    def _show(self, shown: Frame) -> None:
         self._last = shown
         self._send(shown)
         self._problem.visible = False
@@ -316,7 +316,7 @@ class Page:
             pace = f" ({moving} × {moving} while moving)" if moving < side else ""
             self._status.content = f"{side} × {side} pixels{pace}"
 
-    def _send(self, shown: Shown) -> None:
+    def _send(self, shown: Frame) -> None:
         if self.session.has_left:
             return
         canvas = centred(shown.pixels, self._aspect)

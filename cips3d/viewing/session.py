@@ -16,7 +16,7 @@ from cips3d.viewing.turns import Task
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class Frame:
     """A picture, on its way to the browser."""
 
     pixels: np.ndarray
@@ -44,7 +44,7 @@ class Session(Task):
         self,
         studio: Studio,
         pacing: Pacing,
-        show: Callable[[Shown], None],
+        show: Callable[[Frame], None],
         complain: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -109,7 +109,7 @@ class Session(Task):
             self._shown(number, None)
             self._complain(str(error))
             return
-        self._show(Shown(pixels, shot, self.pacing.finer(side) is None))
+        self._show(Frame(pixels, shot, self.pacing.finer(side) is None))
         self.pacing.measured(side, self._clock() - begun)
         self._shown(number, side)
 

@@ -24,7 +24,7 @@ from cips3d.evaluation.image_sets import (
     SERIES_BATCH,
     GeneratedImages,
     SourceImages,
-    Watched,
+    WithProgress,
     generated_series,
     identity,
 )
@@ -161,8 +161,8 @@ def test_seeds_have_no_face_in_common() -> None:
 
 def test_bar_counts_every_picture_once(loaded: LoadedGenerator) -> None:
     with tqdm(total=5, disable=True) as silent, tqdm(total=5, file=Path(os.devnull).open("w")) as bar:
-        assert len(Watched(GeneratedImages(loaded, 5), silent)) == 5
-        watched = Watched(GeneratedImages(loaded, 5), bar)
+        assert len(WithProgress(GeneratedImages(loaded, 5), silent)) == 5
+        watched = WithProgress(GeneratedImages(loaded, 5), bar)
         watched[0]
         for index in range(5):
             watched[index]

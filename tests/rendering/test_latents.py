@@ -24,9 +24,9 @@ from cips3d.models.cips3d import CIPS3DStyles
 from cips3d.models.generator import Generator, styles_of
 from cips3d.models.pigan import PiGAN
 from cips3d.rendering import (
+    CameraAngles,
     LoadedGenerator,
     Look,
-    SeenBy,
     interpolated_styles,
     latent_of,
     load_generator,
@@ -46,7 +46,7 @@ FRONT = torch.tensor([math.pi / 2])
 
 def write(path: Path, loaded: LoadedGenerator, seed: int) -> Path:
     """The face of a seed as a latent."""
-    camera = SeenBy(1.5, 1.7, 12.0) if loaded.generator.is_3d else None
+    camera = CameraAngles(1.5, 1.7, 12.0) if loaded.generator.is_3d else None
     write_latent(str(path), latent_of(loaded, styles_of_seeds(loaded, [seed]), camera))
     return path
 
@@ -55,7 +55,7 @@ def test_there_and_back(loaded: LoadedGenerator, tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{seed}.safetensors", loaded, seed) for seed in (4, 2)]
     latent = read_latent(paths[0])
     assert latent.model == "cips3d"
-    assert latent.camera == SeenBy(1.5, 1.7, 12.0)
+    assert latent.camera == CameraAngles(1.5, 1.7, 12.0)
     styles = styles_of_latents(loaded, paths)
     assert isinstance(styles, CIPS3DStyles)
     for found, expected in zip(styles, styles_of_seeds(loaded, [4, 2]), strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import StepReport
-from cips3d.training.schedule import moment
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -60,7 +60,7 @@ def run(config: TrainConfig, steps: int = 1, **stage: Any) -> tuple[TrainingStat
     state.enter_stage(0, config.stages[0])
     step = TrainingStep(state, config)
     for k in range(steps):
-        report = step(real_images(), moment(config, k))
+        report = step(real_images(), plan_at(config, k))
         assert report.finite
         state.step += 1
     return state, report

@@ -17,7 +17,7 @@ from cips3d.training import losses
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import Objectives, StepReport
-from cips3d.training.schedule import moment
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -44,7 +44,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(small_config: TrainC
         config = replace(small_config, r1_gamma=2.0)
         state = TrainingState(config, Processes())
         step = TrainingStep(state, config)
-        now = moment(config, 0)
+        now = plan_at(config, 0)
         fake = step.generate_without_gradient(4, now, None)
         for index in torch.arange(4).chunk(parts):
             part = replace(fake, main=fake.main[index], aux=None if fake.aux is None else fake.aux[index])
@@ -62,7 +62,7 @@ def test_figures_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainC
     figures = []
     for parts in (1, 2):
         step = TrainingStep(TrainingState(config, Processes()), config)
-        now = moment(replace(config, stages=(replace(config.stages[0], accumulation=parts),)), 0)
+        now = plan_at(replace(config, stages=(replace(config.stages[0], accumulation=parts),)), 0)
         fake = step.generate_without_gradient(4, now, None)
         report = StepReport()
         for index in torch.arange(4).chunk(parts):

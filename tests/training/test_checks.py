@@ -13,7 +13,7 @@ from cips3d.train import parse
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_what_makes_no_sense(small_config: TrainConfig, change: dict[str, Any], 
 )
 def test_remedies_name_what_there_is(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        settled(parse(arguments))
+        resolved(parse(arguments))
 
 
 def test_an_auxiliary_discriminator_that_is_not_there_compares_nothing() -> None:
     groups = ["--discriminator.aux-minibatch-std-group", "3"]
-    check_batches(settled(parse(["--preset", "stylegan2-256", *groups])), world_size=1)
+    check_batches(resolved(parse(["--preset", "stylegan2-256", *groups])), world_size=1)
     with pytest.raises(UserError, match=r"--batch-size \d+ leaves \d+ images to be compared in groups of 3"):
-        check_batches(settled(parse(["--preset", "tiny", *groups])), world_size=1)  # it has one
+        check_batches(resolved(parse(["--preset", "tiny", *groups])), world_size=1)  # it has one
 
 
 @pytest.mark.parametrize("name", ["tiny", "heads64", "ffhq", "cips-ffhq", "stylegan2-256"])
 def test_larger_pictures_than_the_preset_s(name: str) -> None:
     """Discriminators grow with them."""
-    config = settled(parse(["--preset", name, "--resolution", "512"]))
+    config = resolved(parse(["--preset", name, "--resolution", "512"]))
     assert config.stages[-1].resolution == 512
     assert config.discriminator.resolution_max >= 512
 

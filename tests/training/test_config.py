@@ -11,7 +11,7 @@ from cips3d.errors import UserError
 from cips3d.training.config import TrainConfig
 from cips3d.training.presets import PRESETS, preset
 from cips3d.training.presets.cips3d import FFHQ, TINY
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -27,7 +27,7 @@ def test_json_with_unknown_fields_is_refused() -> None:
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_can_be_trained(name: str) -> None:
-    assert settled(PRESETS[name]).total_steps > 0
+    assert resolved(PRESETS[name]).total_steps > 0
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
@@ -51,25 +51,25 @@ def test_published_schedule() -> None:
 
 
 def test_resolution_leaves_out_later_stages() -> None:
-    stages = settled(replace(FFHQ, resolution=64)).stages
+    stages = resolved(replace(FFHQ, resolution=64)).stages
     assert [s.resolution for s in stages] == [32, 64]
 
 
 def test_resolution_moves_a_single_stage() -> None:
-    assert [s.resolution for s in settled(replace(TINY, resolution=64)).stages] == [64]
-    assert [s.resolution for s in settled(replace(TINY, resolution=16)).stages] == [16]
+    assert [s.resolution for s in resolved(replace(TINY, resolution=64)).stages] == [64]
+    assert [s.resolution for s in resolved(replace(TINY, resolution=16)).stages] == [16]
 
 
 @pytest.mark.parametrize("steps", [1, 80_000, 80_001, 5_000_000])
 def test_steps_cut_or_stretch(steps: int) -> None:
-    config = settled(replace(FFHQ, steps=steps))
+    config = resolved(replace(FFHQ, steps=steps))
     assert config.total_steps == steps
     assert all(stage.steps > 0 for stage in config.stages)
 
 
-def test_settling_twice_changes_nothing() -> None:
-    once = settled(replace(FFHQ, steps=90_000, batch_size=16, resolution=64))
-    assert settled(once) == once
+def test_resolving_twice_changes_nothing() -> None:
+    once = resolved(replace(FFHQ, steps=90_000, batch_size=16, resolution=64))
+    assert resolved(once) == once
     assert {stage.batch_size for stage in once.stages} == {16}
 
 
@@ -84,17 +84,17 @@ def test_settling_twice_changes_nothing() -> None:
 )
 def test_impossible_values_are_named(change: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        settled(replace(TINY, **change))
+        resolved(replace(TINY, **change))
 
 
 def test_pose_loss_needs_predicted_poses() -> None:
     with pytest.raises(UserError, match=r"--discriminator\.predict-pose"):
-        settled(replace(TINY, discriminator=replace(TINY.discriminator, predict_pose=False)))
+        resolved(replace(TINY, discriminator=replace(TINY.discriminator, predict_pose=False)))
 
 
 def test_accumulation_must_divide_the_batch() -> None:
     stage = replace(TINY.stages[0], accumulation=3)
     with pytest.raises(UserError, match="multiple"):
-        settled(replace(TINY, reuse_fakes=False, stages=(stage,)))
+        resolved(replace(TINY, reuse_fakes=False, stages=(stage,)))
     with pytest.raises(UserError, match="--no-reuse-fakes"):
-        settled(replace(TINY, stages=(replace(stage, accumulation=2),)))
+        resolved(replace(TINY, stages=(replace(stage, accumulation=2),)))

@@ -32,14 +32,14 @@ WORKER = """
 import sys, torch
 from pathlib import Path
 from cips3d.training.config import TrainConfig
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 from cips3d.training.distributed import join_processes
 from cips3d.training.loop import Training
 
 torch.set_num_threads(1)
 config = TrainConfig.from_json(Path(sys.argv[1]).read_text())
 processes = join_processes(config.device)
-with Training(settled(config), processes) as training:
+with Training(resolved(config), processes) as training:
     assert training.run() == 0
     flat = torch.cat([p.detach().reshape(-1) for p in training.state.generator.parameters()])
     every = processes.gather(flat)

@@ -17,7 +17,7 @@ from cips3d.models.volume import VolumeSettings
 from cips3d.ops import Precision, kernels
 from cips3d.training.config import Stage, TrainConfig
 from cips3d.training.distributed import Processes
-from cips3d.training.schedule import moment
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -84,7 +84,7 @@ def run(device: torch.device, steps: int, precision: Precision, *, on_kernels: b
         state.generator.set_precision(nerf=precision)
         state.enter_stage(0, CONFIG.stages[0])
         step = TrainingStep(state, CONFIG)
-        reports = [step(real_images(k).to(device), moment(CONFIG, k)) for k in range(steps)]
+        reports = [step(real_images(k).to(device), plan_at(CONFIG, k)) for k in range(steps)]
     assert all(report.finite for report in reports)
     return np.array([[float(report.scalars[name]) for name in LOSSES + NORMS] for report in reports])
 

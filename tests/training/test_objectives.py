@@ -17,7 +17,7 @@ from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import LOSSES
 from cips3d.training.objectives import Images, Objectives, StepReport
-from cips3d.training.schedule import moment
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState, gradient_scalers, lazy_betas
 from cips3d.training.step import TrainingStep
 
@@ -48,7 +48,7 @@ def test_both_networks_make_the_named_loss_small(small_config: TrainConfig, name
     stage = replace(small_config.stages[0], aux_weight=0.0)
     config = replace(small_config, loss=name, r1_gamma=0.0, stages=(stage,))
     fake = Images(real_images().flip(1), None, torch.zeros(4, 2), torch.zeros(4, 11))
-    objectives, now = Objectives(TrainingState(config, Processes()), config), moment(config, 0)
+    objectives, now = Objectives(TrainingState(config, Processes()), config), plan_at(config, 0)
     of_real, of_fake = (
         judged.main.logits
         for judged in (objectives.discriminate_real(real_images(), now), objectives.discriminate(fake, now))
@@ -63,7 +63,7 @@ def penalties(config: TrainConfig, images: Images) -> tuple[Tensor, dict[str, Te
     """The discriminators' objective and its scalars at step 0, where all that can be due is due."""
     report = StepReport()
     state = TrainingState(config, Processes())
-    return Objectives(state, config).discriminator(real_images(), images, moment(config, 0), report), report.scalars
+    return Objectives(state, config).discriminator(real_images(), images, plan_at(config, 0), report), report.scalars
 
 
 def test_penalties_are_added_with_their_weights(small_config: TrainConfig) -> None:
@@ -119,7 +119,7 @@ def test_each_gradient_penalty_runs_its_own_discriminator_alone(
             part, "discriminate", lambda *of, run=part.discriminate, name=name: seen.append(name) or run(*of)
         )
     fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
-    Objectives(state, small_config).gradient_penalties(real_images(), fake, moment(small_config, 0), StepReport())
+    Objectives(state, small_config).gradient_penalties(real_images(), fake, plan_at(small_config, 0), StepReport())
     assert seen == ["main", "aux"]
 
 
@@ -139,7 +139,7 @@ def test_path_lengths_of_half_a_batch_count_for_the_steps_between(
     monkeypatch.setattr(losses, "path_lengths", lambda images, *of: seen.append(of[0]) or images.new_ones(len(images)))
     config = replace(small_config, path_length_weight=3.0, path_length_every=5)
     step = TrainingStep(TrainingState(config, Processes()), config)
-    loss = step.path_length_loss(4, moment(config, 0), None, StepReport())
+    loss = step.path_length_loss(4, plan_at(config, 0), None, StepReport())
     assert loss.item() == pytest.approx(3 * 5 * 0.99**2)
     assert seen[0].shape == (2, 4, 8)  # of each of the INR's layers
 
@@ -167,7 +167,7 @@ def test_what_is_read_off_is_added_with_its_weight(small_config: TrainConfig) ->
         stages=(replace(small_config.stages[0], aux_weight=0.0, pose_weight=3.0),),
     )
     fake = Images(real_images().flip(1), None, torch.ones(4, 2), torch.ones(4, 5))
-    objectives, now = Objectives(TrainingState(config, Processes()), config), moment(config, 0)
+    objectives, now = Objectives(TrainingState(config, Processes()), config), plan_at(config, 0)
     for name, objective in (("d", objectives.discriminator), ("g", objectives.generator)):
         pair = (real_images(), fake) if name == "d" else (fake, real_images())
         report = StepReport()
@@ -201,7 +201,7 @@ def test_cameras_cannot_be_told_by_colour(small_config: TrainConfig) -> None:
     found = []
     for kinds in ((), ("color",)):
         stage = replace(config.stages[0], aux_weight=0.0, pose_weight=15.0, pose_augment=kinds)
-        now = moment(replace(config, stages=(stage,)), 1)
+        now = plan_at(replace(config, stages=(stage,)), 1)
         state = TrainingState(config, Processes())
         objectives = Objectives(state, config)
         optimizer = torch.optim.Adam(state.discriminator.parameters(), lr=1e-2)
@@ -220,9 +220,9 @@ def test_top_k_learns_from_the_best(small_config: TrainConfig) -> None:
     config = replace(small_config, top_k=0.5)
     objectives = Objectives(TrainingState(config, Processes()), config)
     logits = torch.tensor([[0.0], [3.0], [1.0], [2.0]])
-    late = replace(moment(config, 0), step=10**6)
+    late = replace(plan_at(config, 0), step=10**6)
     assert objectives.top_k_of(logits, late).flatten().tolist() == [3.0, 2.0]
-    assert len(objectives.top_k_of(logits, moment(config, 0))) == 4
+    assert len(objectives.top_k_of(logits, plan_at(config, 0))) == 4
 
 
 def test_augmentation_adapts(small_config: TrainConfig) -> None:
@@ -235,7 +235,7 @@ def test_augmentation_adapts(small_config: TrainConfig) -> None:
 def test_augmentation_changes_what_is_seen(small_config: TrainConfig) -> None:
     config = replace(small_config, ada_target=0.6)
     state = TrainingState(config, Processes())
-    objectives, now = Objectives(state, config), moment(config, 0)
+    objectives, now = Objectives(state, config), plan_at(config, 0)
     assert torch.equal(objectives.augment(real_images(), now), real_images())
     state.ada.p = 1.0
     assert not torch.allclose(objectives.augment(real_images(), now), real_images())
@@ -340,7 +340,7 @@ def test_all_of_it_resumes_exactly(small_config: TrainConfig) -> None:
         step = TrainingStep(state, config)
         state.enter_stage(0, config.stages[0])
         for k in range(first, last):
-            assert step(real_images(), moment(config, k)).finite
+            assert step(real_images(), plan_at(config, k)).finite
 
     whole = TrainingState(config, Processes())
     advance(whole, 0, 6)

@@ -22,8 +22,8 @@ from cips3d.training.distributed import Processes
 from cips3d.training.loop import train
 from cips3d.training.losses import LOSSES
 from cips3d.training.presets import PRESETS, preset
-from cips3d.training.schedule import moment
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -119,12 +119,12 @@ def test_every_preset_trains_and_resumes(name: str, tmp_path: Path, photo_folder
 def test_presets_are_written_and_read(name: str) -> None:
     config = preset(name)
     assert TrainConfig.from_json(config.to_json()) == config
-    assert settled(config).total_steps == config.total_steps
+    assert resolved(config).total_steps == config.total_steps
 
 
 @pytest.mark.parametrize("name", ["stylegan2-256", "cips-ffhq"])
 def test_resolution_reshapes_networks_of_one_size(name: str) -> None:
-    config = settled(replace(preset(name), resolution=64))
+    config = resolved(replace(preset(name), resolution=64))
     assert config.generator.resolution == config.discriminator.resolution_max == 64  # type: ignore[union-attr]
 
 
@@ -155,12 +155,12 @@ def test_every_model_takes_every_loss_and_regulariser(name: str, loss: Any, tmp_
         style_mixing=0.9,
         ada_target=0.6,
     )
-    config = settled(config)
+    config = resolved(config)
     state = TrainingState(config, Processes())
     state.ada.p = 0.5
     state.enter_stage(0, config.stages[0])
     real = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    report = TrainingStep(state, config)(real, moment(config, 0))
+    report = TrainingStep(state, config)(real, plan_at(config, 0))
     assert report.finite
     assert {"d/r1", "d/r2", "d/gradient_penalty", "g/path_length", "schedule/ada_p"} <= set(report.scalars)
     assert report.scalars["d/r2"] > 0 and report.scalars["g/path_length"] > 0

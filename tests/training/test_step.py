@@ -22,7 +22,7 @@ from cips3d.training import losses
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import Objectives, StepReport
-from cips3d.training.schedule import moment
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -41,7 +41,7 @@ def test_generated_pictures_are_taken_as_configured(small_config: TrainConfig, m
     views: list[View[Any]] = []
     render = step.state.generator.render
     monkeypatch.setattr(step.state.generator, "render", lambda *of: views.append(of[1]) or render(*of))
-    images = step.generate(64, moment(config, 1), None)
+    images = step.generate(64, plan_at(config, 1), None)
     (view,) = views
     assert (view.cameras.fov_degrees == 20).all()
     assert (view.volume, view.grad_points, view.return_aux) == (config.volume, 9, True)
@@ -110,7 +110,7 @@ def test_gradients_have_memory_of_their_own(
     for kernels_compute in (nullcontext, kernels.disabled):
         with kernels_compute():
             state = TrainingState(config, Processes(device=kernel_backend.device))
-            TrainingStep(state, config)(real_images().to(kernel_backend.device), moment(config, 0))
+            TrainingStep(state, config)(real_images().to(kernel_backend.device), plan_at(config, 0))
     assert seen == [[]] * 4
 
 
@@ -130,7 +130,7 @@ def test_generator_fools_a_fixed_discriminator(small_config: TrainConfig) -> Non
 def test_discriminator_learns_the_cameras(small_config: TrainConfig) -> None:
     """On images that do not change, the main discriminator's predictions come nearer to the cameras."""
     config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True))
-    now = moment(replace(config, stages=(replace(config.stages[0], pose_weight=15.0),)), 1)  # no R1 at step 1
+    now = plan_at(replace(config, stages=(replace(config.stages[0], pose_weight=15.0),)), 1)  # no R1 at step 1
     state = TrainingState(config, Processes())
     step = TrainingStep(state, config)
     # Pictures that differ more than those of a generator that has learned nothing.
@@ -152,7 +152,7 @@ def test_pose_loss_reaches_the_generator(small_config: TrainConfig) -> None:
     config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True))
     gradients = []
     for weight in (0.0, 15.0):
-        now = moment(replace(config, stages=(replace(config.stages[0], pose_weight=weight),)), 0)
+        now = plan_at(replace(config, stages=(replace(config.stages[0], pose_weight=weight),)), 0)
         state = TrainingState(config, Processes())
         step = TrainingStep(state, config)
         step.objectives.generator(step.generate(4, now, None), real_images(), now, StepReport()).backward()
@@ -180,7 +180,7 @@ def test_frozen_nerf_comes_from_its_average(small_config: TrainConfig) -> None:
     state.enter_stage(0, config.stages[0])
     step = TrainingStep(state, config)
     inr = weights(state.generator.inr)
-    step(real_images(), moment(config, 0))
+    step(real_images(), plan_at(config, 0))
     for module, expected in zip(state.generator.frozen_part(), average, strict=True):
         assert torch.equal(weights(module), expected)
     assert not torch.equal(weights(state.generator.inr), inr)
@@ -203,7 +203,7 @@ def test_a_step_asks_for_no_single_numbers(small_config: TrainConfig) -> None:
     state = TrainingState(small_config, Processes())
     step = TrainingStep(state, small_config)
     with reads_of_single_values() as reads:
-        assert step(real_images(), moment(small_config, 0)).finite
+        assert step(real_images(), plan_at(small_config, 0)).finite
     assert reads.count == 0
 
 
@@ -224,13 +224,13 @@ def test_a_step_draws_from_the_runs_own_numbers_alone(small_config: TrainConfig)
     state = TrainingState(config, Processes())
     state.ada.p = 0.5
     before = torch.get_rng_state()
-    assert TrainingStep(state, config)(real_images(), moment(config, 0)).finite
+    assert TrainingStep(state, config)(real_images(), plan_at(config, 0)).finite
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mixed_precision_of_discriminators_leaves_penalties_exact(small_config: TrainConfig) -> None:
     config = replace(small_config, amp=Amp(discriminator="bf16"))
-    state, now = TrainingState(config, Processes()), moment(config, 0)
+    state, now = TrainingState(config, Processes()), plan_at(config, 0)
     mixed, plain = Objectives(state, config), Objectives(state, small_config)
     exact = plain.discriminate_real(real_images(), now).main.logits
     assert not torch.equal(mixed.discriminate_real(real_images(), now).main.logits, exact)
@@ -260,7 +260,7 @@ def test_non_finite_gradients_leave_the_weights_alone(small_config: TrainConfig,
     *_, parameter = getattr(state, network).parameters()
     parameter.register_hook(lambda gradient: gradient * float("nan"))
     before = weights(getattr(state, network))
-    report = TrainingStep(state, small_config)(real_images(), moment(small_config, 0))
+    report = TrainingStep(state, small_config)(real_images(), plan_at(small_config, 0))
     assert not report.finite and not report.overflow
     assert torch.equal(weights(getattr(state, network)), before)
     assert all(p.requires_grad for p in state.discriminator.parameters())
@@ -270,7 +270,7 @@ def test_gradients_are_clipped(small_config: TrainConfig) -> None:
     state = TrainingState(small_config, Processes())
     state.enter_stage(0, small_config.stages[0])
     config = replace(small_config, clip_gradient=1e-3)
-    TrainingStep(state, config)(real_images(), moment(config, 0))
+    TrainingStep(state, config)(real_images(), plan_at(config, 0))
     norm = torch.stack([p.grad.norm() for p in state.generator.parameters() if p.grad is not None]).norm()
     assert norm.item() <= 1e-3 * 1.001
 
@@ -293,7 +293,7 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(
             if k == 2:
                 patch.setattr(losses, "path_lengths", lambda *arguments: lengths(*arguments) * math.inf)
             before = state.path_length.mean.clone()
-            report = step(real_images(), moment(config, k))
+            report = step(real_images(), plan_at(config, k))
         assert report.finite is (k in (0, 3))
         assert torch.equal(before, state.path_length.mean) is not report.finite
         assert all(p.requires_grad for p in state.discriminator.parameters())
@@ -303,7 +303,7 @@ def test_a_step_that_is_left_out_leaves_nothing_behind(
 def test_windows_lie_anywhere_in_the_pictures(small_config: TrainConfig) -> None:
     """And nowhere beside them."""
     config = replace(small_config, stages=(replace(small_config.stages[0], crop=6),))
-    step, now = TrainingStep(TrainingState(config, Processes()), config), moment(config, 0)
+    step, now = TrainingStep(TrainingState(config, Processes()), config), plan_at(config, 0)
     windows = [step.draw_window(now) for _ in range(200)]
     assert {window[:2] for window in windows if window} == {(top, left) for top in range(3) for left in range(3)}
     assert {window[2:] for window in windows if window} == {(6, 6)}
@@ -323,5 +323,5 @@ def test_real_pictures_are_cut_where_generated_ones_are(
     monkeypatch.setattr(step, "generate_without_gradient", lambda *_: None)
     monkeypatch.setattr(step.objectives, "discriminator", judged)
     with pytest.raises(InterruptedError):
-        step(real_images(), moment(small_config, 0))
+        step(real_images(), plan_at(small_config, 0))
     assert torch.equal(seen[0], real_images()[:, :, 1:5, 2:7])

@@ -21,7 +21,7 @@ from cips3d.models.stylegan2 import StyleGAN2Config
 from cips3d.models.view import Picture, View
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
-from cips3d.training.schedule import moment
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -212,7 +212,7 @@ def test_the_same_weights_come_out(small_config: TrainConfig, case: Callable[[Tr
     step, source = TrainingStep(state, config), torch.Generator().manual_seed(3)
     for k in range(STEPS):
         real = torch.rand(BATCH, 3, SIDE, SIDE, generator=source) * 2 - 1
-        assert step(real, moment(config, k)).finite
+        assert step(real, plan_at(config, k)).finite
         by_hand(real, k)
     assert state.path_length.mean.item() == pytest.approx(by_hand.mean_length.item(), rel=1e-4)
     for name, found, expected in (

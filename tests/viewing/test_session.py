@@ -11,7 +11,7 @@ import pytest
 from cips3d.errors import UserError
 from cips3d.viewing.orbit import Orbit
 from cips3d.viewing.pacing import REST_SECONDS, Pacing
-from cips3d.viewing.session import Session, Shown, Snapshot
+from cips3d.viewing.session import Frame, Session, Snapshot
 from cips3d.viewing.shots import GivenUpError, Shot, Studio
 
 FRONT = Shot(Orbit(1.5, 1.5))
@@ -45,7 +45,7 @@ class Watched:
 
     def __init__(self, largest: int = 128) -> None:
         self.camera = Camera()
-        self.shown: list[Shown] = []
+        self.shown: list[Frame] = []
         self.said: list[str] = []
         self.session = Session(
             self.camera, Pacing(largest, aim=0.1), self.shown.append, self.said.append, lambda: self.camera.now

@@ -19,7 +19,7 @@ from cips3d.models.cips import CIPSConfig
 from cips3d.training import measuring
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
-from cips3d.training.settling import settled
+from cips3d.training.resolving import resolved
 
 
 def offline(*_: object, **__: object) -> None:
@@ -61,16 +61,16 @@ def test_2d_generators(config: TrainConfig) -> None:
         stages=(replace(config.stages[0], aux_weight=0.0),),
     )
     with pytest.raises(UserError, match=r"consistency needs a 3-D generator, and cips has no camera"):
-        settled(flat)
-    settled(reporting(flat, metrics=("frechet",)))
-    settled(reporting(flat, metrics_interval=0))
+        resolved(flat)
+    resolved(reporting(flat, metrics=("frechet",)))
+    resolved(reporting(flat, metrics_interval=0))
 
 
 def test_heads_are_known(config: TrainConfig) -> None:
     measured = reporting(config, metrics=("pose", "chirality"))
-    settled(replace(measured, data=None))
+    resolved(replace(measured, data=None))
     with pytest.raises(UserError, match="pose knows synthetic heads only"):
-        settled(measured)
+        resolved(measured)
 
 
 def test_too_few_real_pictures(

@@ -10,7 +10,7 @@ from cips3d.training.checks import check_metrics, check_numbers, check_pictures,
 from cips3d.training.config import Stage, TrainConfig
 
 
-def settled(config: TrainConfig) -> TrainConfig:
+def resolved(config: TrainConfig) -> TrainConfig:
     """Apply `--steps`, `--batch-size` and `--resolution` to the stages and check what can be checked.
 
     Raises:

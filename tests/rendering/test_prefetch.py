@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cips3d.rendering.ahead import one_ahead
+from cips3d.rendering.prefetch import prefetched
 
 GPU = torch.device("cuda")
 
@@ -23,7 +23,7 @@ def test_one_ahead() -> None:
             yield k
         raise ValueError("no more")
 
-    found = one_ahead(items(), GPU)
+    found = prefetched(items(), GPU)
     assert not made
     assert next(found) == 0
     until = time.monotonic() + 20
@@ -33,13 +33,13 @@ def test_one_ahead() -> None:
     assert [next(found), next(found)] == [1, 2]
     with pytest.raises(ValueError, match="no more"):
         next(found)
-    assert list(one_ahead(iter(range(5)), GPU)) == [0, 1, 2, 3, 4]
-    left = one_ahead(iter(range(5)), GPU)
+    assert list(prefetched(iter(range(5)), GPU)) == [0, 1, 2, 3, 4]
+    left = prefetched(iter(range(5)), GPU)
     next(left)
     left.close()  # which returns
 
 
 def test_a_cpu_makes_what_is_asked_for() -> None:
     items = iter(range(5))
-    found = one_ahead(items, torch.device("cpu"))
+    found = prefetched(items, torch.device("cpu"))
     assert [next(found), next(found), next(items)] == [0, 1, 2]

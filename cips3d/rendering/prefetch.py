@@ -13,7 +13,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def one_ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+def prefetched(items: Iterator[T], device: torch.device) -> Iterator[T]:
     """The same items; those of a GPU are made one ahead, by a thread, while the one before is in use.
 
     Args:

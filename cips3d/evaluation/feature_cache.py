@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.errors import UserError
-from cips3d.evaluation.kept import writing_to_cache
+from cips3d.evaluation.cache import writing_to_cache
 
 
 @contextmanager
-def kept_features(folder: Path, name: str, count: int) -> Iterator[None]:
+def feature_cache(folder: Path, name: str, count: int) -> Iterator[None]:
     """Inside, torch-fidelity may read what it has kept in a folder, and write more.
 
     It would run what code there is in a file, and end at one that was cut short: such files are removed before, and it

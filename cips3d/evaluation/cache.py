@@ -14,7 +14,7 @@ from cips3d.errors import UserError
 from cips3d.files import atomic_file, is_disk_full
 
 
-def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Tensors and plain values by name, from a file of the cache; made and written where it is missing or damaged.
 
     Raises:
