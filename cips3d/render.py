@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cips3d import pictures
-from cips3d.animations import save_animation
+from cips3d.pictures.animations import save_animation
 from cips3d.process.devices import choose_device, memory_explained
 from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import load_generator

@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cips3d import animations, pictures
+from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES
 from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.cameras.camera_file import MAX_CAMERAS
 from cips3d.errors import LARGEST_NUMBER, UserError
+from cips3d.pictures import animations
+from cips3d.pictures.video import import_ffmpeg
 from cips3d.rendering.flags import (
     BatchSizeFlag,
     DeviceFlag,
@@ -30,7 +32,6 @@ from cips3d.rendering.flags import (
 from cips3d.rendering.seeds import MAX_SEEDS, MAX_SEEDS_APART, check_truncation, parse_seeds
 from cips3d.rendering.style_paths import Part
 from cips3d.rendering.views import BATCH_SIZE
-from cips3d.video import import_ffmpeg
 
 CAMERA_FILE_ENDING = ".json"
 ARRAYS_ENDING = ".npz"

@@ -9,8 +9,10 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from cips3d import animations, pictures
+from cips3d import pictures
 from cips3d.errors import LARGEST_NUMBER, UserError
+from cips3d.pictures import animations
+from cips3d.pictures.video import import_ffmpeg
 from cips3d.rendering.flags import (
     BatchSizeFlag,
     DeviceFlag,
@@ -25,7 +27,6 @@ from cips3d.rendering.options import Options as RenderOptions
 from cips3d.rendering.options import check_frames, listed
 from cips3d.rendering.options import check_options as check_render_options
 from cips3d.rendering.views import BATCH_SIZE
-from cips3d.video import import_ffmpeg
 
 
 @dataclass(frozen=True, kw_only=True)

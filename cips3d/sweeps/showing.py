@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cips3d import pictures
-from cips3d.animations import save_animation
 from cips3d.cameras import Cameras
+from cips3d.pictures.animations import save_animation
 from cips3d.process.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.frame_sequence import take_pictures

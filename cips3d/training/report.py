@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cips3d.animations import save_animation
 from cips3d.cameras.trajectories import yaw_sweep
 from cips3d.checkpoints.rendering_settings import volume_of_pictures
 from cips3d.data.heads import SyntheticHeads
@@ -22,6 +21,7 @@ from cips3d.data.images import ImageFiles
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import truncated
 from cips3d.pictures import depth_image, image_grid, save_image, to_uint8
+from cips3d.pictures.animations import save_animation
 from cips3d.rendering import LoadedGenerator, Look, PictureKind, render_views, styles_of_seeds
 from cips3d.rendering.style_paths import spline_weights
 from cips3d.training.config import TrainConfig

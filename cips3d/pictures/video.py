@@ -12,7 +12,7 @@ from PIL import Image
 
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
-from cips3d.pictures import PAPER
+from cips3d.pictures.grids import PAPER
 
 QUALITY = 6.5  # imageio-ffmpeg's scale of 1 to 10; x264's crf 17, where losses cannot be seen
 

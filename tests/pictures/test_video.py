@@ -15,9 +15,9 @@ import pytest
 from frames import moving_square, pixels
 from PIL import Image
 
-from cips3d import video
-from cips3d.animations import save_animation
 from cips3d.errors import UserError
+from cips3d.pictures import video
+from cips3d.pictures.animations import save_animation
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
-from cips3d.pictures import check_path, check_size, reported
-from cips3d.video import write_video
+from cips3d.pictures.saving import check_path, check_size, reported
+from cips3d.pictures.video import write_video
 
 # Pillow's options for each file ending.
 PILLOW_OPTIONS: dict[str, dict[str, Any]] = {

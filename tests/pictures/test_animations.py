@@ -11,8 +11,8 @@ import pytest
 from frames import moving_square, pixels
 from PIL import Image
 
-from cips3d import animations
 from cips3d.errors import UserError
+from cips3d.pictures import animations
 
 
 def read_animation(path: Path) -> tuple[list[np.ndarray], list[int], int]:
