@@ -123,7 +123,7 @@ def fidelity(
     values: dict[str, float] = {}
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     for extractor, names in by_extractor(chosen, networks).items():
-        with on_device, _watched(generated, "generating", progress) as made:
+        with on_device, _with_progress(generated, "generating", progress) as made:
             settings |= {"input1": made, "feature_extractor": extractor}
             found = _calculate(library, settings, names, real, networks, progress)
         values |= {ours: float(found[theirs]) for theirs, ours in KEYS.items() if theirs in found}
@@ -148,7 +148,7 @@ def _calculate(
         settings["feature_extractor_weights_path"] = str(weights)
     with contextlib.ExitStack() as stack:
         if real is not None and any(name in COMPARING for name in names):
-            settings["input2"] = stack.enter_context(_watched(SourceImages(real), "real pictures", progress))
+            settings["input2"] = stack.enter_context(_with_progress(SourceImages(real), "real pictures", progress))
             settings["input2_cache_name"] = name = f"{identity(real)}-{fingerprint}"
             stack.enter_context(feature_cache(Path(settings["cache_root"]), name, len(real)))
         stack.enter_context(_loaded_weights(extractor, networks))
@@ -169,7 +169,7 @@ def _loaded_weights(extractor: str, networks: FeatureNetworks) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _watched(images: Dataset, title: str, progress: bool) -> Iterator[Dataset]:
+def _with_progress(images: Dataset, title: str, progress: bool) -> Iterator[Dataset]:
     """The set with a bar that appears when its first picture is taken: cached features take none."""
     bar = tqdm(total=size_of(images), desc=title, unit="picture", disable=not progress, leave=False, delay=1e-3)
     with bar:

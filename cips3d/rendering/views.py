@@ -24,7 +24,6 @@ PIXELS_AT_ONCE = 2**20  # fewer pictures at a time where they have more: weights
 DISTANCE_STEP = 1e-4  # scene units; cameras at distances that differ by less share one range of rays
 NEAREST = 0.01  # scene units; rays of cameras within the volume begin here
 
-
 PictureKind = Literal["image", "aux", "depth", "normals"]
 
 
@@ -35,6 +34,7 @@ class Look:
     resolution: int | tuple[int, int]
     """side of square pictures, or (height, width)"""
     kinds: tuple[PictureKind, ...] = ("image",)
+    """the picture, the NeRF's own ("aux"), depth, surface normals"""
     jitter: bool = False
     """sample rays at random depths, as in training; False gives the same pictures every time"""
     batch_size: int = BATCH_SIZE
