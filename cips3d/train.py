@@ -67,6 +67,11 @@ def check_resumed(config: TrainConfig, run: TrainConfig) -> None:
         raise UserError(
             f"--init-from {config.init_from} starts a run, and --resume {run.resume} goes on with one; leave one out"
         )
+    if config.data == run.data and config.data is not None and not Path(config.data).exists():
+        raise UserError(
+            f"--resume {run.resume} was trained on --data {config.data}, which is not there, seen from {Path.cwd()}; "
+            "give --data its place"
+        )
     for flag, value, own in (("preset", config.preset, run.preset), ("seed", config.seed, run.seed)):
         if value != own:
             raise UserError(

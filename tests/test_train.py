@@ -117,6 +117,18 @@ def test_mistakes_are_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_data_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_folder: Path) -> None:
+    """`--data` as it was typed may mean something else, or nothing, from another folder."""
+    monkeypatch.chdir(photo_folder.parent)
+    arguments = ["--preset", "tiny", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "run"), *QUICK]
+    assert command.main([*arguments, "--data", photo_folder.name]) == 0
+    monkeypatch.chdir(tmp_path)
+    resumed = ["--resume", str(tmp_path / "run"), "--steps", "2"]
+    with pytest.raises(UserError, match=f"was trained on --data {photo_folder.name}, which is not there, seen from"):
+        command.parse(resumed)
+    assert command.main([*resumed, "--data", str(photo_folder)]) == 0
+
+
 def test_unknown_flag_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main(["--stps", "3"])

@@ -151,6 +151,7 @@ class TrainingImages:
         rank: of this process among `world_size`.
         world_size: how many processes train together.
         position: where to start, a former `position` of this class.
+        pin_memory: hand out batches in pinned memory, which CUDA copies to a GPU beside other work.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class TrainingImages:
         rank: int = 0,
         world_size: int = 1,
         position: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -177,7 +179,7 @@ class TrainingImages:
             raise ValueError(f"rank must be in 0 to world_size - 1 = {world_size - 1}, got {rank}")
         self._position = position
         self._step = batch_size * world_size
-        self._pin = torch.cuda.is_available()
+        self._pin = pin_memory
         order = TrainingOrder(len(source), seed, x_flip)
         self._loader: DataLoader | None = DataLoader(
             _Pictures(source),
@@ -200,7 +202,7 @@ class TrainingImages:
         return self
 
     def __next__(self) -> Tensor:
-        """The next batch, float32 [batch, 3, H, W] in [-1, 1]; in pinned memory where there is CUDA.
+        """The next batch, float32 [batch, 3, H, W] in [-1, 1].
 
         Raises:
             UserError: a picture has become unreadable.

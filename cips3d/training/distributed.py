@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,18 @@ from torch import Tensor, nn
 
 from cips3d.errors import UserError
 from cips3d.process.devices import choose_device
+from cips3d.process.signals import ended_by_signals
 
 PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
 
 TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # with WORLD_SIZE, for every process
+TORCHRUN_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+
+T = TypeVar("T")
+
+
+class SharedError(UserError):
+    """A mistake that all processes have been told of: they end at the same place."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +95,71 @@ class Processes:
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
 
+    def by_first(self, work: Callable[[], T]) -> T:
+        """The result of work that the first process does alone, in all of them.
+
+        Raises:
+            SharedError: in all, after a `UserError` of the first one.
+        """
+        made: T | None = None
+        failure: UserError | None = None
+        if self.is_first:
+            try:
+                made = work()
+            except UserError as error:
+                failure = error
+        made, failed = self.from_first((made, None if failure is None else str(failure)))
+        if failed is not None:
+            raise SharedError(failed) from (failure and failure.__cause__)
+        return cast(T, made)
+
+    def by_all(self, work: Callable[[], T]) -> T:
+        """The result of work that every process does for itself.
+
+        Raises:
+            SharedError: in all, after a `UserError` of any.
+        """
+        made: T | None = None
+        failure: UserError | None = None
+        try:
+            made = work()
+        except UserError as error:
+            failure = error
+        for rank, failed in enumerate(self.gather(None if failure is None else str(failure))):
+            if failed is not None:
+                said = failed if rank == 0 else f"in process {rank}: {failed}"
+                raise SharedError(said) from (failure and failure.__cause__)
+        return cast(T, made)
+
+    def agree(self, value: T, difference: Callable[[T, T], str]) -> None:
+        """Nothing, where all processes have the same value.
+
+        Args:
+            value: what is compared.
+            difference: the rest of a sentence that begins with "process 3", from its value and the first one's.
+
+        Raises:
+            SharedError: in all, where one has another value than the first.
+        """
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise SharedError(f"process {rank} {difference(other, values[0])}")
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.world_size > 1:
             dist.barrier()
 
-    def leave(self) -> None:
-        """Take the process group down."""
+    def leave(self, *, failed: bool = False) -> None:
+        """Take the process group down.
+
+        After a failure NCCL's is left as it is: it would wait for work of the others, who wait for this process. They
+        are ended by torchrun, as soon as this one has said why and ended.
+        """
         if self.world_size > 1 and dist.is_initialized():
+            if failed and dist.get_backend() != "gloo":
+                return
             if dist.get_backend() == "gloo":
                 # Its threads need the interpreter to drop the last tensors. PyTorch before 2.8 lets them have it no
                 # more while it waits for their end.
@@ -118,6 +183,14 @@ def join_processes(device_name: str) -> Processes:
             f"WORLD_SIZE {world_size} is set in the environment and {', '.join(missing)} not; start several processes "
             "with torchrun, or take WORLD_SIZE away (unset WORLD_SIZE)"
         )
+    for name in TORCHRUN_NUMBERS:
+        if not os.environ[name].isdecimal():
+            raise UserError(f"{name} {os.environ[name]} is set in the environment and no number; start with torchrun")
+    if int(os.environ["RANK"]) >= int(world_size):
+        raise UserError(
+            f"RANK {os.environ['RANK']} is set in the environment, and ranks go from 0 to {int(world_size) - 1} with "
+            f"WORLD_SIZE {world_size}; start with torchrun"
+        )
     if device.type == "cuda":
         if device.index is not None:
             raise UserError(
@@ -132,5 +205,6 @@ def join_processes(device_name: str) -> Processes:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    with ended_by_signals():  # for as long as others do not come
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), dist.get_world_size(), device)

@@ -14,6 +14,10 @@ from cips3d.process.devices import is_out_of_memory
 from cips3d.training.config import TrainConfig
 
 
+class TrainingDiverged(UserError):
+    """Losses or gradients stayed non-finite; the checkpoints from before are all there."""
+
+
 def in_words(error: Exception, device: torch.device) -> str | None:
     """A sentence for errors that mean a full disk or too little memory; None for all others."""
     cause = error.__cause__ if isinstance(error, UserError) else error
@@ -24,10 +28,10 @@ def in_words(error: Exception, device: torch.device) -> str | None:
     return None
 
 
-def how_to_go_on(folder: Path, config: TrainConfig, step: int) -> str:
-    """The command that trains on after `step` or, where no step is left, makes the animation of the end."""
+def how_to_go_on(folder: Path, config: TrainConfig, *, complete: bool) -> str:
+    """The command that trains on or, where nothing is left to train and measure, makes the animation of the end."""
     run = shlex.quote(str(folder))
-    if step < config.total_steps:
+    if not complete:
         return f"go on with: python -m cips3d.train --resume {run}"
     moving = "--trajectory yaw" if generator_class(config.generator).is_3d else "--interpolate both"
     out = shlex.quote(str(folder / "animation.webp"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from cips3d.checkpoints.trained import (
     checkpoint_name,
     find_checkpoint,
     keep_checkpoints,
-    load_checkpoint,
     remove_left_overs,
     save_checkpoint,
 )
@@ -29,17 +27,19 @@ from cips3d.errors import UserError
 from cips3d.files import only_writer
 from cips3d.ops.precision import matmul_precision
 from cips3d.process.devices import memory_explained
-from cips3d.process.signals import StopRequest, stop_on_signals
+from cips3d.process.signals import Interrupted, StopRequest, stop_on_signals
 from cips3d.process.versions import versions
+from cips3d.training.agreement import changed_pictures, check_pictures, check_settings, checkpoint_of_all
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
-from cips3d.training.distributed import Processes, join_processes
-from cips3d.training.ending import how_to_go_on, in_words
+from cips3d.training.distributed import Processes, SharedError, join_processes
+from cips3d.training.ending import TrainingDiverged, how_to_go_on, in_words
 from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.resolving import resolved
 from cips3d.training.run_folder import (
     check_newest,
+    check_out,
     make_run_folder,
     run_folder_of,
     write_configuration,
@@ -49,12 +49,6 @@ from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
 
 MOST_SKIPPED_IN_A_ROW = 10
-
-T = TypeVar("T")
-
-
-class TrainingDiverged(UserError):
-    """Losses or gradients stayed non-finite; the checkpoints from before are all there."""
 
 
 def train(config: TrainConfig) -> tuple[Path, int]:
@@ -71,9 +65,12 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     try:
         config = resolved(config)
         with matmul_precision(config.precision), started(config, processes) as training:
-            return training.folder, training.run()
-    finally:
-        processes.leave()
+            outcome = training.folder, training.run()
+    except BaseException:
+        processes.leave(failed=True)
+        raise
+    processes.leave()
+    return outcome
 
 
 def started(config: TrainConfig, processes: Processes) -> Training:
@@ -91,10 +88,12 @@ class Training:
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
         self.config = config
         self.processes = processes
+        check_settings(config, processes)
         check_batches(config, processes.world_size)
+        processes.by_first(lambda: check_out(config.out))
         if config.reports.measures:
-            self._by_first(lambda: prepare_metrics(config.reports))
-        checkpoint = self._checkpoint_to_continue()
+            processes.by_first(lambda: prepare_metrics(config.reports))
+        checkpoint = None if config.resume is None else checkpoint_of_all(config.resume, processes)
         self.state = TrainingState(config, processes)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -108,12 +107,12 @@ class Training:
         self.opened_stage = -1
         self.alone = ExitStack()  # holds the lock that keeps other processes out of the folder
         self.reporter: Reporter | None = None
-        self.failed_together = False  # all processes failed at the same place
+        self.stop = StopRequest()
         self.skipped_in_a_row = 0  # steps left out up to now, but for those with a loss scale to blame
         self.within_step = False
         try:
             self._open_data(plan_at(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
-            self.folder = self._by_first(self._make_folder)
+            self.folder = processes.by_first(self._make_folder)
             if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
                 self.state.best = None
             if processes.is_first:
@@ -121,8 +120,9 @@ class Training:
         except BaseException:
             self.close(failed=True)
             raise
-        # The step of which the folder has a checkpoint.
-        self.saved_step = self.state.step if checkpoint is not None and config.out is None else None
+        # The step of which the folder has a checkpoint that `--resume` finds.
+        newest = self.folder / CHECKPOINT_FOLDER / checkpoint_name(self.state.step)
+        self.saved_step = self.state.step if processes.by_first(newest.is_file) else None
 
     def __enter__(self) -> Training:
         return self
@@ -148,45 +148,48 @@ class Training:
             assert self.source is not None
             self.reporter.begin(self.state, self.source)
             self._compare_data()
-        with stop_on_signals() as stop:
+        with stop_on_signals() as self.stop:
             try:
-                self._train(stop)
+                self._train()
                 self._finish()
             except TrainingDiverged:
                 raise
             except Exception as error:
-                self._rescue()
+                self._rescue(together=isinstance(error, SharedError))
                 sentence = in_words(error, self.processes.device)
                 if sentence is None:
                     raise
                 raise UserError(f"{sentence}; {self._how_to_go_on()}") from error
-            return stop.exit_code
+            return self.stop.exit_code
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self) -> None:
         """Step by step, to the end or to a signal."""
         if self.saved_step is None:
             self._save()  # from here on, whatever ends the run, it can be resumed
-        if self.state.step == 0:
-            self._report_when_due(plan_at(self.config, 0), since=-1)  # what there was before anything was learned
+        if not self._is_reported:  # nothing has been yet, or the run ended before it was done
+            made = plan_at(self.config, max(0, self.state.step - 1))
+            if self.opened_stage != made.stage_index:
+                self._open_data(made)
+            self._report_when_due(made)
         while self.state.step < self.config.total_steps:
             now = plan_at(self.config, self.state.step)
             self._enter_stage(now)
             assert self.images is not None
             real, mistake = self._next_images()
-            stopped, failed = self.processes.any_of(bool(stop), mistake is not None)
+            stopped, failed = self.processes.any_of(bool(self.stop), mistake is not None)
             if failed:
-                self.failed_together = True
-                raise mistake or UserError("another process could not read its pictures; its message says which")
+                others = "another process could not read its pictures; its message says which"
+                raise SharedError(others if mistake is None else str(mistake)) from mistake
             if stopped:
                 return
             assert real is not None
             self.within_step = True
             report = self.step(real, now)
             self.within_step = False
-            since, self.state.position = self.state.position, self.images.position
+            self.state.position = self.images.position
             self.state.step += 1
             self._count_skipped(report)
-            self._report(report, now, since)
+            self._report(report, now)
 
     def _next_images(self) -> tuple[Tensor | None, UserError | None]:
         """Real pictures, or why there are none."""
@@ -212,10 +215,10 @@ class Training:
                     self.config.data, resolution, heads=self.config.heads, poses=self.config.poses
                 )
 
-            self._by_first(open_source)  # it prepares what is then read by all
-            if not self.processes.is_first:
-                open_source()
+            self.processes.by_first(open_source)  # it prepares what is then read by all
+            self.processes.by_all(lambda: None if self.processes.is_first else open_source())
             assert self.source is not None
+            check_pictures(self.source, self.processes)
             if self.config.reports.measures:
                 check_real_images(self.config.reports, self.source)
         batch = now.stage.batch_size // self.processes.world_size
@@ -230,6 +233,7 @@ class Training:
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             position=self.state.position,
+            pin_memory=self.processes.device.type == "cuda",
         )
         self.opened_stage = now.stage_index
 
@@ -237,13 +241,9 @@ class Training:
         """Say so where a run goes on with other pictures than before."""
         assert self.reporter is not None
         assert self.source is not None
-        before, now = self.state.contents, contents_of(self.source)
-        if before is not None and before != now:
-            self.reporter.say(
-                f"these are not the pictures of the first {self.state.step} steps ({before[0]:,} then, {now[0]:,} "
-                "now): from here on they come in an order of their own"
-            )
-        self.state.contents = now
+        before, self.state.contents = self.state.contents, contents_of(self.source)
+        if changed := changed_pictures(before, self.state.contents, self.state.step):
+            self.reporter.say(changed)
 
     def _count_skipped(self, report: StepReport) -> None:
         if report.finite:
@@ -259,41 +259,65 @@ class Training:
                 f"losses or gradients were not finite in {self.skipped_in_a_row} steps in a row, up to step "
                 f"{self.state.step}, whose weights are in {path}; lower the learning rates (--stages.N.lr-...) or, "
                 "with --amp.nerf, --amp.inr or --amp.discriminator, use bf16 or none, and from the checkpoint before "
-                f"them, of step {self.saved_step}, {how_to_go_on(self.folder, self.config, self.saved_step)}"
+                f"them, of step {self.saved_step}, {how_to_go_on(self.folder, self.config, complete=False)}"
             )
 
-    def _report(self, report: StepReport, now: StepPlan, since: int) -> None:
+    def _report(self, report: StepReport, now: StepPlan) -> None:
         """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
+        if report.finite and self.state.step % self.config.reports.scalars_every == 0:
+            report.average(self.processes)
         if self.reporter is not None:
             self.reporter.step(report, now, self.state)
-        self._report_when_due(now, since)
+        self._report_when_due(now)
         assert self.saved_step is not None
         every, step = self.config.reports.checkpoint_every, self.state.step
         is_due = step // every > self.saved_step // every and step < self.config.total_steps  # the end has its own
         if is_due and self.skipped_in_a_row == 0:
             self._save()
 
-    def _report_when_due(self, now: StepPlan, since: int) -> None:
-        """Pictures and metrics of the averaged generator, where they are due; `since`: images seen at the last look."""
-        reports, step, seen = self.config.reports, self.state.step, self.state.position
+    @property
+    def _is_reported(self) -> bool:
+        """Whether the pictures and metrics that were due up to this step have been made."""
+        return self.state.reported >= self.state.position
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.state.step >= self.config.total_steps and self._is_reported
+
+    def _report_when_due(self, now: StepPlan) -> None:
+        """Pictures and metrics of the averaged generator, where they are due at this step.
+
+        A signal ends measuring at once: how long it takes is nothing that who sends SIGTERM waits for. It is made up
+        for when the run goes on.
+        """
+        reports, step, seen, since = self.config.reports, self.state.step, self.state.position, self.state.reported
         is_last = step == self.config.total_steps
         if self.reporter is not None and (step % reports.pictures_every == 0 or is_last):
             self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
+        is_best: bool | None = False
         if reports.measures and (is_last or seen // reports.metrics_interval > since // reports.metrics_interval):
-            self._measure(now.stage.resolution)
-
-    def _measure(self, resolution: int) -> None:
-        """Measure the averaged generator; the best so far is kept."""
-        if self._by_first(lambda: self._measured(resolution)):
+            is_best = self.processes.by_first(lambda: self._measure(now.stage.resolution))
+        if is_best is None:
+            return
+        self.state.reported = seen
+        if is_best:
             self._save(BEST)
 
-    def _measured(self, resolution: int) -> bool:
-        """Measure and write it down, in the first process; True where this is the best so far."""
+    def _measure(self, resolution: int) -> bool | None:
+        """Measure the averaged generator and write it down, in the first process.
+
+        Returns:
+            True where it is the best so far; None where a signal came first.
+        """
         assert self.reporter is not None
         assert self.source is not None
         with self.reporter.pause():
             loaded = as_loaded(self.state.generator_ema, self.config, resolution, self.state.step)
-            measurement = measure(loaded, self.config, self.source, self.state.position)
+            try:
+                with self.stop.interrupting():
+                    measurement = measure(loaded, self.config, self.source, self.state.position)
+            except Interrupted:
+                return None
             best = new_best(self.state.best, measurement, self.config.reports)
             is_best = best is not None and self.state.step > 0  # what learned nothing is smooth and consistent
             if is_best:
@@ -314,16 +338,16 @@ class Training:
             self.saved_step = self.state.step
         return path
 
-    def _rescue(self) -> None:
+    def _rescue(self, *, together: bool) -> None:
         """Save what was trained since the last checkpoint, whatever ended the run.
 
         A step that the error ended is not counted, but may have changed networks and random states: going on makes it
         once more, and the run is not exactly what it would have been without the error.
 
-        Several processes save only if all of them failed at the same place: a save needs all of them.
+        Several processes save only if all of them failed together, at the same place: a save needs all of them.
         """
         alone = self.processes.world_size == 1
-        if self.saved_step == self.state.step or not (alone or self.failed_together):
+        if self.saved_step == self.state.step or not (alone or together):
             return
         try:
             said = f"{self._save()} holds what was trained; {self._how_to_go_on()}"
@@ -337,13 +361,13 @@ class Training:
             self.reporter.say(said)
 
     def _how_to_go_on(self) -> str:
-        return how_to_go_on(self.folder, self.config, self.state.step)
+        return how_to_go_on(self.folder, self.config, complete=self._is_complete)
 
     def _finish(self) -> None:
         path = self._save()
         if self.reporter is None:
             return
-        if self.state.step < self.config.total_steps:
+        if not self._is_complete:
             self.reporter.say(f"stopped after step {self.state.step}; {self._how_to_go_on()}")
         else:
             animation = self.reporter.animation(self.state.generator_ema, self.config.stages[-1].resolution)
@@ -351,13 +375,9 @@ class Training:
                 f"done: checkpoint {path}, pictures in {self.reporter.picture_folder}, {animation.stem} {animation}"
             )
 
-    def _checkpoint_to_continue(self) -> dict[str, Any] | None:
-        path = self.config.resume
-        return None if path is None else load_checkpoint(find_checkpoint(path))
-
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.state.load_state_dict(checkpoint)
-        if self.state.step >= self.config.total_steps:
+        if self._is_complete or self.state.step > self.config.total_steps:
             raise UserError(
                 f"--resume {self.config.resume} has finished its {self.state.step} steps; "
                 "give a larger --steps to train on"
@@ -369,7 +389,7 @@ class Training:
     def _make_folder(self) -> Path:
         """The run's folder; a run that goes on keeps its own."""
         if self.config.resume is not None and self.config.out is None:
-            folder = run_folder_of(find_checkpoint(self.config.resume))
+            folder = run_folder_of(self.config.resume, find_checkpoint(self.config.resume))
             check_newest(folder / CHECKPOINT_FOLDER, self.config.resume, self.state.step)
         else:
             folder = make_run_folder(self.config)
@@ -378,18 +398,3 @@ class Training:
         remove_left_overs(folder / CHECKPOINT_FOLDER)
         write_configuration(folder, self.config)
         return folder
-
-    def _by_first(self, work: Callable[[], T]) -> T:
-        """The result of work that the first process does alone, in all of them; its `UserError` is raised in all."""
-        made: T | None = None
-        failure: UserError | None = None
-        if self.processes.is_first:
-            try:
-                made = work()
-            except UserError as error:
-                failure = error
-        made, failure = self.processes.from_first((made, failure))
-        if failure is not None:
-            self.failed_together = True
-            raise failure
-        return cast(T, made)

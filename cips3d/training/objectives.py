@@ -11,6 +11,7 @@ from cips3d.augmentation.ada import adaptive_augment
 from cips3d.augmentation.diff_augment import diff_augment
 from cips3d.models.discriminator import DiscriminatorOutput, DiscriminatorOutputs
 from cips3d.training.config import TrainConfig
+from cips3d.training.distributed import Processes
 from cips3d.training.losses import (
     adversarial_loss,
     gradient_penalty,
@@ -41,6 +42,12 @@ class StepReport:
         parts = now.stage.accumulation
         value = value.detach()
         self.scalars[name] = value if parts == 1 else self.scalars.get(name, 0.0) + value / parts
+
+    def average(self, processes: Processes) -> None:
+        """Replace every scalar by its mean over all processes, each of which has seen its share of the batch."""
+        if processes.world_size > 1:
+            means = processes.mean_(torch.stack([value.float() for value in self.scalars.values()]))
+            self.scalars = dict(zip(self.scalars, means.unbind(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -22,25 +22,38 @@ SCALARS_FILE = "scalars.jsonl"
 LOG_FILE = "log.txt"
 
 
+def check_out(out: Path | None) -> None:
+    """Raise `UserError` where the folder of `--out` can be none of a new run."""
+    if out is None:
+        return
+    if not is_text(str(out)):
+        raise UserError(f"--out {printable(str(out))} is no text, which TensorBoard needs; give another folder")
+    try:
+        used = out.exists() and any(out.iterdir())
+    except OSError as error:
+        raise _cannot_be_made(error) from None
+    if used:
+        raise UserError(f"--out {out} is not empty; give a new folder, or go on with a run by --resume {out}")
+
+
 def make_run_folder(config: TrainConfig) -> Path:
     """A new folder: `--out`, or the next number under runs/.
 
     Raises:
         UserError: the folder holds something already, or cannot be made.
     """
-    if config.out is not None and not is_text(str(config.out)):
-        raise UserError(f"--out {printable(str(config.out))} is no text, which TensorBoard needs; give another folder")
+    check_out(config.out)
     try:
         if config.out is None:
             return _next_numbered(RUNS, config.preset)
         config.out.mkdir(parents=True, exist_ok=True)
-        if any(config.out.iterdir()):
-            raise UserError(
-                f"--out {config.out} is not empty; give a new folder, or go on with a run by --resume {config.out}"
-            )
     except OSError as error:
-        raise UserError(f"--out {error.filename} cannot be made: {error.strerror}; give another folder") from None
+        raise _cannot_be_made(error) from None
     return config.out
+
+
+def _cannot_be_made(error: OSError) -> UserError:
+    return UserError(f"--out {error.filename} cannot be made: {error.strerror}; give another folder")
 
 
 def _next_numbered(parent: Path, name: str) -> Path:
@@ -57,9 +70,17 @@ def _next_numbered(parent: Path, name: str) -> Path:
             return folder
 
 
-def run_folder_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint lies in."""
-    folder = checkpoint.resolve().parent
+def run_folder_of(resumed: Path, checkpoint: Path) -> Path:
+    """The run's folder, as its user sees it: checkpoints may lie behind a link, on a disk that has room for them.
+
+    Args:
+        resumed: a run's folder, its folder of checkpoints, or a checkpoint.
+        checkpoint: the file that was found there.
+    """
+    if resumed.is_dir():
+        folder = resumed.absolute()
+    else:  # a link to one file, such as newest.pt, may stand anywhere
+        folder = (checkpoint.resolve() if checkpoint.is_symlink() else checkpoint.absolute()).parent
     return folder.parent if folder.name == CHECKPOINT_FOLDER else folder
 
 
@@ -125,14 +146,18 @@ def append_to_log(folder: Path, line: str) -> None:
 def cut_records(folder: Path, step: int) -> None:
     """Remove the lines of steps after `step` from metrics.jsonl and scalars.jsonl: a resumed run writes its own.
 
+    What a power failure has left at the end, half a line or zeros, goes too.
+
     Raises:
-        UserError: a line is not one of theirs.
+        UserError: another line is not one of theirs.
     """
     for path in (folder / METRICS_FILE, folder / SCALARS_FILE):
         if not path.exists():
             continue
         lines = path.read_bytes().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been broken off
+        whole = list(lines)
+        while whole and (b"\0" in whole[-1] or not whole[-1].endswith(b"\n")):
+            whole.pop()
         kept = [line for number, line in enumerate(whole, start=1) if _step_of(line, path, number) <= step]
         if len(kept) < len(lines):
             with atomic_file(path) as file:

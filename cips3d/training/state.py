@@ -77,6 +77,7 @@ class TrainingState:
         self.stage_index = -1  # of the stage that has been entered; -1: none yet
         self.contents: tuple[int, str] | None = None  # of the data, see `contents_of`
         self.position = 0  # images handed out by the data so far, over all processes
+        self.reported = -1  # the position at which pictures and metrics that were due had last been made; -1: never
         self.skipped = 0  # steps left out because a loss or gradient was not finite
         self.best: Best | None = None
         self.processes = processes
@@ -112,6 +113,7 @@ class TrainingState:
             "step": self.step,
             "stage_index": self.stage_index,
             "position": self.position,
+            "reported": self.reported,
             "contents": self.contents,
             "skipped": self.skipped,
             "best": None if self.best is None else asdict(self.best),
@@ -129,7 +131,16 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; raises `UserError` where it belongs to other networks."""
+        """Continue from `state_dict`; raises `UserError` where it belongs to other networks, or to another version."""
+        try:
+            self._load(state)
+        except KeyError as error:
+            raise UserError(
+                f"the checkpoint was written by a version of cips3d with other contents ({error} is not there); train "
+                "again"
+            ) from None
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.load_weights(state)
         self.optimizer_g.load_state_dict(state["optimizer_g"])
         self.optimizer_d.load_state_dict(state["optimizer_d"])
@@ -142,6 +153,7 @@ class TrainingState:
         self.step = state["step"]
         self.stage_index = state["stage_index"]
         self.position = state["position"]
+        self.reported = state.get("reported", self.position if self.step > 0 else -1)
         self.contents = state.get("contents")
         self.skipped = state["skipped"]
         best = state["best"]

@@ -162,9 +162,55 @@ def test_several_processes_that_torchrun_did_not_start(monkeypatch: pytest.Monke
         join_processes("cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WORLD_SIZE", "x", "WORLD_SIZE x is set in the environment and no number; start with torchrun"),
+        ("RANK", "-1", "RANK -1 is set in the environment and no number"),
+        ("MASTER_PORT", "http", "MASTER_PORT http is"),
+        ("RANK", "2", "RANK 2 is set in the environment, and ranks go from 0 to 1 with WORLD_SIZE 2"),
+    ],
+)
+def test_numbers_that_torchrun_does_not_set(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    for each in ("WORLD_SIZE", *TORCHRUN_SETS):
+        monkeypatch.setenv(each, "1" if each == "RANK" else "2")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        join_processes("cpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "failed", "taken_down"),
+    [("nccl", False, True), ("nccl", True, False), ("gloo", False, True), ("gloo", True, True)],
+)
+def test_a_failure_does_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, backend: str, failed: bool, taken_down: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: calls.append("destroyed"))
+    Processes(world_size=2).leave(failed=failed)
+    assert calls == ["destroyed"] * taken_down
+
+
+def test_pinned_memory_is_for_gpus(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is CUDA, pinning takes a context, and memory, of a GPU that training on the CPU leaves to others."""
+    asked: list[bool] = []
+
+    class Watched(TrainingImages):
+        def __init__(self, *arguments: Any, pin_memory: bool, **others: Any) -> None:
+            asked.append(pin_memory)
+            super().__init__(*arguments, **others)
+
+    monkeypatch.setattr(loop, "TrainingImages", Watched)
+    train(replace(small_config, steps=1))
+    assert asked == [False]
+
+
 def test_one_gpu_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", *TORCHRUN_SETS):
-        monkeypatch.setenv(name, "2")
+        monkeypatch.setenv(name, "1" if name == "RANK" else "2")
     monkeypatch.setattr(distributed, "choose_device", torch.device)
     with pytest.raises(UserError, match=r"--device cuda:0 names one GPU, .* give --device cuda, and"):
         join_processes("cuda:0")

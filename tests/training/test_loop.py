@@ -17,7 +17,7 @@ from training.runs import after_steps, assert_equal_states
 from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
-from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint
+from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
@@ -26,10 +26,11 @@ from cips3d.plain import to_plain
 from cips3d.training import loop
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
-from cips3d.training.loop import TrainingDiverged, train
+from cips3d.training.ending import TrainingDiverged
+from cips3d.training.loop import train
 from cips3d.training.objectives import Objectives
 from cips3d.training.report import Reporter
-from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, SCALARS_FILE
+from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, SCALARS_FILE, run_folder_of
 
 
 def test_run_writes_everything(small_config: TrainConfig) -> None:
@@ -297,6 +298,44 @@ def test_used_folder_is_refused(small_config: TrainConfig) -> None:
     with pytest.raises(UserError, match="is not empty"):
         train(small_config)
     assert (small_config.out / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_used_folder_is_noticed_before_data_are_read(
+    small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(loop, "open_training_source", lambda *_, **__: pytest.fail("data were read"))
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        train(small_config)
+    with pytest.raises(UserError, match=r"--out .*notes.txt cannot be made: Not a directory"):
+        train(replace(small_config, out=tmp_path / "run" / "notes.txt"))
+
+
+def test_checkpoints_behind_a_link(small_config: TrainConfig, tmp_path: Path) -> None:
+    """On a disk with room for them; the run stays where it was."""
+    folder, _ = train(replace(small_config, steps=2))
+    (tmp_path / "scratch").mkdir()
+    (folder / "checkpoints").rename(tmp_path / "scratch" / "ours")
+    (folder / "checkpoints").symlink_to(tmp_path / "scratch" / "ours")
+    (tmp_path / "newest.pt").symlink_to(folder / "checkpoints" / "step-00000002.pt")
+    assert train(replace(small_config, out=None, resume=folder, steps=3))[0] == folder
+    assert train(replace(small_config, out=None, resume=folder / "checkpoints", steps=4))[0] == folder
+    newest = folder / "checkpoints" / "step-00000004.pt"
+    assert train(replace(small_config, out=None, resume=newest, steps=5))[0] == folder
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["ours"]
+    assert load_checkpoint(find_checkpoint(folder))["step"] == 5
+    folder_of_a_link = run_folder_of(tmp_path / "newest.pt", tmp_path / "newest.pt")
+    assert folder_of_a_link == (tmp_path / "scratch" / "ours").resolve()  # a link to a file leads to the file
+
+
+def test_contents_of_another_version(small_config: TrainConfig) -> None:
+    folder, _ = train(replace(small_config, steps=2))
+    state = load_checkpoint(find_checkpoint(folder))
+    del state["ada"]
+    save_checkpoint(find_checkpoint(folder), state)
+    with pytest.raises(UserError, match=r"other contents \('ada' is not there\); train again"):
+        train(replace(small_config, out=None, resume=folder, steps=4))
 
 
 def test_bad_data_leave_no_folder(small_config: TrainConfig, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from cips3d.training import measuring
 from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.measuring import Measurement
-from cips3d.training.run_folder import METRICS_FILE, append_measurement, cut_records
+from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, append_measurement, cut_records
 
 
 class TestTrainingDoesNotNotice:
@@ -86,6 +86,51 @@ class TestResume:
         assert (whole / METRICS_FILE).read_bytes() == (resumed / METRICS_FILE).read_bytes()
         assert best_step(whole) == best_step(resumed)
 
+    @pytest.mark.parametrize("number", [1, 2, 4])
+    def test_measuring_is_left_at_a_signal_and_made_up_for(
+        self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """The first measurement, one on the way, and the last, after which nothing is left to train."""
+        whole, _ = train(replace(config, out=tmp_path / "whole"))
+        original, begun = measuring.evaluate_generator, []
+
+        def evaluate(*arguments: Any, **options: Any) -> Evaluation:
+            begun.append(1)
+            if len(begun) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+                pytest.fail("measuring went on")
+            return original(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, "evaluate_generator", evaluate)
+            part, exit_code = train(replace(config, out=tmp_path / "part"))
+        assert exit_code == 128 + signal.SIGTERM and len(begun) == number
+        assert load_checkpoint(find_checkpoint(part))["step"] == [0, 2, 4, 6][number - 1]
+        assert "go on with: python -m cips3d.train --resume" in (part / LOG_FILE).read_text()
+        assert not list(part.glob("*.webp"))
+        resumed, exit_code = train(replace(config, out=None, resume=part))
+        assert exit_code == 0 and list(part.glob("*.webp"))
+        assert_equal_states(load_checkpoint(find_checkpoint(whole)), load_checkpoint(find_checkpoint(resumed)))
+        assert (whole / METRICS_FILE).read_bytes() == (resumed / METRICS_FILE).read_bytes()
+        assert best_step(whole) == best_step(resumed)
+        with pytest.raises(UserError, match="has finished its 6 steps"):
+            train(replace(config, out=None, resume=part))
+
+    def test_a_measurement_due_in_the_stage_before(
+        self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is made up for with pictures of the resolution that it was due at."""
+        first = replace(config.stages[0], steps=4)
+        config = replace(config, stages=(first, replace(first, resolution=16, steps=2)))
+        whole, _ = train(replace(config, out=tmp_path / "whole"))
+        with monkeypatch.context() as patch:
+            after_steps(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            part, _ = train(replace(config, out=tmp_path / "part"))
+        assert [line["step"] for line in lines_of(part)] == [0, 2]
+        train(replace(config, out=None, resume=part))
+        assert [line["resolution"] for line in lines_of(part)] == [8, 8, 8, 16]
+        assert (whole / METRICS_FILE).read_bytes() == (part / METRICS_FILE).read_bytes()
+
     def test_from_an_earlier_checkpoint(self, config: TrainConfig) -> None:
         """Lines of steps that are made once more are written once more, not twice."""
         folder, _ = train(config)
@@ -116,6 +161,12 @@ class TestResume:
             {"step": 0, "images": 0, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
             {"step": 2, "images": 8, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
         ]
+
+    @pytest.mark.parametrize("end", [b'{"step": 2, "va', b"\0" * 40, b"\0" * 40 + b"\n"])
+    def test_what_a_power_failure_left_at_the_end_goes(self, tmp_path: Path, end: bytes) -> None:
+        (tmp_path / METRICS_FILE).write_bytes(b'{"step": 1}\n' + end)
+        cut_records(tmp_path, 5)
+        assert (tmp_path / METRICS_FILE).read_bytes() == b'{"step": 1}\n'
 
     def test_other_lines_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / METRICS_FILE).write_text('{"step": 1}\nthe best one!\n')

@@ -1,0 +1,119 @@
+"""What processes that train together must have in common, and what all of them are told."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cips3d.checkpoints import trained
+from cips3d.data.source import open_training_source
+from cips3d.errors import UserError
+from cips3d.training.agreement import check_pictures, check_settings, checkpoint_of_all
+from cips3d.training.config import TrainConfig
+from cips3d.training.distributed import Processes, SharedError
+from cips3d.training.loop import train
+from cips3d.training.objectives import StepReport
+
+
+@dataclass(frozen=True)
+class Others(Processes):
+    """The first of two processes, and what the other one has where they compare."""
+
+    world_size: int = 2
+    other: Callable[[Any], Any] = lambda own: own
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor.add_(self.other(tensor.clone()))
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.other(value)]
+
+    def from_first(self, value: Any) -> Any:
+        return value
+
+
+def test_the_same_settings(small_config: TrainConfig) -> None:
+    check_settings(small_config, Processes())
+    check_settings(small_config, Others())
+    with pytest.raises(
+        SharedError, match=r"process 1 has other settings than the first one \(seed is 3, and not 0\); start all with"
+    ):
+        check_settings(small_config, Others(other=lambda own: {**own, "seed": 3}))
+
+
+def test_the_same_pictures(photo_folder: Path) -> None:
+    source = open_training_source(str(photo_folder), 8)
+    check_pictures(source, Others())
+    count = len(source)
+    fewer = Others(other=lambda own: (own[0] - 1, "another digest"))
+    with pytest.raises(SharedError, match=f"process 1 finds {count - 1} pictures in --data where .* finds {count};"):
+        check_pictures(source, fewer)
+    with pytest.raises(SharedError, match=f"process 1 finds pictures of other names .* finds {count};"):
+        check_pictures(source, Others(other=lambda own: (own[0], "another digest")))
+
+
+def test_the_same_checkpoint(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = train(small_config)
+    assert checkpoint_of_all(folder, Others())["step"] == 6
+    with pytest.raises(
+        SharedError, match=r"process 1 reads .*step-00000006\.pt of step 3, and the first one of step 6"
+    ):
+        checkpoint_of_all(folder, Others(other=lambda own: 3 if own == 6 else own))
+    newest = trained.find_checkpoint(folder)
+
+    @dataclass(frozen=True)
+    class Second(Others):
+        """The second of two processes."""
+
+        rank: int = 1
+
+        def from_first(self, value: Any) -> Any:
+            return newest, None
+
+        def gather(self, value: Any) -> list[Any]:
+            return [self.other(value), value]
+
+    with monkeypatch.context() as patch:  # its disk does not show the newest file yet
+        patch.setattr(trained, "list_checkpoints", lambda _: [])
+        assert checkpoint_of_all(folder, Second())["step"] == 6
+    newest.unlink()
+    with pytest.raises(SharedError, match=r"in process 1: checkpoint .* does not exist"):
+        checkpoint_of_all(folder, Second(other=lambda _: None))
+
+
+def test_mistakes_of_one_are_told_to_all() -> None:
+    def mistaken() -> None:
+        raise UserError("photos/ does not exist") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for processes in (Processes(), Others()):
+        assert processes.by_first(lambda: 3) == processes.by_all(lambda: 3) == 3
+        for together in (processes.by_first, processes.by_all):
+            with pytest.raises(SharedError, match=r"^photos/ does not exist$") as raised:
+                together(mistaken)
+            assert isinstance(raised.value.__cause__, OSError)
+    with pytest.raises(SharedError, match=r"^in process 1: the disk is gone$"):
+        Others(other=lambda _: "the disk is gone").by_all(lambda: 3)
+
+
+def test_curves_are_means_over_all_processes() -> None:
+    scalars = {"d/loss": torch.tensor(1.0), "g/loss": torch.tensor(3.0, dtype=torch.float64)}
+    report = StepReport(dict(scalars))
+    report.average(Processes())
+    assert report.scalars == scalars
+    report.average(Others(other=lambda own: own + 2))
+    assert {name: value.item() for name, value in report.scalars.items()} == {"d/loss": 2, "g/loss": 4}
+
+
+def test_processes_that_differ_start_no_run(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cips3d.training.loop.join_processes", lambda _: Others(other=lambda _: {"preset": "ffhq"}))
+    with pytest.raises(SharedError, match="process 1 has other settings"):
+        train(replace(small_config))
+    assert small_config.out is not None and not small_config.out.exists()
