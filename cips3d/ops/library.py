@@ -25,12 +25,12 @@ class Op:
     schema: str
     overload: Callable[..., Any]
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         if forward_ad._current_level >= 0:
-            self._refuse_tangents(arguments)
-        return self.overload(*arguments)
+            self._refuse_tangents(*arguments, *named.values())
+        return self.overload(*arguments, **named)
 
-    def _refuse_tangents(self, arguments: tuple[Any, ...]) -> None:
+    def _refuse_tangents(self, *arguments: Any) -> None:
         """Raise for forward-mode differentiation: the dispatcher would drop the tangents without a word."""
         for x in arguments:
             if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:

@@ -49,7 +49,14 @@ def _evaluate(
         becomes_skip = ends_block and k // 2 + 1 >= skip_from
         following = layers[k + 1].modulation
         output, x, _ = OPS["modulated_epilogue"](
-            seen.products[k], layer.demodulation, slope, seen.skips[k], following, None, None, becomes_skip
+            seen.products[k],
+            layer.demodulation,
+            slope,
+            seen.skips[k],
+            following,
+            rgb_weight=None,
+            rgb=None,
+            return_output=becomes_skip,
         )
         if ends_block:
             block_input = output if becomes_skip else None
@@ -81,11 +88,11 @@ def _differentiate(
             slope,
             seen.skips[k],
             following,
-            rgb_weight[color] if has_rgb else None,
-            of_block if ends_block else None,
-            of_modulated,
-            grad if has_rgb else None,
-            [True, True, has_skip, following is not None, has_rgb],
+            rgb_weight=rgb_weight[color] if has_rgb else None,
+            grad_output=of_block if ends_block else None,
+            grad_modulated=of_modulated,
+            grad_rgb=grad if has_rgb else None,
+            wanted=[True, True, has_skip, following is not None, has_rgb],
         )
         total.demodulation[:, k] += of_demodulation
         if following is not None:
@@ -101,15 +108,15 @@ def _differentiate(
         of_modulated = weights[k].backward(rows).view(*of_product.shape[:2], -1)
     found: tuple[Tensor, ...] = OPS["modulated_epilogue_backward"](
         features,
-        None,
-        1.0,
-        None,
-        layers[0].modulation,
-        None,
-        of_block,
-        of_modulated,
-        None,
-        [True, False, False, True, False],
+        demodulation=None,
+        negative_slope=1.0,
+        skip=None,
+        next_modulation=layers[0].modulation,
+        rgb_weight=None,
+        grad_output=of_block,
+        grad_modulated=of_modulated,
+        grad_rgb=None,
+        wanted=[True, False, False, True, False],
     )
     total.first_modulation.add_(found[3])
     return found[0]

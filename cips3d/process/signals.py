@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a run between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal: a run ends between two steps, long work within one is left, waiting ends."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class StopRequest:
     def interrupting(self) -> Iterator[None]:
         """Inside, a signal raises `Interrupted` at once, and so does one that came before: for long work that can be
         left half done and made once more."""
-        if self:
-            raise Interrupted
-        self.interrupts = True
         try:
+            self.interrupts = True
+            if self:
+                raise Interrupted
             yield
         finally:
             self.interrupts = False

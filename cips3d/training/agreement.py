@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cips3d.checkpoints.networks import Networks, load_networks
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.source import contents_of
+from cips3d.files import sha256_of
 from cips3d.plain import to_plain
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
@@ -18,17 +21,28 @@ def check_settings(config: TrainConfig, processes: Processes) -> None:
     """Raise `SharedError` in all processes where one has other settings than the first."""
 
     def difference(own: dict[str, Any], first: dict[str, Any]) -> str:
-        name = next(name for name in first if own.get(name) != first[name])
+        flag = next(flag for flag in {**first, **own} if own.get(flag) != first.get(flag))
         return (
-            f"has other settings than the first one ({name} is {own.get(name)}, and not {first[name]}); start all with "
-            "the same command, on machines of one kind"
+            f"has other settings than the first one ({flag} is {own.get(flag)}, and not {first.get(flag)}); start all "
+            "with the same command, on machines of one kind"
         )
 
-    processes.agree(to_plain(config), difference)
+    processes.agree(dict(_flags(to_plain(config))), difference)
 
 
-def checkpoint_of_all(resumed: Path, processes: Processes) -> dict[str, Any]:
-    """The checkpoint that a run goes on from, the same in all processes.
+def _flags(plain: Any, name: str = "-") -> Iterator[tuple[str, Any]]:
+    """Every value of a plain configuration under the name of its flag."""
+    if isinstance(plain, list) and any(isinstance(item, dict) for item in plain):
+        plain = {str(k): item for k, item in enumerate(plain)}
+    if not isinstance(plain, dict):
+        yield name, plain
+        return
+    for key, value in plain.items():
+        yield from _flags(value, f"{name}{'-' if name == '-' else '.'}{key.replace('_', '-')}")
+
+
+def checkpoint_of_all(resumed: Path, processes: Processes) -> tuple[Path, dict[str, Any]]:
+    """The file that a run goes on from, and the checkpoint in it, the same in all processes.
 
     The first one looks for it: on a shared disk, others may not see the newest file yet.
 
@@ -37,21 +51,27 @@ def checkpoint_of_all(resumed: Path, processes: Processes) -> dict[str, Any]:
     """
     path = processes.by_first(lambda: find_checkpoint(resumed))
     checkpoint = processes.by_all(lambda: load_checkpoint(path))
-    processes.agree(
-        checkpoint.get("step"),
-        lambda own, first: f"reads {path} of step {own}, and the first one of step {first}; give all the same file",
-    )
-    return checkpoint
+    _check_file(path, processes)
+    return path, checkpoint
 
 
-def changed_pictures(before: tuple[int, str] | None, now: tuple[int, str], step: int) -> str | None:
-    """A sentence where a run goes on from `step` with other contents of its data than before, or None."""
-    if before is None or before == now:
-        return None
-    return (
-        f"these are not the pictures of the first {step} steps ({before[0]:,} then, {now[0]:,} now): from here on they "
-        "come in an order of their own"
-    )
+def networks_of_all(trained: Path, processes: Processes) -> Networks:
+    """The networks that a run starts from, the same in all processes.
+
+    Raises:
+        SharedError: there are none, or others read another file at their place.
+    """
+    path = processes.by_first(lambda: find_checkpoint(trained))
+    networks = processes.by_all(lambda: load_networks(path))
+    _check_file(path, processes)
+    return networks
+
+
+def _check_file(path: Path, processes: Processes) -> None:
+    if processes.world_size > 1:
+        processes.agree(
+            sha256_of(path), lambda *_: f"reads another file at {path} than the first one; give all of them the same"
+        )
 
 
 def check_pictures(source: ImageFiles | SyntheticHeads, processes: Processes) -> None:

@@ -20,7 +20,7 @@ from cips3d.process.signals import ended_by_signals
 PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
 
 TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # with WORLD_SIZE, for every process
-TORCHRUN_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+LARGEST_PORT, MOST_PROCESSES = 65_535, 2**20
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class Processes:
         return cast(T, made)
 
     def agree(self, value: T, difference: Callable[[T, T], str]) -> None:
-        """Nothing, where all processes have the same value.
+        """Make sure that all processes have the same value.
 
         Args:
             value: what is compared.
@@ -171,8 +171,8 @@ def join_processes(device_name: str) -> Processes:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be one alone.
 
     Raises:
-        UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, or
-            WORLD_SIZE is set without torchrun's other variables.
+        UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, WORLD_SIZE
+            is set without torchrun's other variables, one of them makes no sense, or the processes cannot meet.
     """
     world_size = os.environ.get("WORLD_SIZE", "1")
     device = choose_device(device_name)
@@ -183,21 +183,16 @@ def join_processes(device_name: str) -> Processes:
             f"WORLD_SIZE {world_size} is set in the environment and {', '.join(missing)} not; start several processes "
             "with torchrun, or take WORLD_SIZE away (unset WORLD_SIZE)"
         )
-    for name in TORCHRUN_NUMBERS:
-        if not os.environ[name].isdecimal():
-            raise UserError(f"{name} {os.environ[name]} is set in the environment and no number; start with torchrun")
-    if int(os.environ["RANK"]) >= int(world_size):
-        raise UserError(
-            f"RANK {os.environ['RANK']} is set in the environment, and ranks go from 0 to {int(world_size) - 1} with "
-            f"WORLD_SIZE {world_size}; start with torchrun"
-        )
+    last = _number("WORLD_SIZE", 1, MOST_PROCESSES) - 1
+    _number("RANK", 0, last)
+    local = _number("LOCAL_RANK", 0, last)
+    _number("MASTER_PORT", 0, LARGEST_PORT)
     if device.type == "cuda":
         if device.index is not None:
             raise UserError(
                 f"--device {device_name} names one GPU, and torchrun gives every process one of its own; "
                 "give --device cuda, and CUDA_VISIBLE_DEVICES to choose among them"
             )
-        local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"--nproc-per-node of torchrun asks for more processes than the {torch.cuda.device_count()} GPUs here; "
@@ -205,6 +200,22 @@ def join_processes(device_name: str) -> Processes:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    with ended_by_signals():  # for as long as others do not come
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        with ended_by_signals():  # for as long as others do not come
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            f"the processes cannot meet at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
+            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); give the first one's address and a free port"
+        ) from None
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """The value of one of torchrun's variables."""
+    value = os.environ[name]
+    if not value.isdecimal() or not least <= int(value) <= most:
+        raise UserError(
+            f"{name} {value} is set in the environment and no number from {least} to {most}; start with torchrun"
+        )
+    return int(value)

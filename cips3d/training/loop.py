@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import (
     BEST,
     CHECKPOINT_FOLDER,
     DIVERGED,
     checkpoint_name,
-    find_checkpoint,
     keep_checkpoints,
     remove_left_overs,
     save_checkpoint,
@@ -29,12 +27,12 @@ from cips3d.ops.precision import matmul_precision
 from cips3d.process.devices import memory_explained
 from cips3d.process.signals import Interrupted, StopRequest, stop_on_signals
 from cips3d.process.versions import versions
-from cips3d.training.agreement import changed_pictures, check_pictures, check_settings, checkpoint_of_all
+from cips3d.training.agreement import check_pictures, check_settings, checkpoint_of_all, networks_of_all
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError, join_processes
 from cips3d.training.ending import TrainingDiverged, how_to_go_on, in_words
-from cips3d.training.measuring import check_real_images, measure, new_best, prepare_metrics
+from cips3d.training.measuring import Best, check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.resolving import resolved
 from cips3d.training.run_folder import (
@@ -93,12 +91,14 @@ class Training:
         processes.by_first(lambda: check_out(config.out))
         if config.reports.measures:
             processes.by_first(lambda: prepare_metrics(config.reports))
-        checkpoint = None if config.resume is None else checkpoint_of_all(config.resume, processes)
+        found = None if config.resume is None else checkpoint_of_all(config.resume, processes)
         self.state = TrainingState(config, processes)
-        if checkpoint is not None:
+        self.resumed: Path | None = None
+        if found is not None:
+            self.resumed, checkpoint = found
             self._restore(checkpoint)
         elif config.init_from is not None:
-            self.state.start_from(load_networks(config.init_from))
+            self.state.start_from(networks_of_all(config.init_from, processes))
         processes.broadcast(self.state.generator)
         processes.broadcast(self.state.discriminator)
         self.step = TrainingStep(self.state, config)
@@ -116,7 +116,7 @@ class Training:
             if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
                 self.state.best = None
             if processes.is_first:
-                self.reporter = Reporter(self.folder, config, self.state.step)
+                self.reporter = Reporter(self.folder, config, self.state.step, is_measured=self._is_reported)
         except BaseException:
             self.close(failed=True)
             raise
@@ -144,10 +144,10 @@ class Training:
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
+        assert self.source is not None
         if self.reporter is not None:
-            assert self.source is not None
             self.reporter.begin(self.state, self.source)
-            self._compare_data()
+        self.state.contents = contents_of(self.source)
         with stop_on_signals() as self.stop:
             try:
                 self._train()
@@ -171,15 +171,19 @@ class Training:
             if self.opened_stage != made.stage_index:
                 self._open_data(made)
             self._report_when_due(made)
+            if self._is_reported and self.state.step > 0:
+                self._save()
         while self.state.step < self.config.total_steps:
             now = plan_at(self.config, self.state.step)
+            if self.opened_stage != now.stage_index and self.processes.any_of(bool(self.stop))[0]:
+                return  # before a stage's pictures are prepared, which takes its time
             self._enter_stage(now)
             assert self.images is not None
             real, mistake = self._next_images()
             stopped, failed = self.processes.any_of(bool(self.stop), mistake is not None)
             if failed:
                 others = "another process could not read its pictures; its message says which"
-                raise SharedError(others if mistake is None else str(mistake)) from mistake
+                raise SharedError(others if mistake is None else str(mistake)) from (mistake and mistake.__cause__)
             if stopped:
                 return
             assert real is not None
@@ -237,14 +241,6 @@ class Training:
         )
         self.opened_stage = now.stage_index
 
-    def _compare_data(self) -> None:
-        """Say so where a run goes on with other pictures than before."""
-        assert self.reporter is not None
-        assert self.source is not None
-        before, self.state.contents = self.state.contents, contents_of(self.source)
-        if changed := changed_pictures(before, self.state.contents, self.state.step):
-            self.reporter.say(changed)
-
     def _count_skipped(self, report: StepReport) -> None:
         if report.finite:
             self.skipped_in_a_row = 0
@@ -282,32 +278,34 @@ class Training:
 
     @property
     def _is_complete(self) -> bool:
+        """Whether nothing is left to train or to measure."""
         return self.state.step >= self.config.total_steps and self._is_reported
 
     def _report_when_due(self, now: StepPlan) -> None:
         """Pictures and metrics of the averaged generator, where they are due at this step.
 
-        A signal ends measuring at once: how long it takes is nothing that who sends SIGTERM waits for. It is made up
-        for when the run goes on.
+        A signal ends measuring at once, since it may take longer than those wait who send SIGTERM. Both are made up for
+        when the run goes on.
         """
         reports, step, seen, since = self.config.reports, self.state.step, self.state.position, self.state.reported
         is_last = step == self.config.total_steps
+        best: Best | None = None
+        if reports.measures and (is_last or seen // reports.metrics_interval > since // reports.metrics_interval):
+            is_made, best = self.processes.by_first(lambda: self._measure(now.stage.resolution))
+            if not is_made:
+                return
         if self.reporter is not None and (step % reports.pictures_every == 0 or is_last):
             self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
-        is_best: bool | None = False
-        if reports.measures and (is_last or seen // reports.metrics_interval > since // reports.metrics_interval):
-            is_best = self.processes.by_first(lambda: self._measure(now.stage.resolution))
-        if is_best is None:
-            return
         self.state.reported = seen
-        if is_best:
+        if best is not None:
+            self.state.best = best
             self._save(BEST)
 
-    def _measure(self, resolution: int) -> bool | None:
+    def _measure(self, resolution: int) -> tuple[bool, Best | None]:
         """Measure the averaged generator and write it down, in the first process.
 
         Returns:
-            True where it is the best so far; None where a signal came first.
+            False where a signal came first; what was measured, where it is the best so far.
         """
         assert self.reporter is not None
         assert self.source is not None
@@ -317,13 +315,12 @@ class Training:
                 with self.stop.interrupting():
                     measurement = measure(loaded, self.config, self.source, self.state.position)
             except Interrupted:
-                return None
+                return False, None
             best = new_best(self.state.best, measurement, self.config.reports)
-            is_best = best is not None and self.state.step > 0  # what learned nothing is smooth and consistent
-            if is_best:
-                self.state.best = best
-            self.reporter.measured(measurement, is_best)
-        return is_best
+            if self.state.step == 0:  # what learned nothing is smooth and consistent
+                best = None
+            self.reporter.measured(measurement, is_best=best is not None)
+        return True, best
 
     def _save(self, name: str | None = None) -> Path:
         """Write a checkpoint; every process takes part, the first one writes."""
@@ -388,8 +385,8 @@ class Training:
 
     def _make_folder(self) -> Path:
         """The run's folder; a run that goes on keeps its own."""
-        if self.config.resume is not None and self.config.out is None:
-            folder = run_folder_of(self.config.resume, find_checkpoint(self.config.resume))
+        if self.config.resume is not None and self.resumed is not None and self.config.out is None:
+            folder = run_folder_of(self.resumed)
             check_newest(folder / CHECKPOINT_FOLDER, self.config.resume, self.state.step)
         else:
             folder = make_run_folder(self.config)

@@ -18,6 +18,7 @@ from cips3d.cameras.trajectories import yaw_sweep
 from cips3d.checkpoints.rendering_settings import volume_of_pictures
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
+from cips3d.data.source import contents_of
 from cips3d.models.family import AnyGenerator
 from cips3d.models.generator import truncated
 from cips3d.pictures import depth_image, image_grid, save_image, to_uint8
@@ -26,7 +27,14 @@ from cips3d.rendering import LoadedGenerator, Look, PictureKind, render_views, s
 from cips3d.rendering.style_paths import spline_weights
 from cips3d.training.config import TrainConfig
 from cips3d.training.measuring import Measurement
-from cips3d.training.run_folder import append_measurement, append_scalars, append_to_log, cut_records
+from cips3d.training.run_folder import (
+    METRICS_FILE,
+    SCALARS_FILE,
+    append_measurement,
+    append_scalars,
+    append_to_log,
+    cut_records,
+)
 from cips3d.training.schedule import StepPlan
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport
@@ -42,15 +50,14 @@ LOG_SECONDS = 15.0  # the same where the output is a file
 class Reporter:
     """Shows and records one run; lives in the first process only."""
 
-    def __init__(self, folder: Path, config: TrainConfig, step: int) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, step: int, *, is_measured: bool) -> None:
         self.folder = folder
         self.picture_folder = folder / "pictures"
         self.config = config
-        # Records up to this step were written before its checkpoint and stay. Only at step 0 the checkpoint comes
-        # first, and everything is recorded again.
-        reported = step if step > 0 else -1
-        cut_records(folder, reported)
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=reported + 1)
+        # Records up to this step were written before its checkpoint and stay, but for a measurement that is made anew.
+        cut_records(folder / SCALARS_FILE, step)
+        cut_records(folder / METRICS_FILE, step if is_measured else step - 1)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step > 0 else 0)
         self.bar = tqdm(
             total=config.total_steps,
             initial=step,
@@ -80,6 +87,12 @@ class Reporter:
         sizes = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
         self.say(f"{self.folder}: preset {self.config.preset}, {sizes}, on {state.processes.device}")
         self.say(source.report())
+        before, now = state.contents, contents_of(source)
+        if before is not None and before != now:
+            self.say(
+                f"these are not the pictures of the first {state.step} steps ({before[0]:,} then, {now[0]:,} now): "
+                "from here on they come in an order of their own"
+            )
         self.writer.add_text("config", f"```json\n{self.config.to_json()}\n```", state.step)
 
     @contextmanager

@@ -70,17 +70,14 @@ def _next_numbered(parent: Path, name: str) -> Path:
             return folder
 
 
-def run_folder_of(resumed: Path, checkpoint: Path) -> Path:
-    """The run's folder, as its user sees it: checkpoints may lie behind a link, on a disk that has room for them.
+def run_folder_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to.
 
-    Args:
-        resumed: a run's folder, its folder of checkpoints, or a checkpoint.
-        checkpoint: the file that was found there.
+    A run's folder of checkpoints may be a link, to a disk that has room for them; other links are followed.
     """
-    if resumed.is_dir():
-        folder = resumed.absolute()
-    else:  # a link to one file, such as newest.pt, may stand anywhere
-        folder = (checkpoint.resolve() if checkpoint.is_symlink() else checkpoint.absolute()).parent
+    folder = checkpoint.absolute().parent
+    if folder.name != CHECKPOINT_FOLDER or checkpoint.is_symlink():
+        folder = checkpoint.resolve().parent
     return folder.parent if folder.name == CHECKPOINT_FOLDER else folder
 
 
@@ -143,25 +140,24 @@ def append_to_log(folder: Path, line: str) -> None:
         file.write(f"{line}\n")
 
 
-def cut_records(folder: Path, step: int) -> None:
-    """Remove the lines of steps after `step` from metrics.jsonl and scalars.jsonl: a resumed run writes its own.
+def cut_records(path: Path, step: int) -> None:
+    """Remove the lines of steps after `step` from metrics.jsonl or scalars.jsonl: a resumed run writes its own.
 
     What a power failure has left at the end, half a line or zeros, goes too.
 
     Raises:
         UserError: another line is not one of theirs.
     """
-    for path in (folder / METRICS_FILE, folder / SCALARS_FILE):
-        if not path.exists():
-            continue
-        lines = path.read_bytes().splitlines(keepends=True)
-        whole = list(lines)
-        while whole and (b"\0" in whole[-1] or not whole[-1].endswith(b"\n")):
-            whole.pop()
-        kept = [line for number, line in enumerate(whole, start=1) if _step_of(line, path, number) <= step]
-        if len(kept) < len(lines):
-            with atomic_file(path) as file:
-                file.write(b"".join(kept))
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = list(lines)
+    while whole and (b"\0" in whole[-1] or not whole[-1].endswith(b"\n")):
+        whole.pop()
+    kept = [line for number, line in enumerate(whole, start=1) if _step_of(line, path, number) <= step]
+    if len(kept) < len(lines):
+        with atomic_file(path) as file:
+            file.write(b"".join(kept))
 
 
 def _step_of(line: bytes, path: Path, number: int) -> int:

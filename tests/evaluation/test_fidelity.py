@@ -123,7 +123,7 @@ def test_several_at_once_and_cached(heads: SyntheticHeads, tmp_path: Path, monke
         fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path / "elsewhere")
 
 
-def test_kept_features_that_are_not_sound_are_made_anew(heads: SyntheticHeads, tmp_path: Path) -> None:
+def test_cached_features_that_are_not_sound_are_made_anew(heads: SyntheticHeads, tmp_path: Path) -> None:
     """Cut short, of other pictures, or with code in them, which is not run."""
     canary = tmp_path / "run"
     first = fidelity(noise(), ["fid", "kid"], real=heads, networks=BY_TINY, cache=tmp_path)

@@ -13,7 +13,7 @@ from cips3d.rendering.prefetch import prefetched
 GPU = torch.device("cuda")
 
 
-def test_one_ahead() -> None:
+def test_prefetched() -> None:
     """The next item is made while the last one is in use, and no other; mistakes come at their place."""
     made: list[int] = []
 

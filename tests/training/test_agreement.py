@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from cips3d.checkpoints import trained
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
-from cips3d.training.agreement import check_pictures, check_settings, checkpoint_of_all
+from cips3d.training.agreement import check_pictures, check_settings, checkpoint_of_all, networks_of_all
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError
 from cips3d.training.loop import train
@@ -44,9 +45,14 @@ def test_the_same_settings(small_config: TrainConfig) -> None:
     check_settings(small_config, Processes())
     check_settings(small_config, Others())
     with pytest.raises(
-        SharedError, match=r"process 1 has other settings than the first one \(seed is 3, and not 0\); start all with"
+        SharedError, match=r"process 1 has other settings than the first one \(--seed is 3, and not 0\); start all with"
     ):
-        check_settings(small_config, Others(other=lambda own: {**own, "seed": 3}))
+        check_settings(small_config, Others(other=lambda own: {**own, "--seed": 3}))
+    for flag, own in (("--stages.0.lr-nerf", 0.001), ("--reports.keep", 2), ("--adam-betas", [0.0, 0.999])):
+        with pytest.raises(SharedError, match=rf"\({flag} is 9, and not {re.escape(str(own))}\)"):
+            check_settings(small_config, Others(other=lambda plain, flag=flag: {**plain, flag: 9}))
+    with pytest.raises(SharedError, match=r"\(--of-another-version is 1, and not None\)"):
+        check_settings(small_config, Others(other=lambda plain: {**plain, "--of-another-version": 1}))
 
 
 def test_the_same_pictures(photo_folder: Path) -> None:
@@ -62,11 +68,12 @@ def test_the_same_pictures(photo_folder: Path) -> None:
 
 def test_the_same_checkpoint(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = train(small_config)
-    assert checkpoint_of_all(folder, Others())["step"] == 6
-    with pytest.raises(
-        SharedError, match=r"process 1 reads .*step-00000006\.pt of step 3, and the first one of step 6"
-    ):
-        checkpoint_of_all(folder, Others(other=lambda own: 3 if own == 6 else own))
+    assert checkpoint_of_all(folder, Others())[1]["step"] == 6
+    with pytest.raises(SharedError, match=r"process 1 reads another file at .*step-00000006\.pt than the first one"):
+        checkpoint_of_all(folder, Others(other=lambda own: own and "another digest"))
+    with pytest.raises(SharedError, match=r"process 1 reads another file at .*step-00000006\.pt than the first one"):
+        networks_of_all(folder, Others(other=lambda own: own and "another digest"))
+    assert networks_of_all(folder, Others()).file == trained.find_checkpoint(folder)
     newest = trained.find_checkpoint(folder)
 
     @dataclass(frozen=True)
@@ -83,7 +90,8 @@ def test_the_same_checkpoint(small_config: TrainConfig, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:  # its disk does not show the newest file yet
         patch.setattr(trained, "list_checkpoints", lambda _: [])
-        assert checkpoint_of_all(folder, Second())["step"] == 6
+        path, checkpoint = checkpoint_of_all(folder, Second())
+        assert path == newest and checkpoint["step"] == 6
     newest.unlink()
     with pytest.raises(SharedError, match=r"in process 1: checkpoint .* does not exist"):
         checkpoint_of_all(folder, Second(other=lambda _: None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -165,18 +166,32 @@ def test_several_processes_that_torchrun_did_not_start(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("WORLD_SIZE", "x", "WORLD_SIZE x is set in the environment and no number; start with torchrun"),
-        ("RANK", "-1", "RANK -1 is set in the environment and no number"),
-        ("MASTER_PORT", "http", "MASTER_PORT http is"),
-        ("RANK", "2", "RANK 2 is set in the environment, and ranks go from 0 to 1 with WORLD_SIZE 2"),
+        ("WORLD_SIZE", "x", "WORLD_SIZE x is set in the environment and no number from 1 to .*; start with torchrun"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE 0 is set"),
+        ("RANK", "-1", "RANK -1 is set in the environment and no number from 0 to 1"),
+        ("RANK", "2", "RANK 2 is set in the environment and no number from 0 to 1"),
+        ("LOCAL_RANK", "2", "LOCAL_RANK 2 is set"),
+        ("MASTER_PORT", "http", "MASTER_PORT http is set in the environment and no number from 0 to 65535"),
+        ("MASTER_PORT", "65536", "MASTER_PORT 65536 is"),
     ],
 )
 def test_numbers_that_torchrun_does_not_set(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
     for each in ("WORLD_SIZE", *TORCHRUN_SETS):
-        monkeypatch.setenv(each, "1" if each == "RANK" else "2")
+        monkeypatch.setenv(each, "1" if "RANK" in each else "2")
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=words):
         join_processes("cpu")
+
+
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        numbers = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**numbers, "MASTER_PORT": str(taken.getsockname()[1])}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=r"cannot meet at MASTER_ADDR 127.*, MASTER_PORT \d+ \(.*a free port$"):
+            join_processes("cpu")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +225,7 @@ def test_pinned_memory_is_for_gpus(small_config: TrainConfig, monkeypatch: pytes
 
 def test_one_gpu_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", *TORCHRUN_SETS):
-        monkeypatch.setenv(name, "1" if name == "RANK" else "2")
+        monkeypatch.setenv(name, "1" if "RANK" in name else "2")
     monkeypatch.setattr(distributed, "choose_device", torch.device)
     with pytest.raises(UserError, match=r"--device cuda:0 names one GPU, .* give --device cuda, and"):
         join_processes("cuda:0")

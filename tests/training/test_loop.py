@@ -318,15 +318,27 @@ def test_checkpoints_behind_a_link(small_config: TrainConfig, tmp_path: Path) ->
     (tmp_path / "scratch").mkdir()
     (folder / "checkpoints").rename(tmp_path / "scratch" / "ours")
     (folder / "checkpoints").symlink_to(tmp_path / "scratch" / "ours")
-    (tmp_path / "newest.pt").symlink_to(folder / "checkpoints" / "step-00000002.pt")
     assert train(replace(small_config, out=None, resume=folder, steps=3))[0] == folder
     assert train(replace(small_config, out=None, resume=folder / "checkpoints", steps=4))[0] == folder
     newest = folder / "checkpoints" / "step-00000004.pt"
     assert train(replace(small_config, out=None, resume=newest, steps=5))[0] == folder
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["ours"]
     assert load_checkpoint(find_checkpoint(folder))["step"] == 5
-    folder_of_a_link = run_folder_of(tmp_path / "newest.pt", tmp_path / "newest.pt")
-    assert folder_of_a_link == (tmp_path / "scratch" / "ours").resolve()  # a link to a file leads to the file
+
+
+def test_links_to_checkpoints(small_config: TrainConfig, tmp_path: Path) -> None:
+    """Wherever they stand, whatever they are called, they lead to the run."""
+    folder, _ = train(replace(small_config, steps=2))
+    newest = folder / "checkpoints" / "step-00000002.pt"
+    (tmp_path / "ours").symlink_to(folder / "checkpoints")
+    (tmp_path / "newest.pt").symlink_to(newest)
+    (folder / "checkpoints" / "newest.pt").symlink_to(newest.name)
+    (tmp_path / "same").symlink_to(folder)
+    for path in (newest, tmp_path / "ours" / newest.name, tmp_path / "newest.pt", folder / "checkpoints" / "newest.pt"):
+        assert run_folder_of(path) == folder.resolve(), path
+    assert run_folder_of(tmp_path / "same" / "checkpoints" / newest.name) == tmp_path / "same"
+    train(replace(small_config, out=None, resume=tmp_path / "ours", steps=3))
+    assert load_checkpoint(folder / "checkpoints" / "step-00000003.pt")["step"] == 3
 
 
 def test_contents_of_another_version(small_config: TrainConfig) -> None:

@@ -40,7 +40,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def raising(error: Exception) -> Callable[..., None]:
-    def action(*_: object) -> None:
+    def action(*_: object, **__: object) -> None:
         raise error
 
     return action

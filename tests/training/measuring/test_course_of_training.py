@@ -24,7 +24,7 @@ from cips3d.evaluation.evaluate import Evaluation
 from cips3d.rendering import LoadedGenerator
 from cips3d.training import measuring
 from cips3d.training.config import TrainConfig
-from cips3d.training.loop import train
+from cips3d.training.loop import Training, train
 from cips3d.training.measuring import Measurement
 from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, append_measurement, cut_records
 
@@ -76,6 +76,10 @@ class TestTrainingDoesNotNotice:
         assert seen and not any(seen)
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def wait_for_the_next_second() -> None:
     """TensorBoard reads files in the order of the seconds in their names; what happens within one has none."""
     time.sleep(1.01 - time.time() % 1)
@@ -122,6 +126,24 @@ class TestResume:
         with pytest.raises(UserError, match="has finished its 6 steps"):
             train(replace(config, out=None, resume=part))
 
+    def test_what_was_made_up_for_is_written_once(
+        self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where the run is killed before its next checkpoint."""
+        whole, _ = train(replace(config, out=tmp_path / "whole"))
+        part = tmp_path / "part"
+        with monkeypatch.context() as patch:
+            after_steps(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            train(replace(config, out=part))
+        for place in ("_save", "_enter_stage"):  # between measurement and checkpoint, and behind that
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(Training, place, interrupt)
+                train(replace(config, out=None, resume=part))
+            assert [line["step"] for line in lines_of(part)] == [0, 2]
+        train(replace(config, out=None, resume=part))
+        assert (whole / METRICS_FILE).read_bytes() == (part / METRICS_FILE).read_bytes()
+        assert best_step(whole) == best_step(part)
+
     def test_a_measurement_due_in_the_stage_before(
         self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -158,13 +180,13 @@ class TestResume:
         assert [point.step for point in events.Scalars("metrics/frechet")] == [0, 2, 4, 6]
 
     def test_lines_are_cut(self, tmp_path: Path) -> None:
-        cut_records(tmp_path, 0)  # nothing was measured
+        cut_records(tmp_path / METRICS_FILE, 0)  # nothing was measured
         for step in (0, 2, 4):
             append_measurement(tmp_path, Measurement(step, 4 * step, 8, {"frechet": 1.0, "fid": math.inf}))
         before = (tmp_path / METRICS_FILE).read_bytes()
-        cut_records(tmp_path, 4)
+        cut_records(tmp_path / METRICS_FILE, 4)
         assert (tmp_path / METRICS_FILE).read_bytes() == before
-        cut_records(tmp_path, 3)
+        cut_records(tmp_path / METRICS_FILE, 3)
         assert lines_of(tmp_path) == [
             {"step": 0, "images": 0, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
             {"step": 2, "images": 8, "resolution": 8, "values": {"frechet": 1.0, "fid": None}},
@@ -173,11 +195,11 @@ class TestResume:
     @pytest.mark.parametrize("end", [b'{"step": 2, "va', b"\0" * 40, b"\0" * 40 + b"\n"])
     def test_what_a_power_failure_left_at_the_end_goes(self, tmp_path: Path, end: bytes) -> None:
         (tmp_path / METRICS_FILE).write_bytes(b'{"step": 1}\n' + end)
-        cut_records(tmp_path, 5)
+        cut_records(tmp_path / METRICS_FILE, 5)
         assert (tmp_path / METRICS_FILE).read_bytes() == b'{"step": 1}\n'
 
     def test_other_lines_are_kept(self, tmp_path: Path) -> None:
         (tmp_path / METRICS_FILE).write_text('{"step": 1}\nthe best one!\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl has something else in line 2"):
-            cut_records(tmp_path, 0)
+            cut_records(tmp_path / METRICS_FILE, 0)
         assert "the best one!" in (tmp_path / METRICS_FILE).read_text()
