@@ -51,14 +51,14 @@ def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupt
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it at its end
         return PIPE_CLOSED
     except OSError as error:
-        refused = _refused_name(error)
+        refused = refused_name(error)
         if refused is None:
             raise
         print(f"error: {refused}", file=sys.stderr)
         return 2
 
 
-def _refused_name(error: OSError) -> str | None:
+def refused_name(error: OSError) -> str | None:
     """What is wrong with a file name that the system refuses even to look up; None: the error is another one."""
     if error.errno == errno.ENAMETOOLONG:
         return f"{error.filename} is too long a name for a file; give a shorter one"

@@ -10,7 +10,7 @@ from cips3d.checkpoints.networks import Networks, load_networks
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
-from cips3d.data.source import contents_of
+from cips3d.data.source import contents_of, open_training_source
 from cips3d.files import sha256_of
 from cips3d.plain import to_plain
 from cips3d.training.config import TrainConfig
@@ -74,11 +74,25 @@ def _check_file(path: Path, processes: Processes) -> None:
         )
 
 
-def check_pictures(source: ImageFiles | SyntheticHeads, processes: Processes) -> None:
-    """Raise `SharedError` in all processes where one reads other pictures than the first: their orders would differ."""
+def pictures_of_all(config: TrainConfig, resolution: int, processes: Processes) -> ImageFiles | SyntheticHeads:
+    """The pictures that a run trains on at a resolution, the same in all processes: else their orders would differ.
+
+    The first one prepares what is then read by all.
+
+    Raises:
+        SharedError: there are none, or others find other pictures.
+    """
+    opened: list[ImageFiles | SyntheticHeads] = []
+
+    def open_pictures() -> None:
+        if not opened:
+            opened.append(open_training_source(config.data, resolution, heads=config.heads, poses=config.poses))
 
     def difference(own: tuple[int, str], first: tuple[int, str]) -> str:
         counts = f"{own[0]:,} pictures" if own[0] != first[0] else "pictures of other names"
         return f"finds {counts} in --data where the first one finds {first[0]:,}; give all of them the same files"
 
-    processes.agree(contents_of(source), difference)
+    processes.by_first(open_pictures)
+    processes.by_all(open_pictures)
+    processes.agree(contents_of(opened[0]), difference)
+    return opened[0]

@@ -12,12 +12,16 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from cips3d.errors import UserError
+from cips3d.files import is_disk_full
 from cips3d.process.devices import choose_device
+from cips3d.process.ending import refused_name
 from cips3d.process.signals import ended_by_signals
 
 PATIENCE = timedelta(hours=3)  # all others wait while the first process makes data, measures and draws pictures
+MEETING = timedelta(minutes=10)  # for all processes to come: one that has met a mistake before never does
 
 TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # with WORLD_SIZE, for every process
 LARGEST_PORT, MOST_PROCESSES = 65_535, 2**20
@@ -101,13 +105,7 @@ class Processes:
         Raises:
             SharedError: in all, after a `UserError` of the first one.
         """
-        made: T | None = None
-        failure: UserError | None = None
-        if self.is_first:
-            try:
-                made = work()
-            except UserError as error:
-                failure = error
+        made, failure = _tried(work) if self.is_first else (None, None)
         made, failed = self.from_first((made, None if failure is None else str(failure)))
         if failed is not None:
             raise SharedError(failed) from (failure and failure.__cause__)
@@ -119,12 +117,7 @@ class Processes:
         Raises:
             SharedError: in all, after a `UserError` of any.
         """
-        made: T | None = None
-        failure: UserError | None = None
-        try:
-            made = work()
-        except UserError as error:
-            failure = error
+        made, failure = _tried(work)
         for rank, failed in enumerate(self.gather(None if failure is None else str(failure))):
             if failed is not None:
                 said = failed if rank == 0 else f"in process {rank}: {failed}"
@@ -146,16 +139,15 @@ class Processes:
             if other != values[0]:
                 raise SharedError(f"process {rank} {difference(other, values[0])}")
 
-    def wait(self) -> None:
-        """Return when every process has come here."""
-        if self.world_size > 1:
-            dist.barrier()
+    def has_lost_another(self, error: BaseException) -> bool:
+        """Whether an error means that another process has ended, which says why by itself."""
+        return self.world_size > 1 and (isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error))
 
     def leave(self, *, failed: bool = False) -> None:
         """Take the process group down.
 
         After a failure NCCL's is left as it is: it would wait for work of the others, who wait for this process. They
-        are ended by torchrun, as soon as this one has said why and ended.
+        end, by torchrun or since they have lost it, as soon as this one has said why and ended.
         """
         if self.world_size > 1 and dist.is_initialized():
             if failed and dist.get_backend() != "gloo":
@@ -165,6 +157,21 @@ class Processes:
                 # more while it waits for their end.
                 time.sleep(0.1)
             dist.destroy_process_group()
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    """What work makes, or the mistake that it meets: errors of the system that a user can mend are mistakes too."""
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+    except OSError as error:
+        said = "the disk is full" if is_disk_full(error) else refused_name(error)
+        if said is None:
+            raise
+        mistake = UserError(said)
+        mistake.__cause__ = error
+        return None, mistake
 
 
 def join_processes(device_name: str) -> Processes:
@@ -202,11 +209,17 @@ def join_processes(device_name: str) -> Processes:
         torch.cuda.set_device(device)
     try:
         with ended_by_signals():  # for as long as others do not come
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+            store, rank, size = next(rendezvous("env://", timeout=MEETING))
+            store.set(f"cips3d/here/{rank}", "")
+            store.wait([f"cips3d/here/{other}" for other in range(size)], MEETING)
+            store.set_timeout(PATIENCE)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except RuntimeError as error:
         raise UserError(
             f"the processes cannot meet at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
-            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); give the first one's address and a free port"
+            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); see what the others say, or give the first "
+            "one's address and a free port"
         ) from None
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 

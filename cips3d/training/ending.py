@@ -18,6 +18,15 @@ class TrainingDiverged(UserError):
     """Losses or gradients stayed non-finite; the checkpoints from before are all there."""
 
 
+def diverged(skipped: int, step: int, path: Path, saved_step: int, way_on: str) -> TrainingDiverged:
+    """What ends a run after `skipped` steps in a row up to `step`, whose weights are in `path`."""
+    return TrainingDiverged(
+        f"losses or gradients were not finite in {skipped} steps in a row, up to step {step}, whose weights are in "
+        f"{path}; lower the learning rates (--stages.N.lr-...) or, with --amp.nerf, --amp.inr or --amp.discriminator, "
+        f"use bf16 or none, and from the checkpoint before them, of step {saved_step}, {way_on}"
+    )
+
+
 def in_words(error: Exception, device: torch.device) -> str | None:
     """A sentence for errors that mean a full disk or too little memory; None for all others."""
     cause = error.__cause__ if isinstance(error, UserError) else error

@@ -20,18 +20,18 @@ from cips3d.checkpoints.trained import (
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
-from cips3d.data.source import contents_of, open_training_source
+from cips3d.data.source import contents_of
 from cips3d.errors import UserError
 from cips3d.files import only_writer
 from cips3d.ops.precision import matmul_precision
 from cips3d.process.devices import memory_explained
 from cips3d.process.signals import Interrupted, StopRequest, stop_on_signals
 from cips3d.process.versions import versions
-from cips3d.training.agreement import check_pictures, check_settings, checkpoint_of_all, networks_of_all
+from cips3d.training.agreement import check_settings, checkpoint_of_all, networks_of_all, pictures_of_all
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError, join_processes
-from cips3d.training.ending import TrainingDiverged, how_to_go_on, in_words
+from cips3d.training.ending import TrainingDiverged, diverged, how_to_go_on, in_words
 from cips3d.training.measuring import Best, check_real_images, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.resolving import resolved
@@ -61,11 +61,13 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     """
     processes = join_processes(config.device)
     try:
-        config = resolved(config)
-        with matmul_precision(config.precision), started(config, processes) as training:
+        given = processes.by_all(lambda: resolved(config))
+        with matmul_precision(given.precision), started(given, processes) as training:
             outcome = training.folder, training.run()
-    except BaseException:
+    except BaseException as error:
         processes.leave(failed=True)
+        if processes.has_lost_another(error):
+            raise UserError("another process has ended; its message says why") from error
         raise
     processes.leave()
     return outcome
@@ -115,8 +117,7 @@ class Training:
             self.folder = processes.by_first(self._make_folder)
             if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
                 self.state.best = None
-            if processes.is_first:
-                self.reporter = Reporter(self.folder, config, self.state.step, is_measured=self._is_reported)
+            processes.by_first(self._open_reporter)
         except BaseException:
             self.close(failed=True)
             raise
@@ -160,7 +161,7 @@ class Training:
                 if sentence is None:
                     raise
                 raise UserError(f"{sentence}; {self._how_to_go_on()}") from error
-            return self.stop.exit_code
+            return max(self.processes.gather(self.stop.exit_code))  # one may have heard of it alone
 
     def _train(self) -> None:
         """Step by step, to the end or to a signal."""
@@ -175,8 +176,11 @@ class Training:
                 self._save()
         while self.state.step < self.config.total_steps:
             now = plan_at(self.config, self.state.step)
-            if self.opened_stage != now.stage_index and self.processes.any_of(bool(self.stop))[0]:
-                return  # before a stage's pictures are prepared, which takes its time
+            if self.opened_stage != now.stage_index:  # its pictures are prepared, which takes its time
+                if self.processes.any_of(bool(self.stop))[0]:
+                    return
+                if self.saved_step != self.state.step and self.skipped_in_a_row == 0:
+                    self._save()
             self._enter_stage(now)
             assert self.images is not None
             real, mistake = self._next_images()
@@ -213,16 +217,7 @@ class Training:
         """Images at the stage's resolution, from the position where the run stands."""
         resolution = now.stage.resolution
         if self.source is None or self.source.resolution != resolution:
-
-            def open_source() -> None:
-                self.source = open_training_source(
-                    self.config.data, resolution, heads=self.config.heads, poses=self.config.poses
-                )
-
-            self.processes.by_first(open_source)  # it prepares what is then read by all
-            self.processes.by_all(lambda: None if self.processes.is_first else open_source())
-            assert self.source is not None
-            check_pictures(self.source, self.processes)
+            self.source = pictures_of_all(self.config, resolution, self.processes)
             if self.config.reports.measures:
                 check_real_images(self.config.reports, self.source)
         batch = now.stage.batch_size // self.processes.world_size
@@ -251,12 +246,8 @@ class Training:
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             path = self._save(DIVERGED)  # finite weights, but who knows how good they are
             assert self.saved_step is not None
-            raise TrainingDiverged(
-                f"losses or gradients were not finite in {self.skipped_in_a_row} steps in a row, up to step "
-                f"{self.state.step}, whose weights are in {path}; lower the learning rates (--stages.N.lr-...) or, "
-                "with --amp.nerf, --amp.inr or --amp.discriminator, use bf16 or none, and from the checkpoint before "
-                f"them, of step {self.saved_step}, {how_to_go_on(self.folder, self.config, complete=False)}"
-            )
+            way_on = how_to_go_on(self.folder, self.config, complete=False)
+            raise diverged(self.skipped_in_a_row, self.state.step, path, self.saved_step, way_on)
 
     def _report(self, report: StepReport, now: StepPlan) -> None:
         """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
@@ -294,12 +285,16 @@ class Training:
             is_made, best = self.processes.by_first(lambda: self._measure(now.stage.resolution))
             if not is_made:
                 return
-        if self.reporter is not None and (step % reports.pictures_every == 0 or is_last):
-            self.reporter.pictures(self.state.generator_ema, now.stage.resolution, step)
+        if step % reports.pictures_every == 0 or is_last:
+            self.processes.by_first(lambda: self._draw(now.stage.resolution))
         self.state.reported = seen
         if best is not None:
             self.state.best = best
             self._save(BEST)
+
+    def _draw(self, resolution: int) -> None:
+        assert self.reporter is not None
+        self.reporter.pictures(self.state.generator_ema, resolution, self.state.step)
 
     def _measure(self, resolution: int) -> tuple[bool, Best | None]:
         """Measure the averaged generator and write it down, in the first process.
@@ -326,11 +321,13 @@ class Training:
         """Write a checkpoint; every process takes part, the first one writes."""
         path = self.folder / CHECKPOINT_FOLDER / (name or checkpoint_name(self.state.step))
         state = self.state.state_dict()
-        if self.processes.is_first:
+
+        def write() -> None:
             save_checkpoint(path, {"config": self.config.to_json(), "versions": versions(), **state})
             if self.skipped_in_a_row == 0:  # else it may be a divergence, which pushes out nothing from before
                 keep_checkpoints(path.parent, self.config.reports.keep)
-        self.processes.wait()
+
+        self.processes.by_first(write)
         if name is None:
             self.saved_step = self.state.step
         return path
@@ -358,6 +355,8 @@ class Training:
             self.reporter.say(said)
 
     def _how_to_go_on(self) -> str:
+        if self.saved_step is None:
+            return f"nothing is saved: remove {self.folder}, and start again"
         return how_to_go_on(self.folder, self.config, complete=self._is_complete)
 
     def _finish(self) -> None:
@@ -382,6 +381,9 @@ class Training:
         now = plan_at(self.config, self.state.step)
         if self.state.stage_index == now.stage_index:
             self.state.enter_stage(now.stage_index, now.stage)
+
+    def _open_reporter(self) -> None:
+        self.reporter = Reporter(self.folder, self.config, self.state.step, is_measured=self._is_reported)
 
     def _make_folder(self) -> Path:
         """The run's folder; a run that goes on keeps its own."""

@@ -73,11 +73,14 @@ def _next_numbered(parent: Path, name: str) -> Path:
 def run_folder_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint belongs to.
 
-    A run's folder of checkpoints may be a link, to a disk that has room for them; other links are followed.
+    A run's folder of checkpoints may be a link, to a disk that has room for them; other links are followed to it.
     """
-    folder = checkpoint.absolute().parent
-    if folder.name != CHECKPOINT_FOLDER or checkpoint.is_symlink():
-        folder = checkpoint.resolve().parent
+    path = checkpoint.absolute()
+    while path.is_symlink():
+        path = path.parent / path.readlink()
+    folder = path.parent
+    while folder.is_symlink() and folder.name != CHECKPOINT_FOLDER:
+        folder = folder.parent / folder.readlink()
     return folder.parent if folder.name == CHECKPOINT_FOLDER else folder
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from cips3d.checkpoints import trained
-from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
-from cips3d.training.agreement import check_pictures, check_settings, checkpoint_of_all, networks_of_all
+from cips3d.training.agreement import check_settings, checkpoint_of_all, networks_of_all, pictures_of_all
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError
 from cips3d.training.loop import train
@@ -55,15 +54,17 @@ def test_the_same_settings(small_config: TrainConfig) -> None:
         check_settings(small_config, Others(other=lambda plain: {**plain, "--of-another-version": 1}))
 
 
-def test_the_same_pictures(photo_folder: Path) -> None:
-    source = open_training_source(str(photo_folder), 8)
-    check_pictures(source, Others())
+def test_the_same_pictures(small_config: TrainConfig) -> None:
+    source = pictures_of_all(small_config, 8, Others())
+    assert source.resolution == 8
     count = len(source)
-    fewer = Others(other=lambda own: (own[0] - 1, "another digest"))
+    fewer = Others(other=lambda own: own and (own[0] - 1, "another digest"))
     with pytest.raises(SharedError, match=f"process 1 finds {count - 1} pictures in --data where .* finds {count};"):
-        check_pictures(source, fewer)
+        pictures_of_all(small_config, 8, fewer)
     with pytest.raises(SharedError, match=f"process 1 finds pictures of other names .* finds {count};"):
-        check_pictures(source, Others(other=lambda own: (own[0], "another digest")))
+        pictures_of_all(small_config, 8, Others(other=lambda own: own and (own[0], "another digest")))
+    with pytest.raises(SharedError, match=r"^in process 1: --data is gone$"):
+        pictures_of_all(small_config, 8, Others(other=lambda own: "--data is gone" if own is None else own))
 
 
 def test_the_same_checkpoint(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +112,21 @@ def test_mistakes_of_one_are_told_to_all() -> None:
         Others(other=lambda _: "the disk is gone").by_all(lambda: 3)
 
 
+def test_errors_of_the_system_that_a_user_can_mend_are_told_to_all(tmp_path: Path) -> None:
+    for processes in (Processes(), Others()):
+        with pytest.raises(SharedError, match="is too long a name for a file"):
+            processes.by_all(lambda: (tmp_path / ("x" * 300)).stat())
+        with pytest.raises(SharedError, match=r"^the disk is full$") as raised:
+            processes.by_first(fill_the_disk)
+        assert isinstance(raised.value.__cause__, OSError)
+        with pytest.raises(FileNotFoundError):  # a bug, as far as anybody knows
+            processes.by_first(lambda: (tmp_path / "x").stat())
+
+
+def fill_the_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_curves_are_means_over_all_processes() -> None:
     scalars = {"d/loss": torch.tensor(1.0), "g/loss": torch.tensor(3.0, dtype=torch.float64)}
     report = StepReport(dict(scalars))
@@ -121,7 +137,9 @@ def test_curves_are_means_over_all_processes() -> None:
 
 
 def test_processes_that_differ_start_no_run(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cips3d.training.loop.join_processes", lambda _: Others(other=lambda _: {"preset": "ffhq"}))
+    monkeypatch.setattr(
+        "cips3d.training.loop.join_processes", lambda _: Others(other=lambda own: own and {"--preset": "ffhq"})
+    )
     with pytest.raises(SharedError, match="process 1 has other settings"):
         train(replace(small_config))
     assert small_config.out is not None and not small_config.out.exists()

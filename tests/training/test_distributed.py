@@ -26,6 +26,7 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes
 from cips3d.training.loop import train
 from cips3d.training.objectives import StepReport
+from cips3d.training.run_folder import METRICS_FILE
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -72,9 +73,6 @@ class Twins(Processes):
     def from_first(self, value: Any) -> Any:
         return value
 
-    def wait(self) -> None:
-        pass
-
 
 def run_two(config: TrainConfig, folder: Path) -> None:
     script, settings = folder / "worker.py", folder / "config.json"
@@ -89,6 +87,61 @@ def run_two(config: TrainConfig, folder: Path) -> None:
         timeout=240,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def start(rank: int, port: int, config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
+    """One of two processes, as the torchrun of its machine would start it."""
+    numbers = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    settings = folder / f"{rank}.json"
+    settings.write_text(config.to_json())
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom cips3d.process.ending import exit_on_user_error\n"
+        "from cips3d.training.config import TrainConfig\nfrom cips3d.training.loop import train\n"
+        "config = TrainConfig.from_json(Path(sys.argv[1]).read_text())\n"
+        "sys.exit(exit_on_user_error(lambda: train(config)[1]))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in numbers.items()}}
+    command = [sys.executable, "-c", code, str(settings)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("mistake", ["flag", "other flag", "records"])
+def test_mistakes_of_one_process_end_both(small_config: TrainConfig, tmp_path: Path, mistake: str) -> None:
+    """With one sentence each, and soon, whichever of them meets the mistake."""
+    config, words = (
+        replace(small_config, steps=2),
+        ("in process 1: --steps 0 trains nothing", "--steps 0 trains nothing"),
+    )
+    other = replace(config, steps=0)
+    if mistake == "other flag":
+        other, words = replace(config, seed=5), ("process 1 has other settings", "process 1 has other settings")
+    if mistake == "records":  # which the first one alone reads
+        folder, _ = train(config)
+        (folder / METRICS_FILE).write_text("garbage\n")
+        config = other = replace(config, out=None, resume=folder, steps=4)
+        words = ("something else in line 1", "something else in line 1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [start(rank, port, one, tmp_path) for rank, one in enumerate((config, other))]
+    for process, said in zip(pair, words, strict=True):
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 2 and said in error and "Traceback" not in error, error
+    assert mistake == "records" or not (tmp_path / "run").exists()
+
+
+def test_the_end_of_another_process_is_no_bug(monkeypatch: pytest.MonkeyPatch, small_config: TrainConfig) -> None:
+    """Of two that train, one is killed."""
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5423")
+    assert not Processes().has_lost_another(lost) and not Twins().has_lost_another(RuntimeError("shapes differ"))
+    monkeypatch.setattr(loop, "join_processes", lambda _: Twins())
+
+    def fail() -> None:
+        raise lost
+
+    after_steps(monkeypatch, 2, fail)
+    with pytest.raises(UserError, match="another process has ended; its message says why"):
+        train(small_config)
 
 
 def test_two_processes_train_one_model(small_config: TrainConfig, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
 from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.plain import to_plain
-from cips3d.training import loop
+from cips3d.training import agreement, loop
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.ending import TrainingDiverged
@@ -167,7 +167,7 @@ def test_pictures_come_as_they_are_asked_for(small_config: TrainConfig, monkeypa
         return open_training_source(*arguments, **others)
 
     monkeypatch.setattr(loop, "TrainingImages", Asked)
-    monkeypatch.setattr(loop, "open_training_source", open_asked)
+    monkeypatch.setattr(agreement, "open_training_source", open_asked)
     config = replace(small_config, steps=1, seed=5, x_flip=True, workers=1, heads=7, poses=PoseDistribution("uniform"))
     train(config)
     for name in ("seed", "x_flip", "workers", "heads", "poses"):
@@ -305,7 +305,7 @@ def test_a_used_folder_is_noticed_before_data_are_read(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    monkeypatch.setattr(loop, "open_training_source", lambda *_, **__: pytest.fail("data were read"))
+    monkeypatch.setattr(agreement, "open_training_source", lambda *_, **__: pytest.fail("data were read"))
     with pytest.raises(UserError, match="is not empty; give a new folder"):
         train(small_config)
     with pytest.raises(UserError, match=r"--out .*notes.txt cannot be made: Not a directory"):
@@ -334,8 +334,12 @@ def test_links_to_checkpoints(small_config: TrainConfig, tmp_path: Path) -> None
     (tmp_path / "newest.pt").symlink_to(newest)
     (folder / "checkpoints" / "newest.pt").symlink_to(newest.name)
     (tmp_path / "same").symlink_to(folder)
-    for path in (newest, tmp_path / "ours" / newest.name, tmp_path / "newest.pt", folder / "checkpoints" / "newest.pt"):
-        assert run_folder_of(path) == folder.resolve(), path
+    (tmp_path / "newer.pt").symlink_to("newest.pt")
+    disk = tmp_path / "disk"
+    (folder / "checkpoints").rename(disk)
+    (folder / "checkpoints").symlink_to(disk)
+    for path in (newest, tmp_path / "ours" / newest.name, tmp_path / "newer.pt", folder / "checkpoints" / "newest.pt"):
+        assert run_folder_of(path) == folder, path
     assert run_folder_of(tmp_path / "same" / "checkpoints" / newest.name) == tmp_path / "same"
     train(replace(small_config, out=None, resume=tmp_path / "ours", steps=3))
     assert load_checkpoint(folder / "checkpoints" / "step-00000003.pt")["step"] == 3
