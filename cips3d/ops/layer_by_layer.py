@@ -1,4 +1,4 @@
-"""Sizes and types for the gradients of radiance fields that are computed layer by layer, without a fused kernel."""
+"""What gradients of radiance fields have in common that are computed layer by layer, without a fused kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.library import OPS
 
 # Samples whose activations are kept at a time, for every multiprocessor of a device: computing them takes about as long
 # as the host needs to launch the kernels. Products of 16-bit numbers take half of the time, and such a sample half of
@@ -27,3 +28,46 @@ def types_between_layers(x: Tensor, *, fast: bool) -> tuple[torch.dtype, torch.d
     16-bit products round to these types in any case, and memory traffic is what limits them.
     """
     return (torch.float16, torch.bfloat16) if fast and kernels.take(x) else (x.dtype, x.dtype)
+
+
+def through_compositing(
+    density: Tensor,
+    colors: Tensor,
+    depths: Tensor,
+    noise: Tensor | None,
+    of_colors: Tensor | None,
+    of_opacity: Tensor | None,
+    of_depth: Tensor | None,
+    of_weights: Tensor | None,
+    *,
+    activation: str,
+    last_back: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of densities [B, R, S] and colours [B, R, S, C] from those of what was composited of them.
+
+    Args:
+        density, colors, depths, noise: of samples in order, [B, R, S] and [B, R, S, C].
+        of_colors, of_opacity, of_depth, of_weights: gradients [B, R, C], [B, R], [B, R], [B, R, S]; None: 0.
+        activation, last_back: as in `render_rays`.
+    """
+    of_density, of_samples, *_ = OPS["composite_backward"](
+        density,
+        colors,
+        depths,
+        fine_density=None,
+        fine_features=None,
+        order=None,
+        noise=noise,
+        grad_sums=of_colors,
+        grad_depth=of_depth,
+        grad_weights=of_weights,
+        grad_transmittance=None,
+        grad_opacity=of_opacity,
+        activation=activation,
+        last_back=last_back,
+        white_back=False,
+        with_density=True,
+        with_features=of_colors is not None,
+        with_depths=False,
+    )
+    return of_density, torch.zeros_like(colors) if of_colors is None else of_samples

@@ -21,7 +21,7 @@ from cips3d.ops.deep_field import (
     without_room,
 )
 from cips3d.ops.film_siren_op import Parameters, sine
-from cips3d.ops.layer_by_layer import rays_at_a_time, types_between_layers
+from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing, types_between_layers
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import RayDraws, RenderedRays, check_draws
 from cips3d.ops.ray_op import RAY_TENSORS, RaySettings, empty_outputs, launch_rays, marched, ray_schema, rays_and_draws
@@ -215,28 +215,14 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         some = slice(start, start + step)
         o, d, t = origins[:, some], directions[:, some], depths[:, some].contiguous()
         seen = _evaluate(field, d, ray_points(o, d, t).flatten(1, 2), fast)
-        of_colors, of_opacity, of_depth, of_weights = (None if g is None else g[:, some].contiguous() for g in grads)
-        at_samples = (seen.density.view(t.shape), seen.colors.view(*t.shape, 3), t)
-        of_density, of_values, *_ = OPS["composite_backward"](
-            *at_samples,
-            fine_density=None,
-            fine_features=None,
-            order=None,
-            noise=None if noise is None else noise[:, some].contiguous(),
-            grad_sums=of_colors,
-            grad_depth=of_depth,
-            grad_weights=of_weights,
-            grad_transmittance=None,
-            grad_opacity=of_opacity,
+        of_density, of_values = through_compositing(
+            seen.density.view(t.shape),
+            seen.colors.view(*t.shape, 3),
+            t,
+            *(None if x is None else x[:, some].contiguous() for x in (noise, *grads)),
             activation=activation,
             last_back=last_back,
-            white_back=False,
-            with_density=True,
-            with_features=of_colors is not None,
-            with_depths=False,
         )
-        if of_colors is None:
-            of_values = torch.zeros_like(at_samples[1])
         found, of_points, of_d = _differentiate(
             seen, field, of_density.flatten(1), of_values.flatten(1, 2), fast, with_rays
         )

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cips3d.ops import kernels
 from cips3d.ops.film_siren_op import Parameters, sine
-from cips3d.ops.layer_by_layer import rays_at_a_time, types_between_layers
+from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing, types_between_layers
 from cips3d.ops.library import OPS, define
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.siren_field import LAYER_NAMES, LAYER_SCHEMA, LAYERS, field_of, is_wide
@@ -177,7 +177,7 @@ def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     """Gradients of the layers, and of the points [B, R, S, 3] or of none."""
-    origins, directions, depths, noise, of_seen, of_opacity, of_depth, of_weights = arguments[:8]
+    origins, directions, depths, noise, *of_seen = arguments[:8]
     field, activation, last_back, fast, with_rays = arguments[8:]
     points = ray_points(origins, directions, depths).flatten(1, 2)
     first, second, color = (
@@ -191,25 +191,8 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # at the origin it has no slope
     if field.ball_radius:
         density = density + field.ball_density * (1 - norm.view(depths.shape) / field.ball_radius)
-    of_density, of_colors, *_ = OPS["composite_backward"](
-        density,
-        colors.view(*depths.shape, -1),
-        depths,
-        fine_density=None,
-        fine_features=None,
-        order=None,
-        noise=noise,
-        grad_sums=of_seen,
-        grad_depth=of_depth,
-        grad_weights=of_weights,
-        grad_transmittance=None,
-        grad_opacity=of_opacity,
-        activation=activation,
-        last_back=last_back,
-        white_back=False,
-        with_density=True,
-        with_features=True,
-        with_depths=False,
+    of_density, of_colors = through_compositing(
+        density, colors.view(*depths.shape, -1), depths, noise, *of_seen, activation=activation, last_back=last_back
     )
     of_density = of_density.flatten(1)[..., None]
 

@@ -215,7 +215,7 @@ def join_processes(device_name: str) -> Processes:
             store.set_timeout(PATIENCE)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    except RuntimeError as error:
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise UserError(
             f"the processes cannot meet at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
             f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); see what the others say, or give the first "
