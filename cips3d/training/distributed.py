@@ -207,20 +207,20 @@ def join_processes(device_name: str) -> Processes:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    try:
-        with ended_by_signals():  # for as long as others do not come
+    with ended_by_signals():  # for as long as others do not come
+        try:
             store, rank, size = next(rendezvous("env://", timeout=MEETING))
             store.set(f"cips3d/here/{rank}", "")
             store.wait([f"cips3d/here/{other}" for other in range(size)], MEETING)
             store.set_timeout(PATIENCE)
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise UserError(
-            f"the processes cannot meet at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
-            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); see what the others say, or give the first "
-            "one's address and a free port"
-        ) from None
+        except RuntimeError as error:  # of old PyTorch, where a port is taken; DistError of others is one too
+            raise UserError(
+                f"the processes cannot meet at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
+                f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); see what the others say, or give the "
+                "first one's address and a free port"
+            ) from None
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 
 
