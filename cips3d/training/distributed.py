@@ -24,6 +24,8 @@ PATIENCE = timedelta(hours=3)  # all others wait while the first process makes d
 MEETING = timedelta(minutes=10)  # for all processes to come: one that has met a mistake before never does
 
 TORCHRUN_SETS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # with WORLD_SIZE, for every process
+# Of others that start a command several times: where they say how often. They set none of torchrun's variables.
+STARTED_BY = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
 LARGEST_PORT, MOST_PROCESSES = 65_535, 2**20
 
 T = TypeVar("T")
@@ -179,9 +181,13 @@ def join_processes(device_name: str) -> Processes:
 
     Raises:
         UserError: there is no such device, or one for all processes, there are fewer GPUs than processes, WORLD_SIZE
-            is set without torchrun's other variables, one of them makes no sense, or the processes cannot meet.
+            is set without torchrun's other variables, one of them makes no sense, or the processes cannot meet; or
+            this is one of several that would know nothing of each other.
     """
-    world_size = os.environ.get("WORLD_SIZE", "1")
+    world_size = os.environ.get("WORLD_SIZE", "")
+    if not world_size:
+        _refuse_strangers()
+        world_size = "1"
     device = choose_device(device_name)
     if world_size == "1":
         return Processes(device=device)
@@ -222,6 +228,16 @@ def join_processes(device_name: str) -> Processes:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _refuse_strangers() -> None:
+    """Raise `UserError` where the same command was started several times, and each would train a run of its own."""
+    for name, starter in STARTED_BY.items():
+        if (count := os.environ.get(name, "1")) != "1":
+            raise UserError(
+                f"{starter} started this command {count} times ({name}), without torchrun's variables; let it start "
+                "one torchrun a machine, or set WORLD_SIZE=1 for as many runs that have nothing to do with each other"
+            )
 
 
 def _number(name: str, least: int, most: int) -> int:

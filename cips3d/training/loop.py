@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from cips3d.checkpoints.trained import (
     BEST,
     CHECKPOINT_FOLDER,
@@ -17,9 +15,6 @@ from cips3d.checkpoints.trained import (
     remove_left_overs,
     save_checkpoint,
 )
-from cips3d.data.heads import SyntheticHeads
-from cips3d.data.images import ImageFiles
-from cips3d.data.loader import TrainingImages
 from cips3d.data.source import contents_of
 from cips3d.errors import UserError
 from cips3d.files import only_writer
@@ -27,12 +22,13 @@ from cips3d.ops.precision import matmul_precision
 from cips3d.process.devices import memory_explained
 from cips3d.process.signals import Interrupted, StopRequest, stop_on_signals
 from cips3d.process.versions import versions
-from cips3d.training.agreement import check_settings, checkpoint_of_all, networks_of_all, pictures_of_all
+from cips3d.training.agreement import check_settings, checkpoint_of_all, networks_of_all
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError, join_processes
 from cips3d.training.ending import TrainingDiverged, diverged, how_to_go_on, in_words
-from cips3d.training.measuring import Best, check_real_images, measure, new_best, prepare_metrics
+from cips3d.training.measuring import Best, measure, new_best, prepare_metrics
+from cips3d.training.real_images import RealImages
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.resolving import resolved
 from cips3d.training.run_folder import (
@@ -104,16 +100,15 @@ class Training:
         processes.broadcast(self.state.generator)
         processes.broadcast(self.state.discriminator)
         self.step = TrainingStep(self.state, config)
-        self.source: ImageFiles | SyntheticHeads | None = None
-        self.images: TrainingImages | None = None  # of `opened_stage`
-        self.opened_stage = -1
+        self.images = RealImages(config, processes)
         self.alone = ExitStack()  # holds the lock that keeps other processes out of the folder
         self.reporter: Reporter | None = None
         self.stop = StopRequest()
         self.skipped_in_a_row = 0  # steps left out up to now, but for those with a loss scale to blame
         self.within_step = False
         try:
-            self._open_data(plan_at(config, self.state.step))  # before a folder is made: bad data leaves nothing behind
+            # Before a folder is made: bad data leaves nothing behind.
+            self.images.open(plan_at(config, self.state.step), self.state.position)
             self.folder = processes.by_first(self._make_folder)
             if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
                 self.state.best = None
@@ -133,8 +128,7 @@ class Training:
 
     def close(self, *, failed: bool) -> None:
         """Let go of the data, the curves and the folder."""
-        if self.images is not None:
-            self.images.close()
+        self.images.close()
         if self.reporter is not None:
             try:
                 self.reporter.close()
@@ -145,10 +139,9 @@ class Training:
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
-        assert self.source is not None
         if self.reporter is not None:
-            self.reporter.begin(self.state, self.source)
-        self.state.contents = contents_of(self.source)
+            self.reporter.begin(self.state, self.images.source)
+        self.state.contents = contents_of(self.images.source)
         with stop_on_signals() as self.stop:
             try:
                 self._train()
@@ -169,21 +162,20 @@ class Training:
             self._save()  # from here on, whatever ends the run, it can be resumed
         if not self._is_reported:  # nothing has been yet, or the run ended before it was done
             made = plan_at(self.config, max(0, self.state.step - 1))
-            if self.opened_stage != made.stage_index:
-                self._open_data(made)
+            if self.images.stage_index != made.stage_index:
+                self.images.open(made, self.state.position)
             self._report_when_due(made)
             if self._is_reported and self.state.step > 0:
                 self._save()
         while self.state.step < self.config.total_steps:
             now = plan_at(self.config, self.state.step)
-            if self.opened_stage != now.stage_index:  # its pictures are prepared, which takes its time
+            if self.images.stage_index != now.stage_index:  # its pictures are prepared, which takes its time
                 if self.processes.any_of(bool(self.stop))[0]:
                     return
                 if self.saved_step != self.state.step and self.skipped_in_a_row == 0:
                     self._save()
             self._enter_stage(now)
-            assert self.images is not None
-            real, mistake = self._next_images()
+            real, mistake = self.images.next()
             stopped, failed = self.processes.any_of(bool(self.stop), mistake is not None)
             if failed:
                 others = "another process could not read its pictures; its message says which"
@@ -199,42 +191,11 @@ class Training:
             self._count_skipped(report)
             self._report(report, now)
 
-    def _next_images(self) -> tuple[Tensor | None, UserError | None]:
-        """Real pictures, or why there are none."""
-        assert self.images is not None
-        try:
-            return next(self.images).to(self.processes.device, non_blocking=True), None
-        except UserError as error:
-            return None, error
-
     def _enter_stage(self, now: StepPlan) -> None:
-        if self.opened_stage != now.stage_index:
-            self._open_data(now)
+        if self.images.stage_index != now.stage_index:
+            self.images.open(now, self.state.position)
         if self.state.stage_index != now.stage_index:
             self.state.enter_stage(now.stage_index, now.stage)
-
-    def _open_data(self, now: StepPlan) -> None:
-        """Images at the stage's resolution, from the position where the run stands."""
-        resolution = now.stage.resolution
-        if self.source is None or self.source.resolution != resolution:
-            self.source = pictures_of_all(self.config, resolution, self.processes)
-            if self.config.reports.measures:
-                check_real_images(self.config.reports, self.source)
-        batch = now.stage.batch_size // self.processes.world_size
-        if self.images is not None:
-            self.images.close()
-        self.images = TrainingImages(
-            self.source,
-            batch,
-            seed=self.config.seed,
-            x_flip=self.config.x_flip,
-            workers=self.config.workers,
-            rank=self.processes.rank,
-            world_size=self.processes.world_size,
-            position=self.state.position,
-            pin_memory=self.processes.device.type == "cuda",
-        )
-        self.opened_stage = now.stage_index
 
     def _count_skipped(self, report: StepReport) -> None:
         if report.finite:
@@ -251,10 +212,16 @@ class Training:
 
     def _report(self, report: StepReport, now: StepPlan) -> None:
         """Write curves, pictures, measurements and checkpoints, as far as they are due at this step."""
-        if report.finite and self.state.step % self.config.reports.scalars_every == 0:
-            report.average(self.processes)
-        if self.reporter is not None:
+
+        def show() -> None:
+            assert self.reporter is not None
             self.reporter.step(report, now, self.state)
+
+        if not report.finite or self.state.step % self.config.reports.scalars_every == 0:  # files are written
+            report.average(self.processes)
+            self.processes.by_first(show)
+        elif self.processes.is_first:
+            show()
         self._report_when_due(now)
         assert self.saved_step is not None
         every, step = self.config.reports.checkpoint_every, self.state.step
@@ -303,12 +270,11 @@ class Training:
             False where a signal came first; what was measured, where it is the best so far.
         """
         assert self.reporter is not None
-        assert self.source is not None
         with self.reporter.pause():
             loaded = as_loaded(self.state.generator_ema, self.config, resolution, self.state.step)
             try:
                 with self.stop.interrupting():
-                    measurement = measure(loaded, self.config, self.source, self.state.position)
+                    measurement = measure(loaded, self.config, self.images.source, self.state.position)
             except Interrupted:
                 return False, None
             best = new_best(self.state.best, measurement, self.config.reports)

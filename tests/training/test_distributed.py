@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -21,7 +22,7 @@ from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
 from cips3d.process.devices import choose_device
-from cips3d.training import distributed, loop
+from cips3d.training import distributed, loop, real_images, report
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes
 from cips3d.training.loop import train
@@ -184,6 +185,24 @@ def test_several_processes_save_together_or_not_at_all(
     assert [load_checkpoint(path)["step"] for path in found] == saved
 
 
+def test_several_processes_save_what_was_trained_where_curves_find_no_room(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process alone writes them, and all of them save."""
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop, "join_processes", lambda _: Twins())
+    monkeypatch.setattr(report, "append_scalars", write)
+    reports = replace(small_config.reports, checkpoint_every=100, scalars_every=3)
+    with pytest.raises(UserError, match="the disk is full; free some space; go on with"):
+        train(replace(small_config, reports=reports))
+    assert small_config.out is not None
+    found = sorted((small_config.out / "checkpoints").glob("step-*.pt"))
+    assert [load_checkpoint(path)["step"] for path in found] == [0, 3]
+
+
 def test_augmentation_counts_the_pictures_of_all_processes(small_config: TrainConfig) -> None:
     config = replace(small_config, ada_target=0.6, ada_kimg=0.1)
     state = TrainingState(config, Twins())
@@ -214,6 +233,21 @@ def test_several_processes_that_torchrun_did_not_start(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", world_size)
     with pytest.raises(UserError, match=f"WORLD_SIZE {world_size} is set in the environment and RANK, .* not; start"):
         join_processes("cpu")
+
+
+@pytest.mark.parametrize(("name", "starter"), [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")])
+def test_several_processes_that_know_nothing_of_each_other(
+    monkeypatch: pytest.MonkeyPatch, name: str, starter: str
+) -> None:
+    for each in ("WORLD_SIZE", *TORCHRUN_SETS):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "1")
+    assert join_processes("cpu") == Processes()
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(UserError, match=rf"^{starter} started this command 8 times \({name}\).* WORLD_SIZE=1 for as"):
+        join_processes("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join_processes("cpu") == Processes()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +305,7 @@ def test_pinned_memory_is_for_gpus(small_config: TrainConfig, monkeypatch: pytes
             asked.append(pin_memory)
             super().__init__(*arguments, **others)
 
-    monkeypatch.setattr(loop, "TrainingImages", Watched)
+    monkeypatch.setattr(real_images, "TrainingImages", Watched)
     train(replace(small_config, steps=1))
     assert asked == [False]
 
