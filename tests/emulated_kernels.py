@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -40,11 +40,14 @@ SANITIZE: dict[Variant, tuple[str, ...]] = {
     "address": ("-fsanitize=address,alignment", "-fsanitize-recover=address,alignment"),
     "thread": ("-fsanitize=thread",),
 }
+NO_COMPILER = "no C++ compiler of Linux on x86-64 or AArch64"
 PTX_FLAGS = ("-DCIPS3D_PTX", f"-I{ROOT / 'tests'}")
 
 
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, else g++; None where there is none."""
+    """The C++ compiler: $CXX, else g++; None where there is none, or the emulation knows nothing of the machine."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return None
     command = os.environ.get("CXX") or "g++"
     return command if shutil.which(shlex.split(command)[0]) else None
 
@@ -69,7 +72,10 @@ def build(variant: Variant = "plain", sources: Sequence[Path] | None = None) -> 
     """
     command = compiler()
     if command is None:
-        raise RuntimeError("compiling the kernels for a CPU needs g++ 11 or newer, or another C++ compiler in CXX")
+        raise RuntimeError(
+            "compiling the kernels for a CPU needs Linux on x86-64 or AArch64, and g++ 11 or newer or another C++ "
+            "compiler in CXX"
+        )
     name = MODULE if sources is None else sources[0].stem
     sources = [*sorted(CSRC.glob("*.cu")), CSRC / "bindings.cpp"] if sources is None else sources
     sources = [*sources, *sorted((CSRC / "emulation").glob("*.cpp"))]
@@ -107,7 +113,7 @@ def load() -> ModuleType:
     With CIPS3D_PTX=ARCHITECTURE in the environment, launches run what nvcc makes of them for it (tests/ptx).
     """
     if compiler() is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip(NO_COMPILER)
     architecture = os.environ.get("CIPS3D_PTX")
     if architecture is None:
         return import_module(build())
@@ -187,6 +193,8 @@ def cache_folder() -> Path:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps two test processes from compiling into one folder at once."""
+    import fcntl  # which Windows does not have
+
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import select
@@ -31,8 +32,9 @@ def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupt
         command: what to run; returns its exit code.
         interrupted: the line for Ctrl-C.
     """
-    if isinstance(sys.stdout, TextIOWrapper):  # names of files that are no text leave as they came
-        sys.stdout.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdout, TextIOWrapper):
+        codecs.register_error("cips3d", _as_it_came)
+        sys.stdout.reconfigure(errors="cips3d")
     try:
         with _tidy_termination():
             try:
@@ -56,6 +58,15 @@ def exit_on_user_error(command: Callable[[], int], interrupted: str = "interrupt
             raise
         print(f"error: {refused}", file=sys.stderr)
         return 2
+
+
+def _as_it_came(error: UnicodeError) -> tuple[bytes, int]:
+    """Names of files that are no text leave as they came; of other letters that the output's encoding lacks, such as
+    Greek ones in a terminal of Windows, a question mark is left."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    return letter.encode("ascii", "surrogateescape" if "\udc80" <= letter <= "\udcff" else "replace"), error.start + 1
 
 
 def refused_name(error: OSError) -> str | None:

@@ -26,7 +26,11 @@ inline float fast_exp(float x) { return std::exp2(x * 1.44269504f); }
 
 // Keeps the compiler from contracting a product or sum with its neighbours.
 inline float as_rounded(float x) {
+#if defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
   asm("" : "+x"(x));
+#endif
   return x;
 }
 

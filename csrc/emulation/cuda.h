@@ -1,5 +1,5 @@
 // The CUDA language for a C++ compiler: keywords, built-in variables, types and functions that kernels use, run by an
-// emulation of threads, warps and blocks on a CPU. For x86-64 and g++ 11 or newer; no toolkit is needed.
+// emulation of threads, warps and blocks on a CPU. For x86-64 or AArch64 and g++ 11 or newer; no toolkit is needed.
 #pragma once
 
 #define __global__

@@ -5,7 +5,7 @@ namespace {
 
 constexpr int kLanes = 32;
 
-// Eight numbers at once, on any x86-64 processor.
+// Eight numbers at once, on any processor.
 typedef uint32_t Bits __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 typedef float Floats __attribute__((vector_size(32)));

@@ -60,7 +60,7 @@ def has_report(text: str) -> bool:
 def skip_without(sanitizer: Sanitizer) -> None:
     """Skips the test where kernels cannot be compiled with a sanitizer."""
     if emulated_kernels.compiler() is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip(emulated_kernels.NO_COMPILER)
     for path in map(Path, _libraries(sanitizer)):
         if not path.is_absolute():
             pytest.skip(f"no {path} beside the C++ compiler")

@@ -37,7 +37,7 @@ class DeviceFunctions:
 @pytest.fixture(scope="module")
 def device() -> DeviceFunctions:
     if emulated_kernels.compiler() is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip(emulated_kernels.NO_COMPILER)
     return DeviceFunctions(emulated_kernels.build(sources=[Path(__file__).with_name("device_functions.cu")]))
 
 

@@ -88,7 +88,7 @@ REPORTS: dict[Sanitizer, dict[str, str]] = {
 @pytest.fixture(scope="module")
 def planted() -> PlantedBugs:
     if emulated_kernels.compiler() is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip(emulated_kernels.NO_COMPILER)
     return PlantedBugs(emulated_kernels.build(sources=[SOURCE]))
 
 
