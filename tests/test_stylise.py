@@ -24,7 +24,7 @@ from cips3d.models.residual_discriminator import ResidualDiscriminator
 from cips3d.models.stylegan2 import StyleGAN2
 from cips3d.rendering import LoadedGenerator, Look, load_generator, render_views, styles_of_seeds
 from cips3d.rendering.latents import latent_of, write_latent
-from cips3d.stylisation import Shares, stylised
+from cips3d.stylisation import Shares, stylised, write_stylised
 from cips3d.stylise import main
 from cips3d.train import defaults
 from cips3d.training.config import TrainConfig
@@ -223,6 +223,19 @@ class TestCheckpoints:
         assert all(torch.equal(found[name], tensor) for name, tensor in judge.items())
         learned = state.generator.state_dict()
         assert all(torch.equal(learned[name], tensor) for name, tensor in networks.averaged.items())
+
+    def test_of_two_discriminators_that_of_the_style_goes_with_it(
+        self, small_config: TrainConfig, tmp_path: Path
+    ) -> None:
+        for name in ("base", "style"):
+            judge = ResidualDiscriminator.from_config(small_config.discriminator).state_dict()
+            write_checkpoint(tmp_path / f"{name}.pt", small_config, discriminator=judge)
+        base, style = (load_networks(tmp_path / f"{name}.pt") for name in ("base", "style"))
+        write_stylised(tmp_path / "a.safetensors", base.averaged, base, style)
+        found = load_networks(tmp_path / "a.safetensors").discriminator
+        assert found is not None and base.discriminator is not None and style.discriminator is not None
+        assert all(torch.equal(found[name], tensor) for name, tensor in style.discriminator.items())
+        assert any(not torch.equal(found[name], tensor) for name, tensor in base.discriminator.items())
 
     def test_nothing_is_overwritten_unasked(
         self, command: SweepCommand, models: tuple[Path, Path], tmp_path: Path

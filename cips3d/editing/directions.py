@@ -95,8 +95,8 @@ def principal_directions(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     stacked = torch.cat([weight.detach().cpu().double() for weight in weights])
     eigenvalues, columns = torch.linalg.eigh(stacked.T @ stacked)  # rising
     eigenvalues, vectors = eigenvalues.flip(0), columns.T.flip(0)
-    floor = eigenvalues[0] * len(eigenvalues) * torch.finfo(torch.float32).eps  # the weights are known to float32
-    rank = int((eigenvalues > floor).sum())
+    unknown = max(stacked.shape) * torch.finfo(torch.float32).eps  # of the largest singular value: weights are float32
+    rank = int((eigenvalues > eigenvalues[0] * unknown**2).sum())
     vectors = vectors[:rank]
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return eigenvalues[:rank], vectors * largest.sign()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,10 @@ def write_mesh(path: str | Path, mesh: Mesh) -> None:
 
 def encoded(mesh: Mesh, ending: str) -> bytes:
     """The bytes of a file with this ending."""
-    exported = to_trimesh(mesh)
+    exported = to_trimesh(replace(mesh, colors=None) if ending == ".glb" else mesh)
     normals = mesh.normals is not None
     if ending == ".glb":
         if mesh.colors is not None:
-            exported.visual = None
             exported.vertex_attributes[GLB_COLOR] = linear(mesh.colors)
         content = exported.export(file_type="glb", include_normals=normals, tree_postprocessor=_finish_gltf)
     elif ending == ".ply":

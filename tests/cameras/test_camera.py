@@ -111,6 +111,11 @@ def test_wide_pictures_have_square_pixels() -> None:
     assert float(x[0, -1] / y[0, -1]) == pytest.approx(aspect(3, 7)) == 3
 
 
+@pytest.mark.parametrize(("size", "expected"), [((1, 1), 1), ((1, 5), 1), ((5, 1), 1 / 4), ((5, 2), 1 / 4)])
+def test_aspect_of_single_rows_and_columns(size: tuple[int, int], expected: float) -> None:
+    assert aspect(*size) == expected
+
+
 def test_fov_of_each_camera() -> None:
     angle = torch.full((2,), FRONT)
     cameras = Cameras.from_angles(angle, angle, torch.tensor([12.0, 24.0]))
@@ -339,9 +344,9 @@ def test_projection_of_known_points() -> None:
 
 def test_projection_behind_the_camera() -> None:
     """Depths tell it; places stay finite, also in the camera's own plane."""
-    camera = cameras_at((FRONT, FRONT))
-    place, depth = camera.project(torch.tensor([[0.1, 0.0, 1.5], [0.1, 0.2, 1.0]], dtype=torch.float64))
-    assert depth[0].tolist() == pytest.approx([-0.5, 0.0])
+    camera = Cameras.look_at(torch.tensor([[0.0, 0.0, 1.0]]))  # from angles, it would be a rounding off that plane
+    place, depth = camera.project(torch.tensor([[0.1, 0.0, 1.5], [0.1, 0.2, 1.0]]))
+    assert depth[0].tolist() == [-0.5, 0.0]
     assert torch.isfinite(place).all()
 
 

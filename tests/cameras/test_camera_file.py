@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cips3d.cameras import FRONT, Cameras, read_cameras, write_cameras
+from cips3d.cameras import FRONT, Cameras, camera_file, read_cameras, write_cameras
 from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
 from cips3d.errors import UserError
 
@@ -149,6 +149,12 @@ class TestMistakes:
     def test_file_holds_no_cameras(self, tmp_path: Path, content: str) -> None:
         with pytest.raises(UserError, match=r"way\.json"):
             read(tmp_path, content)
+
+    def test_more_cameras_than_there_may_be(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(camera_file, "MAX_CAMERAS", 3)
+        assert len(read(tmp_path, [{}] * 3)) == 3
+        with pytest.raises(UserError, match=r"way\.json holds 4 cameras; give 3 at most"):
+            read(tmp_path, [{}] * 4)
 
     def test_nothing_beside_the_list_is_passed_over(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"has the key 'fov_degrees' beside the list .*; give each camera its own"):

@@ -144,6 +144,14 @@ class TestTranslations:
             cameras.position @ front.rotation[0, :, 2], torch.ones(480), atol=ROUNDING, rtol=0
         )  # neither nearer nor farther
 
+    @pytest.mark.parametrize("name", ["translate", "translate-rotate"])
+    def test_begins_to_the_right_and_upward(self, name: str) -> None:
+        front = cameras_of("front", frames=480)
+        moved = ((cameras_of(name, frames=480).position - front.position)[:, None] @ front.rotation)[:, 0]
+        for axis in (0, 1):
+            assert 0 <= int(moved[:, axis].argmin()) - int(moved[:, axis].argmax()) < 240
+            assert moved[:, axis].max() > 0.03 and moved[:, axis].min() < -0.03
+
     def test_translation_does_not_turn(self) -> None:
         assert torch.equal(cameras_of("translate").rotation, cameras_of("front").rotation)
 

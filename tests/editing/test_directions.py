@@ -50,6 +50,12 @@ class TestPrincipalDirections:
         assert vectors.shape == (3, 6)
         assert eigenvalues.shape == (3,)
 
+    def test_what_float32_would_round_away_is_no_direction(self) -> None:
+        """Of singular values 1e-7, 1 and 1e-4, the first."""
+        eigenvalues, vectors = principal_directions([torch.diag(torch.tensor([1e-7, 1.0, 1e-4]))])
+        assert eigenvalues.tolist() == pytest.approx([1.0, 1e-8])
+        torch.testing.assert_close(vectors, torch.eye(3, dtype=torch.float64)[1:])
+
 
 @pytest.mark.parametrize(("name", "branch"), BRANCHES)
 class TestDirections:

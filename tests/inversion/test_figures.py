@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,9 @@ from cips3d.inversion.figures import (
     comparison,
     loss_curve,
 )
+from cips3d.inversion.objective import seen_by
+from cips3d.rendering import CameraAngles
+from cips3d.rendering.views import VIEW_YAWS
 
 FRONT = math.pi / 2
 
@@ -100,3 +104,18 @@ def test_comparison(system: str, tuned: bool) -> None:
         assert (sides[0] != sides[1]).any()
         assert (sides[1] != sides[2]).any()
     assert torch.isfinite(found.picture).all()
+
+
+def test_sides_are_seen_from_where_training_cameras_stood() -> None:
+    """Whatever camera has taken the photograph."""
+    loaded = small("cips3d")
+    photo = own_picture(loaded, 3, FRONT, FRONT)
+    found = invert(loaded, photo, InversionSettings(steps=1, starts=1))
+    found = replace(found, camera=CameraAngles(FRONT + 0.5, FRONT - 0.2, 12.0))
+    cell, width = 128 + pictures.GAP, 7 * 128 + 6 * pictures.GAP
+    grid = np.asarray(comparison(loaded, photo, found))[-128:, -width:].astype(int)
+    for column, turn in enumerate(VIEW_YAWS, start=3):
+        angles = (torch.tensor([angle]) for angle in (FRONT, FRONT + turn))
+        expected = pictures.to_uint8(seen_by(loaded, found.styles, *angles, 8)[0]).permute(1, 2, 0).numpy()
+        shown = grid[8::16, column * cell + 8 :: 16][:, :8]
+        assert abs(shown - expected).max() <= 1  # batches of other sizes may round otherwise

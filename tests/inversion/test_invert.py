@@ -83,6 +83,14 @@ class TestEveryModel:
         assert not any(weight.requires_grad for weight in found.tuned.generator.parameters())
 
 
+def test_tuning_is_reproducible() -> None:
+    loaded = small("cips3d")
+    photo = own_picture(loaded, 3, FRONT, FRONT).flip(2)
+    tuned = [invert(loaded, photo, replace(QUICK, steps=3, tune_steps=3)).tuned for _ in range(2)]
+    first, again = (model.generator.state_dict() for model in tuned if model is not None)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
 def test_a_tuned_checkpoint_keeps_how_it_was_trained(tmp_path: Path) -> None:
     """Pictures of pi-GAN close the back of a volume that training leaves open; tuned again, it is still open."""
     loaded = small("pigan")

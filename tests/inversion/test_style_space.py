@@ -56,6 +56,13 @@ def test_wide_tensors_have_the_same_axes() -> None:
     torch.testing.assert_close(wide[:12, :12].abs(), narrow.abs(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("width", [5, 20])
+def test_few_samples_have_one_axis_less_than_there_are(width: int) -> None:
+    x = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    axes = torch.nn.functional.normalize(principal_axes(x - x.mean(0)), dim=1)
+    torch.testing.assert_close(axes @ axes.T, torch.eye(4), atol=1e-5, rtol=0)
+
+
 def test_no_axis_is_too_narrow() -> None:
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 1.0, 1e-4])
     lengths = principal_axes(x - x.mean(0)).norm(dim=1)

@@ -12,7 +12,7 @@ from meshing.analytic import Balls, loaded_balls, one_face
 
 from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
-from cips3d.meshing.coloring import coloring_views, vertex_colors
+from cips3d.meshing.coloring import _fill_unseen, coloring_views, vertex_colors
 from cips3d.meshing.density import DensityField, density_grid
 from cips3d.meshing.surface import Mesh, isosurface, with_normals
 
@@ -74,6 +74,12 @@ class TestColors:
         for axis in (0, 1):
             aside = behind & (np.abs(direction[:, axis]) > 0.6)
             assert (shown * np.sign(direction))[aside, axis].min() > 0.3
+
+    def test_an_unseen_vertex_where_a_seen_one_lies_has_its_colour(self) -> None:
+        vertices = np.array([[0.1, 0.0, 0.0], [0.0, 0.1, 0.0], [0.1, 0.0, 0.0]], dtype=np.float32)
+        colors = np.array([[1.0, 0.5, -1.0], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]], dtype=np.float32)
+        _fill_unseen(colors, np.array([True, True, False]), vertices)
+        np.testing.assert_allclose(colors[2], colors[0], atol=1e-6)
 
     def test_light_entering_a_soft_volume_does_not_hide_it(self) -> None:
         """Depths that are all deeper by 4% of the range than the surface are still the surface's."""

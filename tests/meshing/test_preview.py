@@ -59,6 +59,16 @@ def test_agrees_with_ray_tracing(monkeypatch: pytest.MonkeyPatch, candidates: in
     torch.testing.assert_close(picture, expected, atol=1e-9, rtol=0)
 
 
+def test_no_pixel_falls_between_two_triangles() -> None:
+    """Of a square, whose diagonal goes through the centres of pixels."""
+    corners = torch.tensor([[-0.6, -0.6, 0.0], [0.6, -0.6, 0.0], [0.6, 0.6, 0.0], [-0.6, 0.6, 0.0]])
+    camera = Cameras.look_at(torch.tensor([[0.0, 0.0, 1.0]]), fov_degrees=90.0)
+    picture = rasterize(corners, torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.ones(4, 1), camera, 5, -9.0)
+    expected = torch.full((1, 5, 5), -9.0)
+    expected[:, 1:4, 1:4] = 1.0
+    torch.testing.assert_close(picture, expected)
+
+
 def test_nothing_in_view() -> None:
     vertices = torch.tensor([[0.9, 0.0, 0.0], [0.9, 0.1, 0.0], [0.9, 0.0, 0.1]])
     picture = rasterize(

@@ -88,6 +88,9 @@ class TestWatertight:
         assert not holed.is_watertight
         assert not to_trimesh(holed).is_watertight
 
+    def test_faces_that_are_there_twice(self, ball: Mesh) -> None:
+        assert not dataclasses.replace(ball, faces=np.concatenate([ball.faces, ball.faces])).is_watertight
+
     def test_flipped_face(self, ball: Mesh) -> None:
         faces = ball.faces.copy()
         faces[5] = faces[5, ::-1]
@@ -100,6 +103,12 @@ class TestComponents:
     HEAD: Ball = ((0.0, 0.0, 0.0), 0.06)
     EAR: Ball = ((0.09, 0.0, 0.0), 0.02)  # 11% of the area
     SPECK: Ball = ((-0.09, 0.0, 0.0), 0.005)  # 0.7%
+
+    def test_a_cavity_is_no_measure_for_floaters(self) -> None:
+        cavity, speck = (mesh_of([ball], 96) for ball in (self.HEAD, self.SPECK))
+        faces = np.concatenate([cavity.faces[:, ::-1], speck.faces + len(cavity.vertices)])
+        both = Mesh(np.concatenate([cavity.vertices, speck.vertices]), faces)
+        assert len(kept_components(both).faces) == len(speck.faces)
 
     def test_main_drops_floaters(self) -> None:
         everything = mesh_of([self.HEAD, self.EAR, self.SPECK], 96)

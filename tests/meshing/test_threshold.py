@@ -12,7 +12,7 @@ from torch import Tensor
 from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.meshing.density import DensityField
-from cips3d.meshing.threshold import surface_threshold
+from cips3d.meshing.threshold import _first_reach, surface_threshold
 from cips3d.models.volume import VolumeSettings
 
 FRONT = torch.full((3,), math.pi / 2)
@@ -61,6 +61,14 @@ def test_thin_parts_count_too() -> None:
 
     generator = HeadAndNeck([((0.0, 0.03, 0.0), 0.05), ((0.0, -0.06, 0.0), 0.04)])
     assert 1 < threshold_of(generator) < 100
+
+
+def test_surfaces_that_rays_enter_and_leave_again() -> None:
+    """The first of them counts, whatever comes behind it."""
+    values = torch.tensor([[0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 8.0, 0.0], [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    reached, place = _first_reach(values, [1.0, 6.0])
+    assert reached.tolist() == [[True, True], [True, False]]
+    torch.testing.assert_close(place[reached], torch.tensor([0.25, 5.75, 2.0]))
 
 
 def test_softplus() -> None:

@@ -353,3 +353,9 @@ def test_networks_are_those_of_the_configuration() -> None:
         for linear in linears:
             bound = math.sqrt(6 / linear.in_features) * share
             assert 0.7 * bound < linear.weight.abs().max() <= bound
+
+
+def test_the_frozen_part_is_all_that_gives_the_volume(generator: CIPS3D) -> None:
+    frozen = {id(weight) for module in generator.frozen_part() for weight in module.parameters()}
+    left = {name.split(".")[0] for name, weight in generator.named_parameters() if id(weight) not in frozen}
+    assert left == {"inr", "appearance_mapping"}

@@ -80,6 +80,14 @@ def test_edges_of_a_panorama_join(train: bool) -> None:
     assert over_seam > 10 * largest
 
 
+def test_panoramas_of_training_sample_the_embedding() -> None:
+    """Also with as many pixels as it has numbers, since its rows lie elsewhere."""
+    trained, evaluated = (
+        generator_of(PANORAMA, train=train)(sample_z(), noise="none").image for train in (True, False)
+    )
+    assert relative_l2(trained, evaluated) < EXACT
+
+
 def test_panoramas_by_windows() -> None:
     model = generator_of(PANORAMA)
     styles = model.mapping(sample_z())

@@ -22,6 +22,7 @@ def nerf() -> NeRF:
     torch.manual_seed(0)
     network = NeRF(width=16, color_width=8, features=5, style_dim=6, point_scale=2 / 0.24, density_scale=150.0)
     torch.nn.init.uniform_(network.output.bias)
+    torch.nn.init.constant_(network.density.bias, 0.05)
     return network.double()
 
 
@@ -69,7 +70,8 @@ def test_initial_weights() -> None:
     film = network.layers[1]
     bound = math.sqrt(6 / 128) / 25
     assert film.linear.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
-    assert film.gain.weight.abs().max().item() == pytest.approx(0.25 / math.sqrt(128), rel=0.01)
+    for affine in (film.gain, film.shift):
+        assert affine.weight.abs().max().item() == pytest.approx(0.25 / math.sqrt(128), rel=0.01)
     assert network.output.weight.std().item() == pytest.approx((2 / (1.04 * 64)) ** 0.5, rel=0.05)
 
 

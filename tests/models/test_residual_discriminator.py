@@ -13,6 +13,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.errors import UserError
+from cips3d.models.channels import channels_at
 from cips3d.models.equalized import EqualizedConv2d, EqualizedLinear
 from cips3d.models.residual_discriminator import (
     DownsamplingBlock,
@@ -35,6 +36,8 @@ def test_published_channel_tables() -> None:
     assert (config.main_minibatch_std_group, config.aux_minibatch_std_group) == (0, 0)
     assert channel_table(32, base=512, cap=64) == {4: 64, 8: 64, 16: 32, 32: 16}
     assert channel_table(32, base=512, cap=32) == {4: 32, 8: 32, 16: 32, 32: 16}
+    assert channels_at({4: 4, 8: 3}, 4) == {4: 4}
+    assert channels_at({4: 4, 8: 3}, 64) == {4: 4, 8: 3, 16: 1, 32: 1, 64: 1}  # there is at least one
 
 
 def test_published_size() -> None:
@@ -240,6 +243,18 @@ def test_pair() -> None:
     logits, aux_logits = discriminator(image, aux_image, fade=0.6)
     torch.testing.assert_close(logits, discriminator.main(image, 0.6))
     torch.testing.assert_close(aux_logits, discriminator.aux(aux_image, 0.6))
+
+
+def test_the_configuration_of_one_without_an_auxiliary_part() -> None:
+    config = ResidualDiscriminatorConfig(main_channels=CHANNELS, aux_channels=None)
+    assert ResidualDiscriminator.from_config(config).config == config
+
+
+def test_a_progressive_one_takes_its_largest_images_as_it_is() -> None:
+    """Though its auxiliary part sees smaller ones."""
+    config = ResidualDiscriminatorConfig(main_channels={4: 8, 8: 8}, aux_channels={4: 4})
+    assert [config.at(resolution) for resolution in (4, 8)] == [config] * 2
+    assert config.at(16) == ResidualDiscriminatorConfig({4: 8, 8: 8, 16: 4}, {4: 4, 8: 2, 16: 1})
 
 
 def test_poses_are_predicted_beside_the_logits() -> None:

@@ -140,6 +140,14 @@ class TestStyleWeights:
         matrix = generator.style_weights()["style"][2]
         torch.testing.assert_close(torch.cat([one.frequencies[0, 2], one.phases[0, 2]]), matrix @ vector[0])
 
+    def test_all_chosen_layers_move_by_the_whole_vector(self, generator: AnyGenerator) -> None:
+        for branch, matrices in generator.style_weights().items():
+            vector = torch.randn(1, matrices[0].shape[1])
+            together = generator.style_offsets(branch, vector, [0, 2])
+            apart = [generator.style_offsets(branch, vector, [layer]) for layer in (0, 2)]
+            for found, first, second in zip(together, *apart, strict=True):
+                torch.testing.assert_close(found, first + second)
+
     def test_as_many_as_style_layers(self, generator: AnyGenerator) -> None:
         *_, (_, matrices) = generator.style_weights().items()
         assert len(matrices) == generator.style_layers

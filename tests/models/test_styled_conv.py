@@ -13,7 +13,7 @@ from ops.backends import Backend
 from reference_records import relative_l2
 from torch import Tensor, nn
 
-from cips3d.models.styled_conv import ModulatedConv2d, StyledConv, ToRGB, draw_noise
+from cips3d.models.styled_conv import ModulatedConv2d, StyledConv, ToRGB, draw_noise, noise_maps
 
 BATCH, WIDTH_IN, WIDTH_OUT, STYLE, SIDE = 3, 5, 4, 6, 4
 EXACT = 1e-12  # float64 in another order of summation
@@ -100,6 +100,16 @@ def test_one_input_for_all_images() -> None:
     assert torch.allclose(shared, layer(x[:1].expand(BATCH, -1, -1, -1), style, normal(1, 1, SIDE, SIDE)))
 
 
+@pytest.mark.parametrize("demodulate", [False, True])
+def test_autocast_gives_16_bits(demodulate: bool) -> None:
+    layer = ModulatedConv2d(WIDTH_IN, WIDTH_OUT, 3, STYLE, demodulate=demodulate)
+    x, style = (tensor.detach().float() for tensor in inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x, style)
+    assert found.dtype == torch.bfloat16
+    assert relative_l2(found.float(), layer(x, style)) < 0.02
+
+
 @pytest.mark.parametrize("noise_batch", [1, BATCH])
 def test_noise_comes_before_bias_and_activation(noise_batch: int) -> None:
     layer = randomised(StyledConv(WIDTH_IN, WIDTH_OUT, 3, STYLE, upsample=True))
@@ -152,6 +162,13 @@ def test_initial_weights() -> None:
     x, w = torch.randn(8, 64, 16, 16), torch.randn(8, 128)
     assert layer.conv(x, w).std().item() == pytest.approx(1, rel=0.1)
     assert layer(x, w).square().mean().sqrt().item() == pytest.approx(1, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [0, BATCH - 1, BATCH + 1])
+def test_noise_is_one_for_all_images_or_one_for_each(count: int) -> None:
+    given, like = [normal(count, 1, SIDE, SIDE)], normal(1)
+    with pytest.raises(ValueError, match=r"noise\[0\] must have shape \[3, 1, 4, 4\], or 1 for all images"):
+        noise_maps(given, [(SIDE, SIDE)], kinds=("random",), batch=BATCH, like=like)
 
 
 def test_noise_is_drawn_from_the_generator() -> None:

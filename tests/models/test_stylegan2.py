@@ -185,7 +185,7 @@ def test_views_it_cannot_take_are_named(generator: StyleGAN2, change: dict[str, 
         generator.render(generator.mapping(sample_z()), view)
 
 
-@pytest.mark.parametrize("shape", [(2, 7), (8,), (2, 5, 8), (2, 6, 7), (2, 6, 8, 1)])
+@pytest.mark.parametrize("shape", [(2, 7), (8,), (2, 5, 8), (2, 7, 8), (2, 6, 7), (2, 6, 8, 1)])
 def test_wrong_styles_are_named(generator: StyleGAN2, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"w must have shape \[B, 8\] or \[B, 6, 8\]"):
         generator.synthesis(WStyles(torch.zeros(shape, dtype=torch.float64)))

@@ -15,8 +15,8 @@ from cips3d.cameras import Cameras
 from cips3d.errors import UserError
 from cips3d.models.pigan import PiGAN
 from cips3d.models.view import View
-from cips3d.models.volume import VolumeSettings, draw_random
-from cips3d.ops.march import march_rays
+from cips3d.models.volume import VolumeSettings, check_drawn, draw_random
+from cips3d.ops.march import RayDraws, march_rays
 from cips3d.rendering import styles_of_seeds
 
 RADIUS = 0.06
@@ -77,6 +77,33 @@ def test_draws() -> None:
     assert torch.equal(some.stratified, draws.stratified[:, [4, 0]])
     quiet = draw_random(2, 5, settings, jitter=False)
     assert (quiet.stratified == 0.5).all() and quiet.coarse_noise is None
+    assert quiet.importance is not None
+    torch.testing.assert_close(quiet.importance, torch.tensor([1 / 6, 3 / 6, 5 / 6]).expand(2, 5, 3))
+
+
+@pytest.mark.parametrize("fine", [1, 4])
+def test_draws_without_those_of_importance_samples(fine: int) -> None:
+    settings = VolumeSettings(samples=4, fine_samples=fine)
+    with pytest.raises(ValueError, match=rf"draws\.importance must have shape \[2, 5, {fine}\], got none"):
+        check_drawn(RayDraws(torch.rand(2, 5, 4)), 2, 5, settings)
+    check_drawn(RayDraws(torch.rand(2, 5, 4)), 2, 5, replace(settings, fine_samples=0))
+
+
+@pytest.mark.parametrize("fine", [0, 3])
+def test_no_gradient_flows_to_the_draws(fine: int) -> None:
+    settings = VolumeSettings(samples=4, fine_samples=fine)
+    random = torch.Generator().manual_seed(0)
+    drawn = draw_random(1, 2, settings, density_noise=0.5, generator=random, dtype=torch.float64)
+    draws = RayDraws(*(None if x is None else x.requires_grad_() for x in drawn))
+    origins = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.02, 1.0]]], dtype=torch.float64, requires_grad=True)
+    directions = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64).expand(1, 2, 3)
+    seen = march_rays(lambda p: (100 * (0.1 - p.norm(dim=-1)), p), origins, directions, draws, 0.88, 1.12)
+    given = [x for x in draws if x is not None]
+    of_origins, *of_draws = torch.autograd.grad(
+        seen.colors.sum() + seen.depth.sum(), [origins, *given], allow_unused=True
+    )
+    assert of_origins.abs().max() > 0
+    assert all(gradient is None for gradient in of_draws)
 
 
 def test_density_noise_has_the_asked_spread() -> None:

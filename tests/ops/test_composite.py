@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ops.backends import Backend
 from ops.compositing import SETTINGS, formula, on, sample_inputs, upstream
 from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.ops import Composited, composite, composite_weights
+from cips3d.ops.composite_reference import light_in_front
 
 # B, R, S, C: one to 32 lanes a ray, vectors and none, more samples (33, 40) and more channels (264) than lanes take.
 SHAPES = [(2, 3, 5, 4), (1, 1, 1, 1), (1, 37, 2, 1), (1, 2, 24, 32), (1, 3, 12, 64), (2, 1, 40, 5), (1, 2, 6, 264)]
@@ -264,3 +266,15 @@ def test_second_derivative(backend: Backend) -> None:
     expected = derivative(formula, *on(backend, *(x.double() for x in inputs)))
     for gradient, value in zip(found, expected, strict=True):
         assert relative_l2(gradient, value) < 1e-4  # differences of near products, divided by 1 - α twice
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_light_in_front_of_every_sample(activation: str, noisy: bool) -> None:
+    density, _, depths = sample_inputs()
+    noise = draw_noise(density) if noisy else None
+    raw = density if noise is None else density + noise
+    sigma = raw.clamp_min(0) if activation == "relu" else F.softplus(raw)
+    passed = torch.exp(-depths.diff(dim=-1) * sigma[..., :-1]).cumprod(-1)
+    found = light_in_front(density, depths, noise, activation)
+    torch.testing.assert_close(found, F.pad(passed, (1, 0), value=1.0), rtol=1e-8, atol=1e-8)  # the floor of T

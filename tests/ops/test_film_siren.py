@@ -12,7 +12,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.ops import film_siren
-from cips3d.ops.film_siren import FoldedLayer, fold_film, sine_field, sine_layer
+from cips3d.ops.film_siren import IMAGES_MAX, FoldedLayer, fold_film, sine_field, sine_layer
 from cips3d.ops.library import OPS
 
 # B, N, in, out: points of up to 4 and 8 channels, two tiles of columns; one step of the depth, odd widths, a block of
@@ -372,6 +372,7 @@ def test_the_op_refuses_too_many_images(kernel_backend: Backend) -> None:
     many = [t.detach().expand(65536, *t.shape) for t in parameters[:2]]
     with pytest.raises(RuntimeError, match="film_siren: more than 65535 images"):
         sine_layer(x.expand(65536, -1, -1), FoldedLayer(*many))
+    assert IMAGES_MAX == 65535  # `film_siren` asks for no more of it
 
 
 @pytest.mark.parametrize("shape", [POINT_SHAPES[0], WIDE_SHAPES[3]])

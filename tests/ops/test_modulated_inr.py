@@ -89,6 +89,20 @@ def test_a_pixels_scale_is_its_colours_scale(kernel_backend: Backend, precision:
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_gradients_of_any_scale(kernel_backend: Backend, precision: Precision, exponent: int) -> None:
+    """Those of 16 bits are of bfloat16: of float16 they would be 0 or infinite."""
+    s = Setting(16, 64, 3, 1, 0, pixels=12)
+    ours, _ = both(sample_inputs(s), kernel_backend)
+    require_kernel(kernel_backend, ours, precision)
+    rgb = run(ours, s, precision)
+    expected = torch.autograd.grad(loss(rgb), ours.leaves(), retain_graph=True)
+    found = torch.autograd.grad(loss(rgb) * 2.0**exponent, ours.leaves())
+    for a, b in zip(found, expected, strict=True):
+        assert relative_l2(a * 2.0**-exponent, b) < 1e-6
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
 def test_steepest_growth(kernel_backend: Backend, precision: Precision) -> None:
     """Every layer makes its activations √W times larger, the most that is possible: 3e10 in all."""
     s = Setting(128, 128, 5, 1, 0, pixels=3, images=1)

@@ -24,6 +24,7 @@ from cips3d.ops import kernels
 from cips3d.ops.march import RenderedRays
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays_backward import _blocks as blocks_an_image
+from cips3d.ops.render_rays_backward import _in_pairs, _scales
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,22 @@ def test_blocks_of_the_gradients() -> None:
     assert blocks_an_image(132, 200, 65536) == 1  # two would fill four rounds as badly as one fills two
     assert blocks_an_image(132, 1, 100) == 2
     assert blocks_an_image(2, 5, 10) == 1
+
+
+@pytest.mark.parametrize(("start", "channels"), [(0, 4), (1, 4), (0, 3), (1, 3)])
+def test_gradients_of_colours_are_read_in_pairs(start: int, channels: int) -> None:
+    """Also where they begin behind an odd number of others."""
+    given = torch.arange(1.0, 25.0)[start : start + 5 * channels].view(1, 5, channels)
+    pairs = _in_pairs(given)
+    assert pairs.data_ptr() % 8 == 0 and pairs.is_contiguous()
+    assert torch.equal(pairs[..., :channels], given)
+    assert torch.equal(pairs[..., channels:], torch.zeros(1, 5, 4 - channels))
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1.0, 3e38])
+def test_scales_of_gradients_stay_within_float32(size: float) -> None:
+    scales = _scales(torch.ones(1, 2, 3), torch.full((1, 2, 4), size), None, None, None)
+    assert ((scales > 0) & scales.isfinite()).all()
 
 
 def test_sample_at_the_centre_of_the_ball(kernel_backend: Backend) -> None:

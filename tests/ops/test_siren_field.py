@@ -12,6 +12,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.ops.film_siren import FoldedLayer, fold_film, sine_field
+from cips3d.ops.siren_field import SirenField, evaluate_siren_field
 
 FOLDING = 1e-13  # float64 rounding of phases of a few radians, computed in two orders
 
@@ -145,6 +146,24 @@ def test_field_gradient_without_points_or_with_points_alone() -> None:
     (normals,) = torch.autograd.grad(density.sum(), points)
     reference, _ = published(field)
     torch.testing.assert_close(normals, *torch.autograd.grad(reference.sum(), points), rtol=1e-11, atol=1e-12)
+
+
+def test_the_ball_has_no_slope_and_no_curvature_at_its_centre() -> None:
+    field = sample_field(1, 2)
+    first, second, color = (fold_film(*layer) for layer in (*field.trunk, field.color))
+    points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.3, 0.4]]], dtype=torch.float64, requires_grad=True)
+    found = []
+    for ball in ((0.0, 0.0), (7.0, 0.2)):
+        whole = SirenField(first, second, color, field.density_weight, field.density_bias, *ball)
+        density, _ = evaluate_siren_field(whole, points)
+        (slope,) = torch.autograd.grad(density.sum(), points, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.square().sum(), points)
+        found.append((density.detach(), slope.detach(), curvature))
+    (density, slope, curvature), (of_both, slope_of_both, curvature_of_both) = found
+    torch.testing.assert_close(of_both - density, torch.tensor([[7.0, 7 * (1 - 0.5 / 0.2)]], dtype=torch.float64))
+    fall = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]], dtype=torch.float64) * -7 / 0.2
+    torch.testing.assert_close(slope_of_both - slope, fall)
+    torch.testing.assert_close(curvature_of_both[:, 0], curvature[:, 0])
 
 
 def test_field_in_mixed_precision_is_left_to_autocast() -> None:

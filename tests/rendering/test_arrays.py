@@ -106,6 +106,8 @@ def test_models_without_cameras(
         (["--mix", "1"], "is for numbers, and --mix makes one table"),
         (["--fps", "12", "--trajectory", "yaw"], "--fps 12 is for an animation"),
         (["--resolution", "60000", "--seeds", "0"], "takes 32.4 billion numbers in memory, and 0.5 is the limit"),
+        # Normals are made of depths, and come with the image.
+        (["--resolution", "60000", "--seeds", "0", "--yaw", "0", "--kind", "normals"], "takes 25.2 billion numbers"),
     ],
 )
 def test_mistakes(arguments: list[str], words: str, command: RenderCommand) -> None:

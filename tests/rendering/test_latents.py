@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -71,6 +72,12 @@ def test_other_models(
     for found, expected in zip(styles_of_latents(model, [path]), styles_of_seeds(model, [4]), strict=True):
         assert torch.equal(found, expected)
     assert (read_latent(path).camera is None) == (not model.generator.is_3d)
+
+
+def test_styles_have_the_dtype_of_the_weights(loaded: LoadedGenerator, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", loaded, 4)
+    double = dataclasses.replace(loaded, generator=copy.deepcopy(loaded.generator).double())
+    assert {style.dtype for style in styles_of_latents(double, [path])} == {torch.float64}
 
 
 def test_files_that_are_no_latents(loaded: LoadedGenerator, run_folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from rendering.command import RenderCommand, frames_of, shown_in
 
 from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, PoseDistribution
+from cips3d.cameras.poses import PITCH_MARGIN
 from cips3d.models.cips import CIPS
 from cips3d.models.generator import Generator
 from cips3d.models.pigan import PiGAN
@@ -60,6 +61,19 @@ def test_angles_are_counted_from_the_front_of_the_training_cameras(
     cameras = stage(model, Options(tmp_path, tmp_path / "out.png", **flags)).sequence.cameras
     torch.testing.assert_close(cameras.pitch, torch.tensor(pitch))
     torch.testing.assert_close(cameras.yaw, torch.tensor(yaw))
+
+
+@pytest.mark.parametrize(
+    ("mean", "ends"),
+    [(0.1, (PITCH_MARGIN, 0.3)), (math.pi - 0.1, (math.pi - 0.3, math.pi - PITCH_MARGIN))],
+)
+def test_moving_cameras_keep_clear_of_the_poles(
+    loaded: LoadedGenerator, tmp_path: Path, mean: float, ends: tuple[float, float]
+) -> None:
+    model = replace(loaded, poses=PoseDistribution(pitch_mean=mean))
+    options = Options(tmp_path, tmp_path / "out.png", trajectory="circle", frames=4)
+    pitch = stage(model, options).sequence.cameras.pitch
+    assert (pitch.min(), pitch.max()) == pytest.approx(ends, abs=1e-3)  # acos is coarse there
 
 
 class TestTrajectories:

@@ -186,6 +186,11 @@ class TestVolumeAt:
         volume = volume_at(VolumeSettings(t_near=0.8, t_far=1.3), distance)
         assert (volume.t_near, volume.t_far) == pytest.approx((distance - 0.2, distance + 0.3))
 
+    def test_rays_end_behind_their_beginning(self) -> None:
+        """Also where the volume, all of it before the origin, lies behind a camera that is very near."""
+        volume = volume_at(VolumeSettings(t_near=0.5, t_far=0.9), 0.05)
+        assert 0 < volume.t_near < volume.t_far
+
     @pytest.mark.parametrize("distance", [0.0, 0.05, 0.12])
     def test_rays_do_not_begin_behind_the_camera(self, distance: float) -> None:
         volume = volume_at(VolumeSettings(t_near=0.88, t_far=1.12), distance)

@@ -122,6 +122,25 @@ def test_strength_scales_all_shares() -> None:
     assert not Shares((1.0, 1.0), shape=0.5).keeps_styles
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_parts_have_whole_names_and_weights_are_new(share: float) -> None:
+    """Layer 10 belongs to another block than layer 1."""
+    parts = WeightParts((("layers.1",), ("layers.10",)), mapping=("constant",))
+    base = {name: torch.zeros(2) for name in ("layers.1.weight", "layers.10.weight", "constant")}
+    before = {name: tensor.clone() for name, tensor in base.items()}
+    style = {name: torch.ones(2) for name in base}
+    found = interpolated_state(parts, base, style, Shares((share, 0.25), mapping=0.75))
+    assert {name: float(tensor[0]) for name, tensor in found.items()} == {
+        "layers.1.weight": share,
+        "layers.10.weight": 0.25,
+        "constant": 0.75,
+    }
+    for tensor in found.values():
+        tensor += 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.items())
+    assert all((tensor == 1).all() for tensor in style.values())
+
+
 def test_other_networks_are_refused(cips3d_pair: tuple[LoadedGenerator, LoadedGenerator]) -> None:
     base, _ = cips3d_pair
     with pytest.raises(UserError, match="is a StyleGAN2, the first a CIPS3D"):
