@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -123,14 +124,19 @@ def _heed_the_parent_alone(worker: int) -> None:
     parent = multiprocessing.parent_process()
     if hasattr(signal, "sigtimedwait") and parent is not None:  # where the system tells who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this process, however busy, when its parent has ended or asks for it by SIGTERM, as torch does in need."""
-    while os.getppid() == parent:
+def _end_with(parent: BaseProcess) -> None:
+    """End this process, however busy, when its parent has ended or asks for it by SIGTERM, as torch does in need.
+
+    The system's parent is the training process itself or, from Python 3.14 on, a server of its own that ends with it.
+    What Python watches alone would not do: forked processes keep it open for each other.
+    """
+    forked_by = os.getppid()
+    while os.getppid() == forked_by and parent.is_alive():
         asked = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
-        if asked is not None and asked.si_pid == parent:
+        if asked is not None and asked.si_pid == parent.pid:
             break
     os._exit(0)
 

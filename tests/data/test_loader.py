@@ -11,38 +11,17 @@ import sys
 import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data.numbered import Numbered
 from torch import Tensor
 
 from cips3d.data import TrainingImages
 from cips3d.data.loader import TrainingOrder, random_words
 from cips3d.errors import UserError
-
-
-class Numbered:
-    """Picture i is filled with i, except for a mark on its left edge."""
-
-    resolution = 4
-
-    def __init__(self, count: int, fails_at: int = -1, error: Exception | None = None, delay: float = 0.0) -> None:
-        self.count = count
-        self.delay = delay  # seconds a picture
-        self.fails_at = fails_at
-        self.error = error
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Tensor:
-        time.sleep(self.delay)
-        if index == self.fails_at and self.error is not None:
-            raise self.error
-        picture = torch.full((3, 4, 4), index, dtype=torch.uint8)
-        picture[:, :, 0] = 255
-        return picture
 
 
 def decode(batch: Tensor) -> list[tuple[int, bool]]:
@@ -226,8 +205,29 @@ def test_a_stuck_worker_ends_when_its_parent_asks() -> None:
     images.close()
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_no_forks(method: str) -> None:
+    """Python 3.14 starts them by a server, which is then their parent for the system."""
+    before, usual = multiprocessing.active_children(), multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        images = TrainingImages(Numbered(4), 2, seed=0, x_flip=False, workers=1)
+        found = [next(images) for _ in range(3)]
+        (worker,) = new_workers(before)
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+        found += [next(images) for _ in range(7)]
+        worker.terminate()
+        worker.join(timeout=10)
+        assert not worker.is_alive()
+        images.close()
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    expected = TrainingImages(Numbered(4), 2, seed=0, x_flip=False)
+    assert all(torch.equal(batch, next(expected)) for batch in found)
+
+
 ORPHAN = """
-import time
+import multiprocessing, sys, time
 from cips3d.data import TrainingImages
 
 class Stuck:
@@ -238,16 +238,21 @@ class Stuck:
         print("reading", flush=True)
         time.sleep(60)
 
-images = TrainingImages(Stuck(), 2, seed=0, x_flip=False, workers=1)
-time.sleep(60)
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    images = TrainingImages(Stuck(), 2, seed=0, x_flip=False, workers=2)
+    time.sleep(60)
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="workers look for their parents when they are idle")
-def test_workers_end_with_their_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_end_with_their_parent(tmp_path: Path, method: str) -> None:
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    with subprocess.Popen([sys.executable, str(script), method], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "reading\n"
+        assert [parent.stdout.readline() for _ in range(2)] == ["reading\n"] * 2
         parent.kill()
         parent.communicate(timeout=20)  # until the worker, which holds the pipe's other end, has ended
 
