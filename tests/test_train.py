@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints.small_runs import write_run
 from PIL import Image
 from skimage import data
 
 from cips3d import train as command
+from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint, save_checkpoint
 from cips3d.errors import UserError
 from cips3d.training.config import TrainConfig
@@ -85,6 +87,22 @@ def test_init_from_takes_the_networks(small_config: TrainConfig) -> None:
     assert config.stages == PRESETS["finetune"].stages
     trained = TrainConfig.from_json(load_checkpoint(find_checkpoint(folder))["config"])
     assert resolved(config).stages[-1].resolution == trained.stages[-1].resolution  # the model's own, not the preset's
+
+
+def test_init_from_takes_the_cameras(small_config: TrainConfig, tmp_path: Path) -> None:
+    """And the size of the pictures where there is one stage to have it."""
+    trained = replace(
+        small_config,
+        fov_degrees=20.0,
+        poses=PoseDistribution("uniform", yaw_std=0.7),
+        volume=replace(small_config.volume, samples=5),
+    )
+    folder = str(write_run(tmp_path / "trained", trained))
+    for preset, resolution in (("finetune", 8), ("tiny", None)):
+        config = command.parse(["--preset", preset, "--init-from", folder])
+        assert (config.fov_degrees, config.poses, config.volume) == (20.0, trained.poses, trained.volume)
+        assert (config.generator, config.discriminator) == (trained.generator, trained.discriminator)
+        assert config.resolution == resolution
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -116,6 +117,20 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def _termination_held_back() -> Iterator[None]:
+    """Inside, processes are forked of which no thread is open to SIGTERM, also none that Python's tidying up starts
+    before `_heed_the_parent_alone`."""
+    if not hasattr(signal, "sigtimedwait") or multiprocessing.get_start_method() != "fork":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _heed_the_parent_alone(worker: int) -> None:
     """Signals reach all processes of a terminal or job; the training process ends the workers when it is ready."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -197,7 +212,8 @@ class TrainingImages:
             worker_init_fn=_heed_the_parent_alone,
             generator=torch.Generator(),  # the default would draw from the global generator
         )
-        self._batches: Iterator[Tensor | UserError] | None = iter(self._loader)
+        with _termination_held_back():
+            self._batches: Iterator[Tensor | UserError] | None = iter(self._loader)
 
     @property
     def position(self) -> int:

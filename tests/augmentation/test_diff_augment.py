@@ -116,6 +116,15 @@ def test_translation_reaches_every_shift_equally() -> None:
     assert (hits[6:11, 6:11] / batch - 1 / 25).abs().max() < 5 * (1 / 25 / batch) ** 0.5  # five standard deviations
 
 
+def test_shifts_are_shares_of_each_side() -> None:
+    """An eighth of 12 rows, 1.5, is rounded to 2; of 32 columns it is 4."""
+    impulse = torch.zeros(1, 1, 12, 32)
+    impulse[..., 6, 16] = 1
+    hits = translation(impulse.expand(2000, -1, -1, -1), seeded()).sum((0, 1))
+    assert hits.sum(1).nonzero().flatten().tolist() == list(range(4, 9))
+    assert hits.sum(0).nonzero().flatten().tolist() == list(range(12, 21))
+
+
 @pytest.mark.parametrize(("size", "side"), [(32, 6), (64, 13), (10, 2)])
 def test_cutout_area(size: int, side: int) -> None:
     kept = cutout(torch.ones(500, 3, size, size), seeded())
@@ -128,6 +137,16 @@ def test_cutout_area(size: int, side: int) -> None:
     assert (heights == side).float().mean() > 0.7  # the rest reaches over the edge
     assert heights.min() >= side // 2  # its centre never leaves the image
     assert hole.any(0).all()  # everywhere
+
+
+@pytest.mark.parametrize("size", [10, 12, 15])
+def test_cutout_reaches_over_both_edges_alike(size: int) -> None:
+    """Squares of 2 and 3 pixels: at every place, and at those that mirror them."""
+    kept = cutout(torch.ones(3000, 1, size, size), seeded())[:, 0]
+    for across in (1, 2):
+        holes = {tuple(hole.tolist()) for hole in (kept == 0).any(across)}
+        assert holes == {hole[::-1] for hole in holes}
+        assert len(holes) == (size if size == 15 else size + 1)
 
 
 def test_gradients_flow() -> None:

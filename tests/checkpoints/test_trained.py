@@ -13,8 +13,10 @@ import torch
 from cips3d.checkpoints.trained import (
     FORMAT,
     FORMAT_VERSION,
+    checkpoint_name,
     find_checkpoint,
     keep_checkpoints,
+    list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
@@ -132,3 +134,14 @@ def test_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert load_checkpoint(find_checkpoint(tmp_path))["step"] == 100
     keep_checkpoints(folder, 2)
     assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "step-00000010.pt", "step-00000100.pt"]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    """Also where a number has more digits than others."""
+    for step in (100_000_000, 99_999_999, 7):
+        (tmp_path / checkpoint_name(step)).touch()
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-00000007.pt",
+        "step-99999999.pt",
+        "step-100000000.pt",
+    ]

@@ -55,6 +55,7 @@ def colour_of(data: bytes) -> list[int]:
         (Image.new("I", (4, 4), 257 * 40), "TIFF", (40, 40, 40)),
         (Image.new("I", (4, 4), 10**6), "TIFF", (255, 255, 255)),
         (Image.new("F", (4, 4), 0.5), "TIFF", (128, 128, 128)),
+        (Image.new("F", (4, 4), 1.0), "TIFF", (255, 255, 255)),
         (Image.new("F", (4, 4), 128.0), "TIFF", (128, 128, 128)),
         (Image.new("RGB", (4, 4), (10, 20, 30)), "GIF", (10, 20, 30)),
     ],
@@ -158,6 +159,21 @@ def test_shrinking_is_antialiased() -> None:
     board = np.indices((64, 64)).sum(0) % 2 * 255
     decoded = decode_image(encoded(Image.fromarray(board.astype(np.uint8))), 8).float()
     assert (decoded - 127.5).abs().max() <= 2  # Lanczos weights of a few taps do not cancel exactly at the border
+
+
+def test_of_an_odd_margin_the_smaller_half_lies_before_the_picture() -> None:
+    image = noise(9, 4)
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(decode_image(encoded(image), 4), whole[:, :, 2:6])
+    turned = image.transpose(Image.Transpose.TRANSPOSE)
+    assert torch.equal(decode_image(encoded(turned), 4), whole.mT[:, 2:6])
+
+
+def test_pictures_are_resized_by_lanczos() -> None:
+    """Prepared sets and those that are decoded in training hold the same pixels, whatever the version."""
+    image = noise(24, 24)
+    expected = torch.from_numpy(np.array(image.resize((8, 8), Image.Resampling.LANCZOS))).permute(2, 0, 1)
+    assert torch.equal(decode_image(encoded(image), 8), expected)
 
 
 def test_small_pictures_are_enlarged() -> None:

@@ -138,6 +138,16 @@ def test_kept_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(decoded) == 5
 
 
+def test_as_many_are_kept_decoded_as_the_limit_holds(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{i}.png": grey(i) for i in range(3)})
+    size = 3 * 3 * 4**2
+    kept, too_many = open_images(tmp_path, 4, decoded_limit=size), open_images(tmp_path, 4, decoded_limit=size - 1)
+    (tmp_path / "0.png").unlink()
+    assert values(kept) == [0, 1, 2]
+    with pytest.raises(UserError, match="no longer is"):
+        too_many[0]
+
+
 @pytest.mark.parametrize("index", [3, -4])
 @pytest.mark.parametrize("limit", [0, 2**20])
 def test_an_index_beyond_the_set_ends_iteration(index: int, limit: int, tmp_path: Path) -> None:
@@ -243,6 +253,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     source = open_images(tmp_path / "set", 4)
     assert source.names == ["b/own.png", "linked/a.png"]
     assert source.unreadable == ["dangling.png"]
+
+
+def test_links_to_what_the_set_lies_in_are_not_followed(tmp_path: Path) -> None:
+    write_files(tmp_path, {"beside.png": grey(1), "set/own.png": grey(2)})
+    (tmp_path / "set" / "up").symlink_to(tmp_path)
+    assert ImageFolder(tmp_path / "set").names() == ["own.png"]
 
 
 def test_links_into_each_other_s_folders_show_every_picture_once_a_way(tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ def test_mirroring_does_not_change_the_order() -> None:
     assert [p for p, _ in stream(5, 4, 5)] == [p for p, _ in stream(5, 4, 5, x_flip=False)]
 
 
+def test_mirrored_pictures_are_turned_left_to_right() -> None:
+    assert stream(8, 4, 4) == TrainingOrder(8, seed=3, x_flip=True)(0, 16)  # by the mark on the left or right edge
+
+
 def test_the_order_never_changes() -> None:
     """Checkpoints hold a position only: other values here would make every one of them go on differently."""
     assert int(random_words(0)[0]) == 0xE220A8397B1DCDAF  # splitmix64's published first output for the state 0
@@ -143,6 +147,14 @@ def test_errors_of_the_program_surface(workers: int) -> None:
     source = Numbered(4, fails_at=2, error=KeyError("a bug"))
     with pytest.raises(KeyError, match="a bug"):
         next(TrainingImages(source, 4, seed=0, x_flip=False, workers=workers))
+
+
+def test_an_error_of_the_program_closes_the_stream() -> None:
+    images = TrainingImages(Numbered(4, fails_at=2, error=KeyError("a bug")), 4, seed=0, x_flip=False)
+    for error, words in ((KeyError, "a bug"), (RuntimeError, "closed")):
+        with pytest.raises(error, match=words):
+            next(images)
+    assert images.position == 0
 
 
 def new_workers(before: list[BaseProcess]) -> list[BaseProcess]:
@@ -239,7 +251,7 @@ class Stuck:
         time.sleep(60)
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method(sys.argv[1])
+    multiprocessing.set_start_method(sys.argv[1], force=True)
     images = TrainingImages(Stuck(), 2, seed=0, x_flip=False, workers=2)
     time.sleep(60)
 """

@@ -73,6 +73,28 @@ def test_mirrored_half_spaces(classifier: ChiralityClassifier) -> None:
     assert max(found.mirrored_by_yaw[4:]) < 0.2
 
 
+class Calling(ChiralityClassifier):
+    """Says of every face's views what it is told to."""
+
+    def __init__(self, *calls: bool) -> None:
+        super().__init__()
+        self.calls = torch.tensor(calls)
+
+    def calls_mirrored(self, images: Tensor) -> Tensor:
+        return self.calls.repeat(len(images) // len(self.calls))
+
+
+@pytest.mark.parametrize(
+    ("calls", "changes"),
+    [((True, False, False, True), 0.0), ((True, False, True, False), 1.0), ((True, True, True, False, False), 1.0)],
+)
+def test_pairs_are_of_opposite_angles(calls: tuple[bool, ...], changes: float) -> None:
+    """The view from the front, where there is one, belongs to no pair."""
+    found = chirality(loaded_of(balls(), 8), Calling(*calls), FaceSample(2), resolution=8, views=len(calls))
+    assert found.changes == changes
+    assert found.mirrored_by_yaw == [float(call) for call in calls]
+
+
 def test_pictures_are_resized_for_the_classifier(classifier: ChiralityClassifier) -> None:
     found = chirality(loaded_of(balls(), 80), classifier, FaceSample(2), resolution=RESOLUTION)
     assert found.mirrored < 0.1

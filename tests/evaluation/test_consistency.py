@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution, Rays
 from cips3d.errors import UserError
+from cips3d.evaluation import consistency
 from cips3d.evaluation.consistency import view_consistency
 from cips3d.evaluation.views import FaceSample
 
@@ -45,6 +46,13 @@ def test_texture_of_the_surface_against_one_of_the_picture() -> None:
     assert true.overlap == pytest.approx(false.overlap)  # it is a matter of depth alone
     aside = PoseDistribution(yaw_mean=FRONT + 0.5, pitch_mean=FRONT - 0.3)
     assert view_consistency(replace(loaded_of(Analytic(sphere(RADIUS)), 64), poses=aside), FACES).psnr > 40
+
+
+def test_neighbours_are_compared_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[tuple[object, ...]] = []
+    monkeypatch.setattr(consistency, "_compare", lambda _, *of: pairs.append(of[:2]))
+    view_consistency(loaded_of(Analytic(plane()), 8), FaceSample(1), views=3)
+    assert sorted(pairs) == [(0, 1), (1, 0), (1, 2), (2, 1)]
 
 
 def test_tolerance_and_empty_space_are_shares_of_the_rays() -> None:

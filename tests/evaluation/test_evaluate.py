@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.errors import UserError
+from cips3d.evaluation import evaluate
 from cips3d.evaluation.catalogue import METRICS, VALUES, MetricName, chosen_metrics, deciding_value, is_better
 from cips3d.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_generator, evaluate_images
 from cips3d.evaluation.fidelity import FeatureNetworks
@@ -25,6 +26,8 @@ from cips3d.evaluation.frechet import features_of, frechet_distance
 from cips3d.evaluation.image_sets import GeneratedImages, SourceImages
 from cips3d.evaluation.judges import Teaching
 from cips3d.evaluation.perceptual import lpips_map
+from cips3d.evaluation.smoothness import DepthSmoothness
+from cips3d.evaluation.views import FaceSample
 
 IMAGES = 40
 WITHOUT_DATA = ("consistency", "smoothness", "pose", "symmetry", "chirality")
@@ -58,6 +61,21 @@ def test_every_3d_metric(settings: EvaluationSettings) -> None:
     assert list(found.seconds) == list(WITHOUT_DATA)
 
 
+def test_pictures_and_faces_are_those_that_are_asked_for(
+    settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[GeneratedImages] = []
+    looked_at: list[FaceSample] = []
+    monkeypatch.setattr(evaluate, "evaluate_images", lambda images, *_, **__: made.append(images) or Evaluation())
+    monkeypatch.setattr(
+        evaluate, "depth_smoothness", lambda _, faces: looked_at.append(faces) or DepthSmoothness(1.0, 0.0)
+    )
+    chosen = replace(settings, images=5, faces=2, seed=4, truncation=0.7, resolution=16)
+    evaluate_generator(BALL, ("smoothness",), chosen)
+    assert [(images.count, images.seed, images.truncation, images.resolution) for images in made] == [(5, 4, 0.7, 16)]
+    assert looked_at == [FaceSample(2, 4, 0.7, 16)]
+
+
 def test_is_reproducible_and_changes_nothing(settings: EvaluationSettings, heads: SyntheticHeads) -> None:
     names = ("consistency", "frechet")
     first = evaluate_generator(BALL, names, settings, real=heads)
@@ -87,6 +105,14 @@ def test_frechet_of_generated_pictures(settings: EvaluationSettings, heads: Synt
     assert found.values["frechet"] == pytest.approx(frechet_distance(made, real), rel=1e-4)  # float32 features
     same = evaluate_images(SourceImages(heads), ["frechet"], settings, real=heads)
     assert same.values["frechet"] == pytest.approx(0, abs=1e-3)
+
+
+def test_features_of_other_real_pictures_are_not_taken(settings: EvaluationSettings, cache: Path) -> None:
+    found = []
+    for seed in (0, 1, 0):
+        real = load_heads(32, IMAGES, seed, cache=cache, progress=False)
+        found.append(evaluate_generator(BALL, ["frechet"], settings, real=real).values["frechet"])
+    assert found[0] == found[2] != found[1]
 
 
 def test_fidelity_of_generated_pictures(settings: EvaluationSettings, heads: SyntheticHeads, cache: Path) -> None:

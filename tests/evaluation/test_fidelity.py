@@ -83,6 +83,13 @@ def test_kid(heads: SyntheticHeads, tmp_path: Path) -> None:
     assert found["kid_std"] == pytest.approx(0, abs=1e-6)
 
 
+def test_kid_of_fewer_real_pictures(heads: SyntheticHeads, tmp_path: Path) -> None:
+    """Subsets are as large as the smaller set."""
+    for made in (noise(COUNT + 8), noise(COUNT - 8)):
+        found = fidelity(made, ["kid"], real=heads, networks=BY_TINY, cache=tmp_path)
+        assert math.isfinite(found["kid"]) and found["kid_std"] > 0
+
+
 def test_inception_score_counts_classes(tmp_path: Path) -> None:
     """Sure answers, evenly spread over k classes, score k; all of one class score 1."""
     classes = torch.arange(4).repeat(100)

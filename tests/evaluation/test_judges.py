@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cips3d.cameras import PoseDistribution
+from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.evaluation.chirality import ChiralityClassifier
 from cips3d.evaluation.image_network import ImageNetwork, seeded
 from cips3d.evaluation.judges import Teaching, chirality_judge, judge_resolution, pose_judge
@@ -44,6 +47,19 @@ def test_global_random_numbers_are_left_alone(
         judge(32, teaching=Teaching(heads=8, held_out=4, steps=1), cache=tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     assert not seeds
+
+
+def test_judges_are_examined_on_other_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that taught them nor those of training, from where generators are asked to show theirs."""
+    asked: list[tuple[int, int, float]] = []
+
+    def loaded(side: int, count: int, seed: int, *, poses: PoseDistribution, **options: Any) -> SyntheticHeads:
+        asked.append((count, seed, poses.yaw_std))
+        return load_heads(side, count, seed, poses=poses, **options)
+
+    monkeypatch.setattr("cips3d.evaluation.judges.load_heads", loaded)
+    pose_judge(32, teaching=Teaching(heads=8, held_out=4, steps=1), cache=tmp_path)
+    assert asked == [(8, 2000, 0.9), (4, 3000, 0.6)]
 
 
 @pytest.mark.parametrize("network", [PoseRegressor, ChiralityClassifier])

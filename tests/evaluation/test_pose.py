@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cips3d.cameras import Cameras, PoseDistribution
 from cips3d.errors import UserError
+from cips3d.evaluation import image_network
 from cips3d.evaluation.pose import (
     PoseRegressor,
     pose_accuracy,
@@ -50,6 +51,20 @@ def test_regressor_learns_poses() -> None:
         seen = regressor(held_out.images.float() / 127.5 - 1)
     error = (seen - poses_from_front(held_out)).square().mean().sqrt()
     assert error < 0.08  # the spread of the poses is 0.23
+
+
+def test_pictures_are_roughened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other one loses what is as fine as its pixels, and those come first."""
+    monkeypatch.setattr(image_network, "NOISE", 0.0)
+    monkeypatch.setattr(image_network, "diff_augment", lambda images, *_, **__: images)
+    place = torch.arange(16)
+    fine, coarse = (torch.where((place[:, None] // side + place // side) % 2 == 0, 1.0, -1.0) for side in (1, 2))
+    batch = torch.stack([fine, coarse, coarse, fine])[:, None].expand(-1, 3, -1, -1)
+    rough, order = image_network.roughened(batch, torch.Generator().manual_seed(0))
+    assert order.tolist() == [0, 2, 1, 3]
+    assert torch.equal(rough[2:], batch[order[2:]])
+    torch.testing.assert_close(rough[0], torch.zeros(3, 16, 16))
+    assert rough[1].amax() == 1 and rough[1].amin() == -1  # blurred by two pixels, no more
 
 
 def test_response_of_known_lines() -> None:

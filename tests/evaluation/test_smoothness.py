@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from cips3d.cameras import Rays
 from cips3d.errors import UserError
+from cips3d.evaluation import smoothness
 from cips3d.evaluation.smoothness import depth_smoothness, roughness_of
 from cips3d.evaluation.views import FaceSample
+from cips3d.rendering import LoadedGenerator
 
 NEAR, FAR = 0.88, 1.12
 LENGTH = FAR - NEAR
@@ -65,6 +68,19 @@ def test_noisy_sphere_is_rougher_than_a_sphere() -> None:
     )
     assert flat < smooth < rough
     assert rough > 1000 * math.sqrt(12 / math.pi) * 0.002 / LENGTH  # noise comes on top of the curvature
+
+
+def test_faces_are_seen_from_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    yaws: list[Tensor] = []
+    seen_from = smoothness.seen_from
+
+    def recorded(loaded: LoadedGenerator, faces: FaceSample, pitch: Tensor, yaw: Tensor, **of: Any) -> Any:
+        yaws.append(yaw)
+        return seen_from(loaded, faces, pitch, yaw, **of)
+
+    monkeypatch.setattr(smoothness, "seen_from", recorded)
+    depth_smoothness(loaded_of(Analytic(plane()), 8), FaceSample(1))
+    assert torch.equal(yaws[0], -yaws[0].flip(0)) and len(yaws[0].unique()) == 3
 
 
 def test_rays_of_another_length() -> None:

@@ -35,6 +35,15 @@ def test_those_of_a_gpu_are_the_same_cuda() -> None:
     torch.testing.assert_close(pictures, seen_by(loaded)[1], atol=5e-3, rtol=0)
 
 
+def test_typical_faces() -> None:
+    """With ψ = 0, all are the mean one."""
+    faces, front = FaceSample(2, truncation=0.0), torch.zeros(1)
+    (views,) = seen_from(small("cips3d"), faces, front, front, title="test")
+    torch.testing.assert_close(views.image[0], views.image[1])
+    (others,) = seen_from(small("cips3d"), replace(faces, truncation=1.0), front, front, title="test")
+    assert not torch.allclose(others.image[0], others.image[1])
+
+
 def test_pictures_of_other_sides() -> None:
     """Every pixel counts in a smaller picture; between the pixels of a larger one, colours are mixed."""
     checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2).expand(1, 3, 4, 4)

@@ -75,6 +75,14 @@ class TestAnimation:
         assert stairs(plain) > 4  # half of 12 levels, less rounding
         assert stairs(dithered) < 2
 
+    def test_colours_of_a_palette_are_from_all_places(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where every other pixel is looked at, the frames take turns."""
+        columns = np.zeros((8, 8, 3), np.uint8)
+        columns[:, ::2, 0] = columns[:, 1::2, 2] = 255
+        monkeypatch.setattr(animations, "PALETTE_PIXELS", 64)
+        palette = animations.shared_palette([Image.fromarray(columns)] * 2)
+        np.testing.assert_array_equal(pixels(Image.fromarray(columns).quantize(palette=palette)), columns)
+
     def test_bayer_matrix(self) -> None:
         np.testing.assert_array_equal(animations.bayer_matrix(1), np.array([[0.5, 2.5], [3.5, 1.5]]) / 4 - 0.5)
         values = np.sort(animations.bayer_matrix(3), axis=None)

@@ -59,6 +59,13 @@ class TestGrid:
         rows = np.flatnonzero(inked[:40])
         assert abs(rows.mean() - 19.5) < 4  # in the middle, but for the line's own ascent and descent
 
+    def test_labels_end_at_their_rows(self) -> None:
+        """Short ones too."""
+        grid = pixels(pictures.image_grid(random_images(2, 40, 40), 1, row_labels=["8", "8888888888"]))
+        inked = (grid[:, : grid.shape[1] - 40] < 128).all(axis=-1)
+        short, long = (np.flatnonzero(inked[top : top + 40].any(axis=0)) for top in (0, 42))
+        assert abs(short.max() - long.max()) <= 1 < short.min() - long.min()
+
     def test_long_column_labels_take_smaller_letters(self) -> None:
         def ink(label: str) -> int:
             grid = pictures.image_grid(random_images(1, 160, 90), 1, column_labels=[label])

@@ -29,6 +29,15 @@ class TestSaveImage:
         assert error.max() == 0 if ending == ".png" else error.mean() < 2
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 
+    @pytest.mark.parametrize("ending", [".jpg", ".jpeg"])
+    def test_colours_have_all_of_the_resolution(self, tmp_path: Path, ending: str) -> None:
+        """Red and blue columns of one pixel stay apart in a JPEG."""
+        columns = np.zeros((16, 16, 3), np.uint8)
+        columns[:, ::2, 0] = columns[:, 1::2, 2] = 200
+        pictures.save_image(tmp_path / f"a{ending}", Image.fromarray(columns))
+        with Image.open(tmp_path / f"a{ending}") as read:
+            assert np.abs(pixels(read).astype(int) - columns).mean() < 10
+
     def test_permissions_are_those_of_plain_files(self, tmp_path: Path) -> None:
         pictures.save_image(tmp_path / "a.png", moving_square(1)[0])
         (tmp_path / "plain").write_bytes(b"")

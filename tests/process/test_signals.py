@@ -35,6 +35,14 @@ def test_work_that_can_be_left_is_left_at_once() -> None:
     assert not issubclass(Interrupted, Exception)  # libraries that go on after errors do not go on after it
 
 
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with ended_by_signals():

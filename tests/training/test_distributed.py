@@ -17,17 +17,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from training.runs import after_steps
+from training.runs import real_images as batch_of_real_images
 
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
 from cips3d.process.devices import choose_device
-from cips3d.training import distributed, loop, real_images, report
+from cips3d.training import distributed, loop, losses, real_images, report
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes
 from cips3d.training.loop import train
 from cips3d.training.objectives import StepReport
 from cips3d.training.run_folder import METRICS_FILE
+from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
@@ -211,6 +213,29 @@ def test_augmentation_counts_the_pictures_of_all_processes(small_config: TrainCo
         TrainingStep(state, config).adapt_augmentation(2, report)
     assert state.ada.p == pytest.approx(4 * 2 * 2 / 100)
     assert report.scalars["d/real_sign"] == torch.tensor(0.7)
+
+
+def test_the_mean_path_length_is_that_of_all_processes(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1% of the way to lengths of 1 in this one, and 3% in the other."""
+    monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.new_ones(len(images)))
+    monkeypatch.setattr(Twins, "sum_", lambda _, tensor: tensor.add_(0.03))
+    config = replace(small_config, path_length_weight=2.0)
+    state = TrainingState(config, Twins())
+    TrainingStep(state, config).path_length_loss(4, plan_at(config, 0), None, StepReport())
+    assert state.path_length.mean.item() == pytest.approx(0.02)
+
+
+def test_an_update_that_another_process_leaves_out_is_left_out(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Twins, "sum_", lambda _, tensor: tensor.add_(1))  # a loss there is no number
+    state = TrainingState(small_config, Twins())
+    before = [p.clone() for p in state.discriminator.parameters()]
+    report = TrainingStep(state, small_config)(batch_of_real_images(), plan_at(small_config, 0))
+    assert not report.finite
+    assert all(torch.equal(a, b) for a, b in zip(before, state.discriminator.parameters(), strict=True))
 
 
 def test_random_numbers_of_several_processes(small_config: TrainConfig) -> None:

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from training.runs import real_images, run
 
+from cips3d.models.discriminator import DiscriminatorOutputs
 from cips3d.models.pigan import PiGANConfig
 from cips3d.models.pigan_discriminator import PiGANDiscriminatorConfig, pigan_channel_table
-from cips3d.training import losses, objectives
+from cips3d.training import losses
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.losses import LOSSES
 from cips3d.training.objectives import Images, Objectives, StepReport
 from cips3d.training.schedule import plan_at
-from cips3d.training.state import TrainingState, gradient_scalers, lazy_betas
+from cips3d.training.state import TrainingState, gradient_scalers
 from cips3d.training.step import TrainingStep
 
 
@@ -123,6 +124,27 @@ def test_each_gradient_penalty_runs_its_own_discriminator_alone(
     assert seen == ["main", "aux"]
 
 
+def test_gradient_penalties_lie_between_real_and_generated_pictures_of_their_kind(
+    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way from pictures to the same ones there is nothing else; blocks fade in as everywhere."""
+    state = TrainingState(small_config, Processes())
+    seen: dict[str, tuple[Tensor, float]] = {}
+    for name in ("main", "aux"):
+        part = getattr(state.discriminator, name)
+        monkeypatch.setattr(
+            part, "discriminate", lambda *of, run=part.discriminate, name=name: seen.update({name: of}) or run(*of)
+        )
+    now = replace(plan_at(small_config, 0), fade=0.25)
+    real, other = real_images(), real_images().flip(1)
+    for main, aux, same in ((real, other, "main"), (other, real, "aux")):
+        fake = Images(main, aux, torch.zeros(4, 2), torch.zeros(4, 11))
+        Objectives(state, small_config).gradient_penalties(real, fake, now, StepReport())
+        for name, (images, fade) in seen.items():
+            assert torch.allclose(images, real) == (name == same)
+            assert fade == 0.25
+
+
 def test_path_lengths_are_regularised(small_config: TrainConfig) -> None:
     config = replace(small_config, path_length_weight=2.0, path_length_every=2)
     state, report = run(config)
@@ -216,6 +238,18 @@ def test_cameras_cannot_be_told_by_colour(small_config: TrainConfig) -> None:
     assert 20 * found[0] < found[1], found  # radians squared
 
 
+def test_the_generator_learns_from_cameras_read_off_augmented_pictures(small_config: TrainConfig) -> None:
+    config = replace(small_config, discriminator=replace(small_config.discriminator, predict_pose=True))
+    stage = replace(config.stages[0], aux_weight=0.0, pose_weight=15.0, pose_augment=("color",))
+    now = plan_at(replace(config, stages=(stage,)), 1)
+    objectives = Objectives(TrainingState(config, Processes()), config)
+    fake = Images(real_images().requires_grad_(), None, torch.ones(4, 2), torch.zeros(4, 11))
+    loss = objectives.pose_and_latent_losses("g", objectives.discriminate(fake, now), fake, now, StepReport())
+    assert isinstance(loss, Tensor)
+    (slope,) = torch.autograd.grad(loss, fake.main)
+    assert slope.abs().flatten(1).amax(1).min() > 0
+
+
 def test_top_k_learns_from_the_best(small_config: TrainConfig) -> None:
     config = replace(small_config, top_k=0.5)
     objectives = Objectives(TrainingState(config, Processes()), config)
@@ -244,6 +278,36 @@ def test_augmentation_changes_what_is_seen(small_config: TrainConfig) -> None:
     assert not torch.allclose(objectives.augment(real_images(), brighter), real_images())
 
 
+def test_the_sign_that_augmentation_follows_is_of_single_pictures(small_config: TrainConfig) -> None:
+    """One of four real pictures is taken for real: three quarters of the signs are negative."""
+    config = replace(small_config, r1_gamma=0.0)
+    state, now, report = TrainingState(config, Processes()), plan_at(config, 0), StepReport()
+    objectives = Objectives(state, config)
+    fake = Images(real_images().flip(1), real_images().flip(2), torch.zeros(4, 2), torch.zeros(4, 11))
+    logits = objectives.discriminate_real(real_images(), now).main.logits.detach()
+    between = logits.flatten().topk(2).values.mean()
+    outputs = objectives.discriminate_real
+
+    def shifted(*of: Any) -> DiscriminatorOutputs:
+        found = outputs(*of)
+        return found._replace(main=found.main._replace(logits=found.main.logits - between))
+
+    objectives.discriminate_real = shifted  # type: ignore[method-assign]
+    objectives.discriminator(real_images(), fake, now, report)
+    assert report.scalars["d/real_sign"] == -0.5
+
+
+def test_both_discriminators_see_augmented_pictures(small_config: TrainConfig) -> None:
+    state = TrainingState(small_config, Processes())
+    objectives, now = Objectives(state, small_config), plan_at(small_config, 0)
+    fake = Images(real_images(), real_images().flip(1), torch.zeros(4, 2), torch.zeros(4, 11))
+    plain = objectives.discriminate(fake, now)
+    brighter = replace(now, stage=replace(now.stage, diff_augment=("color",)))
+    augmented = objectives.discriminate(fake, brighter)
+    for before, after in zip(plain, augmented, strict=True):
+        assert not torch.allclose(before.logits, after.logits)
+
+
 def test_a_second_slower_average(small_config: TrainConfig) -> None:
     config = replace(small_config, ema_start=0, ema_decay=0.0, slow_ema_decay=0.999)
     state, _ = run(config, 6)
@@ -256,71 +320,11 @@ def test_a_second_slower_average(small_config: TrainConfig) -> None:
     assert torch.equal(weights(again.generator_slow_ema), weights(state.generator_slow_ema))
 
 
-def steps_taken(optimizer: torch.optim.Optimizer) -> int:
-    return int(next(iter(optimizer.state.values()))["step"])
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_lazy_penalties_take_steps_of_their_own(small_config: TrainConfig, alone: bool) -> None:
-    """Where Adam is corrected for them: in 4 steps, 2 of R1 and 1 of path lengths."""
-    lazy = {"r1_every": 2, "path_length_weight": 2.0, "path_length_every": 4}
-    state, report = run(replace(small_config, lazy_correction=alone, **lazy), 4)
-    assert (steps_taken(state.optimizer_d), steps_taken(state.optimizer_g)) == ((6, 5) if alone else (4, 4))
-    state, report = run(replace(small_config, lazy_correction=alone, **lazy), 1)
-    assert {"d/r1", "g/path_length", "d/gradient_norm", "g/gradient_norm"} <= report.scalars.keys()
-    assert ("d/penalty/gradient_norm" in report.scalars) == alone
-    assert ("g/path_length/gradient_norm" in report.scalars) == alone
-
-
-def test_lazy_penalties_step_along_their_own_gradients(
-    small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Penalties that nothing changes move nothing, whatever the losses of the same step do."""
-    monkeypatch.setattr(losses, "path_lengths", lambda images, *_: images.mean((1, 2, 3)) * 0 + 1)
-    penalised: list[Tensor] = []
-    monkeypatch.setattr(objectives, "r1_penalty", lambda logits, images: penalised.append(images) or logits.mean() * 0)
-    gradients: dict[str, float] = {}
-    update = TrainingStep.update
-
-    def recorded(self: TrainingStep, network: torch.nn.Module, *of: Any) -> bool:
-        gradients[of[2]] = sum(p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None)
-        return update(self, network, *of)
-
-    monkeypatch.setattr(TrainingStep, "update", recorded)
-    run(replace(small_config, lazy_correction=True, path_length_weight=2.0))
-    assert gradients.keys() == {"d", "d/penalty", "g", "g/path_length"}
-    assert gradients["d"] > 0 and gradients["g"] > 0
-    assert gradients["d/penalty"] == gradients["g/path_length"] == 0
-    assert len(penalised) == 2  # of both discriminators, once
-
-
-def test_lazy_penalties_of_a_batch_in_parts_are_those_of_the_batch(small_config: TrainConfig) -> None:
-    config = replace(small_config, lazy_correction=True)
-    norms = []
-    for parts in (1, 2):
-        _, report = run(config, accumulation=parts, lr_discriminator=0.0)
-        norms.append(report.scalars["d/penalty/gradient_norm"].item())
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4)  # float32 sums in another order
-
-
 @pytest.mark.parametrize("name", ["nerf", "inr", "discriminator"])
 def test_losses_are_scaled_where_float16_is_on_their_way(name: str) -> None:
     of_generator, of_discriminator = gradient_scalers(Amp(**{name: "fp16"}), torch.device("cpu"))  # type: ignore[arg-type]
     assert of_generator.is_enabled()  # its gradients come through the discriminator
     assert of_discriminator.is_enabled() == (name == "discriminator")
-
-
-def test_adam_is_corrected_for_lazy_penalties(small_config: TrainConfig) -> None:
-    """c = k/(k+1) for R1 every k = 2 steps: rates times 2/3, decays to the power 2/3 (StyleGAN2, appendix B)."""
-    config = replace(small_config, lazy_correction=True, adam_betas=(0.0, 0.125), r1_every=2)
-    state, _ = run(config)
-    group = state.optimizer_d.param_groups[0]
-    assert group["lr"] == pytest.approx(config.stages[0].lr_discriminator * 2 / 3)
-    assert group["betas"] == (0.0, pytest.approx(0.25))
-    assert state.optimizer_g.param_groups[0]["betas"] == (0.0, 0.125)  # no path length penalty: no correction
-    assert replace(config, r1_gamma=0.0).discriminator_interval is None
-    assert replace(config, r1_gamma=0.0, r2_gamma=1.0).discriminator_interval == 2  # its steps are R1's
-    assert lazy_betas((0.5, 0.99), 16) == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
 
 
 def test_all_of_it_resumes_exactly(small_config: TrainConfig) -> None:

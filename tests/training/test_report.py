@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +17,15 @@ from cips3d.cameras import PoseDistribution
 from cips3d.errors import UserError
 from cips3d.pictures import depth_image
 from cips3d.rendering import Look, render_views, styles_of_seeds
+from cips3d.training import report
 from cips3d.training.checks import check_pictures
 from cips3d.training.config import TrainConfig
-from cips3d.training.report import as_loaded, face_rows, front_view, interpolation, turntable
+from cips3d.training.distributed import Processes
+from cips3d.training.objectives import StepReport
+from cips3d.training.report import Reporter, as_loaded, face_rows, front_view, interpolation, turntable
+from cips3d.training.run_folder import SCALARS_FILE
+from cips3d.training.schedule import plan_at
+from cips3d.training.state import TrainingState
 
 
 def test_pictures_are_taken_as_the_run_trains(small_config: TrainConfig) -> None:
@@ -78,6 +86,27 @@ def test_rows_of_pictures_without_cameras() -> None:
     mixed = loaded.generator.mixed(own, following, loaded.generator.style_layers // 2)
     torch.testing.assert_close(images[2], render_views(loaded, mixed, *front_view(loaded), Look(16)).image[:, 0])
     assert not any(torch.allclose(a, b) for a, b in combinations(images, 2))
+
+
+def test_points_of_the_curves(small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every two steps of two seconds, in which four pictures are seen; what pauses take does not count."""
+    now = [0.0]
+    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    stage = replace(small_config.stages[0], fade_steps=8, density_noise=3.0)
+    config = replace(small_config, stages=(stage,), cooldown=1.0)
+    reporter, state = Reporter(tmp_path, config, 0, is_measured=True), TrainingState(config, Processes())
+    for state.step in range(1, 5):
+        with reporter.pause():
+            now[0] += 100
+        now[0] += 2
+        reporter.step(StepReport({"d/loss": torch.tensor(0.5)}), plan_at(config, state.step - 1), state)
+    reporter.close()
+    points = [json.loads(line) for line in (tmp_path / SCALARS_FILE).read_text().splitlines()]
+    schedule = {"resolution": 8, "fade": 3 / 8, "density_noise": 3 / 4, "learning_rate_factor": 1 / 2}
+    assert [point["step"] for point in points] == [2, 4]
+    assert [point["speed/images_per_second"] for point in points] == [2, 2]
+    assert {name: points[1][f"schedule/{name}"] for name in schedule} == pytest.approx(schedule)
+    assert points[1]["d/loss"] == 0.5 and points[1]["skipped_steps"] == 0
 
 
 def test_turntable() -> None:

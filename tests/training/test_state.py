@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from cips3d.checkpoints.networks import Networks
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
+from cips3d.training.measuring import Best
 from cips3d.training.state import TrainingState
 
 
@@ -47,6 +48,56 @@ def test_what_a_run_has_counted_goes_on(small_config: TrainConfig) -> None:
     again.load_state_dict({**content, "step": 5, "skipped": 3, "position": 20})
     assert (again.scaler_g.get_scale(), again.scaler_d.get_scale()) == (8.0, 4.0)
     assert (again.step, again.skipped, again.position) == (5, 3, 20)
+
+
+def test_the_best_of_a_run_stays_the_best(small_config: TrainConfig) -> None:
+    content = TrainingState(small_config, Processes()).state_dict()
+    again = TrainingState(small_config, Processes())
+    again.load_state_dict({**content, "best": asdict(Best("frechet", 8, 4, 1.5))})
+    assert again.best == Best("frechet", 8, 4, 1.5)
+    again.load_state_dict(content)
+    assert again.best is None
+
+
+def test_a_checkpoint_that_does_not_say_what_was_reported(small_config: TrainConfig) -> None:
+    """Of an older version: what was due then is not made once more, but for what comes before the first step."""
+    content = TrainingState(small_config, Processes()).state_dict()
+    del content["reported"]
+    again = TrainingState(small_config, Processes())
+    for step, position, reported in ((5, 20, 20), (0, 0, -1)):
+        again.load_state_dict({**content, "step": step, "position": position})
+        assert again.reported == reported
+
+
+def test_random_numbers_go_on(small_config: TrainConfig) -> None:
+    state = TrainingState(small_config, Processes())
+    content = state.state_dict()
+    expected = torch.rand(4), torch.rand(4, generator=state.random)
+    again = TrainingState(replace(small_config, seed=small_config.seed + 1), Processes())
+    again.load_state_dict(content)
+    assert torch.equal(torch.rand(4), expected[0])
+    assert torch.equal(torch.rand(4, generator=again.random), expected[1])
+
+
+def test_random_numbers_of_another_device_begin_anew(small_config: TrainConfig) -> None:
+    """None that the first steps drew comes once more."""
+    state = TrainingState(small_config, Processes())
+    content = state.state_dict()
+    elsewhere = {**content["random"][0], "draws": torch.zeros(16, dtype=torch.uint8), "cuda": torch.zeros(16)}
+    again = TrainingState(small_config, Processes())
+    again.load_state_dict({**content, "step": 4, "random": [elsewhere]})
+    assert not torch.equal(again.random.get_state(), state.random.get_state())
+
+
+def test_a_slow_average_that_is_new_begins_at_the_other_one(small_config: TrainConfig) -> None:
+    state = TrainingState(small_config, Processes())
+    with torch.no_grad():
+        for parameter in state.generator_ema.parameters():
+            parameter.add_(0.25)
+    again = TrainingState(replace(small_config, slow_ema_decay=0.999), Processes())
+    again.load_state_dict(state.state_dict())
+    assert again.generator_slow_ema is not None
+    assert torch.equal(weights(again.generator_slow_ema), weights(state.generator_ema))
 
 
 def test_all_networks_start_from_another_run(small_config: TrainConfig) -> None:

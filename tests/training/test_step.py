@@ -266,6 +266,19 @@ def test_non_finite_gradients_leave_the_weights_alone(small_config: TrainConfig,
     assert all(p.requires_grad for p in state.discriminator.parameters())
 
 
+@pytest.mark.parametrize(("scale", "excused"), [(8.0, True), (2.0, True), (1.0, False)])
+def test_an_overflow_halves_the_scale_of_losses(small_config: TrainConfig, scale: float, excused: bool) -> None:
+    """Once it is as small as can be, something else is wrong."""
+    config = replace(small_config, amp=Amp(discriminator="fp16"))
+    state = TrainingState(config, Processes())
+    state.scaler_d = torch.amp.GradScaler("cpu", init_scale=scale)
+    *_, parameter = state.discriminator.parameters()
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    report = TrainingStep(state, config)(real_images(), plan_at(config, 0))
+    assert not report.finite and report.overflow is excused
+    assert state.scaler_d.get_scale() == scale / 2
+
+
 def test_gradients_are_clipped(small_config: TrainConfig) -> None:
     state = TrainingState(small_config, Processes())
     state.enter_stage(0, small_config.stages[0])

@@ -77,6 +77,14 @@ def test_given_styles(loaded: LoadedGenerator) -> None:
         Studio(loaded).styles(shot)
 
 
+@pytest.mark.parametrize("truncation", [0.0, 0.7, 1.3])
+def test_given_styles_lean_as_those_of_seeds(loaded: LoadedGenerator, truncation: float) -> None:
+    studio = Studio(loaded, styles_of_seeds(loaded, [11]))
+    shot = dataclasses.replace(studio.first_shot, truncation=truncation)
+    seeded = studio.styles(dataclasses.replace(shot, seed=11))
+    assert all(torch.equal(a, b) for a, b in zip(studio.styles(shot), seeded, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["image", "aux", "depth", "normals"])
 def test_kinds(studio: Studio, kind: PictureKind) -> None:
     shot = dataclasses.replace(studio.first_shot, kind=kind)
