@@ -28,7 +28,6 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError, join_processes
 from cips3d.training.ending import TrainingDiverged, diverged, how_to_go_on, in_words
 from cips3d.training.measuring import Best, measure, new_best, prepare_metrics
-from cips3d.training.real_images import RealImages
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.resolving import resolved
 from cips3d.training.run_folder import (
@@ -39,6 +38,7 @@ from cips3d.training.run_folder import (
     write_configuration,
 )
 from cips3d.training.schedule import StepPlan, plan_at
+from cips3d.training.stage_images import StageImages
 from cips3d.training.state import TrainingState
 from cips3d.training.step import StepReport, TrainingStep
 
@@ -100,7 +100,7 @@ class Training:
         processes.broadcast(self.state.generator)
         processes.broadcast(self.state.discriminator)
         self.step = TrainingStep(self.state, config)
-        self.images = RealImages(config, processes)
+        self.images = StageImages(config, processes)
         self.alone = ExitStack()  # holds the lock that keeps other processes out of the folder
         self.reporter: Reporter | None = None
         self.stop = StopRequest()

@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training.runs import after_steps
-from training.runs import real_images as batch_of_real_images
+from training.runs import after_steps, real_images
 
 from cips3d.checkpoints.trained import find_checkpoint, load_checkpoint
 from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
 from cips3d.process.devices import choose_device
-from cips3d.training import distributed, loop, losses, real_images, report
+from cips3d.training import distributed, loop, losses, report, stage_images
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import TORCHRUN_SETS, Processes, join_processes
 from cips3d.training.loop import train
@@ -233,7 +232,7 @@ def test_an_update_that_another_process_leaves_out_is_left_out(
     monkeypatch.setattr(Twins, "sum_", lambda _, tensor: tensor.add_(1))  # a loss there is no number
     state = TrainingState(small_config, Twins())
     before = [p.clone() for p in state.discriminator.parameters()]
-    report = TrainingStep(state, small_config)(batch_of_real_images(), plan_at(small_config, 0))
+    report = TrainingStep(state, small_config)(real_images(), plan_at(small_config, 0))
     assert not report.finite
     assert all(torch.equal(a, b) for a, b in zip(before, state.discriminator.parameters(), strict=True))
 
@@ -330,7 +329,7 @@ def test_pinned_memory_is_for_gpus(small_config: TrainConfig, monkeypatch: pytes
             asked.append(pin_memory)
             super().__init__(*arguments, **others)
 
-    monkeypatch.setattr(real_images, "TrainingImages", Watched)
+    monkeypatch.setattr(stage_images, "TrainingImages", Watched)
     train(replace(small_config, steps=1))
     assert asked == [False]
 

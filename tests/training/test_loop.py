@@ -23,7 +23,7 @@ from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
 from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.plain import to_plain
-from cips3d.training import agreement, loop, real_images
+from cips3d.training import agreement, loop, stage_images
 from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.ending import TrainingDiverged
@@ -166,7 +166,7 @@ def test_pictures_come_as_they_are_asked_for(small_config: TrainConfig, monkeypa
         asked.update(others)
         return open_training_source(*arguments, **others)
 
-    monkeypatch.setattr(real_images, "TrainingImages", Asked)
+    monkeypatch.setattr(stage_images, "TrainingImages", Asked)
     monkeypatch.setattr(agreement, "open_training_source", open_asked)
     config = replace(small_config, steps=1, seed=5, x_flip=True, workers=1, heads=7, poses=PoseDistribution("uniform"))
     train(config)
@@ -183,7 +183,7 @@ def test_every_stage_opens_its_pictures_once(small_config: TrainConfig, monkeypa
             opened.append(others["position"])
             super().__init__(*arguments, **others)
 
-    monkeypatch.setattr(real_images, "TrainingImages", Opened)
+    monkeypatch.setattr(stage_images, "TrainingImages", Opened)
     config = two_stages(small_config)
     folder, _ = train(replace(config, steps=5))
     assert opened == [0, 12]  # of 3 steps of 4 pictures

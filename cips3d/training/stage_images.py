@@ -15,7 +15,7 @@ from cips3d.training.measuring import check_real_images
 from cips3d.training.schedule import StepPlan
 
 
-class RealImages:
+class StageImages:
     """Batches of this process at the resolution of the stage that is open.
 
     Attributes:
