@@ -32,7 +32,7 @@ MODULE = "cips3d._cuda"
 DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 OLDEST_ARCHITECTURE = 80  # the first with cp.async and bfloat16 tensor cores
 WARPGROUP_ARCHITECTURE = 90  # compiled for sm_90a it may have wgmma, and still runs on all of 9.0
-WARPGROUP_RELEASE = 12  # of the toolkit, the first that knows sm_90a
+WARPGROUP_RELEASE = 12  # of the toolkit, the first that knows sm_90a; 11.8 crashes on film_siren.cu for sm_90
 USUAL_FOLDERS = (Path("/usr/local"), Path("/opt"))  # each may hold cuda/ and cuda-<version>/
 CXX_COMPILERS = ("g++", "clang++", "c++")
 NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
@@ -111,7 +111,8 @@ def choose_architectures(asked: str, nvcc: str, known: Sequence[int]) -> tuple[A
         for architecture in architectures:
             if architecture.number not in known:
                 knows = ", ".join(map(str, sorted(known)))
-                raise BuildError(f"CIPS3D_CUDA_ARCHS names {architecture.number}, but {nvcc} knows only {knows}")
+                names = f"CIPS3D_CUDA_ARCHS names {architecture.number}"
+                raise BuildError(f"{names}, but {nvcc} compiles the kernels only for {knows}")
         return architectures
     numbers = [number for number in DEFAULT_ARCHITECTURES if number in known]
     if not numbers:
@@ -119,23 +120,19 @@ def choose_architectures(asked: str, nvcc: str, known: Sequence[int]) -> tuple[A
     return tuple(Architecture(number, ptx=number == numbers[-1]) for number in numbers)
 
 
-def gencode_flags(architectures: Sequence[Architecture], warpgroups: bool = False) -> list[str]:
+def gencode_flags(architectures: Sequence[Architecture]) -> list[str]:
     """nvcc's flags for architectures in ascending order.
 
     Those of one generation (the same tens) share the PTX of its oldest: the slowest part of the compiler runs once a
-    generation, and ptxas still makes machine code for each of them.
-
-    Args:
-        architectures: what to compile for.
-        warpgroups: make machine code for sm_90a instead of sm_90. Its PTX is for no newer device, so PTX stays that of
-            sm_90.
+    generation, and ptxas still makes machine code for each of them. Machine code for 9.0 is sm_90a's, with warpgroups;
+    its PTX is for no newer device, so PTX is sm_90's.
     """
     oldest: dict[int, int] = {}
     codes: dict[str, list[str]] = {}
     for architecture in architectures:
         number = architecture.number
         first = oldest.setdefault(number // 10, number)
-        if warpgroups and number == WARPGROUP_ARCHITECTURE:
+        if number == WARPGROUP_ARCHITECTURE:
             codes[f"{number}a"] = [f"sm_{number}a"]
         else:
             codes.setdefault(str(number if architecture.ptx else first), []).append(f"sm_{number}")
@@ -155,7 +152,6 @@ class Toolchain:
     architectures: tuple[Architecture, ...]
     host_flags: tuple[str, ...] = ()  # which C++ compiler it is to use
     variables: tuple[str, ...] = ()  # of the environment, that nvcc reads: NAME=value
-    warpgroups: bool = False  # whether it makes code for sm_90a
 
 
 def find_toolchain(environ: Mapping[str, str]) -> Toolchain:
@@ -173,11 +169,11 @@ def find_toolchain(environ: Mapping[str, str]) -> Toolchain:
         raise Unavailable("Python's own headers (Python.h) are not there", "install them (python3-dev)")
     architectures = choose_architectures(environ.get("CIPS3D_CUDA_ARCHS", "").strip(), nvcc, known)
     variables = tuple(f"{name}={environ[name]}" for name in NVCC_VARIABLES if environ.get(name))
-    return Toolchain(nvcc, architectures, host_flags, variables, warpgroups=_release(nvcc) >= WARPGROUP_RELEASE)
+    return Toolchain(nvcc, architectures, host_flags, variables)
 
 
 def find_nvcc(environ: Mapping[str, str]) -> tuple[str, list[int]]:
-    """The first nvcc that answers, and the architectures that it knows.
+    """The first nvcc that answers, and the architectures that it compiles the kernels for.
 
     Raises:
         Unavailable: there is none.
@@ -220,7 +216,10 @@ def _known_architectures(nvcc: str) -> list[int]:
         answer = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return sorted({int(number) for number in re.findall(r"\bsm_(\d+)\b", answer.stdout)})
+    known = {int(number) for number in re.findall(r"\bsm_(\d+)\b", answer.stdout)}
+    if _release(nvcc) < WARPGROUP_RELEASE:
+        known.discard(WARPGROUP_ARCHITECTURE)
+    return sorted(known)
 
 
 def _release(nvcc: str) -> int:
@@ -290,7 +289,7 @@ def ninja_file(
     architectures = toolchain.architectures
     # Where cores outnumber files, nvcc compiles for several architectures at once.
     threads = min(len(architectures), math.ceil(jobs / len(sources)))
-    kernel = [*nvcc, *HOST_FLAGS, *KERNEL_FLAGS, *gencode_flags(architectures, toolchain.warpgroups)]
+    kernel = [*nvcc, *HOST_FLAGS, *KERNEL_FLAGS, *gencode_flags(architectures)]
     kernel += ["--threads", str(threads)] if threads > 1 else []
     names = ";".join(map(str, architectures))
     bindings = [*nvcc, *HOST_FLAGS, *BINDING_FLAGS, *gencode_flags([Architecture(architectures[0].number)])]

@@ -63,6 +63,7 @@ __host__ __device__ constexpr size_t shared_bytes(size_t count) {
 class SharedArrays {
  public:
 #if defined(__CUDACC__)
+  __device__ __forceinline__ SharedArrays() {}  // CUDA 11 takes what has none for unused in templates
   template <class T>
   __device__ __forceinline__ T* take(size_t count) {
     extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import Rays
-from cips3d.errors import require_range
+from cips3d.errors import UserError, require_range
 from cips3d.models.generator import (
     GeneratorConfig,
     ParameterGroups,
@@ -69,9 +69,11 @@ class CIPS3DConfig(GeneratorConfig):
     density_scale: float = 1.0
     """factor on the raw density; larger values make small, quickly trained volumes opaque"""
     initial_radius: float | None = None
-    """the volume starts as a soft ball of this radius (scene units), density_scale · (1 - |x| / radius) added to the
+    """the volume starts as a soft ball of this radius (scene units), initial_density · (1 - |x| / radius) added to the
     raw density, which the network bends into shape: small models then learn heads, not reliefs on a slab. None: as
     published"""
+    initial_density: float | None = None
+    """raw density in the middle of that ball; the larger, the less floats around it. Default: density_scale"""
     rgb_init: float = 0.01
     """weights of the INR's colour layers start in U(±√(6/in)) times this"""
     aux_init: float = 0.04
@@ -82,8 +84,11 @@ class CIPS3DConfig(GeneratorConfig):
             require_range(name, getattr(self, name))
         for name in ("rgb_init", "aux_init"):
             require_range(name, getattr(self, name), 0)
-        if self.initial_radius is not None:
-            require_range("initial_radius", self.initial_radius, 0)
+        for name in ("initial_radius", "initial_density"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 0)
+        if self.initial_density is not None and self.initial_radius is None:
+            raise UserError(f"initial_density {self.initial_density:g} has no ball to be in; give initial_radius too")
         require_range("inr_blocks", self.inr_blocks, 1)
         require_range("inr_rgb_from", self.inr_rgb_from, 0, self.inr_blocks - 1)
         require_range("inr_skip_from", self.inr_skip_from, int(self.features != self.inr_width))
@@ -132,6 +137,7 @@ class CIPS3D(VolumeGenerator[CIPS3DStyles]):
             point_scale=config.point_scale,
             density_scale=config.density_scale,
             initial_radius=config.initial_radius,
+            initial_density=config.initial_density,
         )
         self.shape_mapping = MappingNetwork(
             config.z_shape_dim, config.shape_style_dim, config.shape_mapping_layers, layer_norm=False

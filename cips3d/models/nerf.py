@@ -73,12 +73,14 @@ class NeRF(nn.Module):
         point_scale: float,
         density_scale: float,
         initial_radius: float | None = None,
+        initial_density: float | None = None,
     ) -> None:
         super().__init__()
         self.precision: Precision | None = None
         self.point_scale = point_scale
         self.density_scale = density_scale
         self.initial_radius = initial_radius
+        self.initial_density = density_scale if initial_density is None else initial_density
         self.layers = nn.ModuleList([FilmSiren(3, width, style_dim), FilmSiren(width, width, style_dim)])
         self.density = nn.Linear(width, 1)
         self.color = FilmSiren(width, color_width, style_dim)
@@ -103,7 +105,7 @@ class NeRF(nn.Module):
             color,
             self.density.weight[0] * self.density_scale,
             self.density.bias * self.density_scale,
-            *((0.0, 0.0) if self.initial_radius is None else (self.density_scale, self.initial_radius)),
+            *((0.0, 0.0) if self.initial_radius is None else (self.initial_density, self.initial_radius)),
         )
 
     def style_weights(self) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ def test_commands_have_the_flags_that_the_kernels_need() -> None:
         assert "env 'NVCC_APPEND_FLAGS=-G -g' '/opt/my cuda/bin/nvcc' -ccbin clang++ " in command
         for flag in ("-std=c++17", "-Werror all-warnings", "-Xcompiler -Wall,-fPIC,-fvisibility=hidden"):
             assert flag in command
-    for flag in ("-O3", "-lineinfo", "-Xptxas -v", "-Xfatbin -compress-all", "code=[sm_90,compute_90]"):
+    for flag in ("-O3", "-lineinfo", "-Xptxas -v", "-Xfatbin -compress-all", "code=[sm_90a]", "code=[compute_90]"):
         assert flag in kernel
     assert "fast_math" not in kernel and "--threads" not in kernel
     assert """'-DCIPS3D_ARCHITECTURES="80;90+PTX"'""" in bindings

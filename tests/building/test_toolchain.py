@@ -65,7 +65,7 @@ def test_default_architectures_are_those_that_nvcc_knows() -> None:
     assert build.choose_architectures("", "nvcc", known) == architectures("80", "86", "89", "90", "100", "120+PTX")
     assert build.choose_architectures("", "nvcc", [70, 75, 80, 86]) == architectures("80", "86+PTX")
     assert build.choose_architectures("87", "nvcc", known) == architectures("87")
-    with pytest.raises(build.BuildError, match=r"names 120, but /x/nvcc knows only 80, 90$"):
+    with pytest.raises(build.BuildError, match=r"names 120, but /x/nvcc compiles the kernels only for 80, 90$"):
         build.choose_architectures("80;120", "/x/nvcc", [90, 80])
     with pytest.raises(build.Unavailable, match="knows no architecture of"):
         build.choose_architectures("", "nvcc", [60, 70])
@@ -74,16 +74,12 @@ def test_default_architectures_are_those_that_nvcc_knows() -> None:
 def test_a_generation_shares_the_front_end_of_the_compiler() -> None:
     assert build.gencode_flags(architectures("80", "86", "89", "90", "100", "120+PTX")) == [
         "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89]",
-        "-gencode=arch=compute_90,code=[sm_90]",
+        "-gencode=arch=compute_90a,code=[sm_90a]",
         "-gencode=arch=compute_100,code=[sm_100]",
         "-gencode=arch=compute_120,code=[sm_120,compute_120]",
     ]
     # Code for 9.0 alone has warpgroups; PTX for it would run on nothing newer.
-    assert build.gencode_flags(architectures("80", "90"), warpgroups=True) == [
-        "-gencode=arch=compute_80,code=[sm_80]",
-        "-gencode=arch=compute_90a,code=[sm_90a]",
-    ]
-    assert build.gencode_flags(architectures("90+PTX"), warpgroups=True) == [
+    assert build.gencode_flags(architectures("90+PTX")) == [
         "-gencode=arch=compute_90a,code=[sm_90a]",
         "-gencode=arch=compute_90,code=[compute_90]",
     ]
@@ -169,11 +165,12 @@ def test_the_plan_follows_the_environment(
         build.plan(bare | {"CIPS3D_CUDA": "yes"})
 
     nvcc = fake_nvcc(tmp_path / "tools" / "nvcc", 80, 90)
-    found = build.Toolchain(str(nvcc), architectures("80", "90+PTX"), warpgroups=True)
+    found = build.Toolchain(str(nvcc), architectures("80", "90+PTX"))
     assert build.plan(bare) == build.plan(bare | {"CIPS3D_CUDA": "1"}) == found
     fake_nvcc(nvcc, 80, 90, release="11.8")
-    assert not build.plan(bare).warpgroups
-    assert build.plan(bare | {"CIPS3D_CUDA_ARCHS": "90"}).architectures == architectures("90")
+    assert build.plan(bare).architectures == architectures("80+PTX")
+    with pytest.raises(build.BuildError, match=r"names 90, but .* compiles the kernels only for 80$"):
+        build.plan(bare | {"CIPS3D_CUDA_ARCHS": "90"})
     assert build.plan(bare | {"NVCC_APPEND_FLAGS": "-G", "HOME": "/"}).variables == ("NVCC_APPEND_FLAGS=-G",)
     with pytest.raises(build.BuildError, match="'fast' is not"):
         build.plan(bare | {"CIPS3D_CUDA_ARCHS": "fast"})

@@ -59,9 +59,10 @@ OTHERS: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     *(
         (CIPS3D_CONFIG, {field.name: getattr(CIPS3D_CONFIG, field.name) + 1}, {})
         for field in fields(CIPS3D_CONFIG)
-        if field.name not in ("system", "initial_radius")
+        if field.name not in ("system", "initial_radius", "initial_density")
     ),
     (CIPS3D_CONFIG, {"initial_radius": 0.1}, {}),
+    (replace(CIPS3D_CONFIG, initial_radius=0.1), {"initial_density": 3.0}, {}),
     *(
         (PIGAN_GRID, {field.name: getattr(PIGAN_GRID, field.name) + 1}, {})
         for field in fields(PIGAN_GRID)
@@ -108,6 +109,7 @@ REFUSED = {
     "point_scale": "point_scale 9.33333 (published: 8.33333)",
     "density_scale": "density_scale 2 (published: 1)",
     "initial_radius": "initial_radius 0.1 (published: None)",
+    "initial_density": "initial_radius 0.1 (published: None)",
     "box_side": "box_side 1.24 (published: 0.24)",
     "predict_pose": "main.predict_pose True (published: False)",
 }

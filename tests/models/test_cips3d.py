@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.cameras import Cameras
+from cips3d.errors import UserError
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig, CIPS3DStyles
 from cips3d.models.generator import truncated
 from cips3d.models.ray_parts import default_chunk_rays
@@ -344,15 +346,30 @@ def test_kernels_give_the_same(kernel_backend: Backend) -> None:
 
 
 def test_networks_are_those_of_the_configuration() -> None:
-    config = replace(CONFIG, point_scale=5.0, initial_radius=0.07, rgb_init=0.5, aux_init=0.25, inr_skip_from=2)
+    ball = {"initial_radius": 0.07, "initial_density": 30.0}
+    config = replace(CONFIG, point_scale=5.0, rgb_init=0.5, aux_init=0.25, inr_skip_from=2, **ball)
     generator = CIPS3D(config)
     nerf, inr = generator.nerf, generator.inr
-    assert (nerf.point_scale, nerf.density_scale, nerf.initial_radius) == (5.0, 200.0, 0.07)
+    assert (nerf.point_scale, nerf.density_scale) == (5.0, 200.0)
+    assert (nerf.initial_radius, nerf.initial_density) == (0.07, 30.0)
     assert (inr.skip_from, inr.rgb_from, len(inr.to_rgb)) == (2, 1, 2)
     for linears, share in ((inr.to_rgb, 0.5), ([generator.aux_to_rgb], 0.25)):
         for linear in linears:
             bound = math.sqrt(6 / linear.in_features) * share
             assert 0.7 * bound < linear.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"initial_density": 30.0}, "initial_density 30 has no ball to be in; give initial_radius too"),
+        ({"initial_radius": 0.1, "initial_density": -1.0}, "initial_density -1 makes no sense; give 0 or more"),
+        ({"initial_radius": -0.1}, "initial_radius -0.1 makes no sense; give 0 or more"),
+    ],
+)
+def test_balls_that_cannot_be(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        replace(CONFIG, **settings)
 
 
 def test_the_frozen_part_is_all_that_gives_the_volume(generator: CIPS3D) -> None:

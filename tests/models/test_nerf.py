@@ -75,15 +75,23 @@ def test_initial_weights() -> None:
     assert network.output.weight.std().item() == pytest.approx((2 / (1.04 * 64)) ** 0.5, rel=0.05)
 
 
-def test_volume_that_starts_as_a_ball() -> None:
+@pytest.mark.parametrize("middle", [None, 300.0])
+def test_volume_that_starts_as_a_ball(middle: float | None) -> None:
     """Without a trained network, density crosses zero at the initial radius."""
     network = NeRF(
-        width=8, color_width=8, features=4, style_dim=4, point_scale=8.0, density_scale=100.0, initial_radius=0.08
+        width=8,
+        color_width=8,
+        features=4,
+        style_dim=4,
+        point_scale=8.0,
+        density_scale=100.0,
+        initial_radius=0.08,
+        initial_density=middle,
     )
     torch.nn.init.zeros_(network.density.weight)
     points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.04, 0.0], [0.08, 0.0, 0.0], [0.0, 0.0, -0.16]]])
-    density = network.raw_density(points, torch.zeros(1, 4))
-    assert density[0].tolist() == pytest.approx([100.0, 50.0, 0.0, -100.0], abs=1e-3)
+    density = network.raw_density(points, torch.zeros(1, 4))[0] / (middle or 100)
+    assert density.tolist() == pytest.approx([1.0, 0.5, 0.0, -1.0], abs=1e-5)
 
 
 @pytest.mark.parametrize("ball", [None, 0.08])
