@@ -135,20 +135,27 @@ Handler access_handler(const std::string& opcode) {
   return nullptr;
 }
 
-// d = [a], [a] = f([a], b), one lane after the other.
+// d = [a], [a] = f([a], b), one lane after the other; a reduction (red) has no d.
 template <class T, bool shared, auto f>
 void atomic(Warp& warp, const Instruction& i, uint32_t lanes) {
+  const bool gives = i.operands.size() == 3;
   for_lanes(lanes, [&](int l) {
-    const uint64_t address = warp.address(i.operands[1], l, !shared);
+    const uint64_t address = warp.address(i.operands[gives], l, !shared);
     unsigned char* at = place(warp, address, sizeof(T), shared);
     T before;
     std::memcpy(&before, at, sizeof before);
-    const T after = f(before, warp.get<T>(i.operands[2], l));
+    const T after = f(before, warp.get<T>(i.operands[gives + 1], l));
     std::memcpy(at, &after, sizeof after);
-    warp.set<T>(i.operands[0], l, before);
+    if (gives) warp.set<T>(i.operands[0], l, before);
     if (!shared) note_written(warp, address, sizeof(T));
   });
 }
+
+template <class T>
+T sum(T a, T b) {
+  return a + b;
+}
+int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
 void nothing(Warp&, const Instruction&, uint32_t) {}
 void trap(Warp& warp, const Instruction&, uint32_t) { warp.fail("__trap"); }
@@ -244,10 +251,13 @@ void start_bulk_copy(Warp& warp, const Instruction& i, uint32_t lanes) {
 
 Handler memory_handler(const std::string& opcode) {
   static const std::map<std::string, Handler> table = {
-      {"atom.global.add.f32", atomic<float, false, [](float a, float b) { return a + b; }>},
-      {"atom.global.add.u32", atomic<uint32_t, false, [](uint32_t a, uint32_t b) { return a + b; }>},
-      {"atom.shared.max.s32", atomic<int32_t, true, ([](int32_t a, int32_t b) { return a > b ? a : b; })>},
-      {"atom.acq_rel.cta.shared::cta.add.u32", atomic<uint32_t, true, [](uint32_t a, uint32_t b) { return a + b; }>},
+      {"atom.global.add.f32", atomic<float, false, sum<float>>},
+      {"atom.global.add.u32", atomic<uint32_t, false, sum<uint32_t>>},
+      {"red.global.add.f32", atomic<float, false, sum<float>>},
+      {"red.global.add.u32", atomic<uint32_t, false, sum<uint32_t>>},
+      {"atom.shared.max.s32", atomic<int32_t, true, larger>},
+      {"red.shared.max.s32", atomic<int32_t, true, larger>},
+      {"atom.acq_rel.cta.shared::cta.add.u32", atomic<uint32_t, true, sum<uint32_t>>},
       {"prefetch.global.L1", nothing},
       {"fence.proxy.async.shared::cta", nothing},
       {"fence.mbarrier_init.release.cluster", nothing},
