@@ -110,7 +110,7 @@ def choose_architectures(asked: str, nvcc: str, known: Sequence[int]) -> tuple[A
         architectures = parse_architectures(asked)
         for architecture in architectures:
             if architecture.number not in known:
-                knows = ", ".join(map(str, sorted(known)))
+                knows = ", ".join(str(number) for number in sorted(known) if number >= OLDEST_ARCHITECTURE)
                 names = f"CIPS3D_CUDA_ARCHS names {architecture.number}"
                 raise BuildError(f"{names}, but {nvcc} compiles the kernels only for {knows}")
         return architectures
