@@ -89,7 +89,7 @@ class CIPS3DConfig(GeneratorConfig):
                 require_range(name, getattr(self, name), 0)
         if self.initial_density is not None and self.initial_radius is None:
             density = f"initial_density {self.initial_density:g}"
-            raise UserError(f"{density} has no ball to be in; give initial_radius too, or None in its place")
+            raise UserError(f"{density} has no ball to be in; give initial_radius too, or None")
         require_range("inr_blocks", self.inr_blocks, 1)
         require_range("inr_rgb_from", self.inr_rgb_from, 0, self.inr_blocks - 1)
         require_range("inr_skip_from", self.inr_skip_from, int(self.features != self.inr_width))

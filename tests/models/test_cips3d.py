@@ -362,7 +362,7 @@ def test_networks_are_those_of_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"initial_density": 30.0}, "initial_density 30 has no ball to be in; give initial_radius too, or None in its place"),
+        ({"initial_density": 30.0}, "initial_density 30 has no ball to be in; give initial_radius too, or None"),
         ({"initial_radius": 0.1, "initial_density": -1.0}, "initial_density -1 makes no sense; give 0 or more"),
         ({"initial_radius": -0.1}, "initial_radius -0.1 makes no sense; give 0 or more"),
     ],
