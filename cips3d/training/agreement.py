@@ -13,6 +13,7 @@ from cips3d.data.images import ImageFiles
 from cips3d.data.source import contents_of, open_training_source
 from cips3d.files import sha256_of
 from cips3d.plain import to_plain
+from cips3d.process.signals import Interrupted, StopRequest
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 
@@ -74,10 +75,13 @@ def _check_file(path: Path, processes: Processes) -> None:
         )
 
 
-def pictures_of_all(config: TrainConfig, resolution: int, processes: Processes) -> ImageFiles | SyntheticHeads:
+def pictures_of_all(
+    config: TrainConfig, resolution: int, processes: Processes, stop: StopRequest
+) -> ImageFiles | SyntheticHeads | None:
     """The pictures that a run trains on at a resolution, the same in all processes: else their orders would differ.
 
-    The first one prepares what is then read by all.
+    The first one prepares what is then read by all. It is asked to stop at once, since heads may take minutes to make:
+    then there are none, None in all processes.
 
     Raises:
         SharedError: there are none, or others find other pictures.
@@ -88,11 +92,20 @@ def pictures_of_all(config: TrainConfig, resolution: int, processes: Processes) 
         if not opened:
             opened.append(open_training_source(config.data, resolution, heads=config.heads, poses=config.poses))
 
+    def prepare() -> bool:
+        try:
+            with stop.interrupting():
+                open_pictures()
+        except Interrupted:
+            return False
+        return True
+
     def difference(own: tuple[int, str], first: tuple[int, str]) -> str:
         counts = f"{own[0]:,} pictures" if own[0] != first[0] else "pictures of other names"
         return f"finds {counts} in --data where the first one finds {first[0]:,}; give all of them the same files"
 
-    processes.by_first(open_pictures)
+    if not processes.by_first(prepare):
+        return None
     processes.by_all(open_pictures)
     processes.agree(contents_of(opened[0]), difference)
     return opened[0]

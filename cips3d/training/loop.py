@@ -108,7 +108,7 @@ class Training:
         self.within_step = False
         try:
             # Before a folder is made: bad data leaves nothing behind.
-            self.images.open(plan_at(config, self.state.step), self.state.position)
+            self.images.open(plan_at(config, self.state.step), self.state.position, self.stop)
             self.folder = processes.by_first(self._make_folder)
             if not (self.folder / CHECKPOINT_FOLDER / BEST).is_file():  # it was left in another run's folder
                 self.state.best = None
@@ -162,8 +162,8 @@ class Training:
             self._save()  # from here on, whatever ends the run, it can be resumed
         if not self._is_reported:  # nothing has been yet, or the run ended before it was done
             made = plan_at(self.config, max(0, self.state.step - 1))
-            if self.images.stage_index != made.stage_index:
-                self.images.open(made, self.state.position)
+            if not self._open_pictures(made):
+                return
             self._report_when_due(made)
             if self._is_reported and self.state.step > 0:
                 self._save()
@@ -174,7 +174,10 @@ class Training:
                     return
                 if self.saved_step != self.state.step and self.skipped_in_a_row == 0:
                     self._save()
-            self._enter_stage(now)
+            if not self._open_pictures(now):
+                return
+            if self.state.stage_index != now.stage_index:
+                self.state.enter_stage(now.stage_index, now.stage)
             real, mistake = self.images.next()
             stopped, failed = self.processes.any_of(bool(self.stop), mistake is not None)
             if failed:
@@ -191,11 +194,9 @@ class Training:
             self._count_skipped(report)
             self._report(report, now)
 
-    def _enter_stage(self, now: StepPlan) -> None:
-        if self.images.stage_index != now.stage_index:
-            self.images.open(now, self.state.position)
-        if self.state.stage_index != now.stage_index:
-            self.state.enter_stage(now.stage_index, now.stage)
+    def _open_pictures(self, now: StepPlan) -> bool:
+        """Those of a stage, which may have to be made first; False where a signal came before."""
+        return self.images.stage_index == now.stage_index or self.images.open(now, self.state.position, self.stop)
 
     def _count_skipped(self, report: StepReport) -> None:
         if report.finite:

@@ -8,6 +8,7 @@ from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles
 from cips3d.data.loader import TrainingImages
 from cips3d.errors import UserError
+from cips3d.process.signals import StopRequest
 from cips3d.training.agreement import pictures_of_all
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
@@ -31,8 +32,11 @@ class StageImages:
         self.stage_index = -1
         self._batches: TrainingImages | None = None
 
-    def open(self, now: StepPlan, position: int) -> None:
+    def open(self, now: StepPlan, position: int, stop: StopRequest) -> bool:
         """Go on at a moment of the schedule, from the picture on at which the run stands.
+
+        Returns:
+            False where a signal came before the pictures were made; then nothing has changed.
 
         Raises:
             SharedError: there are no pictures, or other processes find others.
@@ -40,7 +44,10 @@ class StageImages:
         """
         resolution = now.stage.resolution
         if self.stage_index < 0 or self.source.resolution != resolution:
-            self.source = pictures_of_all(self.config, resolution, self.processes)
+            source = pictures_of_all(self.config, resolution, self.processes, stop)
+            if source is None:
+                return False
+            self.source = source
             if self.config.reports.measures:
                 check_real_images(self.config.reports, self.source)
         self.close()
@@ -56,6 +63,7 @@ class StageImages:
             pin_memory=self.processes.device.type == "cuda",
         )
         self.stage_index = now.stage_index
+        return True
 
     def next(self) -> tuple[Tensor | None, UserError | None]:
         """A batch [B, 3, H, W] in [-1, 1] on the device, or why there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cips3d.checkpoints import trained
 from cips3d.errors import UserError
+from cips3d.process.signals import StopRequest
 from cips3d.training.agreement import check_settings, checkpoint_of_all, networks_of_all, pictures_of_all
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError
@@ -55,16 +57,19 @@ def test_the_same_settings(small_config: TrainConfig) -> None:
 
 
 def test_the_same_pictures(small_config: TrainConfig) -> None:
-    source = pictures_of_all(small_config, 8, Others())
-    assert source.resolution == 8
+    stop = StopRequest()
+    source = pictures_of_all(small_config, 8, Others(), stop)
+    assert source is not None and source.resolution == 8
     count = len(source)
     fewer = Others(other=lambda own: own and (own[0] - 1, "another digest"))
     with pytest.raises(SharedError, match=f"process 1 finds {count - 1} pictures in --data where .* finds {count};"):
-        pictures_of_all(small_config, 8, fewer)
+        pictures_of_all(small_config, 8, fewer, stop)
     with pytest.raises(SharedError, match=f"process 1 finds pictures of other names .* finds {count};"):
-        pictures_of_all(small_config, 8, Others(other=lambda own: own and (own[0], "another digest")))
+        pictures_of_all(small_config, 8, Others(other=lambda own: own and (own[0], "another digest")), stop)
     with pytest.raises(SharedError, match=r"^in process 1: --data is gone$"):
-        pictures_of_all(small_config, 8, Others(other=lambda own: "--data is gone" if own is None else own))
+        pictures_of_all(small_config, 8, Others(other=lambda own: "--data is gone" if own is None else own), stop)
+    stop.signal = signal.SIGTERM
+    assert pictures_of_all(small_config, 8, Others(), stop) is None  # what the first one has heard
 
 
 def test_the_same_checkpoint(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.converted import Converted, write_converted
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.trained import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from cips3d.data.heads import dataset
+from cips3d.data.heads.dataset import render_block
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
@@ -189,6 +191,32 @@ def test_every_stage_opens_its_pictures_once(small_config: TrainConfig, monkeypa
     assert opened == [0, 12]  # of 3 steps of 4 pictures
     train(replace(config, out=None, resume=folder))
     assert opened == [0, 12, 20]
+
+
+def test_a_signal_ends_the_making_of_a_later_stages_heads(
+    small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes minutes where there are many; going on makes them, and nothing else differs."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CIPS3D_CACHE", str(cache))
+    config = replace(two_stages(small_config), data=None, heads=70)
+    made: list[int] = []
+
+    def render_and_stop(resolution: int, seed: int, block: int, poses: PoseDistribution) -> dict[str, torch.Tensor]:
+        made.append(resolution)
+        if resolution == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return render_block(resolution, seed, block, poses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "render_block", render_and_stop)
+        part, exit_code = train(replace(config, out=tmp_path / "part"))
+    assert exit_code == 128 + signal.SIGTERM and made == [8, 8, 16]  # of two blocks each
+    assert [path.name[:8] for path in cache.iterdir()] == ["heads-8-"]
+    assert load_checkpoint(find_checkpoint(part))["step"] == 3
+    train(replace(config, out=None, resume=part))
+    whole, _ = train(replace(config, out=tmp_path / "whole"))
+    assert_equal_states(*(load_checkpoint(find_checkpoint(folder)) for folder in (whole, part)))
 
 
 def test_fine_tuning_starts_from_the_average(small_config: TrainConfig, tmp_path: Path) -> None:
