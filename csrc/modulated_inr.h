@@ -99,10 +99,8 @@ struct InrPass {
 #pragma unroll 1
     for (; tile < tiles; tile += gridDim.x) {
       place();
-      if (layers.skip_from == 0) {
-        __syncthreads();
-        place_skips();
-      }
+      if (layers.skip_from == 0 || layers.channels == 0) __syncthreads();  // without slabs finish() waits for nobody
+      if (layers.skip_from == 0) place_skips();
 #pragma unroll 1
       for (int layer = 0; layer < layers.products; layer++) {
         prefetch(layer);

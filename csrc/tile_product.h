@@ -191,18 +191,22 @@ __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epi
 #pragma unroll
   for (int p = 0; p < kWarpColumns / 16; p++) {
     if (16 * p >= columns) break;
-    const float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p);
+    float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p);
     const float4 from = *reinterpret_cast<const float4*>(offset + 16 * p);
+    [[maybe_unused]] float4 then;
+    if constexpr (Epilogue::kMeasured) {
+      // Two multipliers, whose product may be no float32 number; the smaller one first, or the sum may become none.
+      then = make_float4(fmaxf(by.x, undo), fmaxf(by.y, undo), fmaxf(by.z, undo), fmaxf(by.w, undo));
+      by = make_float4(fminf(by.x, undo), fminf(by.y, undo), fminf(by.z, undo), fminf(by.w, undo));
+    }
 #pragma unroll
     for (int h = 0; h < kWarpRows / 8; h++) {
       const float (&left)[4] = sums[h / 2][2 * p], (&right)[4] = sums[h / 2][2 * p + 1];
       const int c = h % 2 * 2;
       float values[4] = {fmaf(left[c], by.x, from.x), fmaf(left[c + 1], by.y, from.y), fmaf(right[c], by.z, from.z),
                          fmaf(right[c + 1], by.w, from.w)};
-      if constexpr (Epilogue::kMeasured) {
-        // Apart from the multiplier that undoes the scale of m: the product of both may be no float32 number.
-#pragma unroll
-        for (int i = 0; i < 4; i++) values[i] *= undo;
+      if constexpr (Epilogue::kMeasured) {  // without offset
+        values[0] *= then.x, values[1] *= then.y, values[2] *= then.z, values[3] *= then.w;
       }
       if (8 * h >= rows) continue;
       epilogue.store(values, at + int64_t{8 * h} * stride + 16 * p, min(4, columns - 16 * p), wide);

@@ -132,8 +132,11 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
   // Writes the sums, or adds them to those of this thread that are there.
   const auto store = [&](bool add) {
     const GradientPlace place;
-    [[maybe_unused]] float undo_slope = 1.0f, undo_x = 1.0f;
-    if constexpr (kMeasured) undo_slope = inverse_scale(scales[0]), undo_x = inverse_scale(scales[1]);
+    [[maybe_unused]] float undo_first = 1.0f, undo_then = 1.0f;  // as in tile_product.h
+    if constexpr (kMeasured) {
+      undo_first = fminf(inverse_scale(scales[0]), inverse_scale(scales[1]));
+      undo_then = fmaxf(inverse_scale(scales[0]), inverse_scale(scales[1]));
+    }
 #pragma unroll
     for (int m = 0; m < kWarpOutputs / 16; m++) {
 #pragma unroll
@@ -146,7 +149,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
 #pragma unroll
         for (int c = 0; c < 8; c++) {
           float& sum = sums[m][c % 4][2 * h + c / 4];
-          if constexpr (kMeasured) sum = sum * undo_slope * undo_x;  // the product of both may be no float32 number
+          if constexpr (kMeasured) sum = sum * undo_first * undo_then;
           if (o < out && i + c < in) to[c] = add ? to[c] + sum : sum;
           sum = 0.0f;
         }

@@ -60,11 +60,15 @@ def test_kernels_are_as_accurate_as_float32(kernel_backend: Backend) -> None:
     assert not torch.equal(found, plain)
 
 
-@pytest.mark.parametrize("x_factor", [1e-20, 1e-6, 1, 1e5, 1e25])
-@pytest.mark.parametrize("weight_factor", [1e-12, 1e7])
-def test_magnitudes(backend: Backend, x_factor: float, weight_factor: float) -> None:
+@pytest.mark.parametrize(
+    ("x_factor", "weight_factor", "grad_factor"),
+    [(x, weight, 1) for x in (1e-20, 1e-6, 1, 1e5, 1e25) for weight in (1e-12, 1e7)]
+    + [(1e-30, 1e34, 1), (1e34, 1e-12, 1e-20), (1e-20, 1, 1e34)],
+)
+def test_magnitudes(backend: Backend, x_factor: float, weight_factor: float, grad_factor: float) -> None:
     """Far beyond those of float16, in x and in W, and in what is undone at the end."""
     x, weight, grad = on(backend, sample([50], 40, 66))
+    grad = grad * grad_factor
     scaled = [(t * by).detach().requires_grad_() for t, by in ((x, x_factor), (weight, weight_factor))]
     y = split_matmul(*scaled)
     exact = [t.detach().double().cpu() for t in scaled]
