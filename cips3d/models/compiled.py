@@ -80,11 +80,16 @@ class CompiledRender(Generic[StylesT]):
         graph.replay()
         return picture
 
+    # What is kept has to serve calls outside of inference mode too.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _capture(self, styles: StylesT, cameras: Cameras, device: torch.device) -> tuple[torch.cuda.CUDAGraph, Picture]:
         self._styles = type(styles)(*(_kept(x, device) for x in styles))
         self._cameras = Cameras(*(_kept(x, device) for x in _tensors(cameras)))
         view = replace(self.view, cameras=self._cameras)
-        with torch.cuda.device(device):
+        # Autocast would keep its copies of weights for later layers: the graph would read those, and not the weights.
+        dtype, is_on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        with torch.cuda.device(device), torch.autocast("cuda", dtype=dtype, enabled=is_on, cache_enabled=False):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

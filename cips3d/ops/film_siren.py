@@ -15,7 +15,6 @@ from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.precision import Precision, is_fast
 from cips3d.ops.second_order import differentiate_reference
 
-IMAGES_MAX = 65_535  # of one launch; there are more where every ray counts as an image with a modulation of its own
 BLOCK_ELEMENTS = 1 << 18  # activations of a layer that a CPU computes at a time: 1 MB, half of a core's L2
 
 
@@ -102,11 +101,7 @@ def film_siren(
             raise ValueError(f"{name} must go with x ({x.dtype} on {x.device}), got {value.dtype} on {value.device}")
     fast = is_fast(precision)
     if _through_op(x, weight, bias, gain, shift):
-        dtype = _output_dtype(x)
-        if batch <= IMAGES_MAX:
-            return sine(x, Parameters(weight, bias, gain, shift), dtype, fast=fast)
-        parts = zip(x.split(IMAGES_MAX), gain.split(IMAGES_MAX), shift.split(IMAGES_MAX), strict=True)
-        return torch.cat([sine(p, Parameters(weight, bias, g, s), dtype, fast=fast) for p, g, s in parts])
+        return sine(x, Parameters(weight, bias, gain, shift), _output_dtype(x), fast=fast)
     return sine_layer(x, fold_film(weight, bias, gain, shift), precision=precision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from cips3d.ops.checks import check_shape
 from cips3d.ops.library import define
 from cips3d.ops.second_order import differentiate_reference
 
+IMAGES_MAX = 65_535  # of one launch; there are more where every ray counts as an image with a modulation of its own
 POINT_WIDTH = 8  # the widest inputs of the kernels that compute in plain float32
 
 
@@ -123,6 +125,8 @@ def _kernel(
     y = _fake(x, weight, bias, gain, shift, dtype, fast)
     if y.numel() == 0:
         return y
+    if x.shape[0] > IMAGES_MAX:
+        return torch.cat([_kernel(p, *layer, dtype, fast) for (p,), layer in _parts((x,), weight, bias, gain, shift)])
     sizes, shared = _sizes(x, weight), weight.dim() == 2
     batch, _, width_in, width_out = sizes
     layer = _launched(Parameters(weight, bias, gain, shift))
@@ -133,6 +137,17 @@ def _kernel(
     workspace = _workspace(x, module.film_siren_workspace(batch, width_in, width_out, shared))
     kernels.launch("film_siren", dtype, fast, x.to(dtype).contiguous(), *layer, workspace, y, *sizes, shared)
     return y
+
+
+def _parts(
+    tensors: Sequence[Tensor], weight: Tensor, bias: Tensor, gain: Tensor | None, shift: Tensor | None
+) -> Iterator[tuple[Sequence[Tensor], Parameters]]:
+    """As many images as a launch takes, and their layer."""
+    for start in range(0, tensors[0].shape[0], IMAGES_MAX):
+        some = slice(start, start + IMAGES_MAX)
+        layer = (weight, bias) if weight.dim() == 2 else (weight[some], bias[some])
+        modulation = (None if value is None else value[some] for value in (gain, shift))
+        yield [tensor[some] for tensor in tensors], Parameters(*layer, *modulation)
 
 
 def _workspace(x: Tensor, size: int) -> Tensor:
@@ -228,6 +243,10 @@ def _backward_kernel(
     found = _backward_fake(grad, x, weight, bias, gain, shift, fast, with_x, with_parameters)
     if grad.numel() == 0:
         return Gradients(*(g.zero_() for g in found))
+    if x.shape[0] > IMAGES_MAX:
+        parts = _parts((grad, x), weight, bias, gain, shift)
+        each = [_backward_kernel(g, p, *layer, fast, with_x, with_parameters) for (g, p), layer in parts]
+        return _joined(each, weight.dim() == 2)
     if x.shape[2] <= POINT_WIDTH:
         return _points_backward(grad.contiguous(), x, parameters, found, with_x, with_parameters)
     dtype, sizes, shared = grad.dtype, _sizes(x, weight), weight.dim() == 2
@@ -253,6 +272,16 @@ def _backward_kernel(
         kernels.launch("film_siren_weight_gradient", *types, slope, inputs, product, total, *sizes, parts)
         found = _of_parameters(product.sum(0), total.sum(0), parameters, found)
     return found
+
+
+def _joined(parts: Sequence[Gradients], shared: bool) -> Gradients:
+    """The gradients of all images from those of parts of them, which may share the weights."""
+    x, weight, bias, gain, shift = zip(*parts, strict=True)
+    if shared:
+        return Gradients(
+            torch.cat(x), torch.stack(weight).sum(0), torch.stack(bias).sum(0), torch.cat(gain), torch.cat(shift)
+        )
+    return Gradients(torch.cat(x), torch.cat(weight), torch.cat(bias), torch.cat(gain), torch.cat(shift))
 
 
 def _points_backward(

@@ -164,7 +164,7 @@ def _formula(
     overwrite: bool = False,
 ) -> ModulatedEpilogue:
     y = product.to(_wide(product))
-    own = overwrite or y is not product
+    own = overwrite or product.dtype != y.dtype
     if demodulation is not None:
         y, own = y * demodulation[:, None], True
     # In place also under autograd: the sign of the output tells the slope, so the product need not be kept.

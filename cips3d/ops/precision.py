@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -93,15 +93,32 @@ def matmul_precision(precision: Precision | None) -> Iterator[None]:
 
 
 def _settings_of_pytorch() -> Callable[[], None]:
-    """A function that restores PyTorch's settings as they are now."""
-    try:
+    """A function that restores PyTorch's settings as they are now: the one for all backends, and each backend's."""
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):  # PyTorch before 2.9
         return partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-    except RuntimeError:  # set through torch.backends.*.fp32_precision, one by one
-        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-        each = [backend.fp32_precision for backend in backends]
+    each = [backend.fp32_precision for backend in backends]
+    for_all = _setting_for_all(backends)
 
-        def restore() -> None:
-            for backend, setting in zip(backends, each, strict=True):
-                backend.fp32_precision = setting
+    def restore() -> None:
+        torch.set_float32_matmul_precision(for_all)  # which sets the backends too
+        _set(backends, each)
 
-        return restore
+    restore()
+    return restore
+
+
+def _setting_for_all(backends: list[Any]) -> str:
+    """PyTorch's setting for all backends, which it does not tell where theirs are none that the setting makes; they
+    are changed then."""
+    for made in (None, ("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "bf16")):
+        if made is not None:
+            _set(backends, made)
+        with suppress(RuntimeError):
+            return torch.get_float32_matmul_precision()
+    raise AssertionError("PyTorch has a setting that it does not know")
+
+
+def _set(backends: list[Any], settings: Sequence[str]) -> None:
+    for backend, setting in zip(backends, settings, strict=True):
+        backend.fp32_precision = setting

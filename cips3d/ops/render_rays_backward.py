@@ -122,8 +122,9 @@ def _scales(
         largest.append(torch.linalg.vector_norm(of_depth * farthest, math.inf))
     both = torch.stack([largest[0], torch.stack(largest).amax()])
     _, exponent = torch.frexp(both)
-    # frexp gives exponent 0 for gradients that are all 0. The clamp keeps the powers within float32.
-    scales = torch.ldexp(torch.ones_like(both), (SCALE_EXPONENT - exponent).clamp(-100, 100))
+    # frexp gives exponent 0 for gradients that are all 0. The clamp keeps the powers within float32; with whole numbers
+    # PyTorch before 2.7 would compute them in the default dtype.
+    scales = torch.ldexp(torch.ones_like(both), (SCALE_EXPONENT - exponent).clamp(-100, 100).to(both.dtype))
     return torch.where(both.isfinite(), scales, math.nan)
 
 

@@ -99,6 +99,36 @@ def test_weights_may_change(device: str) -> None:
     assert not torch.allclose(render(styles, cameras).image, before)
 
 
+@pytest.mark.parametrize("name", ["cips3d", "cips"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_may_change_under_autocast(device: str, name: str) -> None:
+    """Which keeps copies of weights in 16 bits for as long as it lasts."""
+    generator = generator_on(device, name)
+    view = view_of(generator)
+    render = generator.compiled_render(view)
+    styles, cameras = inputs(generator, 0)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        render(styles, cameras)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(1.5)
+    with torch.autocast(device, dtype=torch.bfloat16), torch.no_grad():
+        expected = generator.render(styles, replace(view, cameras=cameras)).image
+        torch.testing.assert_close(render(styles, cameras).image, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_first_in_inference_mode(device: str) -> None:
+    generator = generator_on(device)
+    render = generator.compiled_render(view_of(generator))
+    styles, cameras = inputs(generator, 0)
+    with torch.inference_mode():
+        first = render(styles, cameras).image.clone()
+    torch.testing.assert_close(render(styles, cameras).image, first)
+    with torch.inference_mode():
+        torch.testing.assert_close(render(styles, cameras).image, first)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_jitter_is_drawn_anew(device: str) -> None:
     generator = generator_on(device)

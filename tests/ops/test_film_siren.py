@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from ops.backends import Backend
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import film_siren
-from cips3d.ops.film_siren import IMAGES_MAX, FoldedLayer, fold_film, sine_field, sine_layer
+from cips3d.ops import film_siren, film_siren_op
+from cips3d.ops.film_siren import FoldedLayer, fold_film, sine_field, sine_layer
 from cips3d.ops.library import OPS
 
 # B, N, in, out: points of up to 4 and 8 channels, two tiles of columns; one step of the depth, odd widths, a block of
@@ -355,24 +354,36 @@ def test_wrong_arguments_are_named(kernel_backend: Backend) -> None:
         sine_layer(x, FoldedLayer(weight[None], rest[0][None]))
 
 
-def test_more_images_than_a_launch_takes(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [3, 9])
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_more_images_than_a_launch_takes(
+    kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch, width: int, own_weights: bool
+) -> None:
     """Such as one a ray, each with a modulation of its own."""
-    inputs, _ = on(kernel_backend, sample_inputs(7, 2, 9, 3))
+    inputs, _ = on(kernel_backend, sample_inputs(7, 2, width, 3))
     given = [x.detach().requires_grad_() for x in inputs]
-    expected = film_siren(*given)
+    if own_weights:
+        given[1:] = [t.detach().requires_grad_() for t in fold_film(*given[1:])]
+
+    def outputs() -> Tensor:
+        return sine_layer(given[0], FoldedLayer(*given[1:])) if own_weights else film_siren(*given)
+
+    expected = outputs()
     gradients = torch.autograd.grad(expected.square().sum(), given)
-    monkeypatch.setattr(sys.modules["cips3d.ops.film_siren"], "IMAGES_MAX", 3)  # the function has its name
-    got = film_siren(*given)
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), given), gradients)
+    some = torch.autograd.grad(outputs().square().sum(), given[:1])
+    monkeypatch.setattr(film_siren_op, "IMAGES_MAX", 3)
+    torch.testing.assert_close(outputs(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(outputs().square().sum(), given), gradients)
+    torch.testing.assert_close(torch.autograd.grad(outputs().square().sum(), given[:1]), some)
 
 
-def test_the_op_refuses_too_many_images(kernel_backend: Backend) -> None:
+def test_a_launch_takes_no_more(kernel_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert film_siren_op.IMAGES_MAX == 65535
+    monkeypatch.setattr(film_siren_op, "IMAGES_MAX", 65536)
     (x, *parameters), _ = on(kernel_backend, sample_inputs(1, 1, 9, 2))
     many = [t.detach().expand(65536, *t.shape) for t in parameters[:2]]
     with pytest.raises(RuntimeError, match="film_siren: more than 65535 images"):
         sine_layer(x.expand(65536, -1, -1), FoldedLayer(*many))
-    assert IMAGES_MAX == 65535  # `film_siren` asks for no more of it
 
 
 @pytest.mark.parametrize("shape", [POINT_SHAPES[0], WIDE_SHAPES[3]])

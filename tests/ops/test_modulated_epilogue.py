@@ -205,6 +205,23 @@ def test_arguments_stay_as_they_are(backend: Backend, with_gradient: bool) -> No
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize("name", ["skip", "next_modulation", "rgb_weight"])
+def test_functions_of_one_argument_alone(name: str) -> None:
+    """Which `torch.func` differentiates in plain PyTorch; the others are captured, and stay as they are."""
+    inputs = {key: tensor.float() for key, tensor in sample_inputs((2, 6, 8), torch.float32).items()}
+    product, before = inputs["product"], inputs["product"].clone()
+
+    def total(value: Tensor) -> Tensor:
+        made = modulated_epilogue(product, **{name: value})
+        return sum(tensor.square().sum() for tensor in made if tensor is not None)
+
+    expected = torch.autograd.functional.jacobian(total, inputs[name])
+    torch.testing.assert_close(torch.func.grad(total)(inputs[name]), expected)
+    direction = torch.ones_like(inputs[name])
+    torch.testing.assert_close(torch.func.jvp(total, (inputs[name],), (direction,))[1], expected.sum())
+    assert torch.equal(product, before)
+
+
 def test_colours_are_sums_in_float32_under_autocast(backend: Backend) -> None:
     inputs = on(backend, sample_inputs((2, 6, 64), torch.bfloat16))
     plain = modulated_epilogue(**inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -107,17 +107,31 @@ def test_settings_by_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has one setting for all")
-def test_settings_by_backend_come_back() -> None:
+@pytest.mark.parametrize("for_all", ["highest", "high", "medium"])
+@pytest.mark.parametrize("by_backend", [None, ("none", "none"), ("tf32", "ieee"), ("ieee", "tf32"), ("tf32", "bf16")])
+def test_settings_by_backend_come_back(for_all: str, by_backend: tuple[str, str] | None) -> None:
+    """And so does the one for all of them, which PyTorch tells where theirs are ones that it makes."""
     backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = torch.get_float32_matmul_precision()
+
+    def set_each(settings: Sequence[str]) -> None:
+        for backend, setting in zip(backends, settings, strict=True):
+            backend.fp32_precision = setting
+
+    before, each_before = torch.get_float32_matmul_precision(), [backend.fp32_precision for backend in backends]
     try:
-        backends[0].fp32_precision = "tf32"
-        set_so = [backend.fp32_precision for backend in backends]
+        torch.set_float32_matmul_precision(for_all)
+        made = [backend.fp32_precision for backend in backends]
+        if by_backend is not None:
+            set_each(by_backend)
+        each = [backend.fp32_precision for backend in backends]
         with matmul_precision("fast"):
             assert is_fast(None)
-        assert [backend.fp32_precision for backend in backends] == set_so
+        assert [backend.fp32_precision for backend in backends] == each
+        set_each(made)
+        assert torch.get_float32_matmul_precision() == for_all
     finally:
         torch.set_float32_matmul_precision(before)
+        set_each(each_before)
 
 
 def test_contexts_that_are_left_in_another_order(kernel_backend: Backend) -> None:

@@ -157,6 +157,19 @@ def test_scales_of_gradients_stay_within_float32(size: float) -> None:
     assert ((scales > 0) & scales.isfinite()).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_scales_do_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    depths, grad = torch.ones(1, 2, 3), torch.full((1, 2, 4), 1e-8)
+    expected = _scales(depths, grad, None, None, None)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        scales = _scales(depths, grad, None, None, None)
+    finally:
+        torch.set_default_dtype(before)
+    assert scales.dtype == torch.float32 and torch.equal(scales, expected)
+
+
 def test_sample_at_the_centre_of_the_ball(kernel_backend: Backend) -> None:
     """Its distance has no slope there, which is 0 and not NaN; wide fields have their gradients op by op."""
     for width in (32, 144):
