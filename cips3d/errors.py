@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from numbers import Integral, Real
 
+LARGEST_COUNT = 2**31 - 1  # of samples, channels, layers, images: more than any memory holds
 LARGEST_NUMBER = 1000.0  # of strengths, weights and angles in flags: float32 holds what networks make of it
 
 
@@ -32,8 +33,10 @@ def require_range(name: str, value: float, least: float = -math.inf, most: float
 
 
 def require_whole(name: str, value: int, least: int) -> None:
-    """Raise `UserError`, naming the setting, unless it is an integer from `least` on."""
+    """Raise `UserError`, naming the setting, unless it is an integer from `least` to what tensors can have."""
     require_range(name, value, least)
+    if value > LARGEST_COUNT:
+        require_range(name, value, least, LARGEST_COUNT)
     if not isinstance(value, Integral):
         raise UserError(f"{name} {value:g} is no whole number; give {least} or more")
 

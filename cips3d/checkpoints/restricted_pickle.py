@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 CLASS_NAME = re.compile(r"_?[A-Z]\w*", re.ASCII)
 SHOWN_NAME = re.compile(r"[\w.]{1,80}", re.ASCII)  # longer ones, or those that would play with a terminal, are quoted
+MAX_COPIED = 1 << 26  # of what calls are given, all together; four times the largest pickle that is read
 MAX_BITS = 128  # of integers; the largest that torch writes has 80
 NUMPY_NUMBERS = {"b1": "?", "f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q"}  # numpy's codes, and struct's
 PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 writes the old names
@@ -145,6 +146,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # characters and items that calls were given
 
     def run(self, stream: BinaryIO) -> Any:
         for instruction, argument, _ in pickletools.genops(stream):
@@ -244,6 +246,9 @@ class _Machine:
             raise RefusedPickle(f"was not read: it calls {_shown(f'{called.module}.{called.name}')}")
         if not (isinstance(called, Call) and isinstance(arguments, tuple)):
             raise ValueError("a call of something that cannot be called")
+        self.copied += sum(len(given) for given in arguments if isinstance(given, (str, bytes, list)))
+        if self.copied > MAX_COPIED:  # the same text again and again, which a few bytes ask for
+            raise RefusedPickle("was not read: its pickle asks for far more memory than torch.save does")
         self.stack.append(called.function(*arguments))
 
     def new_object(self, _: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cips3d.cameras import Rays
-from cips3d.errors import UserError, require_range
+from cips3d.errors import UserError, require_range, require_whole
 from cips3d.models.generator import (
     GeneratorConfig,
     ParameterGroups,
@@ -96,7 +96,7 @@ class CIPS3DConfig(GeneratorConfig):
         from_zero = ("inr_rgb_from", "inr_skip_from")
         for each in fields(self):
             if isinstance(getattr(self, each.name), int) and each.name not in from_zero:
-                require_range(each.name, getattr(self, each.name), 1)
+                require_whole(each.name, getattr(self, each.name), 1)
 
     @property
     def z_dims(self) -> tuple[int, int]:

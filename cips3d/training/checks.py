@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from cips3d.errors import UserError, require_range
+from cips3d.errors import LARGEST_COUNT, UserError, require_range
 from cips3d.evaluation.catalogue import METRICS, chosen_metrics
 from cips3d.models.family import AnyDiscriminatorConfig, generator_class
 from cips3d.pictures import MAX_PIXELS, MAX_SIDE, grid_size
@@ -13,6 +13,7 @@ from cips3d.rendering.seeds import SEED_LIMIT
 from cips3d.training.config import Stage, TrainConfig
 
 LABELS = 256  # pixels, more than the names of rows take beside a grid of pictures
+MOST_WORKERS = 1024  # processes that read pictures
 RATES = ("lr_nerf", "lr_inr", "lr_mapping", "lr_discriminator")
 
 
@@ -27,7 +28,8 @@ def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
     most, below_one = math.inf, 0.99999
     yield "seed", config.seed, 0, SEED_LIMIT - 1
     penalties = ("r1_gamma", "r2_gamma", "gradient_penalty", "path_length_weight", "latent_weight")
-    from_zero = ("workers", "ema_start", "density_noise_steps", *penalties)
+    yield "workers", config.workers, 0, MOST_WORKERS
+    from_zero = ("ema_start", "density_noise_steps", *penalties)
     yield from ((name, getattr(config, name), 0, most) for name in from_zero)
     yield from ((name, getattr(config, name), 1, most) for name in ("r1_every", "path_length_every", "heads"))
     counts = ("pictures_every", "checkpoint_every", "keep", "scalars_every", "faces", "enlarge_to", "turntable_frames")
@@ -55,6 +57,7 @@ def check_stage(stage: Stage, config: TrainConfig) -> None:
     """Raise `UserError` where a stage cannot be trained."""
     if stage.batch_size < 1:
         raise UserError(f"--batch-size {stage.batch_size} holds no image; give 1 or more")
+    require_range("--batch-size", stage.batch_size, 1, LARGEST_COUNT)
     if stage.batch_size % stage.accumulation:
         raise UserError(
             f"--batch-size {stage.batch_size} cannot be split into {stage.accumulation} equal parts "

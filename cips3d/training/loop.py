@@ -27,7 +27,7 @@ from cips3d.training.checks import check_batches
 from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes, SharedError, join_processes
 from cips3d.training.ending import TrainingDiverged, diverged, how_to_go_on, in_words
-from cips3d.training.measuring import Best, measure, new_best, prepare_metrics
+from cips3d.training.measuring import Best, compares_with_data, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
 from cips3d.training.resolving import resolved
 from cips3d.training.run_folder import (
@@ -141,7 +141,10 @@ class Training:
         """Train to the end or to a signal; returns the exit code."""
         if self.reporter is not None:
             self.reporter.begin(self.state, self.images.source)
-        self.state.contents = contents_of(self.images.source)
+        contents = contents_of(self.images.source)
+        if self.state.contents not in (None, contents) and compares_with_data(self.config.reports):
+            self.state.best = None  # its value was a distance to other pictures
+        self.state.contents = contents
         with stop_on_signals() as self.stop:
             try:
                 self._train()

@@ -59,6 +59,11 @@ def new_best(best: Best | None, measurement: Measurement, reports: Reports) -> B
     return found if is_better(name, found.value, beaten) else None
 
 
+def compares_with_data(reports: Reports) -> bool:
+    """Whether the deciding value is one of generated and real pictures."""
+    return any(metric.needs_data and reports.deciding_value in metric.values for metric in METRICS.values())
+
+
 @dataclass(frozen=True)
 class _Networks(FeatureNetworks):
     flags: ClassVar[str] = "--reports."

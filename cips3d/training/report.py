@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 import time
@@ -74,9 +75,13 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """A line above the progress bar, and in log.txt."""
-        self.bar.write(line, file=sys.stderr)
-        with suppress(OSError):  # on a full disk, which ends the run by itself, the line has still been said
+        with suppress(OSError):  # on a full disk, which ends the run by itself, the line is still said
             append_to_log(self.folder, line)
+        try:
+            self.bar.write(line, file=sys.stderr)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal has been closed, and the run was told to live on
+                raise
 
     def begin(self, state: TrainingState, source: ImageFiles | SyntheticHeads) -> None:
         """Say what is trained, on which data and device."""

@@ -139,6 +139,10 @@ class TrainingState:
                 f"the checkpoint was written by a version of cips3d with other contents ({error} is not there); train "
                 "again"
             ) from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint was written by another version of cips3d, or changed since ({error}); train again"
+            ) from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.load_weights(state)
@@ -146,13 +150,13 @@ class TrainingState:
         self.optimizer_d.load_state_dict(state["optimizer_d"])
         self.set_betas()
         self.path_length.load_state_dict(state["path_length"])
-        self.ada.load_state_dict(state["ada"])
+        ada = state["ada"]
+        if self.config.ada_target > 0:  # else it was switched off, and augments nothing from here on
+            self.ada.load_state_dict(ada)
         for scaler, of_run in ((self.scaler_g, state["scaler_g"]), (self.scaler_d, state["scaler_d"])):
             if of_run:  # nothing where the run has not used float16 so far
                 scaler.load_state_dict(of_run)
-        self.step = state["step"]
-        self.stage_index = state["stage_index"]
-        self.position = state["position"]
+        self.step, self.stage_index, self.position = (int(state[name]) for name in ("step", "stage_index", "position"))
         self.reported = state.get("reported", self.position if self.step > 0 else -1)
         self.contents = state.get("contents")
         self.skipped = state["skipped"]

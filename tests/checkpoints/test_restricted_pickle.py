@@ -355,6 +355,21 @@ def test_malformed_pickles(pickled: bytes, tmp_path: Path) -> None:
     refusal(tmp_path / "f.pth")
 
 
+def test_text_that_is_copied_again_and_again(tmp_path: Path) -> None:
+    """A call of a few bytes makes another copy of what the memo holds."""
+    text = (
+        b"X"
+        + (100_000).to_bytes(4, "little")
+        + b"x" * 100_000
+        + b"q\x010c_codecs\nencode\nq\x020X\x06\0\0\0latin1q\x030"
+    )
+    calls = b"h\x02h\x01h\x03\x86R0"
+    write_zip(tmp_path / "few.pth", raw(text, calls * 600, b"N"))
+    assert read_torch_file(tmp_path / "few.pth") is None
+    write_zip(tmp_path / "many.pth", raw(text, calls * 700, b"N"))
+    assert "asks for far more memory than torch.save does" in refusal(tmp_path / "many.pth")
+
+
 def test_deep_and_sparse_pickles_are_harmless(tmp_path: Path) -> None:
     write_zip(tmp_path / "deep.pth", raw(b"]" * 100_000 + b"a" * 99_999))
     assert len(read_torch_file(tmp_path / "deep.pth")) == 1

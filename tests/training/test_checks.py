@@ -19,11 +19,12 @@ from cips3d.training.resolving import resolved
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"workers": -1}, "--workers -1 makes no sense; give 0 or more"),
+        ({"workers": -1}, "--workers -1 makes no sense; give a number from 0 to 1024"),
         ({"seed": -1}, "--seed -1"),
         ({"seed": 10**23}, f"--seed {10**23} makes no sense; give a number from 0 to {2**63 - 1}"),
         ({"seed": 10**400}, "--seed 1000"),
         ({"style_mixing": 5.0}, "--style-mixing 5 makes no sense; give a number from 0 to 1"),
+        ({"workers": 4000}, "--workers 4000 makes no sense; give a number from 0 to 1024"),
         ({"ada_target": float("nan")}, "--ada-target nan makes no sense; give a number from 0 to 1"),
         ({"ema_start": -1}, "--ema-start -1"),
         ({"density_noise_steps": -5}, "--density-noise-steps -5 makes no sense; give 0 or more"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +26,7 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import StepReport
 from cips3d.training.report import Reporter, as_loaded, face_rows, front_view, interpolation, turntable
-from cips3d.training.run_folder import SCALARS_FILE
+from cips3d.training.run_folder import LOG_FILE, SCALARS_FILE
 from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 
@@ -107,6 +110,26 @@ def test_points_of_the_curves(small_config: TrainConfig, tmp_path: Path, monkeyp
     assert [point["speed/images_per_second"] for point in points] == [2, 2]
     assert {name: points[1][f"schedule/{name}"] for name in schedule} == pytest.approx(schedule)
     assert points[1]["d/loss"] == 0.5 and points[1]["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])
+def test_a_terminal_that_is_gone(small_config: TrainConfig, tmp_path: Path, number: int) -> None:
+    """What is said is in the log; a run that was told to live on does."""
+
+    class Gone:
+        def write(self, line: str, file: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        def close(self) -> None:
+            pass
+
+    reporter = Reporter(tmp_path, small_config, 0, is_measured=True)
+    reporter.bar.close()
+    reporter.bar = Gone()
+    with nullcontext() if number == errno.EIO else pytest.raises(BrokenPipeError):
+        reporter.say("words")
+    reporter.close()
+    assert "words" in (tmp_path / LOG_FILE).read_text()
 
 
 def test_turntable() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from cips3d.checkpoints.networks import Networks
 from cips3d.checkpoints.rendering_settings import RenderingSettings
+from cips3d.errors import UserError
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.measuring import Best
@@ -67,6 +69,25 @@ def test_a_checkpoint_that_does_not_say_what_was_reported(small_config: TrainCon
     for step, position, reported in ((5, 20, 20), (0, 0, -1)):
         again.load_state_dict({**content, "step": step, "position": position})
         assert again.reported == reported
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("step", "five"), ("position", None), ("best", {"kind": 1}), ("random", None), ("ada", [])]
+)
+def test_a_checkpoint_with_other_things_in_it(small_config: TrainConfig, name: str, value: object) -> None:
+    config = replace(small_config, ada_target=0.5)
+    content = TrainingState(config, Processes()).state_dict()
+    with pytest.raises(UserError, match="the checkpoint was written by another version of cips3d, or changed since"):
+        TrainingState(config, Processes()).load_state_dict({**content, name: value})
+
+
+@pytest.mark.parametrize(("target", "p"), [(0.5, 0.75), (0.0, 0.0)])
+def test_adaptive_augmentation_goes_on_or_is_switched_off(small_config: TrainConfig, target: float, p: float) -> None:
+    state = TrainingState(replace(small_config, ada_target=0.6), Processes())
+    state.ada.p = 0.75
+    again = TrainingState(replace(small_config, ada_target=target), Processes())
+    again.load_state_dict(state.state_dict())
+    assert again.ada.p == p
 
 
 def test_random_numbers_go_on(small_config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from cips3d.data.heads.parameters import sample_heads
 from cips3d.data.heads.render import render_heads
 from cips3d.data.loader import random_words
 from cips3d.errors import UserError
-from cips3d.files import atomic_file, sync_folder, temporary_beside
+from cips3d.files import TEMPORARY, atomic_file, sync_folder, temporary_beside
 from cips3d.plain import to_plain
 
 FORMAT = 2  # of the cache; counted up whenever a head would look different
 BLOCK = 64  # heads drawn and rendered together: head i depends on (seed, i) alone, since blocks are always whole
 DESCRIPTION = "heads.json"  # written last: a folder without it is not complete
 MASK_LEVELS = 255
+ABANDONED = 24 * 3600  # seconds without a write, of a set in the making
 
 
 class SyntheticHeads:
@@ -138,6 +140,7 @@ def _open(folder: Path) -> SyntheticHeads | None:
 
 def _make(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress: bool) -> None:
     """Render into a temporary folder and give it its name when complete; whoever comes second keeps the first's."""
+    _remove_left_overs(folder.parent)
     temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
     try:
@@ -145,6 +148,18 @@ def _make(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress:
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left_overs(cache: Path) -> None:
+    """What killed processes have left of sets in the making; those that live write something every few seconds."""
+    for path in cache.glob(".heads-*"):
+        with suppress(OSError):  # another process was quicker
+            if TEMPORARY.fullmatch(path.name) and time.time() - _newest(path) > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 def _publish(temporary: Path, folder: Path) -> None:

@@ -1,8 +1,10 @@
 """The cache of synthetic heads: what is made, what is trusted, and what is left after an accident."""
 
 import math
+import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,17 @@ def test_an_unfinished_folder_of_a_killed_process_is_not_trusted(tmp_path):
     killed = first.folder.with_name(f".{first.folder.name}.123456.part")
     first.folder.rename(killed)
     assert len(load(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("hours", [1, 25])
+def test_what_killed_processes_have_left_goes_after_a_day(tmp_path, hours):
+    left = tmp_path / ".heads-16-70-seed0-0123456789ab.0123456789ab.part"
+    left.mkdir()
+    (left / "images.npy").write_bytes(b"half of them")
+    for path in (left / "images.npy", left):
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    load(tmp_path)
+    assert left.exists() == (hours == 1)
 
 
 def test_two_at_once_both_succeed(tmp_path, monkeypatch):

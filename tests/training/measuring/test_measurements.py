@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,21 @@ class TestTheBest:
         fewer = replace(reports, metrics_images=5)
         assert new_best(best, Measurement(1, 1, 8, {"frechet": 2.0}), fewer) == Best("frechet", 8, 5, 2.0)
         assert new_best(None, Measurement(1, 1, 8, {"frechet": math.nan}), reports) is None
+
+    @pytest.mark.parametrize(("metric", "best"), [("frechet", 4), ("consistency", 2)])
+    def test_other_pictures_are_another_measure(
+        self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, best: int
+    ) -> None:
+        """Where generated ones are compared with them."""
+        rig(monkeypatch, lambda step: {"frechet": float(step), "consistency_psnr": -float(step)})
+        config = reporting(config, metrics=(metric,))
+        folder, _ = train(replace(config, steps=2))
+        assert best_step(folder) == 2
+        assert config.data is not None
+        shutil.copytree(config.data, tmp_path / "others")
+        shutil.copy(next((tmp_path / "others").iterdir()), tmp_path / "others" / "one-more.png")
+        train(replace(config, out=None, resume=folder, data=str(tmp_path / "others")))
+        assert best_step(folder) == best
 
     def test_another_folder_has_a_best_of_its_own(
         self, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
