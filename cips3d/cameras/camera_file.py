@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV, Cameras
+from cips3d.cameras.camera import FARTHEST_CAMERA, NARROWEST_FOV, WIDEST_FOV, Cameras
 from cips3d.cameras.poses import FRONT
 from cips3d.errors import UserError
 from cips3d.files import atomic_file
@@ -103,8 +103,8 @@ def _camera(entry: object, fov_degrees: float, front: tuple[float, float]) -> Ca
     else:
         camera = _of_angles(entry, fov, front)
     camera = Cameras(camera.rotation.float(), camera.position.float(), camera.fov_degrees.float())
-    if not torch.isfinite(camera.position).all():
-        raise ValueError("holds a number that is too large for a picture; give one nearer to the head")
+    if not float(camera.distance) <= FARTHEST_CAMERA:
+        raise ValueError(f"is too far away for a picture; give one within {FARTHEST_CAMERA:g} of the origin")
     return camera
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cips3d.errors import UserError
-from cips3d.files import atomic_file
+from cips3d.files import atomic_file, is_text
 
 ENDING = ".safetensors"
 
@@ -56,7 +56,7 @@ def open_tensors(path: str | Path, kind: FileKind) -> Iterator[Any]:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; give {kind.source}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _named_in_utf8(Path(path)) as name, safe_open(name, framework="pt") as file:
             yield file
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give {kind.source}") from None
@@ -66,6 +66,16 @@ def open_tensors(path: str | Path, kind: FileKind) -> Iterator[Any]:
         raise UserError(
             f"{path} is not a complete {kind.name} ({type(error).__name__}); it may be truncated: {kind.renewal}"
         ) from error
+
+
+@contextmanager
+def _named_in_utf8(path: Path) -> Iterator[str]:
+    """The path, or another one to the same file: safetensors takes no names that are not UTF-8, as Linux may have."""
+    if is_text(str(path)):
+        yield str(path)
+        return
+    with path.open("rb") as file:
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def tensors_in(file: Any) -> dict[str, Tensor]:

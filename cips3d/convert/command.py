@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def convert(options: Options) -> int:
     """Read, recognise, convert, write, and say what."""
     check_options(options)
+    if options.file.suffix.lower() == ENDING and options.file.is_file():
+        raise UserError(f"{options.file} is converted already; copy it, or give the file that it was made of")
     loaded = None if options.file.is_dir() else read_torch_file(options.file)
     if loaded is None or is_training_checkpoint(loaded):
         return convert_own(options, loaded)

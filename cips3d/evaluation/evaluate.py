@@ -18,7 +18,7 @@ from cips3d.data.heads.dataset import cache_folder
 from cips3d.data.images import ImageFiles
 from cips3d.errors import UserError
 from cips3d.evaluation.cache import cached
-from cips3d.evaluation.catalogue import METRICS, check_counts, chosen_metrics
+from cips3d.evaluation.catalogue import METRICS, check_counts, check_side, chosen_metrics
 from cips3d.evaluation.chirality import chirality
 from cips3d.evaluation.consistency import DifferenceMap, view_consistency
 from cips3d.evaluation.fidelity import BATCH_SIZE, FIDELITY_METRICS, FeatureNetworks, fidelity
@@ -110,6 +110,7 @@ def evaluate_generator(
     for name in names:
         if METRICS[name].needs_3d:
             check_is_3d(loaded, name, IMAGES_INSTEAD)
+    check_side(names, settings.resolution or loaded.resolution)
     images = GeneratedImages(
         loaded,
         settings.images,

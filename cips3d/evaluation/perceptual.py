@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from cips3d.errors import UserError
-from cips3d.evaluation.catalogue import METRICS
 from cips3d.evaluation.consistency import DifferenceMap
 from cips3d.evaluation.downloads import weights_of
 
-SMALLEST = METRICS["lpips"].least_side
 TRUNK = "alexnet-owt-7be5be79.pth"  # torchvision's file of AlexNet's weights
 
 
 def lpips_map(device: torch.device | str = "cpu") -> DifferenceMap:
-    """LPIPS (AlexNet, version 0.1) as a map: differences [B, 1, H, W] of pictures [B, 3, H, W] in [-1, 1].
+    """LPIPS (AlexNet, version 0.1) as a map: differences [B, 1, H, W] of pictures [B, 3, H, W] in [-1, 1], which must
+    not be smaller than the metric's `least_side`.
 
     Raises:
         UserError: lpips is not installed, or AlexNet's weights cannot be downloaded.
@@ -36,8 +35,6 @@ def lpips_map(device: torch.device | str = "cpu") -> DifferenceMap:
     network.requires_grad_(False).eval().to(device)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        if min(a.shape[-2:]) < SMALLEST:
-            raise UserError(f"the metric lpips needs pictures of {SMALLEST} pixels or more; give a larger --resolution")
         return network(a.to(device), b.to(device)).to(a.device)
 
     return distance

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cips3d.evaluation.perceptual import SMALLEST, lpips_map
+from cips3d.evaluation.catalogue import METRICS
+from cips3d.evaluation.perceptual import lpips_map
 from cips3d.pictures import psnr_of
 
 Perceptual = Literal["pyramid", "lpips", "none"]
@@ -112,11 +113,11 @@ def perceptual_distance(perceptual: Perceptual, device: torch.device | str) -> D
         return normalized_pyramid
     if perceptual != "lpips":
         raise ValueError(f"perceptual must be one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
-    difference = lpips_map(device)
+    difference, side = lpips_map(device), METRICS["lpips"].least_side
 
     def distance(pictures: Tensor, photo: Tensor) -> Tensor:
-        if min(pictures.shape[-2:]) < SMALLEST:
-            pictures, photo = (F.interpolate(x, size=(SMALLEST, SMALLEST), mode="bilinear") for x in (pictures, photo))
+        if min(pictures.shape[-2:]) < side:
+            pictures, photo = (F.interpolate(x, size=(side, side), mode="bilinear") for x in (pictures, photo))
         return difference(pictures, photo).mean((1, 2, 3))
 
     return distance

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cips3d.errors import UserError
 from cips3d.inversion.descent import Round, descend
 from cips3d.inversion.losses import Perceptual, perceptual_distance, psnr
 from cips3d.inversion.objective import Candidates, Objective, Record
@@ -154,8 +153,6 @@ def _result(
         return pivot.picture(by, objective.resolution)
 
     shown, shown_tuned = picture(loaded), None if tuned is None else picture(tuned)
-    if shown_tuned is not None and not shown_tuned.isfinite().all():
-        raise UserError(f"the tuned model's pictures are not numbers{loaded.at_step}; tune it for fewer steps")
     camera = CameraAngles(float(best.pitch), float(best.yaw), loaded.fov_degrees) if loaded.generator.is_3d else None
     return Inversion(
         pivot.styles,

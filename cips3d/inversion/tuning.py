@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from cips3d.checkpoints.converted import Converted, Source
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.errors import UserError
-from cips3d.inversion.losses import picture_loss
+from cips3d.inversion.losses import PictureLoss, picture_loss
 from cips3d.inversion.objective import Objective, Record, seen_by
 from cips3d.models.family import GENERATORS, AnyGenerator
 from cips3d.models.generator import styles_of
@@ -45,7 +46,8 @@ class Pivot:
 def tune(
     objective: Objective, pivot: Pivot, *, steps: int, seed: int, progress: bool, stop: Callable[[], bool]
 ) -> LoadedGenerator:
-    """A copy of the generator whose picture of the pivot is nearer to the photograph.
+    """A copy of the generator whose picture of the pivot is nearer to the photograph: as it was at the step that came
+    nearest, since the first ones lead away from it.
 
     Minimises loss(G'(pivot), photo) + 0.1 · loss(G'(w), G(w)) over the weights of volume and pixels; the mapping stays
     as it is. w lies anywhere between the pivot and a random face, seen by a random camera as in training: faces nearby
@@ -55,22 +57,24 @@ def tune(
         steps: of Adam.
         seed: chooses faces and cameras of the second term.
         progress: show a bar with losses on stderr.
-        stop: asked before every step; where it is true, the generator as it is then is returned.
+        stop: asked before every step; where it is true, the nearest so far is returned.
 
     Source: pivotal tuning (arXiv 2106.05744), sections 3.2 and 3.3; there, w is at a fixed distance from the pivot.
     """
     original = objective.loaded
     generator = copy.deepcopy(original.generator)
     tuned = replace(original, generator=generator)
-    optimizer = torch.optim.Adam(_trained(generator), lr=RATE)
+    weights = _trained(generator)
+    optimizer = torch.optim.Adam(weights, lr=RATE)
+    nearest = _Nearest(weights)
     random = torch.Generator().manual_seed(seed)
     with tqdm(total=steps, desc=STAGE, unit="step", disable=not progress, leave=False) as bar:
         for _ in range(steps):
             if stop():
                 break
             nearby = _nearby(original, pivot, random)  # first: its copies to the GPU wait for work under way
-            picture = pivot.picture(tuned, objective.resolution)
-            losses = picture_loss(picture, objective.photo, objective.perceptual, objective.perceptual_weight)
+            losses = _distance(objective, tuned, pivot)
+            nearest.offer(losses.total)
             locality = LOCALITY * _change(objective, tuned, nearby)
             optimizer.zero_grad()
             (losses.total + locality).sum().backward()
@@ -81,7 +85,38 @@ def tune(
             bar.set_postfix(loss=f"{record.total:.4f}", pixel=f"{record.pixel:.4f}", refresh=False)
             bar.update()
     generator.requires_grad_(False)
+    nearest.offer(_distance(objective, tuned, pivot).total)
+    nearest.take()
     return tuned
+
+
+class _Nearest:
+    """The weights of the smallest loss so far, compared where they are: nobody waits for the GPU."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self.weights = weights
+        self.loss = torch.full_like(weights[0].detach().flatten()[0], math.inf)
+        self.kept = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def offer(self, loss: Tensor) -> None:
+        """The loss [1] of the weights as they are now."""
+        is_smaller = loss[0] < self.loss
+        self.loss = torch.where(is_smaller, loss[0], self.loss)
+        for kept, weight in zip(self.kept, self.weights, strict=True):
+            kept.copy_(torch.where(is_smaller, weight, kept))
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Put the kept weights in place."""
+        for kept, weight in zip(self.kept, self.weights, strict=True):
+            weight.copy_(kept)
+
+
+def _distance(objective: Objective, tuned: LoadedGenerator, pivot: Pivot) -> PictureLoss:
+    """How far the pivot's picture is from the photograph."""
+    picture = pivot.picture(tuned, objective.resolution)
+    return picture_loss(picture, objective.photo, objective.perceptual, objective.perceptual_weight)
 
 
 def _trained(generator: AnyGenerator) -> list[nn.Parameter]:

@@ -27,6 +27,7 @@ ANIMATION_ENDINGS = (*PILLOW_OPTIONS, VIDEO_ENDING)
 # Frames a second. A GIF counts in hundredths of a second; viewers slow down frames shorter than two of them.
 MIN_FPS = 0.1
 MAX_FPS = {".gif": 50.0, ".webp": 1000.0, ".mp4": 240.0}
+LONGEST_GIF = 655.35  # seconds: 16 bits of hundredths
 TICK_MS = {".gif": 10, ".webp": 1}  # the formats' unit of a frame's duration
 
 PALETTE_PIXELS = 2**19  # looked at to choose a GIF's colours
@@ -47,8 +48,8 @@ def save_animation(path: Path, frames: Iterable[Image.Image], fps: float) -> Non
         fps: frames a second.
 
     Raises:
-        UserError: the ending is another, fps is out of the format's range, the file cannot be written, or an MP4 is
-            asked for and imageio-ffmpeg is missing.
+        UserError: the ending is another, fps is out of the format's range, a GIF would last too long, the file cannot
+            be written, or an MP4 is asked for and imageio-ffmpeg is missing.
     """
     check_path(path, ANIMATION_ENDINGS, "an animation")
     ending = path.suffix.lower()
@@ -59,6 +60,7 @@ def save_animation(path: Path, frames: Iterable[Image.Image], fps: float) -> Non
     kept = list(frames)
     if not kept:
         raise ValueError("frames must hold at least one picture, got none")
+    check_duration(path, len(kept), fps)
     if len({frame.size for frame in kept}) > 1:
         raise ValueError(f"frames must have one size, got {sorted({frame.size for frame in kept})}")
     check_size(path, kept[0].width, kept[0].height)
@@ -111,6 +113,15 @@ def bayer_matrix(order: int) -> np.ndarray:
     for _ in range(order):
         matrix = np.block([[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]])
     return (matrix + 0.5) / matrix.size - 0.5
+
+
+def check_duration(path: Path, count: int, fps: float) -> None:
+    """Raise `UserError` for a GIF that lasts longer than one of its frames can: all of them may be equal."""
+    if path.suffix.lower() == ".gif" and count / fps > LONGEST_GIF:
+        raise UserError(
+            f"--out {path} would last {count / fps:.0f} s, and frames of a .gif {LONGEST_GIF:g} at most; give fewer "
+            "--frames, a larger --fps, or a .webp"
+        )
 
 
 def check_fps(ending: str, fps: float) -> None:

@@ -18,10 +18,20 @@ INK = 0  # grey level of labels
 SMALLEST_TEXT, LARGEST_TEXT = 11, 20  # height of letters in pixels
 
 
-def grid_size(count: int, columns: int, height: int, width: int, enlarge: int = 1) -> tuple[int, int]:
-    """(width, height) in pixels of the `image_grid` of `count` pictures of height·width, without labels."""
+def grid_size(
+    count: int,
+    columns: int,
+    height: int,
+    width: int,
+    enlarge: int = 1,
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+) -> tuple[int, int]:
+    """(width, height) in pixels of the `image_grid` of `count` pictures of height·width."""
     rows = math.ceil(count / columns)
-    return columns * (width * enlarge + GAP) - GAP, rows * (height * enlarge + GAP) - GAP
+    left, top = _margins((width * enlarge, height * enlarge), row_labels or (), column_labels or ())
+    return left + columns * (width * enlarge + GAP) - GAP, top + rows * (height * enlarge + GAP) - GAP
 
 
 def image_grid(
@@ -69,11 +79,10 @@ def _with_labels(
     """The grid in the lower right of a larger picture, with texts in the margins."""
     if not row_labels and not column_labels:
         return grid
-    size = min(max(cell[1] // 8, SMALLEST_TEXT), LARGEST_TEXT)
+    size = _text_size(cell)
     row_texts = [_text(label, size) for label in row_labels]
     column_texts = [_text(label, size, room=cell[0]) for label in column_labels]
-    left = max((text.width for text in row_texts), default=0)
-    top = max((text.height for text in column_texts), default=0)
+    left, top = _margins(cell, row_labels, column_labels)
     labelled = Image.new("RGB", (left + grid.width, top + grid.height), (PAPER, PAPER, PAPER))
     for row, text in enumerate(row_texts):
         middle = top + row * (cell[1] + GAP) + cell[1] // 2
@@ -85,15 +94,32 @@ def _with_labels(
     return labelled
 
 
-def _text(label: str, size: int, room: float = math.inf) -> Image.Image:
-    """A line of text with a margin, in smaller letters where it would be wider than `room` pixels."""
+def _text_size(cell: tuple[int, int]) -> int:
+    """Height of letters beside pictures of that (width, height)."""
+    return min(max(cell[1] // 8, SMALLEST_TEXT), LARGEST_TEXT)
+
+
+def _margins(cell: tuple[int, int], row_labels: Sequence[str], column_labels: Sequence[str]) -> tuple[int, int]:
+    """What labels take at the left and at the top."""
+    size = _text_size(cell)
+    left = max((_measured(label, size)[2][0] for label in row_labels), default=0)
+    return left, max((_measured(label, size, cell[0])[2][1] for label in column_labels), default=0)
+
+
+def _measured(label: str, size: int, room: float = math.inf) -> tuple[ImageFont.FreeTypeFont, int, tuple[int, int]]:
+    """A line's letters, margin, and (width, height) with it; letters are smaller where it would be wider than `room`
+    pixels."""
     font = _font(size)
     while font.getlength(label) > room and size > SMALLEST_TEXT:
         size -= 1
         font = _font(size)
     margin = size // 3
     ascent, descent = font.getmetrics()
-    paper = (math.ceil(font.getlength(label)) + 2 * margin, ascent + descent + 2)
+    return font, margin, (math.ceil(font.getlength(label)) + 2 * margin, ascent + descent + 2)
+
+
+def _text(label: str, size: int, room: float = math.inf) -> Image.Image:
+    font, margin, paper = _measured(label, size, room)
     text = Image.new("RGB", paper, (PAPER, PAPER, PAPER))
     ImageDraw.Draw(text).text((margin, 1), label, font=font, fill=(INK, INK, INK))
     return text

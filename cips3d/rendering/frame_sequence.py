@@ -208,17 +208,28 @@ def strip(
 def arranged(frame: Tensor, layout: Layout) -> Image.Image:
     """One frame [N, K, 3, R, R]: faces in rows, the kinds of a face side by side."""
     kinds = frame.shape[1]
-    labels = layout.column_labels
     return pictures.image_grid(
         frame.flatten(0, 1),
         layout.columns * kinds,
         row_labels=layout.row_labels,
-        column_labels=None if labels is None else [label for label in labels for _ in range(kinds)],
+        column_labels=_of_kinds(layout.column_labels, kinds),
         enlarge=layout.enlarge,
     )
 
 
 def arranged_size(faces: int, look: Look, layout: Layout) -> tuple[int, int]:
-    """(width, height) in pixels of `arranged`, without labels."""
+    """(width, height) in pixels of `arranged`."""
     kinds = len(look.kinds)
-    return pictures.grid_size(faces * kinds, layout.columns * kinds, *look.size, layout.enlarge)
+    return pictures.grid_size(
+        faces * kinds,
+        layout.columns * kinds,
+        *look.size,
+        layout.enlarge,
+        row_labels=layout.row_labels,
+        column_labels=_of_kinds(layout.column_labels, kinds),
+    )
+
+
+def _of_kinds(labels: Sequence[str] | None, kinds: int) -> list[str] | None:
+    """Labels of faces, once for each kind of picture."""
+    return None if labels is None else [label for label in labels for _ in range(kinds)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import tyro
 
 from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES
-from cips3d.cameras.camera import NARROWEST_FOV, WIDEST_FOV
+from cips3d.cameras.camera import FARTHEST_CAMERA, NARROWEST_FOV, NEAREST_CAMERA, WIDEST_FOV
 from cips3d.cameras.camera_file import MAX_CAMERAS
 from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.pictures import animations
@@ -186,8 +185,11 @@ def _check_trajectory(options: Options) -> None:
     if options.distance is not None:
         if "distance" not in ranges:
             raise UserError("--distance is for --trajectory dolly; leave it out")
-        if not 0 < options.distance[0] <= options.distance[1] < math.inf:
-            raise UserError(f"--distance {listed(options.distance)} is no range; give the nearer one first, above 0")
+        if not NEAREST_CAMERA <= options.distance[0] <= options.distance[1] <= FARTHEST_CAMERA:
+            raise UserError(
+                f"--distance {listed(options.distance)} is no range; give the nearer one first, both from "
+                f"{NEAREST_CAMERA:g} to {FARTHEST_CAMERA:g}"
+            )
     if not options.has_frames:
         return
     if options.frames is not None:

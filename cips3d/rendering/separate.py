@@ -49,7 +49,8 @@ def save_separately(folder: Path, staging: Staging) -> int:
         for written in writing:
             written.result()
     if sequence.loaded.generator.is_3d:
-        write_cameras(folder / CAMERAS, sequence.cameras)
+        with pictures.reported(folder / CAMERAS):
+            write_cameras(folder / CAMERAS, sequence.cameras)
     return count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, read_cameras
 from cips3d.cameras.poses import PITCH_MARGIN
 from cips3d.errors import UserError
+from cips3d.pictures import animations
 from cips3d.rendering.arrays import check_count
 from cips3d.rendering.frame_sequence import (
     FrameSequence,
@@ -105,7 +107,9 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
     faces = faces_of(loaded, options)
     mixed = None if options.mix is None else faces_of_seeds(loaded, options.mix, "--mix", options.truncation)
     cameras, layout = _cameras(loaded, options, len(faces)), _layout(options, look, faces, mixed)
-    _check_size(options, look, layout, _faces_a_frame(options, faces, mixed), len(cameras))
+    rows = _row_labels(options, look, faces)
+    columns = _column_labels(loaded, options, faces, len(cameras))
+    _check_size(options, look, layout, _faces_a_frame(options, faces, mixed), len(cameras), rows, columns)
     sequence, seen = _sequence(loaded, options, look, faces, mixed, cameras)
     what = "frame" if options.has_frames else "view"
     count = f"{len(sequence)} {what}{'s' if len(sequence) > 1 else ''}"
@@ -115,8 +119,8 @@ def stage(loaded: LoadedGenerator, options: Options) -> Staging:
         options.has_frames,
         layout,
         mixed is not None,
-        _row_labels(options, look, faces),
-        _column_labels(loaded, options, faces, len(sequence)),
+        rows,
+        columns,
         f"{seen} in {count} of {resolution} x {resolution}",
     )
 
@@ -291,11 +295,21 @@ def _column_labels(loaded: LoadedGenerator, options: Options, faces: Faces, coun
     )
 
 
-def _check_size(options: Options, look: Look, layout: Layout, faces: int, frames: int) -> None:
-    """Raise `UserError` where the picture would be too large for its format; before styles of all faces are made.
+def _check_size(
+    options: Options,
+    look: Look,
+    layout: Layout,
+    faces: int,
+    frames: int,
+    rows: Sequence[str] | None,
+    columns: Sequence[str] | None,
+) -> None:
+    """Raise `UserError` where the picture would be too large for its format, or the animation too long; before styles
+    of all faces are made.
 
     Args:
         faces: of a frame.
+        rows, columns: labels of a picture whose columns are views or frames.
     """
     if options.is_arrays:
         check_count(options.out, faces, frames, look)
@@ -308,5 +322,7 @@ def _check_size(options: Options, look: Look, layout: Layout, faces: int, frames
         size = arranged_size(faces, look, layout)
     else:
         cells = frames * faces * len(look.kinds)
-        size = pictures.grid_size(cells, frames, *look.size, layout.enlarge)
+        size = pictures.grid_size(cells, frames, *look.size, layout.enlarge, row_labels=rows, column_labels=columns)
     pictures.check_size(options.out, *size)
+    if options.is_animation:
+        animations.check_duration(options.out, frames, options.fps)

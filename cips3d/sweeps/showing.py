@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cips3d import pictures
 from cips3d.cameras import Cameras
-from cips3d.pictures.animations import save_animation
+from cips3d.pictures.animations import check_duration, save_animation
 from cips3d.process.devices import memory_explained
 from cips3d.rendering import LoadedGenerator
 from cips3d.rendering.frame_sequence import take_pictures
@@ -95,6 +95,8 @@ def write_sweep(
         across, count = len(columns), len(rows) * len(columns)
     pictures.check_size(options.out, *pictures.grid_size(count, across, *scene.look.size, scene.enlarge))
     frames = len(scene.cameras) if moves else options.frames or FRAMES
+    if options.is_animation:
+        check_duration(options.out, frames, options.fps)
     with memory_explained(
         f"{scene.loaded.device} has too little memory for --batch-size {options.batch_size} at --resolution {side}; "
         "lower one of them"

@@ -132,9 +132,10 @@ class TestMistakes:
             ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]}, "last row"),
             ({"camera_to_world": [[1, 0, 0, math.inf], [0, 1, 0, 0], [0, 0, 1, 0]]}, "numbers"),
             ({"camera_to_world": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]], "yaw": 0.1}, "one or the other"),
-            ({"translation": [1e300, 0, 0]}, "too large"),
+            ({"translation": [1e300, 0, 0]}, "too far away for a picture; give one within 10000 of the origin"),
+            ({"radius": 1e7}, "too far away"),
             ({"fov_degrees": 179.9999999}, "fov_degrees 180; give degrees from"),
-            ({"camera_to_world": [[1, 0, 0, 1e300], [0, 1, 0, 0], [0, 0, 1, 0]]}, "too large"),
+            ({"camera_to_world": [[1, 0, 0, 1e300], [0, 1, 0, 0], [0, 0, 1, 0]]}, "too far away"),
             (0.3, "no object"),
         ],
     )

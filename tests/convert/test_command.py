@@ -281,6 +281,7 @@ def test_mistakes_are_one_sentence(files: Path, capsys: pytest.CaptureFixture[st
         (["run.pt", "out.safetensors"], "run.pt does not describe a model of this version"),
         (["run.pt", "out.safetensors", "--preset", "ffhq"], "--preset is for published checkpoints, and run.pt is of"),
         (["run.pt", "out.safetensors", "--no-box-warp"], "--no-box-warp is for published checkpoints"),
+        (["there.safetensors", "out.safetensors"], "there.safetensors is converted already; copy it"),
         (["folder.safetensors", "out.safetensors"], "folder.safetensors holds no checkpoint"),
         (["g.pth", "out.safetensors", "--average", "slow"], "--average is for runs of this package"),
         (["ema.pth", "out.safetensors"], "averages without names"),

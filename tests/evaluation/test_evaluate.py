@@ -154,10 +154,16 @@ class TestLPIPS:
         with pytest.raises(UserError, match=r"AlexNet.*cannot be downloaded \(no route to host\); put alexnet.*\.pth"):
             lpips_map()
 
-    def test_small_pictures(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=lambda **_: torch.nn.Identity()))
-        with pytest.raises(UserError, match="32 pixels or more"):
-            lpips_map()(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))
+    def test_small_pictures(self, settings: EvaluationSettings) -> None:
+        """Said before anything is measured."""
+
+        def fail(*_: object) -> None:
+            raise AssertionError("pictures were looked at")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cips3d.evaluation.evaluate.evaluate_images", fail)
+            with pytest.raises(UserError, match="16 pixels are too small for lpips; give --resolution 32 or more"):
+                evaluate_generator(BALL, ["consistency", "lpips"], replace(settings, resolution=16))
 
 
 class TestMistakes:

@@ -103,6 +103,16 @@ class TestAnimation:
         with pytest.raises(UserError, match="--fps"):
             animations.save_animation(tmp_path / name, moving_square(2), fps)
 
+    def test_a_gif_that_lasts_too_long(self, tmp_path: Path) -> None:
+        """Equal frames become one, whose duration has 16 bits."""
+        still = [Image.new("RGB", (8, 8))] * 66
+        with pytest.raises(
+            UserError, match=r"a\.gif would last 660 s, and frames of a \.gif 655\.35 at most; give fewer"
+        ):
+            animations.save_animation(tmp_path / "a.gif", still, 0.1)
+        animations.save_animation(tmp_path / "a.gif", still[:65], 0.1)
+        animations.save_animation(tmp_path / "a.webp", still, 0.1)
+
     def test_unknown_ending_names_the_possible_ones(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"--out .*a\.avi.*\.gif or \.webp or \.mp4"):
             animations.save_animation(tmp_path / "a.avi", moving_square(2), 10)

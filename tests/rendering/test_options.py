@@ -54,6 +54,7 @@ from cips3d.render import main
         (["--trajectory", "yaw", "--distance", "1", "2"], "a.gif", "--distance is for"),
         (["--distance", "1", "2"], "a.png", "--distance is for"),
         (["--trajectory", "dolly", "--distance", "2", "1"], "a.gif", "--distance 2 1"),
+        (["--trajectory", "dolly", "--distance", "1", "1e7"], "a.gif", "both from 0.001 to 10000"),
         (["--trajectory", "yaw", "--frames", "2", "--resolution", "70000"], "a.gif", "a lower --resolution"),
         (["--interpolate", "both", "--seeds", "1"], "a.gif", "--interpolate goes nowhere"),
         (["--interpolate", "both", "--yaw", "0", "1"], "a.gif", "--interpolate without a --trajectory"),

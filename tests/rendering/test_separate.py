@@ -145,6 +145,11 @@ def test_a_file_that_cannot_be_written(command: RenderCommand, monkeypatch: pyte
     assert "seed0003.png was not written" in command("--seeds", 3, "--yaw", 0, out="faces", fails=True)
 
 
+def test_cameras_that_cannot_be_written(command: RenderCommand, tmp_path: Path) -> None:
+    (tmp_path / "faces" / "cameras.json").mkdir(parents=True)
+    assert "cameras.json cannot be written" in command("--seeds", "0", "--yaw", 0, out="faces", fails=True)
+
+
 def test_what_else_is_in_the_folder_stays(command: RenderCommand, tmp_path: Path) -> None:
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "notes").write_text("mine")

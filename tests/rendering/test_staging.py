@@ -243,6 +243,21 @@ class TestFaces:
         monkeypatch.setattr("cips3d.rendering.staging.mixing", fail)
         assert "give fewer seeds" in command("--seeds", "0-4095", "--mix", "0-4095", fails=True)
 
+    def test_labels_need_room_too(self, command: RenderCommand, monkeypatch: pytest.MonkeyPatch) -> None:
+        """128 columns of 126 pixels and their gaps fit into a WebP of 16383, but not beside the name of their row."""
+
+        def fail(*_: object) -> None:
+            raise AssertionError("pictures were made")
+
+        monkeypatch.setattr("cips3d.rendering.frame_sequence.FrameSequence.part", fail)
+        yaws = [f"{k / 1000:g}" for k in range(126)]
+        flags = ("--seeds", "0", "--resolution", 8, "--yaw", *yaws)
+        assert "more than 16383 a side" in command(*flags, out="a.webp", fails=True)
+
+    def test_animations_that_last_too_long(self, command: RenderCommand) -> None:
+        flags = ("--seeds", "0", "--trajectory", "front", "--frames", 66, "--fps", "0.1")
+        assert "a.gif would last 660 s" in command(*flags, out="a.gif", fails=True)
+
     def test_same_picture_every_time(self, command: RenderCommand, tmp_path: Path) -> None:
         for jitter in ((), ("--jitter",)):
             command("--seeds", "0", *jitter, out="a.png")
