@@ -71,7 +71,8 @@ class DeviceLost(Exception):
 
 
 def measure_parts(parts: Sequence[Part], results: Results, budget: Budget) -> None:
-    """One after the other, as far as there is time; `results.left_out` names the others.
+    """One after the other, as far as there is time; `results.left_out` names the others, the one that is being measured
+    first.
 
     A part on a GPU that takes many times as long as it should ends the process, with the exit code BROKEN.
 
@@ -82,6 +83,9 @@ def measure_parts(parts: Sequence[Part], results: Results, budget: Budget) -> No
     results.keep(results)
     for part in parts:
         if budget.left < part.seconds:
+            results.left_out.remove(part.name)
+            results.left_out.append(part.name)
+            results.keep(results)
             continue
         with results.reporting(part.name), _watched(part, results):
             part.measure()
@@ -165,7 +169,7 @@ def measured_apart(
     before = list(results.left_out)
     left: list[str] | None = None
     until = Budget(budget.left if seconds is None else min(seconds, budget.left))
-    while left is None or left:
+    while left is None or (left and until.left > 0):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lines.json"
             merge = _merging(path, results, before)
@@ -174,13 +178,21 @@ def measured_apart(
             command += [] if left is None else ["--parts", *left]
             code = run_limited(command, until.left, stdout=subprocess.DEVNULL, meanwhile=merge)
             record = merge()
-        if code is None and (seconds is not None or record is None):
-            results.fail(name, "it did not end in time")
-        elif code not in (0, 1, BROKEN, None):
-            results.fail(name, f"it ended with exit code {code}")
-        remaining = [] if record is None else list(record["left_out"])
-        if code != BROKEN or remaining == left:
+        if code is None:
+            if seconds is not None or record is None:
+                results.fail(name, "it did not end in time")
             return
+        if record is None:
+            results.fail(name, f"it ended with exit code {code} before it measured anything")
+            return
+        remaining = list(record["left_out"])
+        if code in (0, 1) or remaining == left:
+            return
+        if code != BROKEN:  # killed, or aborted by a library
+            results.fail(remaining[0] if remaining else name, f"it ended its process with exit code {code}")
+            remaining = remaining[1:]
+            results.left_out = before + remaining
+            results.keep(results)
         left = remaining
 
 
@@ -220,6 +232,7 @@ def measure_for_another(description: str | None, parts: Measure) -> int:
     parser.add_argument("--repeats", type=int, default=20, help="runs that are timed")
     parser.add_argument("--seconds", type=float, default=3600, help="nothing is begun that takes longer than is left")
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="all but these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     budget = Budget(arguments.seconds)
@@ -228,14 +241,15 @@ def measure_for_another(description: str | None, parts: Measure) -> int:
     ceilings = measure_ceilings(stopwatch)
     results = Results(keeping(arguments.json, about(device, ceilings)))
     asked = parts(stopwatch, ceilings, results)
-    if arguments.parts:
-        unknown = set(arguments.parts) - {part.name for part in asked}
-        if unknown:
-            names = ", ".join(repr(part.name) for part in asked)
-            raise UserError(f"--parts {sorted(unknown)[0]!r} is unknown; choose from {names}")
-        asked = [part for part in asked if part.name in arguments.parts]
+    names = [part.name for part in asked]
+    for flag, given in (("--parts", arguments.parts or []), ("--without", arguments.without)):
+        if unknown := sorted(set(given) - set(names)):
+            raise UserError(f"{flag} {unknown[0]!r} is unknown; choose from {', '.join(map(repr, names))}")
+    chosen = set(arguments.parts or names) - set(arguments.without)
+    asked = [part for part in asked if part.name in chosen]
     try:
         measure_parts(asked, results, budget)
     except DeviceLost:
-        return BROKEN
+        sys.stdout.flush()
+        os._exit(BROKEN)  # what ends with the interpreter would ask the device
     return 1 if results.failures else 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 import memory
+import warpgroup_speed
 from apart import Part, measure_for_another
 from figures import Lines, Results
 from kernel_times import kernels_of_steps
@@ -22,6 +23,9 @@ from step_speed import train_step_256
 from timing import Ceilings, Stopwatch
 
 from cips3d.process.ending import exit_on_user_error
+
+LATER = ("picture", "nerf_wide_256", "kernels")
+"""what may wait until the compiler has had its time"""
 
 
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
@@ -35,15 +39,17 @@ def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Pa
     def pictures() -> Lines:
         return picture_lines(pictures_256(stopwatch.device), stopwatch, ceilings, "render_256")
 
+    with_warpgroups = part("render_256 with warpgroups", 5, partial(warpgroup_speed.picture_lines, stopwatch, ceilings))
     return [
         *(ops(group, 10) for group in GROUPS),
         part("nerf_256", 8, partial(nerf_256, stopwatch, ceilings)),
         part("render_256", 15, pictures),
+        *([with_warpgroups] if warpgroup_speed.are_compared(stopwatch.device) else []),
         part("render_64", 5, partial(render_64, stopwatch)),
         part("train_step_256", 45, partial(train_step_256, stopwatch, ceilings)),
         part("generator_step_256", 15, partial(memory.training, stopwatch)),
-        part("picture", 10, partial(memory.rendering, stopwatch)),
         part("pigan_64", 8, partial(pigan_64, stopwatch, ceilings)),
+        part("picture", 10, partial(memory.rendering, stopwatch)),
         part("nerf_wide_256", 10, partial(nerf_256, stopwatch, ceilings, "nerf_wide", 256)),
         Part("kernels", 10, partial(kernels_of_steps, stopwatch.device, results)),
     ]

@@ -32,11 +32,6 @@ from cips3d.process.ending import exit_on_user_error
 COMPILED_FORMULATIONS = 2  # at most, of an op
 
 
-def tensors_of(outputs: object) -> list[Tensor]:
-    """The floating-point tensors of an op's result that can be differentiated."""
-    return [t for t in _tensors(outputs) if t.requires_grad]
-
-
 def forward_run(function: Callable[..., object], case: Case) -> Callable[[], object]:
     """The op alone, no gradient recorded."""
 
@@ -48,11 +43,16 @@ def forward_run(function: Callable[..., object], case: Case) -> Callable[[], obj
 
 
 def backward_run(function: Callable[..., object], case: Case) -> Callable[[], object]:
-    """The gradients alone, of the same random ones every time: the graph is built once and kept."""
-    outputs = tensors_of(function(*case.inputs))
+    """The gradients alone, of the same random ones every time: the graph is built once and kept.
+
+    They are drawn for all outputs: which of them can be differentiated is the formulation's own.
+    """
+    everything = _tensors(function(*case.inputs))
     wanted = [t for t in case.inputs if t.requires_grad]
-    random = torch.Generator(outputs[0].device).manual_seed(0)
-    upstream = [torch.randn(t.shape, generator=random, device=t.device).to(t.dtype) for t in outputs]
+    random = torch.Generator(everything[0].device).manual_seed(0)
+    drawn = [torch.randn(t.shape, generator=random, device=t.device).to(t.dtype) for t in everything]
+    outputs = [t for t in everything if t.requires_grad]
+    upstream = [grad for grad, t in zip(drawn, everything, strict=True) if t.requires_grad]
     return lambda: torch.autograd.grad(outputs, wanted, upstream, retain_graph=True)
 
 

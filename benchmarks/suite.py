@@ -23,16 +23,18 @@ import torch
 from apart import Budget, measured_apart
 from conditions import about, described, keeping, prepared_device
 from correctness import run_tests
+from eager_speed import LATER
 from figures import HEAD, Results
 from timing import Stopwatch, measure_ceilings
-from warpgroup_speed import OPS, VARIABLE, allowed, has_warpgroups, part_of
+from warpgroup_speed import OPS, VARIABLE, allowed, are_compared, has_warpgroups, part_of
 
 from cips3d.errors import UserError
 from cips3d.process.ending import exit_on_user_error
 
-MINUTES = 7.5
+MINUTES = 7.75
 COMPILING = "torch.compile"
 COMPILING_SECONDS = 40.0  # with less left it is not begun
+LATER_SECONDS = 20.0  # the same for what comes last
 WARPGROUP_TEST_SECONDS, WARPGROUP_SECONDS = 40.0, 150.0  # until something hangs there
 
 WARPGROUP_TESTS = dict(
@@ -84,15 +86,19 @@ def tested(
 def measure(device: torch.device, results: Results, budget: Budget, *, repeats: int, compiling: bool) -> None:
     """Each stage in a process of its own; the kernels of warpgroups first, and not again where they hang."""
     given = ["--device", str(device), "--repeats", str(repeats)]
-    if device.type != "cuda" or has_warpgroups(device):
+    if are_compared(device):
         asked = allowed()
         measured_apart("warpgroups", "warpgroup_speed.py", given, budget, results, seconds=WARPGROUP_SECONDS)
         do_without([op for op in asked if part_of(op) in {*results.failures, *results.left_out}])
-    measured_apart("eager", "eager_speed.py", given, budget, results)
+    measured_apart("eager", "eager_speed.py", [*given, "--without", *LATER], budget, results)
     if compiling and budget.left > COMPILING_SECONDS:
         measured_apart(COMPILING, "compile_speed.py", given, budget, results)
     elif compiling:
         results.left_out.append(COMPILING)
+    if budget.left > LATER_SECONDS:
+        measured_apart("the rest", "eager_speed.py", [*given, "--parts", *LATER], budget, results)
+    else:
+        results.left_out += LATER
     results.keep(results)
 
 

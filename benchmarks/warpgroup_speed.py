@@ -1,4 +1,4 @@
-"""The NeRF branch, the INR and whole pictures with the kernels for compute capability 9.0, and without them.
+"""The NeRF branch and the INR with the kernels for compute capability 9.0, and without them.
 
     python benchmarks/warpgroup_speed.py
 
@@ -42,6 +42,11 @@ def part_of(op: str) -> str:
 def has_warpgroups(device: torch.device) -> bool:
     """Whether the kernels could run on a device."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def are_compared(device: torch.device) -> bool:
+    """Whether there are kernels with and without; on a CPU plain PyTorch stands for both, to see that it runs."""
+    return bool(allowed()) and (device.type != "cuda" or has_warpgroups(device))
 
 
 def allowed() -> list[str]:
@@ -133,7 +138,7 @@ def nerf_lines(stopwatch: Stopwatch, ceilings: Ceilings, op: str, direction: str
 
 @torch.no_grad()
 def picture_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
-    """With all kernels that are allowed."""
+    """Whole pictures, with all kernels that are allowed; for when it is known that none of them hangs."""
     pictures = pictures_256(stopwatch.device)
     images, work = len(pictures.cameras), work_of(pictures, "fast")
     run = partial(pictures.ours, "fast")
@@ -143,17 +148,14 @@ def picture_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
 
 
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
-    """One for each op, so that it is known which kernel hangs; then pictures."""
+    """One for each op, so that it is known which kernel hangs."""
     part = partial(Part.of_lines, results)
     lines: dict[str, Callable[[], Lines]] = {
         "modulated_inr": partial(inr_lines, stopwatch, ceilings),
         "render_rays": partial(nerf_lines, stopwatch, ceilings, "render_rays", "forward"),
         "render_rays_backward": partial(nerf_lines, stopwatch, ceilings, "render_rays_backward", "backward"),
     }
-    right = allowed()
-    compared = [part(part_of(op), 5, lines[op]) for op in right]
-    pictures = part("render_256 with warpgroups", 5, partial(picture_lines, stopwatch, ceilings))
-    return [*compared, *([pictures] if right else [])]
+    return [part(part_of(op), 5, lines[op]) for op in allowed()]
 
 
 if __name__ == "__main__":

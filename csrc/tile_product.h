@@ -191,23 +191,24 @@ __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epi
 #pragma unroll
   for (int p = 0; p < kWarpColumns / 16; p++) {
     if (16 * p >= columns) break;
-    float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p);
-    const float4 from = *reinterpret_cast<const float4*>(offset + 16 * p);
-    [[maybe_unused]] float4 then;
+    float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p), then;
     if constexpr (Epilogue::kMeasured) {
-      // Two multipliers, whose product may be no float32 number; the smaller one first, or the sum may become none.
+      // No offset but two multipliers, whose product may be no float32 number; the smaller one first, or the sum may
+      // become none.
       then = make_float4(fmaxf(by.x, undo), fmaxf(by.y, undo), fmaxf(by.z, undo), fmaxf(by.w, undo));
       by = make_float4(fminf(by.x, undo), fminf(by.y, undo), fminf(by.z, undo), fminf(by.w, undo));
+    } else {
+      then = *reinterpret_cast<const float4*>(offset + 16 * p);
     }
 #pragma unroll
     for (int h = 0; h < kWarpRows / 8; h++) {
       const float (&left)[4] = sums[h / 2][2 * p], (&right)[4] = sums[h / 2][2 * p + 1];
       const int c = h % 2 * 2;
-      float values[4] = {fmaf(left[c], by.x, from.x), fmaf(left[c + 1], by.y, from.y), fmaf(right[c], by.z, from.z),
-                         fmaf(right[c + 1], by.w, from.w)};
-      if constexpr (Epilogue::kMeasured) {  // without offset
-        values[0] *= then.x, values[1] *= then.y, values[2] *= then.z, values[3] *= then.w;
-      }
+      float values[4] = {left[c], left[c + 1], right[c], right[c + 1]};
+      const float factors[4] = {by.x, by.y, by.z, by.w}, others[4] = {then.x, then.y, then.z, then.w};
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        values[i] = Epilogue::kMeasured ? values[i] * factors[i] * others[i] : fmaf(values[i], factors[i], others[i]);
       if (8 * h >= rows) continue;
       epilogue.store(values, at + int64_t{8 * h} * stride + 16 * p, min(4, columns - 16 * p), wide);
     }

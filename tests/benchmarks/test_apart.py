@@ -100,7 +100,7 @@ def parts(stopwatch, ceilings, results):
         raise ValueError("no")
 
     measures = {"first": lambda: add("first"), "wrong": wrong, "hangs": hang, "last": lambda: add("last")}
-    return [apart.Part(name, 0.0, measure) for name, measure in measures.items()]
+    return [apart.Part(name, 1e6 if name == "long" else 0.0, measure) for name, measure in measures.items()]
 
 def hang():
     torch.cuda.is_available = lambda: False  # no device to ask
@@ -132,8 +132,13 @@ def test_parts_are_asked_for_by_name(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     folder = str(Path(suite.__file__).parent)
-    for names, error in ((["last"], ""), (["lst"], "--parts 'lst' is unknown; choose from 'first', 'wrong'")):
-        command = [sys.executable, str(script), "--device", "cpu", "--parts", *names]
+    for given, error in (
+        (["--parts", "last"], ""),
+        (["--without", "first", "wrong", "hangs"], ""),
+        (["--parts", "lst"], "--parts 'lst' is unknown; choose from 'first', 'wrong'"),
+        (["--without", "lst"], "--without 'lst' is unknown; choose from 'first', 'wrong'"),
+    ):
+        command = [sys.executable, str(script), "--device", "cpu", *given]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": folder})
         assert ("| last |" in done.stdout) is (not error) and "| first |" not in done.stdout
         assert error in done.stderr
@@ -171,4 +176,19 @@ def test_another_process_that_breaks_is_noted(tmp_path: Path) -> None:
     script.write_text("raise SystemExit(7)")
     found = results()
     measured_apart("apart", str(script), [], Budget(60), found)
-    assert found.failures == {"apart": "it ended with exit code 7"}
+    assert found.failures == {"apart": "it ended with exit code 7 before it measured anything"}
+    script.write_text("raise RuntimeError('CUDA error: out of memory')")  # 1 is the code of failures that are recorded
+    measured_apart("ceilings", str(script), [], Budget(60), found)
+    assert found.failures["ceilings"] == "it ended with exit code 1 before it measured anything"
+
+
+def test_a_part_that_kills_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is behind it is measured by another one; what had not fitted into the time is not blamed."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace('"wrong": wrong, "hangs": hang', '"long": hang, "dies": os.abort'))
+    monkeypatch.setenv("PYTHONPATH", str(Path(suite.__file__).parent))
+    found = results()
+    measured_apart("apart", str(script), ["--device", "cpu"], Budget(120), found)
+    assert list(found) == ["first", "last"]
+    assert found.failures == {"dies": "it ended its process with exit code -6"}
+    assert found.left_out == ["long"]

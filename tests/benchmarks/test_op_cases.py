@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import GROUPS, Case, Function
-from ops_speed import directions, tensors_of
+from op_cases import GROUPS, Case
+from ops_speed import backward_run, directions
 from torch import Tensor
 
 torch.manual_seed(0)  # inputs that no module imported before this one decides on
@@ -41,15 +41,20 @@ def test_forward(name: str, formulation: int) -> None:
 @pytest.mark.parametrize(("name", "formulation"), DIFFERENTIABLE)
 def test_backward(name: str, formulation: int) -> None:
     case = CASES[name]
-    wanted = [t for t in case.inputs if t.requires_grad]
+    ours, plain = (backward_run(f, case)() for f in (case.ours, case.plain[formulation].function))
+    assert_near(floats(ours), floats(plain), case)
 
-    def gradients(function: Function) -> list[Tensor]:
-        outputs = tensors_of(function(*case.inputs))
-        torch.manual_seed(0)
-        upstream = [torch.randn(t.shape).to(t.dtype) for t in outputs]
-        return [g.double() for g in torch.autograd.grad(outputs, wanted, upstream)]
 
-    assert_near(gradients(case.ours), gradients(case.plain[formulation].function), case)
+def test_upstream_gradients_are_those_of_all_formulations() -> None:
+    """Whichever of their outputs can be differentiated."""
+    case = CASES["sample_stratified"]
+
+    def depths_too(*inputs: Tensor) -> tuple[Tensor, ...]:
+        nothing = 0 * sum(t.sum() for t in inputs)
+        return tuple(output + nothing for output in case.ours(*inputs))
+
+    ours, others = (backward_run(f, case)() for f in (case.ours, depths_too))
+    assert_near(floats(others), floats(ours), case)
 
 
 def test_least_work_of_a_pass() -> None:
