@@ -27,6 +27,7 @@ from cips3d.training.config import TrainConfig
 from cips3d.training.loop import Training, train
 from cips3d.training.measuring import Measurement
 from cips3d.training.run_folder import LOG_FILE, METRICS_FILE, append_measurement, cut_records
+from cips3d.training.stage_images import StageImages
 
 
 class TestTrainingDoesNotNotice:
@@ -135,9 +136,9 @@ class TestResume:
         with monkeypatch.context() as patch:
             after_steps(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
             train(replace(config, out=part))
-        for place in ("_save", "_enter_stage"):  # between measurement and checkpoint, and behind that
+        for owner, place in ((Training, "_save"), (StageImages, "next")):  # between measurement and checkpoint; behind
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(Training, place, interrupt)
+                patch.setattr(owner, place, interrupt)
                 train(replace(config, out=None, resume=part))
             assert [line["step"] for line in lines_of(part)] == [0, 2]
         train(replace(config, out=None, resume=part))
