@@ -48,11 +48,9 @@ struct StepBuffers {
   float* exchanged;  // [kBackwardWarps, kExchanged]
   float* scales;     // [2] by GradientScale; not in registers, which are few
 
-  static constexpr size_t bytes() {
-    return 4 * shared_bytes<half>(kParts * kRows * kWide) + shared_bytes<half>(kParts * kRows * kNarrow) +
-           shared_bytes<half>(kRows * kPoint) + shared_bytes<float>(kBackwardWarps * kExchanged) +
-           shared_bytes<float>(2);
-  }
+  static constexpr size_t kBytes = 4 * shared_bytes<half>(kParts * kRows * kWide) +
+                                   shared_bytes<half>(kParts * kRows * kNarrow) + shared_bytes<half>(kRows * kPoint) +
+                                   shared_bytes<float>(kBackwardWarps * kExchanged) + shared_bytes<float>(2);
   __device__ __forceinline__ explicit StepBuffers(SharedArrays& shared)
       : h1(shared.take<half>(kParts * kRows * kWide)),
         h2(shared.take<half>(kParts * kRows * kWide)),

@@ -18,8 +18,8 @@ struct ShallowField {
   static constexpr int kRound = kAccurate ? 25 : 75;
 
   static int step(int warps) { return warps * kStep; }
-  static constexpr bool kFits = Weights::bytes() <= kSharedOfCode;
-  static size_t bytes(const Layers&) { return Weights::bytes(); }
+  static constexpr bool kFits = Weights::kBytes <= kSharedOfCode;
+  static size_t bytes(const Layers&) { return Weights::kBytes; }
   __host__ __device__ static constexpr int color_row(const Layers&) { return kColorRow; }
   __device__ __forceinline__ static int channels(const Layers& layers) { return layers.color; }
 

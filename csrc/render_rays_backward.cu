@@ -19,7 +19,7 @@ struct Block {
   using Weights = FieldWeights<kWidth, kColor, kAccurate>;
   using Buffers = StepBuffers<kWidth, kColor, kAccurate, kTiles>;
   using Sums = LayerSums<kWidth, kColor, Buffers>;
-  static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
+  static constexpr size_t kShared = Weights::kBytes + Buffers::kBytes;
   static constexpr bool kFits = kShared <= kSharedOfCode;
   __device__ __forceinline__ static void publish() {}  // what threads leave in shared memory, before a barrier
 };
@@ -29,9 +29,9 @@ struct BlockOfWarpgroups {
   using Weights = FieldWeights<kWidth, kColor, false, true>;
   using Buffers = StepBuffers<kWidth, kColor, false, kTiles, true>;
   using Sums = WarpgroupLayerSums<kWidth, kColor, Buffers>;
-  static constexpr size_t kShared = Weights::bytes() + Buffers::bytes();
+  static constexpr size_t kShared = Weights::kBytes + Buffers::kBytes;
   static constexpr bool kFits = kHasWarpgroups && kTransposesOperands;
-  static_assert(Weights::bytes() % 128 == 0, "core matrices lie in two lines");
+  static_assert(Weights::kBytes % 128 == 0, "core matrices lie in two lines");
   __device__ __forceinline__ static void publish() { fence_for_async_reads(); }
 };
 using WideBlock = Block<false, 8>;    // 221 KB: 9.0 and 10.0

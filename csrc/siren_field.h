@@ -58,10 +58,10 @@ struct FieldWeights {
   float* density;      // [kDensity] weights, bias
   float* color_bias;   // [kColor]
 
-  static constexpr size_t bytes() {
-    return shared_bytes<float4>(kWidth) + shared_bytes<half>(kParts * kWidth * kRow) + shared_bytes<float>(kWidth) +
-           shared_bytes<float>(kDensity) + shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
-  }
+  // Of all these. No function: what nvcc makes of one for the host, g++ 14 takes for used before it is there.
+  static constexpr size_t kBytes = shared_bytes<float4>(kWidth) + shared_bytes<half>(kParts * kWidth * kRow) +
+                                   shared_bytes<float>(kWidth) + shared_bytes<float>(kDensity) +
+                                   shared_bytes<half>(kParts * kColor * kRow) + shared_bytes<float>(kColor);
 
   __device__ __forceinline__ explicit FieldWeights(SharedArrays& shared)
       : second(shared.take<half>(kParts * kWidth * kRow)),

@@ -124,7 +124,7 @@ struct WarpgroupField {
   static constexpr bool kFits = kHasWarpgroups;
 
   static int step(int) { return kStep; }
-  static size_t bytes(const Layers&) { return Weights::bytes(); }
+  static size_t bytes(const Layers&) { return Weights::kBytes; }
   __host__ __device__ static constexpr int color_row(const Layers&) { return kColorRow; }
   __device__ __forceinline__ static int channels(const Layers& layers) { return layers.color; }
 
