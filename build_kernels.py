@@ -14,20 +14,24 @@ Environment variables, all optional:
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 MODULE = "cips3d._cuda"
+DIGEST = Path("cips3d", "ops", "kernel_sources.py")  # run as a file: importing it would take torch
 
 DEFAULT_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 OLDEST_ARCHITECTURE = 80  # the first with cp.async and bfloat16 tensor cores
@@ -42,7 +46,7 @@ COMPILER_LAUNCHERS = ("ccache", "sccache", "distcc")  # come before the compiler
 HOST_WARNINGS = "-Wall,-Wno-unused-function"
 HOST_FLAGS = ("-std=c++17", "-Werror", "all-warnings", "-Xcompiler", f"{HOST_WARNINGS},-fPIC,-fvisibility=hidden")
 KERNEL_FLAGS = (
-    *("-O3", "-lineinfo"),
+    "-O3",
     *("-Xptxas", "-v"),  # the report
     *("-Xfatbin", "-compress-all"),  # a seventh of the size
     "-Wno-deprecated-gpu-targets",  # an architecture that the next toolkit drops is no error in this one
@@ -154,6 +158,7 @@ class Toolchain:
     architectures: tuple[Architecture, ...]
     host_flags: tuple[str, ...] = ()  # which C++ compiler it is to use
     variables: tuple[str, ...] = ()  # of the environment, that nvcc reads: NAME=value
+    identity: str = field(default="", compare=False)  # of what answers by these names: another one may come to do so
 
 
 def find_toolchain(environ: Mapping[str, str]) -> Toolchain:
@@ -171,7 +176,18 @@ def find_toolchain(environ: Mapping[str, str]) -> Toolchain:
         raise Unavailable("Python's own headers (Python.h) are not there", "install them (python3-dev)")
     architectures = choose_architectures(environ.get("CIPS3D_CUDA_ARCHS", "").strip(), nvcc, known)
     variables = tuple(f"{name}={environ[name]}" for name in NVCC_VARIABLES if environ.get(name))
-    return Toolchain(nvcc, architectures, host_flags, variables)
+    return Toolchain(
+        nvcc, architectures, host_flags, variables, _identity(nvcc, *(host_flags[1:] or CXX_COMPILERS[:1]))
+    )
+
+
+def _identity(*programs: str) -> str:
+    """A short hash of what compilers say of their versions."""
+    found = hashlib.sha256()
+    for program in programs:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            found.update(subprocess.run([program, "--version"], capture_output=True, timeout=60).stdout)
+    return found.hexdigest()[:12]
 
 
 def find_nvcc(environ: Mapping[str, str]) -> tuple[str, list[int]]:
@@ -266,7 +282,7 @@ def plan(environ: Mapping[str, str]) -> Toolchain | str:
             raise BuildError(f"CIPS3D_CUDA=1 asks for CUDA kernels, but {error.why}; {error.remedy}") from None
         return (
             f"cips3d is installed without CUDA kernels, because {error.why}; "
-            f"to have them, {error.remedy} and install again"
+            f"to have them, {error.remedy} and install again (pip install --force-reinstall --no-deps)"
         )
 
 
@@ -286,17 +302,21 @@ def ninja_file(
         include: folders with the headers of Python and pybind11.
         jobs: compilers that will run at once.
     """
-    # As a part of the command, a variable that has changed makes ninja compile again.
-    nvcc = [*(["env", *toolchain.variables] if toolchain.variables else []), toolchain.nvcc, *toolchain.host_flags]
+    # As a part of the command, a variable or compiler that has changed makes ninja compile again.
+    nvcc = ["env", f"CIPS3D_TOOLCHAIN={toolchain.identity}", *toolchain.variables, toolchain.nvcc]
+    nvcc += toolchain.host_flags
     architectures = toolchain.architectures
     # Where cores outnumber files, nvcc compiles for several architectures at once.
     threads = min(len(architectures), math.ceil(jobs / len(sources)))
     kernel = [*nvcc, *HOST_FLAGS, *KERNEL_FLAGS, *gencode_flags(architectures)]
     kernel += ["--threads", str(threads)] if threads > 1 else []
+    if not re.search(r"[= ](-G|--device-debug)\b", " ".join(toolchain.variables)):  # which have lines of their own
+        kernel.append("-lineinfo")
     names = ";".join(map(str, architectures))
     bindings = [*nvcc, *HOST_FLAGS, *BINDING_FLAGS, *gencode_flags([Architecture(architectures[0].number)])]
     bindings += [word for path in include for word in ("-isystem", path)]
-    bindings += [f'-DCIPS3D_ARCHITECTURES="{names}"']
+    digest = runpy.run_path(str(ROOT / DIGEST))["digest"](ROOT / "csrc")
+    bindings += [f'-DCIPS3D_ARCHITECTURES="{names}"', f'-DCIPS3D_SOURCES="{digest}"']
     # The runtime is linked in, and PyInit is all that other libraries of the process see.
     link = [*nvcc, "-shared", "-cudart", "static", "-Xlinker", f"--version-script={folder / 'exports.map'}"]
     lines = [f"builddir = {_ninja(folder)}"]

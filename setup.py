@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -62,6 +63,8 @@ class BuildPackage(build_py):
             package, _, name = MODULE.rpartition(".")
             left_over = Path(self.get_package_dir(package), f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}")
             left_over.unlink(missing_ok=True)
+        if not self.editable_mode:  # modules of an earlier build that are gone since
+            shutil.rmtree(Path(self.build_lib, MODULE.partition(".")[0]), ignore_errors=True)
         super().run()
 
 

@@ -12,6 +12,9 @@
 #ifndef CIPS3D_ARCHITECTURES
 #define CIPS3D_ARCHITECTURES ""
 #endif
+#ifndef CIPS3D_SOURCES
+#define CIPS3D_SOURCES ""
+#endif
 
 namespace py = pybind11;
 
@@ -67,6 +70,7 @@ void bind_query(py::module_& module, const char* name, Result (*query)(Arguments
 PYBIND11_MODULE(CIPS3D_MODULE, module) {
   using namespace cips3d;
   module.attr("architectures") = CIPS3D_ARCHITECTURES;
+  module.attr("sources") = CIPS3D_SOURCES;  // of which it is made, as cips3d/ops/kernel_sources.py has it
   bind_query(module, "multiprocessors", multiprocessors);
   bind_query(module, "shared_memory", shared_memory);
   module.def("pretend_multiprocessors", pretend_multiprocessors);

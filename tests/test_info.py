@@ -126,6 +126,14 @@ def test_a_gpu_without_kernels_says_why(
     assert expected in line
 
 
+@pytest.mark.usefixtures("one_gpu")
+def test_a_gpu_that_no_kernels_are_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    set_compiled(monkeypatch, compiled_for("80+PTX"))
+    text = info.as_text(info.collect())
+    assert "the kernels need compute capability 8.0 or newer, and the device has 7.5" in text
+
+
 def test_no_device_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def driver_too_old() -> bool:
         warnings.warn("The NVIDIA driver on your system\nis too old", UserWarning, stacklevel=1)

@@ -13,20 +13,42 @@ import torch
 from torch import Tensor
 
 from cips3d.ops.compiling import constant_while_compiling
+from cips3d.ops.kernel_sources import digest
 
+OLDEST, TEGRA = (8, 0), 87  # compute capabilities
 # The values are the contract with `DType` in csrc/numeric.h.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+AGAIN = "install again (pip install --force-reinstall --no-deps)"  # pip leaves alone what has the same version
+PACKAGE = Path(__file__).parents[1]
+_NONE = f"this copy of cips3d ({PACKAGE}) has no compiled kernels; install it where nvcc is found"
+
+
+def _misplaced(module: ModuleType) -> str | None:
+    """Why a module of compiled kernels is not this package's, in a sentence; None if it is."""
+    folder = Path(module.__file__ or "").parent
+    if folder != PACKAGE and folder.resolve() != PACKAGE.resolve():
+        return _NONE  # an editable installation of another copy lends its own
+    sources = PACKAGE.parent / "csrc"
+    if sources.is_dir() and digest(sources) != getattr(module, "sources", ""):
+        return f"the compiled kernels were made of other sources than those in {sources}; {AGAIN}"
+    return None
+
 
 _compiled: ModuleType | None = None
 _why_not_compiled: str | None = None
 try:
     from cips3d import _cuda as _compiled  # type: ignore[attr-defined, no-redef, unused-ignore]
+
+    _why_not_compiled = _misplaced(_compiled)  # type: ignore[arg-type, unused-ignore]
 except ImportError as error:
     _why_not_compiled = (
-        f"this copy of cips3d ({Path(__file__).parents[1]}) has no compiled kernels; install it where nvcc is found"
+        _NONE
         if "_cuda" in str(error) and "cannot import name" in str(error)
         else f"the compiled kernels cannot be loaded: {error}"
     )
+if _why_not_compiled is not None:
+    _compiled = None
 
 # What the contexts below have set, for the whole process: gradients are computed in threads of their own. They may be
 # left in another order than they were entered.
@@ -56,17 +78,21 @@ def why_not_on(device: torch.device) -> str | None:
         return _why_not_compiled
     index = torch.cuda.current_device() if device.index is None else device.index
     major, minor = torch.cuda.get_device_capability(index)
+    if (major, minor) < OLDEST:
+        return (
+            f"the kernels need compute capability {OLDEST[0]}.{OLDEST[1]} or newer, and the device has {major}.{minor}"
+        )
     if not runs_on_capability(_compiled.architectures, major, minor):
         return (
             f"the kernels were compiled for {_compiled.architectures}, which a device of compute capability "
-            f"{major}.{minor} cannot run; install again with CIPS3D_CUDA_ARCHS={major}{minor}"
+            f"{major}.{minor} cannot run; {AGAIN} with CIPS3D_CUDA_ARCHS={major}{minor}"
         )
     try:
         _compiled.multiprocessors(index)
     except RuntimeError as error:  # such as a driver older than the nvcc that compiled them
         return (
-            f"the kernels do not start there: {error}; update the driver, or install again with the nvcc of a CUDA "
-            "version that it knows"
+            f"the kernels do not start there: {error}; update the driver, or {AGAIN} with the nvcc of a CUDA version "
+            "that it knows"
         )
     return None
 
@@ -74,11 +100,13 @@ def why_not_on(device: torch.device) -> str | None:
 def runs_on_capability(architectures: str, major: int, minor: int) -> bool:
     """Whether code for `architectures` ("80;90+PTX") runs on a compute capability.
 
-    Machine code runs on its own major version from its minor version on; PTX on everything from its version on.
+    Machine code runs on its own major version from its minor version on, but for that of Tegra (8.7), which is for
+    itself; PTX on everything from its version on. Source: CUDA C++ programming guide, "Binary compatibility".
     """
     for architecture in filter(None, architectures.split(";")):
         number = int(architecture.removesuffix("+PTX").rstrip("af"))
-        if number // 10 == major and number % 10 <= minor:
+        tegra = TEGRA in (number, 10 * major + minor)
+        if number // 10 == major and (number % 10 == minor if tegra else number % 10 <= minor):
             return True
         if architecture.endswith("+PTX") and (major, minor) >= (number // 10, number % 10):
             return True

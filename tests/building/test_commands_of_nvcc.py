@@ -9,9 +9,14 @@ import pytest
 from building.scripts import architectures, build
 
 
-def ninja_lines(jobs: int, sources: tuple[str, ...] = ("csrc/a.cu", "csrc/b.cu", "csrc/bindings.cpp")) -> list[str]:
-    flags, variables = ("-ccbin", "clang++"), ("NVCC_APPEND_FLAGS=-G -g",)
-    toolchain = build.Toolchain("/opt/my cuda/bin/nvcc", architectures("80", "90+PTX"), flags, variables)
+def ninja_lines(
+    jobs: int,
+    sources: tuple[str, ...] = ("csrc/a.cu", "csrc/b.cu", "csrc/bindings.cpp"),
+    appended: str = "-g -O2",
+    identity: str = "0123",
+) -> list[str]:
+    flags, variables = ("-ccbin", "clang++"), (f"NVCC_APPEND_FLAGS={appended}",)
+    toolchain = build.Toolchain("/opt/my cuda/bin/nvcc", architectures("80", "90+PTX"), flags, variables, identity)
     folder, module = Path("/build/my $folder"), Path("/build/_cuda.so")
     return build.ninja_file(toolchain, sources, folder, module, ["/py include"], jobs).splitlines()
 
@@ -19,7 +24,7 @@ def ninja_lines(jobs: int, sources: tuple[str, ...] = ("csrc/a.cu", "csrc/b.cu",
 def test_commands_have_the_flags_that_the_kernels_need() -> None:
     kernel, bindings, link = (line for line in ninja_lines(jobs=2) if line.startswith("  command = "))
     for command in (kernel, bindings):
-        assert "env 'NVCC_APPEND_FLAGS=-G -g' '/opt/my cuda/bin/nvcc' -ccbin clang++ " in command
+        assert "env CIPS3D_TOOLCHAIN=0123 'NVCC_APPEND_FLAGS=-g -O2' '/opt/my cuda/bin/nvcc' -ccbin clang++ " in command
         for flag in (
             "-std=c++17",
             "-Werror all-warnings",
@@ -33,6 +38,18 @@ def test_commands_have_the_flags_that_the_kernels_need() -> None:
     assert "-isystem '/py include'" in bindings
     assert "-shared -cudart static" in link
     assert "build /build/my$ $$folder/a.cu.o | /build/my$ $$folder/a.cu.o.log: kernel csrc/a.cu" in ninja_lines(jobs=2)
+
+
+def test_what_a_debugger_needs() -> None:
+    """Line numbers twice are a conflict, which is an error."""
+    for flags in ("-G -g", "--device-debug"):
+        assert not any("-lineinfo" in line for line in ninja_lines(2, appended=flags))
+
+
+def test_another_compiler_of_the_same_name_compiles_again() -> None:
+    before, now = (ninja_lines(2, identity=identity) for identity in ("0123", "4567"))
+    changed = [line for line, other in zip(before, now, strict=True) if line != other]
+    assert len(changed) == 3 and all(line.startswith("  command = ") for line in changed)
 
 
 def test_spare_cores_go_to_the_architectures_of_a_file() -> None:

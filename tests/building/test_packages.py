@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from building.scripts import ROOT, build, resources
 
+from cips3d.ops.kernel_sources import digest
+
 
 def run_python(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run code in a folder; of the build's variables, only those given are set."""
@@ -44,6 +46,7 @@ static PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__cuda() {
   PyObject* module = PyModule_Create(&definition);
   PyModule_AddStringConstant(module, "architectures", CIPS3D_ARCHITECTURES);
+  PyModule_AddStringConstant(module, "sources", CIPS3D_SOURCES);
   return module;
 }
 """
@@ -54,8 +57,9 @@ def tiny_package(tmp_path: Path) -> Path:
     """A package that is built as cips3d is, with one kernel of one line."""
     folder = tmp_path / "tiny package"
     (folder / "csrc").mkdir(parents=True)
-    (folder / "cips3d").mkdir()
-    for name in ("setup.py", "build_kernels.py", "pyproject.toml", "README.md", "LICENSE", "cips3d/__init__.py"):
+    (folder / build.DIGEST.parent).mkdir(parents=True)
+    files = ("setup.py", "build_kernels.py", "pyproject.toml", "README.md", "LICENSE", "cips3d/__init__.py")
+    for name in (*files, build.DIGEST):
         shutil.copy(ROOT / name, folder / name)
     (folder / "csrc" / "scale.cu").write_text(TINY_KERNEL)
     (folder / "csrc" / "bindings.cpp").write_text(TINY_BINDINGS)
@@ -76,6 +80,17 @@ def test_a_package_without_kernels_is_pure_and_says_so_once(tiny_package: Path) 
     assert (result.stdout + result.stderr).count("cips3d is installed without CUDA kernels, because") == 1
     assert only(tiny_package / "dist", "*.whl").name.endswith("-py3-none-any.whl")
     assert not earlier.exists()
+
+
+def test_modules_that_are_gone_are_in_no_wheel(tiny_package: Path) -> None:
+    """What an earlier build has left of them."""
+    module = tiny_package / "cips3d" / "retired.py"
+    module.write_text("")
+    for number in range(2):
+        assert build_distribution("wheel", tiny_package, CIPS3D_CUDA="0").returncode == 0
+        with zipfile.ZipFile(only(tiny_package / "dist", "*.whl")) as archive:
+            assert ("cips3d/retired.py" in archive.namelist()) is (number == 0)
+        module.unlink(missing_ok=True)
 
 
 def test_mistakes_end_the_build_with_one_sentence(tiny_package: Path) -> None:
@@ -111,8 +126,8 @@ def test_nvcc_builds_a_module_that_needs_neither_torch_nor_a_driver(tiny_package
     assert (tiny_package / module).read_bytes() == (tiny_package / "installed" / module).read_bytes()
 
     code = "import sys; from cips3d import _cuda; _cuda.scale(); print(_cuda.architectures, 'torch' in sys.modules)"
-    imported = run_python(code, tiny_package / "installed")
-    assert imported.stdout.split() == ["80;90+PTX", "False"], imported.stderr
+    imported = run_python(code + "; print(_cuda.sources)", tiny_package / "installed")
+    assert imported.stdout.split() == ["80;90+PTX", "False", digest(tiny_package / "csrc")], imported.stderr
     if shutil.which("nm"):
         exported = subprocess.run(
             ["nm", "-D", "--defined-only", module], cwd=tiny_package, capture_output=True, text=True

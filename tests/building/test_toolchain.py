@@ -157,7 +157,8 @@ def test_the_plan_follows_the_environment(
     missing = build.plan(bare)
     assert missing == (
         "cips3d is installed without CUDA kernels, because no nvcc was found (in CUDA_HOME, CUDA_PATH, PATH, "
-        "CONDA_PREFIX, /usr/local/cuda*); to have them, install the CUDA toolkit or set CUDA_HOME and install again"
+        "CONDA_PREFIX, /usr/local/cuda*); to have them, install the CUDA toolkit or set CUDA_HOME and install again "
+        "(pip install --force-reinstall --no-deps)"
     )
     with pytest.raises(build.BuildError, match=r"^CIPS3D_CUDA=1 asks for CUDA kernels, but no nvcc was found"):
         build.plan(bare | {"CIPS3D_CUDA": "1"})
@@ -167,6 +168,10 @@ def test_the_plan_follows_the_environment(
     nvcc = fake_nvcc(tmp_path / "tools" / "nvcc", 80, 90)
     found = build.Toolchain(str(nvcc), architectures("80", "90+PTX"))
     assert build.plan(bare) == build.plan(bare | {"CIPS3D_CUDA": "1"}) == found
+    identity = build.plan(bare).identity
+    assert identity == build.plan(bare).identity
+    fake_nvcc(nvcc, 80, 90, release="12.5")
+    assert build.plan(bare).identity != identity
     fake_nvcc(nvcc, 80, 90, release="11.8")
     assert build.plan(bare).architectures == architectures("80+PTX")
     with pytest.raises(build.BuildError, match=r"names 90, but .* compiles the kernels only for 80$"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from ops.backends import Backend
 
 from cips3d.ops import kernels
+from cips3d.ops.kernel_sources import digest
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,9 @@ from cips3d.ops import kernels
         ("90a;120", [(9, 0), (12, 0), (12, 1)], [(8, 9), (10, 0)]),
         ("80;89+PTX", [(8, 0), (8, 9), (9, 0), (12, 0)], [(7, 5)]),
         ("89+PTX", [(8, 9), (10, 0)], [(8, 6), (8, 0)]),
+        ("80;86;120+PTX", [(8, 6), (8, 9)], [(8, 7)]),  # 8.7 is Tegra's
+        ("87", [(8, 7)], [(8, 6), (8, 9)]),
+        ("80+PTX", [(8, 7)], []),
         ("", [], [(8, 0)]),
     ],
 )
@@ -26,6 +31,33 @@ def test_code_for_a_device(architectures: str, runs: list[tuple[int, int]], does
     """Machine code from its minor version on, PTX everywhere from its version on."""
     assert all(kernels.runs_on_capability(architectures, *capability) for capability in runs)
     assert not any(kernels.runs_on_capability(architectures, *capability) for capability in does_not)
+
+
+def test_modules_of_other_sources_are_not_used(tmp_path: Path) -> None:
+    """Of another copy of the package, or of sources that have changed since."""
+    csrc = kernels.PACKAGE.parent / "csrc"
+
+    def misplaced(folder: Path, sources: str) -> str | None:
+        module = ModuleType("_cuda")
+        module.__file__, module.sources = str(folder / "_cuda.so"), sources  # type: ignore[attr-defined]
+        return kernels._misplaced(module)
+
+    made = digest(csrc) if csrc.is_dir() else ""
+    assert misplaced(kernels.PACKAGE, made) is None
+    assert "has no compiled kernels" in str(misplaced(tmp_path, made))
+    if csrc.is_dir():
+        assert f"made of other sources than those in {csrc}; install again" in str(misplaced(kernels.PACKAGE, "0123"))
+
+
+def test_the_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a.cu").write_text("1")
+    found = [digest(tmp_path)]
+    (tmp_path / "a.cu").write_text("2")
+    found.append(digest(tmp_path))
+    (tmp_path / "a.cu").rename(tmp_path / "b.h")
+    found.append(digest(tmp_path))
+    (tmp_path / "notes.txt").write_text("other")
+    assert len(set(found)) == 3 and digest(tmp_path) == found[-1]
 
 
 def test_what_a_launch_refuses(kernel_backend: Backend) -> None:
