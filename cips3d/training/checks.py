@@ -107,7 +107,10 @@ def check_stage_suits_networks(stage: Stage, config: TrainConfig) -> None:
             "or pass --discriminator.progressive"
         )
     if stage.freeze_nerf and not kind.has_aux_image:  # elsewhere nothing, or nothing but a volume, would be left
-        raise UserError(f"--stages.N.freeze-nerf is for cips3d, whose INR goes on learning; leave it out for {name}")
+        raise UserError(
+            "--stages.N.freeze-nerf is for cips3d, whose INR goes on learning; pass --stages.N.no-freeze-nerf for "
+            f"{name}"
+        )
     z_width = sum(config.generator.z_dims)
     if config.latent_weight > 0 and discriminator.latent_dim != z_width:
         raise UserError(

@@ -199,7 +199,7 @@ def join_processes(device_name: str) -> Processes:
     last = _number("WORLD_SIZE", 1, MOST_PROCESSES) - 1
     _number("RANK", 0, last)
     local = _number("LOCAL_RANK", 0, last)
-    _number("MASTER_PORT", 0, LARGEST_PORT)
+    _number("MASTER_PORT", 1, LARGEST_PORT)  # 0 is no port: who is told to take any cannot tell the others which
     if device.type == "cuda":
         if device.index is not None:
             raise UserError(

@@ -29,7 +29,7 @@ from cips3d.training.distributed import Processes, SharedError, join_processes
 from cips3d.training.ending import TrainingDiverged, diverged, how_to_go_on, in_words
 from cips3d.training.measuring import Best, compares_with_data, measure, new_best, prepare_metrics
 from cips3d.training.report import Reporter, as_loaded
-from cips3d.training.resolving import resolved
+from cips3d.training.resolving import check_reached, resolved
 from cips3d.training.run_folder import (
     check_newest,
     check_out,
@@ -342,6 +342,7 @@ class Training:
             )
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
+        check_reached(self.config, TrainConfig.from_json(checkpoint["config"]), checkpoint.get("stage_index", -1))
         self.state.load_state_dict(checkpoint)
         if self._is_complete or self.state.step > self.config.total_steps:
             raise UserError(

@@ -55,6 +55,17 @@ def stages_up_to(stages: list[Stage], resolution: int) -> list[Stage]:
     return lower + same
 
 
+def check_reached(config: TrainConfig, trained: TrainConfig, index: int) -> None:
+    """Raise `UserError` where stages that a resumed run has reached, up to number `index`, would get another size:
+    the discriminators' new layers would come in all at once."""
+    before, now = ([stage.resolution for stage in each.stages[: index + 1]] for each in (trained, config))
+    if before != now:
+        raise UserError(
+            f"--resume {config.resume} has reached its stage of {before[-1]} pixels, which no flag can change any "
+            f"more; leave out --resolution, or start a new run with --init-from {config.resume}"
+        )
+
+
 def stages_of_length(stages: list[Stage], steps: int) -> list[Stage]:
     """The stages cut, or the last one stretched, to `steps` in all."""
     if steps < 1:

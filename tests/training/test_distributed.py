@@ -282,8 +282,9 @@ def test_several_processes_that_know_nothing_of_each_other(
         ("RANK", "-1", "RANK -1 is set in the environment and no number from 0 to 1"),
         ("RANK", "2", "RANK 2 is set in the environment and no number from 0 to 1"),
         ("LOCAL_RANK", "2", "LOCAL_RANK 2 is set"),
-        ("MASTER_PORT", "http", "MASTER_PORT http is set in the environment and no number from 0 to 65535"),
+        ("MASTER_PORT", "http", "MASTER_PORT http is set in the environment and no number from 1 to 65535"),
         ("MASTER_PORT", "65536", "MASTER_PORT 65536 is"),
+        ("MASTER_PORT", "0", "MASTER_PORT 0 is"),
     ],
 )
 def test_numbers_that_torchrun_does_not_set(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:

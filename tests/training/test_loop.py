@@ -23,6 +23,7 @@ from cips3d.data.heads.dataset import render_block
 from cips3d.data.loader import TrainingImages
 from cips3d.data.source import open_training_source
 from cips3d.errors import UserError
+from cips3d.models.channels import channel_table
 from cips3d.models.residual_discriminator import ResidualDiscriminatorConfig
 from cips3d.plain import to_plain
 from cips3d.training import agreement, loop, stage_images
@@ -154,6 +155,27 @@ def test_stages_and_resume(small_config: TrainConfig, tmp_path: Path, steps: int
     for name, value in frozen["generator_ema"].items():
         if name.startswith(("nerf.", "shape_mapping.", "aux_to_rgb.")):
             assert torch.equal(a["generator"][name], value), name
+
+
+@pytest.mark.parametrize(("resolution", "steps"), [(32, 8), (8, 8)])
+def test_stages_that_were_reached_keep_their_size(small_config: TrainConfig, resolution: int, steps: int) -> None:
+    """Another one would begin without fading in, and the record would tell of a training that there was not."""
+    config = two_stages(small_config)
+    folder, _ = train(replace(config, steps=5))
+    with pytest.raises(UserError, match=r"has reached its stage of 16 pixels, which no flag .* --init-from .*run$"):
+        train(replace(config, out=None, resume=folder, resolution=resolution, steps=steps))
+    resumed, _ = train(replace(config, out=None, resume=folder, resolution=16, steps=6))
+    assert load_checkpoint(find_checkpoint(resumed))["step"] == 6
+
+
+def test_stages_to_come_may_change(small_config: TrainConfig) -> None:
+    table = channel_table(32, base=64, cap=8)
+    discriminator = ResidualDiscriminatorConfig(main_channels=table, aux_channels=table)
+    config = replace(two_stages(small_config), discriminator=discriminator)
+    folder, _ = train(replace(config, steps=2))
+    train(replace(config, out=None, resume=folder, resolution=32, steps=4))
+    state = load_checkpoint(find_checkpoint(folder))
+    assert state["step"] == 4 and [s.resolution for s in TrainConfig.from_json(state["config"]).stages] == [8, 32]
 
 
 def test_pictures_come_as_they_are_asked_for(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
