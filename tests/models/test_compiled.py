@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +115,8 @@ def test_weights_may_change_under_autocast(device: str, name: str) -> None:
             parameter.mul_(1.5)
     with torch.autocast(device, dtype=torch.bfloat16), torch.no_grad():
         expected = generator.render(styles, replace(view, cameras=cameras)).image
+    # A replay computes as it was captured, whatever holds around it.
+    with nullcontext() if device == "cuda" else torch.autocast(device, dtype=torch.bfloat16):
         torch.testing.assert_close(render(styles, cameras).image, expected)
 
 
