@@ -179,12 +179,12 @@ def check_counts(names: Sequence[str], generated: int, real: int | None = None) 
             raise UserError(f"{pictures} too few for {name}; it takes {metric.least_images} or more")
 
 
-def check_side(names: Sequence[str], side: int, argument: str = "--resolution") -> None:
-    """Raise `UserError` where pictures of `side` pixels, as `argument` gives them, are too small for a metric."""
+def check_side(names: Sequence[str], side: int) -> None:
+    """Raise `UserError` where pictures of `side` pixels are too small for a metric."""
     for name in names:
         if side < METRICS[name].least_side:
             raise UserError(
-                f"pictures of {side} pixels are too small for {name}; give {argument} {METRICS[name].least_side} or "
+                f"pictures of {side} pixels are too small for {name}; give --resolution {METRICS[name].least_side} or "
                 f"more, or leave {name} out"
             )
 
