@@ -1,4 +1,4 @@
-"""The build: metadata is in pyproject.toml, and build_kernels.py compiles the kernels where it finds nvcc."""
+"""The build: metadata is in pyproject.toml, and build_kernels.py compiles the kernels where toolchain.py finds nvcc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # isolated builds leave the project's folder out
 
-from build_kernels import MODULE, BuildError, Toolchain, compile_kernels, plan  # noqa: E402
+from build_kernels import MODULE, compile_kernels  # noqa: E402
+from toolchain import BuildError, Toolchain, plan  # noqa: E402
 
 # Older ones do not understand pyproject.toml; only pip's --no-build-isolation takes what happens to be installed.
 OLDEST_SETUPTOOLS = 77

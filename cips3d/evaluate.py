@@ -94,9 +94,13 @@ class Options:
     """synthetic heads in --data heads"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """.json file to write the figures to; what is no number or infinite becomes null"""
-    images: int = 50_000
+    images: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {EvaluationSettings.images})")
+    ] = None
     """pictures generated for fid, kid, is, pr and frechet; papers take 50000, a CPU is done sooner with 2000"""
-    faces: int = 32
+    faces: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=f"(default: {EvaluationSettings.faces})")
+    ] = None
     """faces that 3-D metrics look at"""
     seed: int = 0
     """chooses faces, poses and all else that is random"""
@@ -127,8 +131,8 @@ def evaluate(options: Options) -> int:
     check_options(options)
     device = choose_device(options.device)
     settings = EvaluationSettings(
-        images=options.images,
-        faces=options.faces,
+        images=EvaluationSettings.images if options.images is None else options.images,
+        faces=EvaluationSettings.faces if options.faces is None else options.faces,
         seed=options.seed,
         truncation=options.truncation,
         resolution=options.resolution,
@@ -160,13 +164,13 @@ def of_model(options: Options, settings: EvaluationSettings, device: str) -> Rep
     names = metrics_of(options, loaded.generator.is_3d)
     check_resolution_of(loaded, options.resolution)
     check_data(options, names)
-    check_counts(of_images(names), options.images)
+    check_counts(of_images(names), settings.images)
     check_networks(names, settings.networks)
     resolution = options.resolution or loaded.resolution
     real = real_images(options, names, resolution, loaded)
     evaluation = evaluate_generator(loaded, names, settings, real=real, device=device)
-    looked_at = [f"{options.images:,} pictures"] if any(not METRICS[name].needs_3d for name in names) else []
-    looked_at += [f"{options.faces} faces"] if any(METRICS[name].needs_3d for name in names) else []
+    looked_at = [f"{settings.images:,} pictures"] if any(not METRICS[name].needs_3d for name in names) else []
+    looked_at += [f"{settings.faces} faces"] if any(METRICS[name].needs_3d for name in names) else []
     subject = f"{' and '.join(looked_at)} of {resolution} x {resolution} from {options.run}{loaded.at_step}"
     facts = {
         "model": options.run,
@@ -262,6 +266,9 @@ def check_options(options: Options) -> None:
     ):
         if value is not None and value < least:
             raise UserError(f"{flag} {value} is too few; give {least} or more")
+    for flag, value in (("--images", options.images), ("--faces", options.faces)):
+        if value is not None and options.generated is not None:
+            raise UserError(f"{flag} {value} is for what a model generates; leave it out with --generated")
     if options.heads is not None and options.data != HEADS:
         raise UserError(f"--heads {options.heads} is for --data heads; leave it out")
     if options.resolution is not None and options.resolution < 2:

@@ -16,7 +16,7 @@ from pathlib import Path
 from emulated_kernels import CSRC, ROOT, cache_folder, locked, ninja, to_ninja, to_shell
 
 sys.path.insert(0, str(ROOT))
-import build_kernels
+import toolchain
 
 # Kilobytes of shared memory that code for a generation may take (csrc/runtime.h).
 SHARED = {"80": 163, "90": 227, "100": 227, "120": 99}
@@ -25,8 +25,8 @@ SHARED = {"80": 163, "90": 227, "100": 227, "120": 99}
 def nvcc() -> str | None:
     """The compiler that builds the package; None where there is none."""
     try:
-        return build_kernels.find_nvcc(os.environ)[0]
-    except build_kernels.Unavailable:
+        return toolchain.find_nvcc(os.environ)[0]
+    except toolchain.Unavailable:
         return None
 
 
@@ -52,7 +52,7 @@ def compile_files(architecture: str, sources: list[Path]) -> list[Path]:
     steps = [f"build {to_ninja(str(out))}: compile {to_ninja(str(source))}" for out, source in pairs]
     lines = [
         "rule compile",
-        f"  command = {to_shell([program, *build_kernels.find_host_compiler(os.environ), *flags])} "
+        f"  command = {to_shell([program, *toolchain.find_host_compiler(os.environ), *flags])} "
         "-MD -MF $out.d $in -o $out",
         "  depfile = $out.d",
         *steps,

@@ -210,6 +210,13 @@ class TestMistakes:
         arguments = ("--generated", photo_folder, "--metrics", "is", "--truncation", "0.5")
         assert "--truncation 0.5 is for a model's faces" in command(*arguments, run=None, fails=True)
 
+    @pytest.mark.parametrize("flag", ["--images", "--faces"])
+    def test_pictures_that_are_there_are_not_generated(
+        self, command: Callable[..., str], photo_folder: Path, flag: str
+    ) -> None:
+        said = command("--generated", photo_folder, "--metrics", "is", flag, "5", run=None, fails=True)
+        assert f"{flag} 5 is for what a model generates; leave it out with --generated" in said
+
     def test_missing_run(self, command: Callable[..., str], tmp_path: Path) -> None:
         assert "does not exist" in command(run=tmp_path / "none", fails=True)
 

@@ -19,10 +19,11 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-build = load(ROOT / "build_kernels.py")
+toolchain = load(ROOT / "toolchain.py")
+build = load(ROOT / "build_kernels.py")  # which imports the one above
 resources = load(ROOT / ".ci" / "check_resources.py")
 matrix_registers = load(ROOT / ".ci" / "check_matrix_registers.py")
 
 
 def architectures(*names: str) -> tuple[object, ...]:
-    return tuple(build.Architecture(int(name.removesuffix("+PTX")), name.endswith("+PTX")) for name in names)
+    return tuple(toolchain.Architecture(int(name.removesuffix("+PTX")), name.endswith("+PTX")) for name in names)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from building.scripts import architectures, build
+from building.scripts import architectures, build, toolchain
 
 
 def ninja_lines(
@@ -16,9 +16,28 @@ def ninja_lines(
     identity: str = "0123",
 ) -> list[str]:
     flags, variables = ("-ccbin", "clang++"), (f"NVCC_APPEND_FLAGS={appended}",)
-    toolchain = build.Toolchain("/opt/my cuda/bin/nvcc", architectures("80", "90+PTX"), flags, variables, identity)
+    chosen = toolchain.Toolchain("/opt/my cuda/bin/nvcc", architectures("80", "90+PTX"), flags, variables, identity)
     folder, module = Path("/build/my $folder"), Path("/build/_cuda.so")
-    return build.ninja_file(toolchain, sources, folder, module, ["/py include"], jobs).splitlines()
+    return build.ninja_file(chosen, sources, folder, module, ["/py include"], jobs).splitlines()
+
+
+def test_a_generation_shares_the_front_end_of_the_compiler() -> None:
+    assert build.gencode_flags(architectures("80", "86", "89", "90", "100", "120+PTX")) == [
+        "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89]",
+        "-gencode=arch=compute_90a,code=[sm_90a]",
+        "-gencode=arch=compute_100,code=[sm_100]",
+        "-gencode=arch=compute_120,code=[sm_120,compute_120]",
+    ]
+    # Code for 9.0 alone has warpgroups; PTX for it would run on nothing newer.
+    assert build.gencode_flags(architectures("90+PTX")) == [
+        "-gencode=arch=compute_90a,code=[sm_90a]",
+        "-gencode=arch=compute_90,code=[compute_90]",
+    ]
+    # PTX that is asked for is of the architecture itself.
+    assert build.gencode_flags(architectures("80", "86+PTX", "89")) == [
+        "-gencode=arch=compute_80,code=[sm_80,sm_89]",
+        "-gencode=arch=compute_86,code=[sm_86,compute_86]",
+    ]
 
 
 def test_commands_have_the_flags_that_the_kernels_need() -> None:
@@ -62,5 +81,5 @@ def test_max_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.parallel_jobs({}) == 3
     assert build.parallel_jobs({"MAX_JOBS": "7"}) == 7
     for wrong in ("0", "-1", "many"):
-        with pytest.raises(build.BuildError, match=f"MAX_JOBS is a number of at least 1, not '{wrong}'"):
+        with pytest.raises(toolchain.BuildError, match=f"MAX_JOBS is a number of at least 1, not '{wrong}'"):
             build.parallel_jobs({"MAX_JOBS": wrong})

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from building.scripts import ROOT, build, resources
+from building.scripts import ROOT, build, resources, toolchain
 
 from cips3d.ops.kernel_sources import digest
 
@@ -58,7 +58,15 @@ def tiny_package(tmp_path: Path) -> Path:
     folder = tmp_path / "tiny package"
     (folder / "csrc").mkdir(parents=True)
     (folder / build.DIGEST.parent).mkdir(parents=True)
-    files = ("setup.py", "build_kernels.py", "pyproject.toml", "README.md", "LICENSE", "cips3d/__init__.py")
+    files = (
+        "setup.py",
+        "build_kernels.py",
+        "toolchain.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "cips3d/__init__.py",
+    )
     for name in (*files, build.DIGEST):
         shutil.copy(ROOT / name, folder / name)
     (folder / "csrc" / "scale.cu").write_text(TINY_KERNEL)
@@ -97,7 +105,7 @@ def test_mistakes_end_the_build_with_one_sentence(tiny_package: Path) -> None:
     result = build_distribution("wheel", tiny_package, CIPS3D_CUDA="maybe")
     assert result.returncode == 1
     assert result.stderr == "error: CIPS3D_CUDA is 0 or 1, not 'maybe'\n"
-    without_nvcc = "import runpy, build_kernels; build_kernels.USUAL_FOLDERS = (); runpy.run_path('setup.py')"
+    without_nvcc = "import runpy, toolchain; toolchain.USUAL_FOLDERS = (); runpy.run_path('setup.py')"
     result = run_python(
         without_nvcc, tiny_package, CIPS3D_CUDA="1", CUDA_HOME="", CUDA_PATH="", CONDA_PREFIX="", PATH=""
     )
@@ -108,8 +116,8 @@ def test_mistakes_end_the_build_with_one_sentence(tiny_package: Path) -> None:
 
 def test_nvcc_builds_a_module_that_needs_neither_torch_nor_a_driver(tiny_package: Path) -> None:
     try:
-        build.find_toolchain(os.environ)
-    except build.Unavailable as error:
+        toolchain.find_toolchain(os.environ)
+    except toolchain.Unavailable as error:
         pytest.skip(f"no nvcc: {error}")
     report = tiny_package / "reports" / "kernels.txt"
     variables = {"CIPS3D_CUDA": "1", "CIPS3D_CUDA_ARCHS": "80,90+PTX", "CIPS3D_BUILD_REPORT": str(report)}
@@ -122,7 +130,7 @@ def test_nvcc_builds_a_module_that_needs_neither_torch_nor_a_driver(tiny_package
         names = archive.namelist()
         archive.extractall(tiny_package / "installed")
     (module,) = [name for name in names if name.startswith("cips3d/_cuda.")]
-    assert not any(name.startswith(("csrc", "build_kernels")) for name in names)
+    assert not any(name.startswith(("csrc", "build_kernels", "toolchain")) for name in names)
     assert (tiny_package / module).read_bytes() == (tiny_package / "installed" / module).read_bytes()
 
     code = "import sys; from cips3d import _cuda; _cuda.scale(); print(_cuda.architectures, 'torch' in sys.modules)"
@@ -153,7 +161,7 @@ def test_the_source_distribution_holds_all_that_building_and_testing_take(tmp_pa
     folders = ("cips3d", "csrc", "tests", "benchmarks", ".ci")
     for name in folders:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "*.so"))
-    files = ("setup.py", "build_kernels.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+    files = ("setup.py", "build_kernels.py", "toolchain.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
     for name in files:
         shutil.copy(ROOT / name, copy)
     expected = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
