@@ -143,7 +143,8 @@ def evaluate(options: Options) -> int:
     started = time.perf_counter()
     measure = of_model if options.generated is None else of_folder
     with memory_explained(
-        f"{device} has too little memory for --batch-size {options.batch_size} at this resolution; lower one of them"
+        f"{device} has too little memory; lower --resolution, or for fid, kid, is and pr "
+        f"--batch-size {options.batch_size}"
     ):
         report = measure(options, settings, str(device))
     print(report.table())

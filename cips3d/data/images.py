@@ -211,11 +211,13 @@ class ImageFiles:
         names: list[str],
         resolution: int,
         *,
+        stamps: list[str],
         reasons: dict[str, str] | None = None,
         decoded: Tensor | None = None,
     ) -> None:
         self.path = files.path
         self.names = names  # names[i] is the file of picture i; sorted
+        self.stamps = stamps  # stamps[i] changes when that file is replaced
         self.resolution = resolution
         self.reasons = dict(reasons or {})  # unreadable file: why
         self._files = files
@@ -274,6 +276,7 @@ def open_images(
     """
     check_resolution(resolution)
     files, names = find_images(path, argument)
+    stamps = [files.stamp(name) for name in names]  # before decoding: later ones may be of other pictures
     decoded = None
     if len(names) * 3 * resolution**2 <= decoded_limit:
         decoded = torch.empty(len(names), 3, resolution, resolution, dtype=torch.uint8)
@@ -301,7 +304,8 @@ def open_images(
         )
     if decoded is not None and reasons:
         decoded = decoded[readable]
-    return ImageFiles(files, [names[i] for i in readable], resolution, reasons=reasons, decoded=decoded)
+    names, stamps = [names[i] for i in readable], [stamps[i] for i in readable]
+    return ImageFiles(files, names, resolution, stamps=stamps, reasons=reasons, decoded=decoded)
 
 
 def in_threads(work: Callable[[int], Result], items: Sequence[int], bar: tqdm, *, threads: int = 0) -> list[Result]:

@@ -92,7 +92,7 @@ def view_consistency(
     yaw = equal_angles(largest_yaw, views)
     poses, sums = loaded.poses, _Sums()
     pitch = torch.full((views,), poses.pitch_mean)
-    cameras = Cameras.from_angles(pitch, poses.yaw_mean + yaw, loaded.fov_degrees)
+    cameras = Cameras.from_angles(pitch, poses.yaw_mean + yaw, loaded.fov_degrees).to(dtype=loaded.generator.dtype)
     for seen in seen_from(loaded, faces, torch.zeros(views), yaw, title="consistency", depth=True):
         for left in range(views - 1):
             for source, target in ((left, left + 1), (left + 1, left)):

@@ -33,7 +33,7 @@ def feature_cache(folder: Path, name: str, count: int) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             if file.name.startswith(f"{name}-") and not _is_sound(file, count):
-                file.unlink()
+                file.unlink(missing_ok=True)  # another process may measure the same set
         yield
 
 

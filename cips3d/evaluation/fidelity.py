@@ -110,6 +110,9 @@ def fidelity(
     sizes = [size_of(generated)] + ([] if real is None else [len(real)])
     check_counts(chosen, *sizes)
     library = torch_fidelity()
+    extractors = by_extractor(chosen, networks)
+    if len(extractors) > 1:
+        fetch_networks(chosen, networks)  # what the second one lacks is known before pictures are made for the first
     device = torch.device(device)
     settings: dict[str, Any] = {
         "cuda": device.type == "cuda",
@@ -122,7 +125,7 @@ def fidelity(
     }
     values: dict[str, float] = {}
     on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    for extractor, names in by_extractor(chosen, networks).items():
+    for extractor, names in extractors.items():
         with on_device, _with_progress(generated, "generating", progress) as made:
             settings |= {"input1": made, "feature_extractor": extractor}
             found = _calculate(library, settings, names, real, networks, progress)

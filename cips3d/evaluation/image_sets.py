@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +14,6 @@ from cips3d.cameras import Cameras
 from cips3d.data.heads import SyntheticHeads
 from cips3d.data.images import ImageFiles, ImageSource
 from cips3d.data.loader import random_words
-from cips3d.errors import UserError
 from cips3d.evaluation.views import seeds_of
 from cips3d.models.view import View
 from cips3d.pictures import to_uint8
@@ -153,29 +150,12 @@ def size_of(images: Dataset) -> int:
 def identity(source: ImageFiles | SyntheticHeads) -> str:
     """A name for the pictures of a source at its resolution: the same whenever and wherever the same set is opened.
 
-    Files count by name, size and time of their last change, entries of a zip by name, size and checksum, synthetic
-    heads by what they were made of. It can be part of a file's name.
-
-    Raises:
-        UserError: a file is there no more.
+    Files count by name, size and time of their last change, entries of a zip by name, size and checksum, as they were
+    when the set was opened; synthetic heads by what they were made of. It can be part of a file's name.
     """
     if isinstance(source, SyntheticHeads):
         return source.folder.name
     digest = hashlib.sha256()
-    for name, *facts in _facts(source):
-        digest.update(repr((name, *facts)).encode(errors="surrogateescape"))
+    for facts in zip(source.names, source.stamps, strict=True):
+        digest.update(repr(facts).encode(errors="surrogateescape"))
     return f"images-{source.resolution}-{len(source)}-{digest.hexdigest()[:16]}"
-
-
-def _facts(source: ImageFiles) -> list[tuple[str, int, int]]:
-    """(name, size, checksum or time) of every picture's file."""
-    path = Path(source.path)
-    if path.is_dir():
-        try:
-            stats = [(path / name).stat() for name in source.names]
-        except OSError as error:
-            raise UserError(f"{error.filename} cannot be found any more ({error.strerror}); put it back") from None
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(source.names, stats, strict=True)]
-    with zipfile.ZipFile(path) as archive:
-        entries = [archive.getinfo(name) for name in source.names]
-    return [(entry.filename, entry.file_size, entry.CRC) for entry in entries]

@@ -92,7 +92,11 @@ def seen_from(
 
 
 def resized(images: Tensor, resolution: int) -> Tensor:
-    """Pictures [N, 3, H, W] at side `resolution`: averaged where it is smaller, interpolated where it is larger."""
+    """Pictures [N, 3, H, W] at side `resolution`, float32 as networks take them.
+
+    They are averaged where it is smaller, interpolated where it is larger.
+    """
+    images = images.float()
     if images.shape[-2:] == (resolution, resolution):
         return images
     if images.shape[-1] > resolution:

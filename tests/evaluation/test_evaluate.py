@@ -28,6 +28,7 @@ from cips3d.evaluation.judges import Teaching
 from cips3d.evaluation.perceptual import lpips_map
 from cips3d.evaluation.smoothness import DepthSmoothness
 from cips3d.evaluation.views import FaceSample
+from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 
 IMAGES = 40
 WITHOUT_DATA = ("consistency", "smoothness", "pose", "symmetry", "chirality")
@@ -59,6 +60,21 @@ def test_every_3d_metric(settings: EvaluationSettings) -> None:
     assert set(found.curves) == {"pose_seen_yaw", "pose_seen_pitch", "mirror_symmetry", "chirality_mirrored"}
     assert all(len(curve.x) == len(curve.y) > 2 for curve in found.curves.values())
     assert list(found.seconds) == list(WITHOUT_DATA)
+
+
+def test_generators_of_double_precision(settings: EvaluationSettings, heads: SyntheticHeads) -> None:
+    """Their networks and cameras are float64, those that judge them float32."""
+    torch.manual_seed(0)
+    small = CIPS3DConfig(z_shape_dim=4, shape_style_dim=4, nerf_width=8, z_appearance_dim=4, inr_width=8)
+    generator = CIPS3D(small).eval()
+    of_float, of_double = (
+        evaluate_generator(
+            replace(BALL, generator=generator.to(dtype)), (*WITHOUT_DATA, "frechet"), settings, real=heads
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    for name in ("consistency_psnr", "depth_roughness", "mirror_symmetry", "frechet"):
+        assert of_double.values[name] == pytest.approx(of_float.values[name], rel=1e-2)
 
 
 def test_pictures_and_faces_are_those_that_are_asked_for(

@@ -223,6 +223,36 @@ def test_weights_that_cannot_be_downloaded(
             fidelity(noise(), [metric], real=heads, cache=tmp_path)
 
 
+def test_what_the_second_network_lacks_is_known_before_pictures_are_made(
+    heads: SyntheticHeads, inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*arguments: object, **options: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    class Unmade(Images):
+        def __getitem__(self, index: int) -> Tensor:
+            raise AssertionError("a picture was made")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16", offline)
+    with pytest.raises(UserError, match=r"cannot be downloaded.*no route to host.*--vgg FILE"):
+        made = Unmade(noise().images)
+        fidelity(made, ["fid", "pr"], real=heads, networks=FeatureNetworks(inception), cache=tmp_path)
+
+
+def test_another_process_removes_a_file_first(
+    heads: SyntheticHeads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that measure the same set at once both find what is not sound."""
+    fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path)
+
+    def removed_by_another(file: Path, count: int) -> bool:
+        file.unlink()
+        return False
+
+    monkeypatch.setattr("cips3d.evaluation.feature_cache._is_sound", removed_by_another)
+    assert "fid" in fidelity(noise(), ["fid"], real=heads, networks=BY_TINY, cache=tmp_path)
+
+
 class TestWeightFiles:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"none\.pth does not exist"):

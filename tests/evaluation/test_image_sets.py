@@ -200,6 +200,31 @@ class TestIdentity:
             names.append(identity(open_images(tmp_path / archive, 8)))
         assert names[0] == names[1] != names[2]
 
+    @pytest.mark.parametrize("kind", ["folder", "zip"])
+    def test_files_that_change_while_they_are_open(self, photo_folder: Path, tmp_path: Path, kind: str) -> None:
+        """What was decoded at the beginning is what counts, and the new pictures are others."""
+        data = tmp_path / ("photos" if kind == "folder" else "photos.zip")
+
+        def write(order: int) -> None:
+            photos = [path.read_bytes() for path in sorted(photo_folder.iterdir())[:4]][::order]
+            if kind == "folder":
+                data.mkdir(exist_ok=True)
+                for index, photo in enumerate(photos):
+                    (data / f"{index}.png").write_bytes(photo)
+                return
+            with zipfile.ZipFile(tmp_path / "new.zip", "w") as file:
+                for index, photo in enumerate(photos):
+                    file.writestr(f"{index}.png", photo)
+            (tmp_path / "new.zip").replace(data)
+
+        write(1)
+        opened = open_images(data, 8)
+        name = identity(opened)
+        write(-1)
+        assert identity(opened) == name != identity(open_images(data, 8))
+        shutil.rmtree(data) if kind == "folder" else data.unlink()
+        assert identity(opened) == name
+
     def test_heads(self, tmp_path: Path) -> None:
         first, second = (load_heads(8, 2, seed, cache=tmp_path, progress=False) for seed in (0, 1))
         assert identity(first) == load_heads(8, 2, 0, cache=tmp_path, progress=False).folder.name
