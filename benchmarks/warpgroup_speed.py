@@ -50,9 +50,11 @@ def are_compared(device: torch.device) -> bool:
 
 
 def allowed() -> list[str]:
-    """The ops whose kernels the environment does not refuse."""
-    value = os.environ.get(VARIABLE, "1")
-    return [op for op in OPS if value not in ("", "0") and (value == "1" or op in value.split(","))]
+    """The ops that have been compiled with such kernels, and whose kernels the environment does not refuse."""
+    value, module = os.environ.get(VARIABLE, "1"), kernels.compiled()
+    missing = () if module is None or module.render_rays_backward_has_warpgroups() else ("render_rays_backward",)
+    wanted = [op for op in OPS if value not in ("", "0") and (value == "1" or op in value.split(","))]
+    return [op for op in wanted if op not in missing]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from cips3d.process.devices import choose_device
 from cips3d.process.ending import exit_on_user_error
 from cips3d.rendering import LoadedGenerator, latent_of, load_generator, read_latent, write_latent
 from cips3d.rendering.flags import RunArgument
+from cips3d.rendering.options import check_latent
 from cips3d.rendering.seeds import check_truncation, parse_integers, parse_seeds
 from cips3d.rendering.staging import faces_of
 from cips3d.sweeps import Column, Scene, SweepOptions, check_options, prepared, write_sweep
@@ -132,6 +133,8 @@ def _check_latent(options: Options) -> None:
         raise UserError(f"--out {options.out} exists; give another name")
     check_no_picture(options, "a latent holds a face alone")
     check_truncation(options.truncation)
+    if options.latent is not None:
+        check_latent(render_options(options))
     faces = options.latent or parse_seeds(options.seeds or options.default_seeds)
     directions = parse_integers(options.directions or SEVERAL_DIRECTIONS, "--directions", "directions")
     for flag, given in (

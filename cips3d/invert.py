@@ -14,14 +14,14 @@ from torch import Tensor
 
 from cips3d.checkpoints.converted import Source, write_converted
 from cips3d.checkpoints.trained import find_checkpoint
-from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe
+from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe
 from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.files import sha256_of
 from cips3d.inversion import Inversion, InversionSettings, invert
 from cips3d.inversion.figures import comparison, loss_curve
 from cips3d.inversion.losses import Perceptual
 from cips3d.inversion.tuning import as_converted
-from cips3d.pictures import check_is_named, from_uint8, save_image
+from cips3d.pictures import check_folder, check_is_named, from_uint8, reported, save_image
 from cips3d.process.devices import choose_device, memory_explained
 from cips3d.process.ending import exit_on_user_error
 from cips3d.process.signals import stop_on_signals
@@ -103,7 +103,9 @@ def run(options: Options) -> int:
     """Load, invert, save, and say what came out."""
     check_options(options)
     device = choose_device(options.device)
-    loaded = load_generator(options.run, device, precision=options.precision)
+    file = find_checkpoint(options.run)
+    loaded = load_generator(file, device, precision=options.precision)
+    source = Source(file.name, sha256_of(file))  # now: a run that is going on writes others, and removes this one
     check_model(loaded, options)
     photo = read_photo(options.photo, options.resolution or loaded.resolution)
     make_folder(options.out)
@@ -113,7 +115,7 @@ def run(options: Options) -> int:
             "lower one of them"
         ):
             found = invert(loaded, photo, settings_of(loaded, options), progress=True, stop=lambda: bool(stop))
-        save(options, loaded, photo, found)
+        save(options, loaded, source, photo, found)
     print(described(options, loaded, found))
     return stop.exit_code
 
@@ -133,15 +135,13 @@ def settings_of(loaded: LoadedGenerator, options: Options) -> InversionSettings:
     )
 
 
-def save(options: Options, loaded: LoadedGenerator, photo: Tensor, found: Inversion) -> None:
+def save(options: Options, loaded: LoadedGenerator, source: Source, photo: Tensor, found: Inversion) -> None:
     """Write all that was found, or nothing, so that the same command can be run again."""
     folder = options.out
     try:
         write_latent(folder / LATENT_NAME, latent_of(loaded, found.styles, found.camera))
         if found.tuned is not None:
-            source = find_checkpoint(options.run)
-            converted = as_converted(found.tuned, (Source(source.name, sha256_of(source)),))
-            write_converted(folder / TUNED_NAME, converted)
+            write_converted(folder / TUNED_NAME, as_converted(found.tuned, (source,)))
         save_image(folder / PICTURE_NAME, comparison(loaded, photo, found))
         if found.records:
             save_image(folder / CURVE_NAME, loss_curve(found.records))
@@ -190,14 +190,12 @@ def make_folder(folder: Path) -> None:
     """Make the folder for the results.
 
     Raises:
-        UserError: it holds something, or cannot be made.
+        UserError: it holds something, or files cannot be made there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    with reported(folder):
         if any(folder.iterdir()):
             raise UserError(f"--out {folder} is not empty; give a new folder")
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be made ({error.strerror}); choose another place") from None
 
 
 def check_model(loaded: LoadedGenerator, options: Options) -> None:
@@ -227,6 +225,8 @@ def check_options(options: Options) -> None:
     check_seed(options.seed)
     if options.resolution is not None and options.resolution < FEWEST_PIXELS:
         raise UserError(f"--resolution {options.resolution} shows no face; give {FEWEST_PIXELS} or more")
+    if options.resolution is not None:
+        check_resolution(options.resolution)
     if options.pose is not None and not all(abs(angle) <= LARGEST_NUMBER for angle in options.pose):
         raise UserError(f"--pose {options.pose[0]:g} {options.pose[1]:g} is no direction; give two angles in radians")
     check_is_named(options.out)

@@ -35,6 +35,7 @@ Beside the mesh lies a picture of it from six sides (head.preview.png). Sides th
 """
 
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 1024
+SMALLEST_BOX = 1e-6  # scene units
 LARGEST_BOX = 100.0  # scene units: far beyond what any camera sees; very far out, networks give no numbers
 
 
@@ -145,9 +146,9 @@ def check_options(options: Options) -> None:
         raise UserError(f"--picture-resolution {options.picture_resolution} shows nothing; give 2 or more")
     if options.threshold is not None and not 0 < options.threshold < math.inf:
         raise UserError(f"--threshold {options.threshold:g} is out of range; give a positive number")
-    if options.box_side is not None and not 0 < options.box_side <= LARGEST_BOX:
+    if options.box_side is not None and not SMALLEST_BOX <= options.box_side <= LARGEST_BOX:
         raise UserError(
-            f"--box-side {options.box_side:g} is out of range; give a length from above 0 to {LARGEST_BOX:g}"
+            f"--box-side {options.box_side:g} is out of range; give a length from {SMALLEST_BOX:g} to {LARGEST_BOX:g}"
         )
     pictures.check_path(options.out, MESH_ENDINGS, "a mesh")
     if options.preview:

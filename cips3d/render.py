@@ -48,7 +48,8 @@ Trajectories:
                         "translation": [0, 0, 0]}}, ...]
                     with yaw and pitch in radians from the front, and a translation along the camera's right, up and
                     backward axes; or {{"camera_to_world": [[...], [...], [...]], "fov_degrees": 12}} with rows of a
-                    matrix whose columns are these axes and the position; the front camera stands at (0, 0, 1)
+                    matrix whose columns are these axes and the position; a front camera on the
+                    horizon stands at (0, 0, 1)
 """
 
 

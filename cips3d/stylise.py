@@ -12,6 +12,7 @@ import tyro
 
 from cips3d.checkpoints.networks import load_networks
 from cips3d.checkpoints.tensor_files import ENDING
+from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.errors import LARGEST_NUMBER, UserError
 from cips3d.models.family import AnyGenerator
 from cips3d.process.devices import choose_device
@@ -98,11 +99,12 @@ def stylise(options: Options) -> int:
     """Load both models, blend, save, and say where."""
     check(options)
     device = choose_device(options.device)
-    base, style = (load_generator(path, device, precision=options.precision) for path in (options.base, options.style))
+    files = find_checkpoint(options.base), find_checkpoint(options.style)  # once: runs that go on write others
+    base, style = (load_generator(file, device, precision=options.precision) for file in files)
     check_same_networks(base, style)
     full, blends = blends_of(base.generator, options)
     if options.writes_checkpoint:
-        write_checkpoint(options, blends[-1])
+        write_checkpoint(options, files, blends[-1])
         return 0
     scene = prepared(base, options)
     shown = write_sweep(
@@ -221,9 +223,9 @@ def column_of(options: Options, scene: Scene, style: LoadedGenerator, blend: Lab
     return Column(blend.label, loaded, styles)
 
 
-def write_checkpoint(options: Options, blend: LabelledShares) -> None:
-    """The blend as a file of its own."""
-    base, style = load_networks(options.base), load_networks(options.style)
+def write_checkpoint(options: Options, files: tuple[Path, Path], blend: LabelledShares) -> None:
+    """The blend of two models as a file of its own."""
+    base, style = map(load_networks, files)
     for networks in (base, style):
         if options.out.exists() and options.out.samefile(networks.file):
             raise UserError(f"--out {options.out} is one of the two models; give another name")

@@ -115,6 +115,7 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind_query(module, "render_rays_warpgroups", render_rays_warpgroups);
   bind_query(module, "render_rays_backward_fits", render_rays_backward_fits);
   bind_query(module, "render_rays_backward_warpgroups", render_rays_backward_warpgroups);
+  module.def("render_rays_backward_has_warpgroups", render_rays_backward_has_warpgroups);
   module.def("render_rays_gradient_size", render_rays_gradient_size);
   module.def("render_rays_block_floats", render_rays_block_floats);
   bind(module, "render_wide_rays", render_wide_rays);

@@ -201,6 +201,7 @@ int64_t render_rays_gradient_size(int width, int color);
 int64_t render_rays_block_floats();
 bool render_rays_backward_fits(bool accurate);                      // into the current device's shared memory
 bool render_rays_backward_warpgroups(bool accurate, bool of_rays);  // whether warpgroups do it
+bool render_rays_backward_has_warpgroups();                         // whether the compiler can be trusted with them
 void render_rays_backward(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths,
                           Pointer transmittance, Pointer weights, Pointer noise, Pointer grad_colors,
                           Pointer grad_weight_sum, Pointer grad_depth, Pointer grad_weights, Pointer scales,

@@ -196,9 +196,11 @@ bool render_rays_backward_fits(bool accurate) {
   return with_block(accurate, [](auto block) { return decltype(block)::kShared <= device_limits().shared_block; });
 }
 
+bool render_rays_backward_has_warpgroups() { return kTransposesOperands; }
+
 // Not where rays have gradients too: there are no registers for them.
 bool render_rays_backward_warpgroups(bool accurate, bool of_rays) {
-  return kTransposesOperands && uses_warpgroups("render_rays_backward") && !accurate && !of_rays &&
+  return render_rays_backward_has_warpgroups() && uses_warpgroups("render_rays_backward") && !accurate && !of_rays &&
          WarpgroupBlock::kShared <= device_limits().shared_block;
 }
 

@@ -215,6 +215,13 @@ class TestLatents:
             (("--directions", 0), "--strengths are 5, and a .safetensors holds one face"),
             ((*ONE, "--seeds", "0-2"), "--seeds are 3, and a .safetensors holds one face"),
             ((*ONE, "--yaw", 0.2), "--yaw is for pictures, and a latent holds a face alone"),
+            ((*ONE, "--batch-size", 2), "--batch-size is for pictures, and a latent holds a face alone"),
+            ((*ONE, "--latent"), "--latent names no file; give one or more"),
+            (
+                (*ONE, "--seeds", 3, "--latent", "a.safetensors"),
+                "--latent takes the place of --seeds; leave one",
+            ),
+            ((*ONE, "--latent", "a.safetensors", "--truncation", 0.3), "--truncation is for faces of seeds"),
             ((*ONE, "--trajectory", "circle"), "--trajectory circle is for what moves"),
             ((*ONE, "--truncation", "nan"), "--truncation nan is out of range"),
             (("--directions", 9999, "--strengths", 1), "--directions 9999 is beyond"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from PIL import Image
 
 from cips3d import render
 from cips3d.cameras import PoseDistribution
+from cips3d.checkpoints.converted import read_converted
+from cips3d.checkpoints.trained import find_checkpoint
 from cips3d.errors import UserError
-from cips3d.inversion import Record
+from cips3d.files import sha256_of
+from cips3d.inversion import Inversion, Record, invert
 from cips3d.invert import main
 from cips3d.models.cips import CIPS
 from cips3d.models.cips3d import CIPS3D
@@ -119,6 +123,22 @@ class TestResults:
         a, b = (render_views(model, styles, *angles, Look(8)).image for model in (changed, original))
         assert not torch.equal(a, b)
 
+    def test_tuned_model_names_the_checkpoint_that_it_was_made_of(
+        self, command: Callable[..., str], run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that goes on writes others meanwhile, and removes that one."""
+        loaded_from = find_checkpoint(run_folder)
+        digest = sha256_of(loaded_from)
+
+        def while_the_run_goes_on(*arguments: Any, **options: Any) -> Inversion:
+            loaded_from.rename(loaded_from.with_name("step-99999999.pt"))
+            return invert(*arguments, **options)
+
+        monkeypatch.setattr("cips3d.invert.invert", while_the_run_goes_on)
+        command("--tune", "--tune-steps", "2")
+        (source,) = read_converted(tmp_path / "found" / "tuned.safetensors").sources
+        assert (source.file, source.sha256) == (loaded_from.name, digest)
+
     def test_render_takes_the_latent(
         self, command: Callable[..., str], run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -184,6 +204,7 @@ class TestMistakes:
             (["--pose", "1e300", "0"], "--pose 1e+300 0"),
             (["--pose", "0", "1.6"], "--pose with pitch 1.6 goes over a pole"),
             (["--device", "tpu"], "--device tpu"),
+            (["--resolution", "2000000"], "--resolution 2000000"),
         ],
     )
     def test_one_clear_line(self, command: Callable[..., str], tmp_path: Path, flags: list[str], message: str) -> None:
@@ -205,7 +226,18 @@ class TestMistakes:
         assert (tmp_path / "found" / "inversion.png").read_text() == "mine"
         (tmp_path / "file").write_text("mine")
         assert "file is a file" in command(out="file", code=2)
-        assert "cannot be made" in command(out="file/folder", code=2)
+        assert "cannot be written (Not a directory)" in command(out="file/folder", code=2)
+
+    def test_a_folder_that_cannot_be_written_is_known_before_the_work(
+        self, command: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        (tmp_path / "found").mkdir()
+        monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("cips3d.invert.invert", lambda *_, **__: pytest.fail("it has begun"))
+        assert "found cannot be written (Permission denied); choose another place" in command(code=2)
 
     def test_full_disk_leaves_nothing_in_the_way(
         self, command: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

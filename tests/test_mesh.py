@@ -134,6 +134,7 @@ def test_latent(command: Callable[..., str], run_folder: Path, tmp_path: Path) -
         (["--threshold", "1e9", *SMALL], "a.glb", "lower --threshold"),
         (["--threshold", "1e300", *SMALL], "a.glb", "lower --threshold"),
         (["--box-side", "-1"], "a.glb", "--box-side -1"),
+        (["--box-side", "1e-18"], "a.glb", "--box-side 1e-18 is out of range; give a length from 1e-06 to 100"),
         (["--box-side", "1e30"], "a.glb", "--box-side 1e+30 is out of range"),
         (["--picture-resolution", "1"], "a.glb", "--picture-resolution 1"),
         (["--device", "tpu"], "a.glb", "--device tpu"),

@@ -35,7 +35,8 @@ def read_cameras(
       origin), then "roll", radians around the viewing axis (default 0; positive leans the camera to its left), and
       "translation", scene units along the camera's own right, up and backward axes ([0, 0, 0]), in this order; or
     - "camera_to_world", a 4 x 4 or 3 x 4 matrix by rows whose columns are the camera's right, up and backward axes and
-      its position. The camera looks along -z; the world's +y is up and the front camera stands on +z at distance 1.
+      its position. The camera looks along -z; the world's +y is up, and on +z at
+      distance 1 stands the camera whose pitch and yaw are π/2: the front one, where the means are these.
 
     Both may have "fov_degrees", the full angle of view over the picture's height.
 

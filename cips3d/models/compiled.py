@@ -97,7 +97,8 @@ class CompiledRender(Generic[StylesT]):
                     self.generator.render(self._styles, view)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Its own stream would be one of the device that captured first.
+            with torch.cuda.graph(graph, stream=side):
                 picture = self.generator.render(self._styles, view)
         return graph, picture
 

@@ -38,9 +38,11 @@ def save_animation(path: Path, frames: Iterable[Image.Image], fps: float) -> Non
     """Write frames that are shown over and over, as a GIF or an animated WebP, or as an MP4; whole or not at all.
 
     A GIF has one palette for all frames, chosen from all of them, and ordered dithering: what does not change
-    from frame to frame does not flicker. In a GIF or WebP, equal frames that follow each other become one that is shown
-    longer; where the format cannot express 1/fps, durations differ by one unit: together they last len(frames)/fps.
-    Both need all frames in memory. An MP4 takes one frame after the other, and may be as long as one likes.
+    from frame to frame does not flicker. In a GIF, equal frames that follow each other become one that is shown longer,
+    in a WebP those that differ by no more than about three grey levels anywhere, and a WebP of such frames alone is a
+    picture that stands still. Where the format cannot express 1/fps, durations differ by one unit: together they last
+    len(frames)/fps. Both need all frames in memory. An MP4 takes one frame after the other, and may be as long as one
+    likes.
 
     Args:
         path: ends in .gif, .webp or .mp4; missing folders are made.

@@ -110,7 +110,8 @@ def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> t
         The generator's styles of len(paths) faces, on its device; by layer where one of them is.
 
     Raises:
-        UserError: a file cannot be read, or holds styles of other names or shapes, or what are no numbers.
+        UserError: a file cannot be read, is of another system's model, or holds styles of other names or shapes, or
+            what are no numbers.
     """
     if not paths:
         raise ValueError("paths must hold at least one file, got none")
@@ -121,6 +122,11 @@ def styles_of_latents(loaded: LoadedGenerator, paths: Sequence[str | Path]) -> t
     faces = []
     for path in paths:
         latent = read_latent(path)
+        if latent.model != model_name(loaded.generator):
+            raise UserError(
+                f"--latent {path} is of a {latent.model} model, and this one is {model_name(loaded.generator)}; give "
+                "the model it was made with"
+            )
         found = {name: style.shape for name, style in latent.styles.items()}
         if found.keys() != wanted.keys() or any(found[name] not in (wanted[name], by_layer[name]) for name in wanted):
             raise UserError(

@@ -193,7 +193,8 @@ def _check_trajectory(options: Options) -> None:
     if not options.has_frames:
         return
     if options.frames is not None:
-        check_frames(options.frames, 2 if options.is_animation else 1)
+        least = 3 if name == "yaw" else 2  # of two, both would be in the middle of the swing
+        check_frames(options.frames, least if options.is_animation else 1)
     for flag, axis, angles in (("--yaw", "yaw", options.yaw), ("--pitch", "pitch", options.pitch)):
         if angles is not None and axis not in ranges and len(angles) > 1:
             still = f"--trajectory {name}" if name is not None else "--interpolate without a --trajectory"
@@ -205,7 +206,7 @@ def _check_trajectory(options: Options) -> None:
 def check_frames(frames: int, least: int = 2) -> None:
     """Raise `UserError` for so few frames that nothing moves, or more than the limit."""
     if frames < least:
-        raise UserError(f"--frames {frames} is no animation; give 2 or more")
+        raise UserError(f"--frames {frames} is no animation; give {max(least, 2)} or more")
     if frames > MAX_CAMERAS:
         raise UserError(f"--frames {frames} is too many; give {MAX_CAMERAS} or fewer")
 
@@ -213,7 +214,7 @@ def check_frames(frames: int, least: int = 2) -> None:
 def _check_faces(options: Options) -> None:
     """Raise `UserError` where options of faces and frames contradict each other."""
     if options.latent is not None:
-        _check_latent(options)
+        check_latent(options)
     if options.mix_layer is not None and options.mix is None:
         raise UserError("--mix-layer is for --mix; leave it out, or say which seeds to mix")
     if options.frames is not None and not options.has_frames:
@@ -236,7 +237,7 @@ def _check_faces(options: Options) -> None:
             raise UserError(f"{flag} {listed(angles)} is more than one view, which is all that --mix shows; give one")
 
 
-def _check_latent(options: Options) -> None:
+def check_latent(options: Options) -> None:
     """Raise `UserError` for options of seeds beside latents, which take their place as they are."""
     if not options.latent:
         raise UserError("--latent names no file; give one or more that python -m cips3d.invert wrote")

@@ -215,11 +215,9 @@ def _cameras(loaded: LoadedGenerator, options: Options, faces: int) -> Cameras:
     one_view = options.mix is not None or not loaded.generator.is_3d
     yaws = options.yaw or ((0.0,) if one_view else VIEW_YAWS)
     views = [(pitch, yaw) for pitch in options.pitch or (0.0,) for yaw in yaws]
-    return Cameras.from_angles(
-        torch.tensor([poses.pitch_mean + pitch for pitch, _ in views]),
-        torch.tensor([poses.yaw_mean + yaw for _, yaw in views]),
-        loaded.fov_degrees,
-    )
+    pitch = torch.tensor([poses.pitch_mean + pitch for pitch, _ in views])
+    yaw = torch.tensor([poses.yaw_mean + yaw for _, yaw in views])
+    return Cameras.from_angles(pitch.clamp(PITCH_MARGIN, math.pi - PITCH_MARGIN), yaw, loaded.fov_degrees)
 
 
 def _frame_count(options: Options, faces: int) -> int:

@@ -112,6 +112,7 @@ def check_no_picture(options: SweepOptions, instead: str) -> None:
         ("--resolution", options.resolution is not None),
         ("--fov", options.fov is not None),
         ("--kind", options.kind != SweepOptions.kind),
+        ("--batch-size", options.batch_size != SweepOptions.batch_size),
     ):
         if is_given:
             raise UserError(f"{flag} is for pictures, and {instead}; leave it out")

@@ -84,6 +84,7 @@ class Page:
         self.session = Session(self._studio, pacing, self._show, self._complain, turns.clock)
         self._shot = exhibit.first_shot
         self._shot_lock = threading.Lock()
+        self._sending = threading.Lock()  # by the pictures' thread, or the event loop's
         self._last: Frame | None = None
         self._aspect = client.camera.aspect
         self._path: viser.GuiTextHandle | None = None
@@ -237,7 +238,7 @@ class Page:
         if camera.aspect != self._aspect:
             self._aspect = camera.aspect
             if self._last is not None:
-                self._send(self._last)
+                self._send()
         if not self._is_3d:
             return
         at_home = _is_near(camera.look_at, CENTRE)
@@ -309,24 +310,27 @@ class Page:
 
     def _show(self, shown: Frame) -> None:
         self._last = shown
-        self._send(shown)
+        self._send()
         self._problem.visible = False
         if shown.finest:
             side, moving = len(shown.pixels), self.session.pacing.moving
             pace = f" ({moving} × {moving} while moving)" if moving < side else ""
             self._status.content = f"{side} × {side} pixels{pace}"
 
-    def _send(self, shown: Frame) -> None:
+    def _send(self) -> None:
+        """Send the last picture in the window's shape; what is sent last is the newest of both."""
         if self.session.has_left:
             return
-        canvas = centred(shown.pixels, self._aspect)
-        self._client.scene.set_background_image(
-            canvas,
-            format="png" if canvas.shape[0] * canvas.shape[1] <= LARGEST_PNG else "jpeg",
-            jpeg_quality=JPEG_QUALITY,
-            depth=np.full((1, 1), HIDING_DEPTH),
-        )
-        self._client.flush()
+        with self._sending:
+            assert self._last is not None
+            canvas = centred(self._last.pixels, self._aspect)
+            self._client.scene.set_background_image(
+                canvas,
+                format="png" if canvas.shape[0] * canvas.shape[1] <= LARGEST_PNG else "jpeg",
+                jpeg_quality=JPEG_QUALITY,
+                depth=np.full((1, 1), HIDING_DEPTH),
+            )
+            self._client.flush()
 
     def _complain(self, sentence: str) -> None:
         self._problem.content = f"⚠️ {_plain(sentence)}."

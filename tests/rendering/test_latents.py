@@ -119,6 +119,10 @@ def test_latents_that_do_not_fit(loaded: LoadedGenerator, small_config: TrainCon
     with pytest.raises(UserError, match=r"appearance \[10\], shape \[6\] \(a cips3d model\), and .*nce \[8\], sh"):
         styles_of_latents(loaded, [write(tmp_path / "a.safetensors", other, 0)])
     styles = styles_of_seeds(loaded, [0])
+    # Models of two systems may have styles of the same name and width.
+    write_latent(tmp_path / "c.safetensors", dataclasses.replace(latent_of(loaded, styles, None), model="stylegan2"))
+    with pytest.raises(UserError, match=r"c.safetensors is of a stylegan2 model, and this one is cips3d; give"):
+        styles_of_latents(loaded, [tmp_path / "c.safetensors"])
     broken = styles_of(styles, [style * math.nan for style in styles])
     write_latent(tmp_path / "b.safetensors", latent_of(loaded, broken, None))
     with pytest.raises(UserError, match="no numbers"):

@@ -76,6 +76,13 @@ def test_moving_cameras_keep_clear_of_the_poles(
     assert (pitch.min(), pitch.max()) == pytest.approx(ends, abs=1e-3)  # acos is coarse there
 
 
+def test_views_close_to_a_pole_are_on_this_side_of_it(loaded: LoadedGenerator, tmp_path: Path) -> None:
+    """π / 2 to seven decimals: in float32 the angle is beyond the pole, and the picture would be upside down."""
+    options = Options(tmp_path, tmp_path / "out.png", pitch=(1.5707, 1.5707963), yaw=(0.3,))
+    low, high = stage(loaded, options).sequence.cameras.rotation
+    torch.testing.assert_close(high, low, atol=1e-3, rtol=0)
+
+
 class TestTrajectories:
     @pytest.mark.parametrize("out", ["swing.gif", "swing.webp"])
     def test_animation(self, command: RenderCommand, tmp_path: Path, out: str) -> None:

@@ -91,6 +91,35 @@ def test_shows_the_face_saves_it_and_asks_nobody_else(
     assert {url.partition("//")[2].partition("/")[0] for url in browser.requested()} == {place}
 
 
+def test_what_is_sent_last_has_the_shape_of_the_window(
+    browser: Browser, serve: Callable[..., Gallery], exhibit: Exhibit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the window changes while another thread sends a picture."""
+    page = visit(browser, serve(exhibit))
+    sent: list[float] = []
+    sending, may_send = threading.Event(), threading.Event()
+
+    def send(canvas: np.ndarray, **_: object) -> None:
+        if not sending.is_set():
+            sending.set()
+            may_send.wait(10)
+        sent.append(canvas.shape[1] / canvas.shape[0])
+
+    monkeypatch.setattr(page._client.scene, "set_background_image", send)
+    monkeypatch.setattr(page, "_is_3d", False)  # the window's shape alone is looked at
+    assert page._last is not None
+    picture = threading.Thread(target=page._show, args=(page._last,))
+    picture.start()
+    assert sending.wait(10)
+    window = threading.Thread(target=lambda: asyncio.run(page._camera_moved(SimpleNamespace(aspect=2.0))))
+    window.start()
+    window.join(0.3)  # without an order it is done now
+    may_send.set()
+    picture.join()
+    window.join()
+    assert len(sent) == 2 and sent[-1] == 2.0
+
+
 def test_dragging_turns_the_head_within_the_trained_views(
     browser: Browser, serve: Callable[..., Gallery], exhibit: Exhibit
 ) -> None:
