@@ -34,7 +34,10 @@ def from_plain(kind: type[T], value: Any) -> T:
     Raises:
         ValueError: a field is unknown or a value is not of its type; missing fields take their defaults.
     """
-    return cast(T, _from_plain(kind, value))
+    try:
+        return cast(T, _from_plain(kind, value))
+    except (AttributeError, TypeError, OverflowError, RecursionError) as error:  # a list for a mapping, and the like
+        raise ValueError(str(error)) from error
 
 
 def _from_plain(kind: Any, value: Any) -> Any:

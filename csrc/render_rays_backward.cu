@@ -34,11 +34,11 @@ struct BlockOfWarpgroups {
   static_assert(Weights::kBytes % 128 == 0, "core matrices lie in two lines");
   __device__ __forceinline__ static void publish() { fence_for_async_reads(); }
 };
-using WideBlock = Block<false, 8>;    // 221 KB: 9.0 and 10.0
-using MiddleBlock = Block<false, 4>;  // 140 KB: 8.0
-using NarrowBlock = Block<false, 2>;  // 99 KB: everywhere
+using WideBlock = Block<false, 8>;    // 216 KB: 9.0 and 10.0
+using MiddleBlock = Block<false, 4>;  // 137 KB: 8.0
+using NarrowBlock = Block<false, 2>;  // 96 KB: everywhere
 using WarpgroupBlock = BlockOfWarpgroups<kBackwardWarps>;
-using AccurateBlock = Block<true, 2>;  // 191 KB: 9.0 and 10.0
+using AccurateBlock = Block<true, 2>;  // 187 KB: 9.0 and 10.0
 
 // Adds up what the lanes and warps of a ray have of its gradients; one of the warps stores them.
 template <class Buffers>

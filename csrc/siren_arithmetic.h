@@ -12,7 +12,7 @@ namespace cips3d {
 template <bool kAccurate>
 __device__ __forceinline__ float sine(float phase) {
   if (!kAccurate) return __sinf(phase);
-  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;  // their sum is 2 pi; 6.28125 has 9 bits
+  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;  // their sum is 2 pi; 6.28125 has 8 bits
   const float turns = rintf(phase * 0.15915494309189535f);
   return __sinf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
 }

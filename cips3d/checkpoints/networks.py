@@ -66,10 +66,10 @@ class Networks:
         Raises:
             UserError: its weights do not fit its configuration.
         """
-        generator = make_generator(self.generator_config)
         try:
+            generator = make_generator(self.generator_config)
             generator.load_state_dict(self.averaged)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, MemoryError) as error:
             raise UserError(
                 f"the weights in {self.file} do not fit the networks it describes; try another checkpoint of the run"
             ) from error
@@ -111,7 +111,7 @@ def networks_of_checkpoint(file: Path, state: dict[str, Any], average: Average =
             state[AVERAGES[average]],
             state.get("discriminator"),
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{file} does not describe a model of this version ({error}); "
             "use it with the version of cips3d that trained it"

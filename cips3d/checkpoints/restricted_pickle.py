@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 
 CLASS_NAME = re.compile(r"_?[A-Z]\w*", re.ASCII)
 SHOWN_NAME = re.compile(r"[\w.]{1,80}", re.ASCII)  # longer ones, or those that would play with a terminal, are quoted
-MAX_COPIED = 1 << 26  # of what calls are given, all together; four times the largest pickle that is read
+MAX_COPIED = 1 << 26  # of what calls and objects are given, all together; four times the largest pickle that is read
 MAX_BITS = 128  # of integers; the largest that torch writes has 80
+MAX_KEY_BITS = 60  # hashes are remainders of 2^61 - 1: many with the same one would take hours
 NUMPY_NUMBERS = {"b1": "?", "f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q"}  # numpy's codes, and struct's
 PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 writes the old names
 
@@ -68,9 +69,11 @@ Key = str | int | float | bool | None  # other keys could be nested so deeply th
 
 
 def put(mapping: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an entry whose key is a plain value."""
+    """Set an entry whose key is a plain value, of integers one whose hash no other has."""
     if not isinstance(key, Key):
         raise RefusedPickle("was not read: it holds a dictionary or set with keys other than text and numbers")
+    if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
+        raise RefusedPickle("was not read: it holds a dictionary or set with an absurdly large number as a key")
     mapping[key] = value
 
 
@@ -146,7 +149,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
-        self.copied = 0  # characters and items that calls were given
+        self.copied = 0  # characters and items that calls and objects were given
 
     def run(self, stream: BinaryIO) -> Any:
         for instruction, argument, _ in pickletools.genops(stream):
@@ -246,10 +249,15 @@ class _Machine:
             raise RefusedPickle(f"was not read: it calls {_shown(f'{called.module}.{called.name}')}")
         if not (isinstance(called, Call) and isinstance(arguments, tuple)):
             raise ValueError("a call of something that cannot be called")
-        self.copied += sum(len(given) for given in arguments if isinstance(given, (str, bytes, list)))
-        if self.copied > MAX_COPIED:  # the same text again and again, which a few bytes ask for
-            raise RefusedPickle("was not read: its pickle asks for far more memory than torch.save does")
+        for given in arguments:
+            self.count_copy(given)
         self.stack.append(called.function(*arguments))
+
+    def count_copy(self, given: Any) -> None:
+        """Of the same thing again and again, which a few bytes ask for."""
+        self.copied += len(given) if isinstance(given, (str, bytes, list, tuple, dict, set)) else 0
+        if self.copied > MAX_COPIED:
+            raise RefusedPickle("was not read: its pickle asks for far more memory than torch.save does")
 
     def new_object(self, _: Any) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
@@ -263,6 +271,7 @@ class _Machine:
         """Attributes of an object: noted down, never set; those of a dictionary (`_metadata`) are let go."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, InertObject) and isinstance(state, dict):
+            self.count_copy(state)
             target.attributes.update(state)
         elif isinstance(target, NumpyType):
             target.byte_order = state[1]  # (version, byte order, ...)

@@ -62,7 +62,7 @@ def open_tensors(path: str | Path, kind: FileKind) -> Iterator[Any]:
         raise UserError(f"{path} does not exist; give {kind.source}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} is not a complete {kind.name} ({type(error).__name__}); it may be truncated: {kind.renewal}"
         ) from error

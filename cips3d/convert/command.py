@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from cips3d.checkpoints.converted import Converted, Source, write_converted
+from cips3d.checkpoints.converted import Converted, Source, read_converted, write_converted
 from cips3d.checkpoints.networks import Average, load_networks, networks_of_checkpoint
 from cips3d.checkpoints.rendering_settings import RenderingSettings
 from cips3d.checkpoints.tensor_files import ENDING
@@ -95,6 +95,7 @@ def convert(options: Options) -> int:
     """Read, recognise, convert, write, and say what."""
     check_options(options)
     if options.file.suffix.lower() == ENDING and options.file.is_file():
+        read_converted(options.file)  # which says so where it is another one
         raise UserError(f"{options.file} is converted already; copy it, or give the file that it was made of")
     loaded = None if options.file.is_dir() else read_torch_file(options.file)
     if loaded is None or is_training_checkpoint(loaded):

@@ -37,6 +37,7 @@ SYSTEM_NAMES = {"cips3d": "CIPS-3D", "pigan": "pi-GAN", "cips": "CIPS", "stylega
 MAX_DEPTH = 4  # of dictionaries in each other
 MAX_NAME = 200  # letters
 MAX_ENTRIES = 1000  # that are dictionaries or no tensors; dictionaries that hold each other would go on for ever
+MAX_WEIGHTS = 100_000  # tensors in all networks of a file, which may share parts, and the same dictionary
 MAX_MODULES = 10_000  # parts of a network that was saved whole; modules that hold each other would go on for ever
 
 
@@ -87,6 +88,8 @@ def _collected(value: Any, label: str, depth: int) -> tuple[list[Network], list[
             found, left = _collected(item, f"{label}.{_printed(key)}" if label else _printed(key), depth + 1)
             networks += found
             others += left
+            if sum(len(network.state) for network in networks) > MAX_WEIGHTS:
+                raise UserError(f"its networks have more than {MAX_WEIGHTS} weights, which is absurd")
         if len(networks) + len(others) > MAX_ENTRIES:
             raise UserError(f"it has more than {MAX_ENTRIES} entries, which is absurd")
     if networks:
@@ -137,6 +140,8 @@ def module_parts(module: InertObject) -> Iterator[tuple[str, InertObject]]:
         count += 1
         if count > MAX_MODULES:
             raise UserError(f"its network has more than {MAX_MODULES} parts, which is absurd")
+        if len(name) > MAX_NAME:  # parts may lie in each other, and names grow
+            raise UserError(f"its network has a part of an absurd name, {_printed(name)}")
         yield name, part
         children = [(key, child) for key, child in part.attributes["_modules"].items() if _is_module(child)]
         waiting += [(f"{name}.{key}" if name else str(key), child) for key, child in reversed(children)]
@@ -153,12 +158,16 @@ def module_state(module: InertObject) -> dict[str, Tensor]:
 
 
 def _held(module: InertObject, *kinds: str) -> Iterator[tuple[str, Tensor]]:
+    count = 0
     for name, part in module_parts(module):
         passing = part.attributes.get("_non_persistent_buffers_set")
         for kind in kinds:
             held = part.attributes.get(kind)
             for key, value in held.items() if isinstance(held, dict) else ():
                 if isinstance(value, Tensor) and not (isinstance(passing, set) and key in passing):
+                    count += 1
+                    if count > MAX_WEIGHTS:
+                        raise UserError(f"its network has more than {MAX_WEIGHTS} weights, which is absurd")
                     yield (f"{name}.{key}" if name else str(key)), value
 
 

@@ -29,6 +29,7 @@ from cips3d.models.residual_discriminator import ImageDiscriminator, ResidualDis
 from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 
 GENERATOR, DISCRIMINATOR = "a StyleGAN2 generator", "a StyleGAN2 discriminator"
+MAX_RESOLUTION = 4096  # noise that a file need not hold is drawn at this size
 UPSAMPLING_GAIN = 2.0  # of the blurs in the generator, on each axis
 
 
@@ -51,7 +52,10 @@ def stylegan2_config_from_reference(
     """Dimensions of a published generator, read off the shapes of its state dict."""
     style_dim, z_dim = shape_of(state, "style.1.weight", 2, GENERATOR)
     channels = {RESOLUTION_MIN: shape_of(state, "input.input", 4, GENERATOR)[1]}
-    for k in range(count_layers(state, "convs.{}.conv.weight", GENERATOR) // 2):
+    doublings = count_layers(state, "convs.{}.conv.weight", GENERATOR) // 2
+    if RESOLUTION_MIN << doublings > MAX_RESOLUTION:
+        raise UserError(f"{doublings} doublings of {RESOLUTION_MIN}² are beyond {MAX_RESOLUTION}², which is absurd")
+    for k in range(doublings):
         channels[RESOLUTION_MIN << (k + 1)] = shape_of(state, f"convs.{2 * k}.conv.weight", 5, GENERATOR)[1]
     return StyleGAN2Config(
         channels=channels,

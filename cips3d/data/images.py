@@ -106,6 +106,8 @@ class ImageZip:
         entry = self._archive().getinfo(name)
         if entry.file_size > MAX_FILE_BYTES:
             raise OSError(f"{name} unpacks to {entry.file_size:,} bytes")
+        if not _is_bounded(entry):
+            raise OSError("its entry is neither stored nor deflated")
         with self._archive().open(entry) as file:  # not read(), which inflates all there is, whatever the entry claims
             return file.read(entry.file_size + 1)
 
@@ -116,11 +118,18 @@ class ImageZip:
 
     def manifest(self) -> object:
         """What `dataset.json` holds, None where there is none."""
-        return _parsed(self.read(MANIFEST)) if MANIFEST in self._archive().namelist() else None
+        archive = self._archive()
+        is_read = MANIFEST in archive.namelist() and _is_bounded(archive.getinfo(MANIFEST))
+        return _parsed(self.read(MANIFEST)) if is_read else None
 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _is_bounded(entry: zipfile.ZipInfo) -> bool:
+    """Whether no more is unpacked of an entry than is asked for: of bzip2 and LZMA, a kilobyte becomes gigabytes."""
+    return entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def _leads_back(folder: Path, top: Path) -> bool:
@@ -146,7 +155,7 @@ def _parsed(data: bytes) -> object:
     """The JSON in a file, None where it is none: other programs' `dataset.json` is no concern of ours."""
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

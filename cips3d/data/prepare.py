@@ -19,7 +19,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -202,8 +202,9 @@ def _write_folder(job: _Job, folder: Path, workers: int) -> PreparedSet:
     """Write all pictures that `folder` does not hold yet."""
     manifest = _manifest_of_folder(job, folder)
     missing = [index for index in range(len(job.names)) if not (folder / job.file_name(index)).exists()]
-    if manifest.get("complete") and {job.names[index] for index in missing} == manifest["unreadable"].keys():
-        return PreparedSet(folder, manifest["images"], manifest["unreadable"], found_complete=True)
+    recorded = _recorded(manifest)
+    if recorded is not None and {job.names[index] for index in missing} == recorded[1].keys():
+        return PreparedSet(folder, *recorded, found_complete=True)
     _write_manifest(folder, job, {"complete": False})
     done = len(job.names) - len(missing)
     with tqdm(desc=f"preparing {folder}", total=len(job.names), initial=done) as bar:
@@ -235,6 +236,14 @@ def _manifest_of_folder(job: _Job, folder: Path) -> dict[str, Any]:
     if any(not is_left_over(entry, MANIFEST) for entry in folder.iterdir()):  # such as a call killed at once leaves
         raise UserError(f"DEST {folder} holds files that this command did not make; give an empty folder")
     return {}
+
+
+def _recorded(manifest: dict[str, Any]) -> tuple[int, dict[str, str]] | None:
+    """How many pictures a complete set holds, and which files could not be read; None where it is not complete."""
+    images, unreadable = manifest.get("images"), manifest.get("unreadable")
+    if not manifest.get("complete") or not isinstance(images, int) or not isinstance(unreadable, dict):
+        return None
+    return images, unreadable
 
 
 def _difference(job: _Job, manifest: dict[str, Any]) -> str | None:
@@ -281,10 +290,11 @@ def _write_zip(job: _Job, archive: Path, workers: int) -> PreparedSet:
     if archive.exists():
         manifest = _manifest_of_zip(archive)
         _refuse_other(job, manifest, archive)
-        left = read_manifest(ImageFolder(folder)) if folder.is_dir() else None
-        if left is not None and _difference(job, left) is None:  # of a call interrupted before it could tidy up
-            shutil.rmtree(folder)
-        return PreparedSet(archive, manifest["images"], manifest["unreadable"], found_complete=True)
+        recorded = _recorded(manifest)
+        if recorded is None:
+            raise UserError(f"DEST {archive} is an unfinished prepared set; remove it, or choose another DEST")
+        _tidy_up(job, folder)
+        return PreparedSet(archive, *recorded, found_complete=True)
     with _alone_in(folder, archive):
         prepared = _write_folder(job, folder, workers)
         with atomic_file(archive) as file:
@@ -296,10 +306,20 @@ def _write_zip(job: _Job, archive: Path, workers: int) -> PreparedSet:
     return PreparedSet(archive, prepared.images, prepared.reasons)
 
 
+def _tidy_up(job: _Job, folder: Path) -> None:
+    """Remove the folder of a call that was interrupted before it could; one whose writer lives does so itself."""
+    with suppress(FileNotFoundError), only_writer(folder) as alone:  # that writer may just have done it
+        left = read_manifest(ImageFolder(folder)) if alone else None
+        if left is not None and _difference(job, left) is None:
+            shutil.rmtree(folder)
+
+
 def _manifest_of_zip(archive: Path) -> dict[str, Any]:
     try:
         manifest = read_manifest(ImageZip(archive))
-    except (zipfile.BadZipFile, RuntimeError):
+    except OSError:
+        raise
+    except UNREADABLE_ERRORS:
         manifest = None
     if manifest is None:
         raise UserError(f"DEST {archive} exists and was not made by this command; choose another DEST")

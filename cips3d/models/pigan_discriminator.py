@@ -231,13 +231,13 @@ class PiGANDiscriminator(Discriminator):
             image: [B, 3, R, R] in [-1, 1], R a power of two between 2 and the largest.
             fade: α in [0, 1]; below 1, what enters the second block is mixed with the half-size image's entry:
                 α · block(fromRGB_R(image)) + (1 - α) · fromRGB_{R/2}(image at every other pixel). Pictures of 4² have
-                no second block: nothing fades.
+                no second block: nothing fades. For pictures of 2² it must be 1.
 
         Returns:
             `PiGANOutputs`.
 
         Raises:
-            ValueError: `image` has another shape, or `fade` is outside of its range.
+            ValueError: `image` has another shape, or `fade` is outside of its range, or not 1 at 2².
         """
         resolution = self._checked_resolution(image, fade)
         # oneDNN's gradient of a strided 1x1 convolution of fewer than 8 channels, the shortcut, writes out of bounds

@@ -7,7 +7,8 @@ of the same call. Infinite numbers and NaN may reach other results in kernels th
 - `torch.compile` takes every op in one graph, with sizes that change.
 - Forward-mode differentiation and `torch.func` are not for kernels, nor in plain PyTorch for `accumulate`, `composite`
   and what it is made of, `march_rays`, `render_rays`, `split_matmul`, and `film_siren` in 16 bits or under autocast:
-  these raise. The others have them there, and `vmap` too, but over `skip` alone.
+  these raise, but for `vmap` of the last two, which is a loop that PyTorch warns of. The others have them there, and
+  `vmap` too, but over `skip` alone.
 - Under autocast the layers `film_siren`, `modulated_fc` and `modulated_inr` compute in its dtype. Products that stand
   for coordinates, densities, colours or norms stay in float32, `split_matmul` included.
 """

@@ -36,7 +36,8 @@ def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> MergedDepth
     """Draw depths from the piecewise constant density that the coarse weights define, and merge them in.
 
     The density lives on the S-1 midpoints of neighbouring coarse depths, with the S-2 inner weights; its cumulative
-    distribution is inverted at u with linear interpolation. No gradient flows, as in the published systems.
+    distribution is inverted at u with linear interpolation. No gradient flows backward, as in the published
+    systems; tangents of forward mode do in plain PyTorch.
 
     Args:
         depths: [B, R, S] coarse depths, ascending; S >= 3.

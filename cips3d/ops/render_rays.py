@@ -107,7 +107,7 @@ def render_rays(
     """`march_rays` through a field of sine layers, without anything a sample in device memory.
 
     Kernels keep samples, depths, densities and colours on the chip. The backward computes the field anew: of a shallow
-    field of up to 128 channels and 64 colours on the chip too, where shared memory has room for it (191 KB, or 99 KB
+    field of up to 128 channels and 64 colours on the chip too, where shared memory has room for it (187 KB, or 96 KB
     with float16 operands); else op by op, for a bounded number of samples at a time. Plain PyTorch, and kernels where
     `why_not_fused` says why, go through the same computation op by op.
 

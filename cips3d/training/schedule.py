@@ -29,7 +29,7 @@ class StepPlan:
 
 
 def plan_at(config: TrainConfig, step: int) -> StepPlan:
-    """The settings of step `step`, counted from 0; behind the end, those of the last step."""
+    """The settings of step `step`, counted from 0; behind the end, the last stage goes on."""
     begin, index = 0, 0
     while index + 1 < len(config.stages) and step >= begin + config.stages[index].steps:
         begin += config.stages[index].steps

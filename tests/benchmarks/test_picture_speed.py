@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import compile_speed
 import eager_speed
@@ -153,6 +154,10 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ[warpgroup_speed.VARIABLE] == "modulated_inr,render_rays_backward"
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
     assert warpgroup_speed.allowed() == list(warpgroup_speed.OPS)
+    with monkeypatch.context() as patch:
+        compiled = SimpleNamespace(render_rays_backward_has_warpgroups=lambda: False)
+        patch.setattr(warpgroup_speed.kernels, "compiled", lambda: compiled)
+        assert warpgroup_speed.allowed() == ["modulated_inr", "render_rays"]
     with warpgroup_speed.asked_for("0"):
         assert warpgroup_speed.allowed() == [] and not warpgroup_speed.are_compared(CPU)
         assert warpgroup_speed.parts(Watch(), ceilings, results) == []  # type: ignore[arg-type]

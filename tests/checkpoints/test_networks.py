@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints.small_runs import STEP, write_checkpoint
 
 from cips3d.checkpoints.networks import load_networks
@@ -42,3 +43,25 @@ def test_what_a_model_is_must_be_known(part: str, small_config: TrainConfig, tmp
     write_checkpoint(tmp_path / "a.pt", small_config, config=json.dumps(plain))
     with pytest.raises(UserError, match=r"a\.pt does not describe a model of this version .*layers_to_come"):
         load_networks(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inr_width": [1]}, r"a\.pt does not describe a model of this version"),
+        ({"rgb_init": 10**400}, r"a\.pt does not describe a model of this version"),
+        ({"inr_width": 2**20}, r"the weights in .*a\.pt do not fit the networks it describes"),
+    ],
+)
+def test_what_no_model_is(changes: dict[str, object], message: str, small_config: TrainConfig, tmp_path: Path) -> None:
+    plain = json.loads(small_config.to_json())
+    plain["generator"].update(changes)
+    write_checkpoint(tmp_path / "a.pt", small_config, config=json.dumps(plain))
+    with pytest.raises(UserError, match=message):
+        load_networks(tmp_path / "a.pt").generator()
+
+
+def test_weights_that_are_no_state(small_config: TrainConfig, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.pt", small_config, generator_ema=[torch.zeros(1)])
+    with pytest.raises(UserError, match="do not fit the networks it describes"):
+        load_networks(tmp_path / "a.pt").generator()

@@ -22,6 +22,7 @@ import torch
 from checkpoints.torch_files import Writer, stand_in_classes, write_legacy, write_plain, write_zip
 from torch import nn
 
+from cips3d.checkpoints import restricted_pickle
 from cips3d.checkpoints.restricted_pickle import InertClass, InertObject
 from cips3d.checkpoints.torch_file import read_torch_file
 from cips3d.errors import UserError
@@ -368,6 +369,38 @@ def test_text_that_is_copied_again_and_again(tmp_path: Path) -> None:
     assert read_torch_file(tmp_path / "few.pth") is None
     write_zip(tmp_path / "many.pth", raw(text, calls * 700, b"N"))
     assert "asks for far more memory than torch.save does" in refusal(tmp_path / "many.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("collections\nOrderedDict\n", b"h\x02h\x01\x85R0"),  # a tuple of pairs, called for a dictionary
+        ("torch.nn.modules.linear\nLinear\n", b"h\x02)\x81h\x01b0"),  # a dictionary as the attributes of objects
+    ],
+)
+def test_containers_that_are_copied_again_and_again(
+    name: str, step: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restricted_pickle, "MAX_COPIED", 1000)
+    if step.endswith(b"b0"):
+        held = b"}(" + b"".join(b"X\x02\0\0\0%02dN" % k for k in range(50)) + b"u"
+    else:
+        held = b"(" + b"".join(b"X\x02\0\0\0%02dN\x86" % k for k in range(50)) + b"t"
+    begin = held + b"q\x010c" + name.encode() + b"q\x020"
+    write_zip(tmp_path / "few.pth", raw(begin, step * 20, b"N"))
+    assert read_torch_file(tmp_path / "few.pth") is None
+    write_zip(tmp_path / "many.pth", raw(begin, step * 21, b"N"))
+    assert "asks for far more memory than torch.save does" in refusal(tmp_path / "many.pth")
+
+
+def test_numbers_of_one_hash_are_no_keys(tmp_path: Path) -> None:
+    """Thousands of them in a dictionary take seconds, and more take hours."""
+    for number, is_read in ((2**60 - 1, True), (2**61 - 1, False), (-(2**61) + 1, False)):
+        write_zip(tmp_path / "f.pth", pickle.dumps({number: 1}, 2))
+        if is_read:
+            assert read_torch_file(tmp_path / "f.pth") == {number: 1}
+        else:
+            assert "an absurdly large number as a key" in refusal(tmp_path / "f.pth")
 
 
 def test_deep_and_sparse_pickles_are_harmless(tmp_path: Path) -> None:

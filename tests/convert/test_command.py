@@ -266,6 +266,7 @@ def test_mistakes_are_one_sentence(files: Path, capsys: pytest.CaptureFixture[st
     save_checkpoint(Path("run.pt"), {"step": 3})
     Path("broken.pth").write_bytes(Path("g.pth").read_bytes()[:-100])
     Path("there.safetensors").write_text("mine")
+    run("g.pth", "converted.safetensors")
     Path("folder.safetensors").mkdir()
     for arguments, words in (
         (["g.pth", "out.pth"], "must end in .safetensors"),
@@ -281,7 +282,8 @@ def test_mistakes_are_one_sentence(files: Path, capsys: pytest.CaptureFixture[st
         (["run.pt", "out.safetensors"], "run.pt does not describe a model of this version"),
         (["run.pt", "out.safetensors", "--preset", "ffhq"], "--preset is for published checkpoints, and run.pt is of"),
         (["run.pt", "out.safetensors", "--no-box-warp"], "--no-box-warp is for published checkpoints"),
-        (["there.safetensors", "out.safetensors"], "there.safetensors is converted already; copy it"),
+        (["converted.safetensors", "out.safetensors"], "converted.safetensors is converted already; copy it"),
+        (["there.safetensors", "out.safetensors"], "there.safetensors is not a complete converted checkpoint"),
         (["folder.safetensors", "out.safetensors"], "folder.safetensors holds no checkpoint"),
         (["g.pth", "out.safetensors", "--average", "slow"], "--average is for runs of this package"),
         (["ema.pth", "out.safetensors"], "averages without names"),

@@ -166,10 +166,19 @@ def test_box_of_whole_modules() -> None:
 
 
 def test_absurd_files_end() -> None:
-    root = inert("Net")
-    root.attributes["_modules"]["self"] = root
-    with pytest.raises(UserError, match="more than 10000 parts"):
-        contents_of(root)
+    for name, message in (("", "more than 10000 parts"), ("self", "a part of an absurd name, 'self.self")):
+        root = inert("Net")
+        root.attributes["_modules"][name] = root
+        with pytest.raises(UserError, match=message):
+            contents_of(root)
+    shared = inert("Net", {str(k): inert("Part") for k in range(200)})
+    held = {str(k): torch.zeros(1) for k in range(1000)}
+    for part in shared.attributes["_modules"].values():
+        part.attributes["_parameters"] = held
+    with pytest.raises(UserError, match="more than 100000 weights"):
+        contents_of(shared)
+    with pytest.raises(UserError, match="networks have more than 100000 weights"):
+        contents_of({str(k): held for k in range(200)})
     everything: dict[Any, Any] = {}
     for key in range(2000):
         everything[key] = everything

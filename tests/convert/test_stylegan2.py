@@ -115,6 +115,14 @@ def test_what_a_state_need_not_have() -> None:
     stylegan2_discriminator_from_reference({k: v for k, v in discriminator.items() if "kernel" not in k})
 
 
+def test_absurd_resolutions() -> None:
+    """A few kilobytes ask for noise of any size."""
+    few = {k: v for k, v in stylegan2_to_reference(StyleGAN2(SMALL)).items() if not k.startswith("noises.")}
+    more = {f"convs.{k}.conv.weight": few["convs.0.conv.weight"] for k in range(22)}
+    with pytest.raises(UserError, match="11 doublings of 4² are beyond 4096², which is absurd"):
+        stylegan2_from_reference({**few, **more})
+
+
 GENERATOR_FAULTS: list[tuple[dict[str, Tensor | None], str]] = [
     ({"convs.3.noise.weight": None}, "convs.3.noise.weight is missing"),
     ({"noises.noise_4": None}, "noises.noise_4 is missing"),

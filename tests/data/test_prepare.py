@@ -15,6 +15,7 @@ from PIL import Image
 from cips3d.data import open_images, prepare_dataset
 from cips3d.data import prepare as prepare_module
 from cips3d.errors import UserError
+from cips3d.files import only_writer
 
 
 @pytest.mark.parametrize("destination", ["set", "set.zip", "new/folders/set.ZIP"])
@@ -93,6 +94,49 @@ def test_what_others_made_is_not_touched(photos: Path, tmp_path: Path) -> None:
             run(photos, tmp_path / name)
         assert name in str(caught.value)
         assert contents(tmp_path) == before
+
+
+def test_manifests_that_say_something_else(photos: Path, tmp_path: Path) -> None:
+    """Of a set that was packed by hand before it was whole, of other programs, or damaged."""
+    run(photos, tmp_path / "set")
+    whole = json.loads((tmp_path / "set" / "dataset.json").read_bytes())
+    for name, text, message in (
+        ("unfinished", json.dumps({"cips3d": {**whole["cips3d"], "complete": False}}), "is an unfinished prepared set"),
+        ("deep", "[" * 100_000, "was not made by this command"),
+    ):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("dataset.json", text)
+        with pytest.raises(UserError, match=f"{name}.zip .*{message}"):
+            run(photos, tmp_path / f"{name}.zip")
+    with zipfile.ZipFile(tmp_path / "damaged.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dataset.json", json.dumps(whole))
+    data = bytearray((tmp_path / "damaged.zip").read_bytes())
+    data[60:90] = bytes(255 - byte for byte in data[60:90])
+    (tmp_path / "damaged.zip").write_bytes(data)
+    with pytest.raises(UserError, match="was not made by this command"):
+        run(photos, tmp_path / "damaged.zip")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="deep holds files that this command did not make"):
+        run(photos, tmp_path / "deep")
+    del whole["cips3d"]["unreadable"]
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(whole))
+    assert run(photos, tmp_path / "set").images == 5  # looked at once more
+
+
+def test_a_folder_is_left_to_its_writer(photos: Path, tmp_path: Path) -> None:
+    """The archive is there, and who has packed it is about to remove what it was packed from."""
+    fcntl = pytest.importorskip("fcntl", reason="no locks on this system")
+    run(photos, tmp_path / "set.zip")
+    folder = tmp_path / "set.zip.partial"
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
+        archive.extractall(folder)
+    with only_writer(folder) as alone:
+        assert alone and fcntl
+        assert run(photos, tmp_path / "set.zip").found_complete
+        assert folder.exists()
+    assert run(photos, tmp_path / "set.zip").found_complete
+    assert not folder.exists()
 
 
 def test_a_folder_named_heads_is_a_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
