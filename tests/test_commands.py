@@ -55,7 +55,8 @@ class TestEveryCommand:
             raise Loaded(precision)
 
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "run").touch()
+        for model in ("run", "style"):
+            (tmp_path / model).touch()
         monkeypatch.setattr(f"cips3d.{name}.load_generator", asked)
         with pytest.raises(Loaded) as loaded:
             run(name, [*COMMANDS[name], *arguments])

@@ -285,6 +285,7 @@ def render_rays(module: ModuleType) -> None:
         assert module.render_rays_fits(DEVICE, coarse, fine, accurate)
         assert module.render_rays_warpgroups(DEVICE, coarse, fine, accurate) == warpgroups
         assert module.render_rays_backward_fits(DEVICE, accurate)
+        assert module.render_rays_backward_has_warpgroups()
         assert module.render_rays_backward_warpgroups(DEVICE, accurate, False) == warpgroups
         given = map(address, [origins, directions, *draws, *noise, *layers, *outputs])
         sizes = (images, rays, coarse, fine, width, color, 1.0, 0.1, 0.88, 1.12)

@@ -109,7 +109,7 @@ def test_an_animation_for_which_there_is_no_room(small_config: TrainConfig, monk
             train(small_config)
     assert small_config.out is not None and steps_of(small_config.out)[-1] == 6
     command = shlex.split(str(raised.value).split("python -m cips3d.render ")[1])
-    assert render.main([*command, "--frames", "2"]) == 0
+    assert render.main([*command, "--frames", "3"]) == 0
     assert (small_config.out / "animation.webp").is_file()
 
 
