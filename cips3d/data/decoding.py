@@ -15,6 +15,7 @@ import zlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
@@ -52,6 +53,8 @@ UNREADABLE_ERRORS: tuple[type[Exception], ...] = (
 )
 
 LARGEST_SIDE = math.isqrt(MAX_PIXELS)  # of squares that can be opened again
+
+PIXELS_AT_A_TIME = 1 << 20  # of those that are brought to 8 bits, in float64
 
 PNG_DEPTH_AT = 24  # where the header of a PNG has the bits of a channel
 _EXIF_ORIENTATION = 0x0112
@@ -128,15 +131,28 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))  # float64 holds every mode's values exactly
-    if image.mode.startswith("I;16") and _is_white_zero(image):  # Pillow sees to that in pictures of 8 bits alone
-        values = 65535.0 - values
-    full = 65535.0 if image.mode.startswith("I") else (255.0 if values.max() > 1 else 1.0)
-    grey = Image.fromarray(np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8))
-    if image.has_transparency_data:
-        opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-        grey.putalpha(Image.fromarray(opaque))
-    return grey
+    pixels = np.asarray(image)
+    # Pillow sees to white zeros in pictures of 8 bits alone.
+    inverted = image.mode.startswith("I;16") and _is_white_zero(image)
+
+    def values(rows: slice) -> NDArray[np.float64]:  # which hold every mode's values exactly
+        of_rows = np.nan_to_num(pixels[rows].astype(np.float64))
+        return 65535.0 - of_rows if inverted else of_rows
+
+    transparent = image.info["transparency"] if image.has_transparency_data else None
+    step = max(1, PIXELS_AT_A_TIME // pixels.shape[1])
+    strips = [slice(top, top + step) for top in range(0, pixels.shape[0], step)]
+    full = 65535.0 if image.mode.startswith("I") else (255.0 if max(values(s).max() for s in strips) > 1 else 1.0)
+    grey, opaque = (np.empty(pixels.shape, np.uint8) for _ in range(2))
+    for rows in strips:
+        of_rows = values(rows)
+        grey[rows] = np.rint(of_rows.clip(0, full) * (255 / full))
+        if transparent is not None:
+            opaque[rows] = np.where(of_rows == transparent, 0, 255)
+    result = Image.fromarray(grey)
+    if transparent is not None:
+        result.putalpha(Image.fromarray(opaque))
+    return result
 
 
 def _is_white_zero(image: Image.Image) -> bool:

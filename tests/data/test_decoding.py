@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cips3d.data import decoding
 from cips3d.data.decoding import UNREADABLE_ERRORS, decode_image, describe, read_rgb
 from cips3d.files import printable
 
@@ -74,6 +76,32 @@ def test_sixteen_bits_are_scaled_evenly() -> None:
     values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     decoded = decode_image(encoded(Image.fromarray(values)), 16)
     assert (decoded == torch.arange(256, dtype=torch.uint8).view(16, 16)).all()
+
+
+@pytest.mark.parametrize("pixels", [1, 16, 48, 1000])
+def test_strips_of_rows_are_one_picture(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many pixels are scaled at a time changes nothing: not the range of a picture of floats either."""
+    monkeypatch.setattr(decoding, "PIXELS_AT_A_TIME", pixels)
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    assert (
+        np.asarray(read_rgb(encoded(Image.fromarray(ramp))))[..., 0].tolist() == np.arange(256).reshape(16, 16).tolist()
+    )
+    seen = np.asarray(read_rgb(encoded(Image.fromarray(ramp), transparency=int(ramp[9, 3]))))
+    assert seen[9, 3].tolist() == [255] * 3 and seen[9, 4, 0] == 9 * 16 + 4
+    floats = np.zeros((5, 3), np.float32)
+    floats[0, 0], floats[3, 1] = 1, 200  # where 200 were not seen, 1 would be white
+    assert np.asarray(read_rgb(encoded(Image.fromarray(floats), "TIFF")))[..., 0].tolist() == floats.tolist()
+
+
+def test_little_memory_for_a_large_picture_of_sixteen_bits() -> None:
+    """Beside the file and Pillow's picture a few bytes a pixel, not those of several pictures of float64."""
+    side = 3000
+    data = encoded(Image.fromarray(np.zeros((side, side), np.uint16)))
+    tracemalloc.start()
+    decode_image(data, 8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * side**2
 
 
 def test_a_declared_transparent_value_of_sixteen_bits_becomes_white() -> None:
