@@ -5,8 +5,7 @@
 //
 // 128 to 128 channels in fp32, in units of one tensor of activations: this reads x and dy and writes the slope, reads
 // the slope and writes dx; with the parameters' gradients, which read the slope and x, that is 7 units (5.5 with
-// `fast`, whose slope is bf16; 3.5 with x in fp16 and dy in bf16). Plain PyTorch moves 10 and keeps a phase from the
-// forward.
+// `fast`, whose slope is bf16). Plain PyTorch moves 10 and keeps a phase from the forward.
 #include "sine_layer.h"
 
 namespace cips3d {
@@ -14,9 +13,9 @@ namespace {
 
 constexpr int kPrepareThreads = 128;  // a row of the matrix for each warp
 
-template <class T, class G, class S>
-struct SlopeEpilogue : PhaseEpilogue<SlopeEpilogue<T, G, S>, T> {
-  const G* dy;  // [B, rows, out]
+template <class T, class S>
+struct SlopeEpilogue : PhaseEpilogue<SlopeEpilogue<T, S>, T> {
+  const T* dy;  // [B, rows, out]
   S* slope;     // [B, rows, out]
 
   __device__ __forceinline__ void store(float (&phases)[4], int64_t at, int count, bool wide) const {
@@ -70,15 +69,15 @@ void launch_input_gradient(cudaStream_t stream, const SineLayer& layer, Pointer 
   launch_product<E>(stream, input<S>(slope), matrix, epilogue, layer.batch, rows, wide, fast);
 }
 
-template <class T, class G, class S>
+template <class T, class S>
 void launch_slope(cudaStream_t stream, const SineLayer& layer, Pointer x, Pointer dy, Pointer workspace, Pointer slope,
                   int64_t rows, bool fast) {
   const PackedMatrix matrix = prepare_phase(stream, layer, kRowScale<half, T>, workspace);
-  SlopeEpilogue<T, G, S> epilogue;
+  SlopeEpilogue<T, S> epilogue;
   epilogue.weight = layer.weight, epilogue.weight_stride = layer.weight_stride();
-  epilogue.dy = input<G>(dy), epilogue.slope = output<S>(slope);
+  epilogue.dy = input<T>(dy), epilogue.slope = output<S>(slope);
   const bool wide =
-      layer.out % 4 == 0 && aligned_to(epilogue.dy, 4 * sizeof(G)) && aligned_to(epilogue.slope, 4 * sizeof(S));
+      layer.out % 4 == 0 && aligned_to(epilogue.dy, 4 * sizeof(T)) && aligned_to(epilogue.slope, 4 * sizeof(S));
   launch_product<half>(stream, input<T>(x), matrix, epilogue, layer.batch, rows, wide, fast);
 }
 
@@ -89,23 +88,18 @@ int64_t film_siren_backward_workspace(int64_t batch, int in, int out, bool share
                   LayerWorkspace::bytes(batch, batch, in, out));
 }
 
-void film_siren_slope(cudaStream_t stream, int dtype, int x_dtype, bool fast, Pointer x, Pointer dy, Pointer weight,
-                      Pointer bias, Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch,
-                      int64_t rows, int in, int out, bool shared) {
+void film_siren_slope(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer dy, Pointer weight, Pointer bias,
+                      Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch, int64_t rows,
+                      int in, int out, bool shared) {
   const SineLayer layer = {
       input<float>(weight), input<float>(bias), input<float>(gain), input<float>(shift), batch, in, out, shared};
-  const auto launch_for = [&](auto of_x, auto of_dy, auto of_slope) {
-    launch_slope<decltype(of_x), decltype(of_dy), decltype(of_slope)>(stream, layer, x, dy, workspace, slope, rows,
-                                                                      fast);
-  };
-  switch (gradient_types(dtype, x_dtype)) {
-    case GradientTypes::kFloat32:
-      if (fast) return launch_for(float{}, float{}, bfloat16{});
-      return launch_for(float{}, float{}, float{});
-    case GradientTypes::kFloat16: return launch_for(half{}, half{}, half{});
-    case GradientTypes::kBFloat16: return launch_for(bfloat16{}, bfloat16{}, bfloat16{});
-    case GradientTypes::kMixed: return launch_for(half{}, bfloat16{}, bfloat16{});
-  }
+  for_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    if (std::is_same<T, float>::value && fast)
+      launch_slope<T, bfloat16>(stream, layer, x, dy, workspace, slope, rows, fast);
+    else
+      launch_slope<T, T>(stream, layer, x, dy, workspace, slope, rows, fast);
+  });
 }
 
 void film_siren_input_gradient(cudaStream_t stream, int dtype, bool fast, Pointer slope, Pointer weight, Pointer gain,

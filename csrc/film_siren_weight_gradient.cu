@@ -10,21 +10,23 @@ int64_t film_siren_weight_gradient_parts(int64_t batch, int64_t rows, int in, in
   return weight_gradient_parts(batch, rows, in, out);
 }
 
-void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, bool fast, Pointer slope, Pointer x,
-                                Pointer partial, Pointer partial_sum, int64_t batch, int64_t rows, int in, int out,
-                                int64_t parts) {
+void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, Pointer slope, Pointer x, Pointer partial,
+                                Pointer partial_sum, int64_t batch, int64_t rows, int in, int out, int64_t parts) {
   const auto launch_for = [&](auto operand, auto slopes, auto inputs) {
     launch_weight_gradient<decltype(operand), decltype(slopes), decltype(inputs)>(
         stream, slope, x, 0, 0, partial, partial_sum, batch, rows, in, out, parts);
   };
-  switch (gradient_types(dtype, x_dtype)) {
-    case GradientTypes::kFloat32:
-      if (fast) return launch_for(bfloat16{}, bfloat16{}, float{});
-      return launch_for(bfloat16{}, float{}, float{});
-    case GradientTypes::kFloat16: return launch_for(half{}, half{}, half{});
-    case GradientTypes::kBFloat16: return launch_for(bfloat16{}, bfloat16{}, bfloat16{});
-    case GradientTypes::kMixed: return launch_for(bfloat16{}, bfloat16{}, half{});
+  const DType of_slope = static_cast<DType>(dtype), of_x = static_cast<DType>(x_dtype);
+  if (of_slope == DType::kBFloat16) {
+    switch (of_x) {
+      case DType::kFloat32: return launch_for(bfloat16{}, bfloat16{}, float{});
+      case DType::kFloat16: return launch_for(bfloat16{}, bfloat16{}, half{});
+      case DType::kBFloat16: return launch_for(bfloat16{}, bfloat16{}, bfloat16{});
+    }
   }
+  if (of_slope == DType::kFloat32 && of_x == DType::kFloat32) return launch_for(bfloat16{}, float{}, float{});
+  if (of_slope == DType::kFloat16 && of_x == DType::kFloat16) return launch_for(half{}, half{}, half{});
+  throw std::invalid_argument("x and the slope are of types that do not go together");
 }
 
 }  // namespace cips3d

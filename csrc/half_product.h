@@ -1,4 +1,5 @@
-// Products of float16 operands with float32 accumulation, of rows of activations and matrices in shared memory.
+// Products of 16-bit operands with float32 accumulation, of rows of activations and matrices in shared memory: float16,
+// or where `E` says so bfloat16, as which pointers to half are then to be read.
 //
 // In the accurate mode every operand is split into a high and a low float16, and high·high + low·high + high·low leaves
 // a relative error of about 2^-21.
@@ -20,7 +21,7 @@ __device__ __forceinline__ void pack_activations(float x, float y, uint32_t& hig
 
 // accumulator[m][n] += A[m] · B for 16 columns of A (one step) and 16 rows of a weight matrix [., kRow] from `row` on,
 // columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15.
-template <int kTiles, bool kAccurate, int kRow>
+template <int kTiles, bool kAccurate, int kRow, class E = half>
 __device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4], const uint32_t (&high)[kTiles][4],
                                               const uint32_t (&low)[kTiles][4], const half* weight, int low_offset,
                                               int row, int column, int lane) {
@@ -30,22 +31,18 @@ __device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4]
   if (kAccurate) {  // small products first
     ldmatrix_x4(b, address + low_offset);
 #pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+    for (int n = 0; n < 2; n++)
 #pragma unroll
-      for (int m = 0; m < kTiles; m++) mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
-    }
+      for (int m = 0; m < kTiles; m++) Operand<E>::mma(accumulator[m][n], high[m], b[2 * n], b[2 * n + 1]);
   }
   ldmatrix_x4(b, address);
 #pragma unroll
-  for (int n = 0; n < 2; n++) {
-    const uint32_t pair[2] = {b[2 * n], b[2 * n + 1]};
+  for (int n = 0; n < 2; n++)
 #pragma unroll
     for (int m = 0; m < kTiles; m++) {
-      if (kAccurate) mma_m16n8k16_f16(accumulator[m][n], low[m], pair, accumulator[m][n]);
-      mma_m16n8k16_f16(accumulator[m][n], high[m], pair, accumulator[m][n]);
+      if (kAccurate) Operand<E>::mma(accumulator[m][n], low[m], b[2 * n], b[2 * n + 1]);
+      Operand<E>::mma(accumulator[m][n], high[m], b[2 * n], b[2 * n + 1]);
     }
-  }
 }
 
 }  // namespace cips3d

@@ -71,20 +71,20 @@ void film_siren(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer we
                 Pointer shift, Pointer workspace, Pointer y, int64_t batch, int64_t rows, int in, int out, bool shared);
 
 // film_siren_backward.cu: dy, slope [batch, rows, out], dx [batch, rows, in]; of dtype, but slope bfloat16 where dtype
-// is float32 and fast. x of x_dtype: of the same, or float16 where dtype is bfloat16. The workspace is one for both.
+// is float32 and fast, and x too. The workspace is one for both.
 int64_t film_siren_backward_workspace(int64_t batch, int in, int out, bool shared);
-void film_siren_slope(cudaStream_t stream, int dtype, int x_dtype, bool fast, Pointer x, Pointer dy, Pointer weight,
-                      Pointer bias, Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch,
-                      int64_t rows, int in, int out, bool shared);
+void film_siren_slope(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer dy, Pointer weight, Pointer bias,
+                      Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch, int64_t rows,
+                      int in, int out, bool shared);
 void film_siren_input_gradient(cudaStream_t stream, int dtype, bool fast, Pointer slope, Pointer weight, Pointer gain,
                                Pointer workspace, Pointer dx, int64_t batch, int64_t rows, int in, int out,
                                bool shared);
 
-// film_siren_weight_gradient.cu: partial [parts, batch, out, in] and partial_sum [parts, batch, out] float32.
+// film_siren_weight_gradient.cu: partial [parts, batch, out, in] and partial_sum [parts, batch, out] float32. slope and
+// x of one dtype, or slope bfloat16 and x any.
 int64_t film_siren_weight_gradient_parts(int64_t batch, int64_t rows, int in, int out);
-void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, bool fast, Pointer slope, Pointer x,
-                                Pointer partial, Pointer partial_sum, int64_t batch, int64_t rows, int in, int out,
-                                int64_t parts);
+void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, Pointer slope, Pointer x, Pointer partial,
+                                Pointer partial_sum, int64_t batch, int64_t rows, int in, int out, int64_t parts);
 
 // split_matmul.cu: all float32. packed: as many bytes as split_matmul_packed_bytes says, W whose element (k, n) is at
 // k depth_stride + n column_stride. x [rows, depth], y [rows, columns]; largest: magnitude in x, on the device.
@@ -194,6 +194,25 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                       Pointer weight_sum, Pointer depth_sum, Pointer weights, Pointer depths, int64_t images,
                       int64_t rays, int coarse, int fine, int depth, int width, int color, double near, double far,
                       bool softplus, bool last_back, bool accurate);
+
+// field_samples.cu: a streamed field at the samples of rays, depths [images, rays, samples], and its gradients, with
+// 16-bit operands. The field's tensors are listed in pack_field.h, those that are kept in recorded_samples.h;
+// of_density and of_colors in streamed_gradients.h. slopes and color_slopes hold cosines between the two calls,
+// bfloat16 gradients behind them.
+bool field_samples_fit();  // into the current device's shared memory
+int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head);
+void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths, Pointer first_weight,
+                   Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias, Pointer trunk_gain,
+                   Pointer trunk_shift, Pointer density_weight, Pointer density_bias, Pointer color_weight,
+                   Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight, Pointer head_bias,
+                   Pointer workspace, Pointer inputs, Pointer slopes, Pointer color_slopes, Pointer activations,
+                   Pointer density, Pointer colors, int64_t images, int64_t rays, int samples, int depth, int width,
+                   int color, double ball_density, double ball_radius);
+int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head);
+void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_colors, Pointer hidden_weight,
+                            Pointer trunk_gain, Pointer density_weight, Pointer color_weight, Pointer color_gain,
+                            Pointer head_weight, Pointer workspace, Pointer slopes, Pointer color_slopes,
+                            Pointer of_first, int64_t images, int64_t samples, int depth, int width, int color);
 
 // render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, block_floats], sums [images,
 // gradient_size], scales [2] (GradientScale).

@@ -112,6 +112,7 @@ struct PassSample {
 // Samples [first, first + count) of every ray of the team, as rows of an operand.
 template <class Color>
 struct SamplePass {
+  static constexpr bool kRecords = false;  // nothing is kept for gradients
   const RayScratch<Color>& scratch;
   int rays, first;
   Divisor count;
@@ -125,6 +126,18 @@ struct SamplePass {
     const float* o = scratch.ray + 6 * ray;
     const float t = scratch.depths[at];
     return {at, ray, make_float3(fmaf(t, o[3], o[0]), fmaf(t, o[4], o[1]), fmaf(t, o[5], o[2]))};
+  }
+  __device__ __forceinline__ const float* direction(const PassSample& sample) const {
+    return scratch.ray + 6 * sample.ray + 3;
+  }
+  // What a field that streams its weights leaves of a sample: its density, a colour, or two of its colour's channels.
+  __device__ __forceinline__ void keep_density(int at, float density) const { scratch.density[at] = density; }
+  __device__ __forceinline__ void keep_color(int at, int color_row, float red, float green, float blue) const {
+    *reinterpret_cast<float4*>(scratch.colors + at * color_row) = make_float4(red, green, blue, 0.0f);
+  }
+  __device__ __forceinline__ void keep_channels(int at, int color_row, int channel, float x, float y) const {
+    const Vector<Color, 2> pair = {{from_float<Color>(x), from_float<Color>(y)}};
+    *reinterpret_cast<Vector<Color, 2>*>(scratch.colors + at * color_row + channel) = pair;
   }
 };
 

@@ -38,26 +38,6 @@ struct SineLayer {
   __host__ __device__ int64_t weight_stride() const { return shared ? 0 : int64_t{out} * in; }
 };
 
-// The types of gradients and activations that the backward knows.
-enum class GradientTypes {
-  kFloat32,
-  kFloat16,
-  kBFloat16,
-  kMixed,  // activations in fp16, whose phases need its bits, gradients in bf16, whose magnitude may be anything
-};
-
-inline GradientTypes gradient_types(int dtype, int x_dtype) {
-  const DType of_gradients = static_cast<DType>(dtype), of_x = static_cast<DType>(x_dtype);
-  if (of_gradients == DType::kBFloat16 && of_x == DType::kFloat16) return GradientTypes::kMixed;
-  if (of_gradients != of_x) throw std::invalid_argument("x and its gradients are of types that do not go together");
-  switch (of_x) {
-    case DType::kFloat32: return GradientTypes::kFloat32;
-    case DType::kFloat16: return GradientTypes::kFloat16;
-    case DType::kBFloat16: return GradientTypes::kBFloat16;
-  }
-  throw std::invalid_argument("dtype code " + std::to_string(dtype) + " is not known");
-}
-
 // What a product with a sine layer needs beside its tensors: the packed matrix, multipliers and offsets.
 struct LayerWorkspace {
   uint4* units;

@@ -17,6 +17,7 @@ namespace cips3d {
 constexpr int kFieldWidth = kStreamColumns;  // most channels of a layer
 constexpr int kHeadValues = 3;               // composited: a colour
 constexpr double kWellFilled = 0.8;          // of what blocks evaluate
+constexpr int kColorLayer = -1;              // instead of the number of one of the trunk's
 
 // What the host gives, packed (see pack_field.cu). Products are those of the trunk's layers but the first, which has
 // coordinates as its input and stays float32, and the colour layer's, whose matrix has one slab more with kHead: the
@@ -80,8 +81,9 @@ struct StreamedField {
 
   __device__ __forceinline__ void begin(int64_t of_image) { image = of_image; }
 
-  // Densities and colours of a pass, kRows samples at a time.
-  __device__ void evaluate(const SamplePass<Color>& pass) {
+  // Densities and colours of a pass (SamplePass or RecordedPass), kRows samples at a time.
+  template <class Pass>
+  __device__ void evaluate(const Pass& pass) {
     const int trunk_slabs = layers.width / kSlab;
     const auto beside = [&](int slab, int stage) { copy_modulation(slab, stage); };
     const Slabs slabs = of_image();
@@ -100,19 +102,22 @@ struct StreamedField {
 #pragma unroll 1
         for (int k = 0; k < trunk_slabs + (kHead && color); k++) {
           stage = product.next(slabs, beside);
+          if constexpr (Pass::kRecords) {
+            if (k == 0) pass.keep_inputs(base, kRows, layer, product.activations, Product::kRow);
+          }
           if (has_columns) product.multiply(slabs, phase, stage, k);
         }
         __syncthreads();  // all warps have read the activations
         if (!has_columns) continue;
         if (color) {
-          if constexpr (kHead)
-            finish<false, kHeadValues>(phase, stage);
+          if constexpr (kHead || Pass::kRecords)
+            finish<false, kHead ? kHeadValues : 0>(phase, stage, pass, base, layer);
           else
             finish_colors(phase, stage, pass, base);
         } else if (layer + 2 == layers.products) {
-          finish<true, 1>(phase, stage);
+          finish<true, 1>(phase, stage, pass, base, layer);
         } else {
-          finish<true, 0>(phase, stage);
+          finish<true, 0>(phase, stage, pass, base, layer);
         }
       }
       __syncthreads();
@@ -139,12 +144,13 @@ struct StreamedField {
   }
 
   // The points of kRows samples of a pass, and with a head the directions of their rays as operands.
-  __device__ __forceinline__ void place(const SamplePass<Color>& pass, int base) {
+  template <class Pass>
+  __device__ __forceinline__ void place(const Pass& pass, int base) {
     if (threadIdx.x >= kRows) return;
     const PassSample sample = pass[base + threadIdx.x];
     points[threadIdx.x] = make_float4(sample.point.x, sample.point.y, sample.point.z, 0.0f);
     if constexpr (!kHead) return;
-    const float* direction = pass.scratch.ray + 6 * sample.ray + 3;
+    const float* direction = pass.direction(sample);
     uint4 part[2] = {};
     pack_activations<kAccurate>(direction[0], direction[1], part[0].x, part[1].x);
     pack_activations<kAccurate>(direction[2], 0.0f, part[0].y, part[1].y);
@@ -174,8 +180,9 @@ struct StreamedField {
 
   // Sines of a product's phases: the next activations with kKeep, and for kHeads = 1 the density's sums, for 3 the
   // colours'. The modulation came with the product's last slab.
-  template <bool kKeep, int kHeads>
-  __device__ __forceinline__ void finish(const typename Product::Sums& phase, int stage) {
+  template <bool kKeep, int kHeads, class Pass>
+  __device__ __forceinline__ void finish(const typename Product::Sums& phase, int stage, const Pass& pass, int base,
+                                         int layer) {
     const int lane = threadIdx.x % 32, strip = Product::strip(), first_row = Product::first_row();
     float head[kTiles][2][kHeads > 0 ? kHeads : 1] = {};
 #pragma unroll
@@ -190,9 +197,15 @@ struct StreamedField {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
           const float (&sum)[4] = phase[n / 2][m][n % 2];
-          const float x = sine<kAccurate>(fmaf(modulated.x, sum[2 * r], modulated.y));
-          const float y = sine<kAccurate>(fmaf(modulated.z, sum[2 * r + 1], modulated.w));
-          if (kKeep) product.put(first_row + 16 * m + 8 * r, channel, x, y);
+          const float phase_x = fmaf(modulated.x, sum[2 * r], modulated.y);
+          const float phase_y = fmaf(modulated.z, sum[2 * r + 1], modulated.w);
+          const float x = sine<kAccurate>(phase_x), y = sine<kAccurate>(phase_y);
+          const int row = first_row + 16 * m + 8 * r;
+          if (kKeep) product.put(row, channel, x, y);
+          if constexpr (Pass::kRecords) {
+            pass.keep_slopes(base, row, kKeep ? layer : kColorLayer, channel, phase_x, phase_y);
+            if (!kKeep) pass.keep_activations(base, row, channel, x, y);
+          }
 #pragma unroll
           for (int k = 0; k < kHeads; k++) {
             constexpr int kFirst = kHeads == 1 ? 0 : 1;  // the density's weight comes before the colours'
@@ -215,8 +228,9 @@ struct StreamedField {
   }
 
   // The colour layer's sines, as colours of a pass's samples.
-  __device__ __forceinline__ void finish_colors(const typename Product::Sums& phase, int stage,
-                                                const SamplePass<Color>& pass, int base) {
+  template <class Pass>
+  __device__ __forceinline__ void finish_colors(const typename Product::Sums& phase, int stage, const Pass& pass,
+                                                int base) {
     const int first = Product::first_column(), row = color_row(layers);
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
@@ -224,21 +238,21 @@ struct StreamedField {
       for (int r = 0; r < 2; r++) {
         const int sample = base + Product::first_row() + 16 * m + 8 * r;
         if (sample >= pass.size()) continue;
-        Color* colors = pass.scratch.colors + pass[sample].at * row + first;
+        const int at = pass[sample].at;
 #pragma unroll
         for (int n = 0; n < kStrip / 8; n++) {
           const float4 modulated = *reinterpret_cast<const float4*>(modulation + stage * kFieldWidth + first + 8 * n);
           const float (&sum)[4] = phase[n / 2][m][n % 2];
-          const float x = sine<kAccurate>(fmaf(modulated.x, sum[2 * r], modulated.y));
-          const float y = sine<kAccurate>(fmaf(modulated.z, sum[2 * r + 1], modulated.w));
-          const Vector<Color, 2> pair = {{from_float<Color>(x), from_float<Color>(y)}};
-          *reinterpret_cast<Vector<Color, 2>*>(colors + 8 * n) = pair;
+          const float x = fmaf(modulated.x, sum[2 * r], modulated.y);
+          const float y = fmaf(modulated.z, sum[2 * r + 1], modulated.w);
+          pass.keep_channels(at, row, first + 8 * n, sine<kAccurate>(x), sine<kAccurate>(y));
         }
       }
   }
 
   // What finish() has left of kRows samples: their density, and with a head their colour's sigmoid.
-  __device__ __forceinline__ void store(const SamplePass<Color>& pass, int base) {
+  template <class Pass>
+  __device__ __forceinline__ void store(const Pass& pass, int base) {
     const int row = threadIdx.x;
     if (row >= kRows || base + row >= pass.size()) return;
     float value[kHead ? 4 : 1];
@@ -251,12 +265,11 @@ struct StreamedField {
     }
     const int at = pass[base + row].at;
     if constexpr (kHead) {
-      pass.scratch.density[at] = value[0];
-      *reinterpret_cast<float4*>(pass.scratch.colors + at * color_row(layers)) =
-          make_float4(value[1], value[2], value[3], 0.0f);
+      pass.keep_density(at, value[0]);
+      pass.keep_color(at, color_row(layers), value[1], value[2], value[3]);
     } else {
       const float4 p = points[row];
-      pass.scratch.density[at] = value[0] + layers.ball.at(make_float3(p.x, p.y, p.z));
+      pass.keep_density(at, value[0] + layers.ball.at(make_float3(p.x, p.y, p.z)));
     }
   }
 };

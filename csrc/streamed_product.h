@@ -28,8 +28,8 @@ struct NothingBeside {
   __device__ __forceinline__ void operator()(int, int) const {}
 };
 
-// kWidth: the most input channels.
-template <int kRows_, int kSlab_, int kWidth, bool kAccurate_>
+// kWidth: the most input channels. E: what the 16-bit operands are.
+template <int kRows_, int kSlab_, int kWidth, bool kAccurate_, class E = half>
 class StreamedProduct {
  public:
   static constexpr int kRows = kRows_, kSlab = kSlab_;
@@ -110,8 +110,8 @@ class StreamedProduct {
       }
 #pragma unroll
       for (int n = 0; n < kStrip / 16; n++)
-        multiply_step<kTiles, kAccurate, kSlabRow>(sums[n], high, low, weight, from.columns * kSlabRow, 16 * n, column,
-                                                   lane());
+        multiply_step<kTiles, kAccurate, kSlabRow, E>(sums[n], high, low, weight, from.columns * kSlabRow, 16 * n,
+                                                      column, lane());
     }
   }
 

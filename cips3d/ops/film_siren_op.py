@@ -35,11 +35,7 @@ class Parameters(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of x and of the parameters, each in the dtype of what it belongs to; empty where not wanted.
-
-    Where x is float16 and the incoming gradient is bfloat16, that of x is bfloat16 too: phases need the precision of
-    float16, and gradients the range of bfloat16.
-    """
+    """Gradients of x and of the parameters, each in the dtype of what it belongs to; empty where not wanted."""
 
     x: Tensor
     weight: Tensor
@@ -175,7 +171,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 # and for each image G = slopeᵀ x and s = Σ slope, from which the parameters' gradients follow.
 
 
-def _of_parameters(product: Tensor, total: Tensor, parameters: Parameters, like: Gradients) -> Gradients:
+def of_parameters(product: Tensor, total: Tensor, parameters: Parameters, like: Gradients) -> Gradients:
     """`like` with the gradients of the parameters.
 
     dshift = s, db = gain ⊙ s, dW = gain ⊙ G, dgain = rowsum(W ⊙ G) + b ⊙ s.
@@ -196,14 +192,6 @@ def _of_parameters(product: Tensor, total: Tensor, parameters: Parameters, like:
     )
 
 
-def _mixed(x: Tensor, grad: Tensor) -> bool:
-    return x.dtype == torch.float16 and grad.dtype == torch.bfloat16
-
-
-def _dtype_of_dx(x: Tensor, grad: Tensor) -> torch.dtype:
-    return grad.dtype if _mixed(x, grad) else x.dtype
-
-
 def _backward_reference(
     grad: Tensor,
     x: Tensor,
@@ -222,9 +210,9 @@ def _backward_reference(
     wide = x.to(compute)
     slope = torch.cos(torch.baddbmm(offset[:, None], wide, folded.transpose(1, 2))) * grad.to(compute)
     if with_x:
-        found = found._replace(x=torch.bmm(slope, folded).to(_dtype_of_dx(x, grad)))
+        found = found._replace(x=torch.bmm(slope, folded).to(x.dtype))
     if with_parameters:
-        found = _of_parameters(torch.bmm(slope.transpose(1, 2), wide), slope.sum(1), parameters, found)
+        found = of_parameters(torch.bmm(slope.transpose(1, 2), wide), slope.sum(1), parameters, found)
     return found
 
 
@@ -250,28 +238,44 @@ def _backward_kernel(
     if x.shape[2] <= POINT_WIDTH:
         return _points_backward(grad.contiguous(), x, parameters, found, with_x, with_parameters)
     dtype, sizes, shared = grad.dtype, _sizes(x, weight), weight.dim() == 2
-    batch, rows, width_in, width_out = sizes
+    batch, _, width_in, width_out = sizes
     module, layer = kernels.module_for(x.device), _launched(parameters)
     workspace = _workspace(x, module.film_siren_backward_workspace(batch, width_in, width_out, shared))
-    inputs = x.to(x.dtype if _mixed(x, grad) else dtype).contiguous()
+    inputs = x.to(dtype).contiguous()
     slope = torch.empty_like(
         grad,
         dtype=torch.bfloat16 if fast and dtype == torch.float32 else dtype,
         memory_format=torch.contiguous_format,
     )
-    types = (dtype, inputs.dtype, fast)
-    kernels.launch("film_siren_slope", *types, inputs, grad.contiguous(), *layer, workspace, slope, *sizes, shared)
+    tensors = (inputs, grad.contiguous(), *layer, workspace, slope)
+    kernels.launch("film_siren_slope", dtype, fast, *tensors, *sizes, shared)
     if with_x:
         dx = torch.empty_like(inputs, dtype=dtype)
         tensors = (slope, layer[0], layer[2], workspace, dx)
         kernels.launch("film_siren_input_gradient", dtype, fast, *tensors, *sizes, shared)
-        found = found._replace(x=dx.to(_dtype_of_dx(x, grad)))
+        found = found._replace(x=dx.to(x.dtype))
     if with_parameters:
-        parts = module.film_siren_weight_gradient_parts(x.device.index or 0, batch, rows, width_in, width_out)
-        product, total = _partial(x, parts, width_out)
-        kernels.launch("film_siren_weight_gradient", *types, slope, inputs, product, total, *sizes, parts)
-        found = _of_parameters(product.sum(0), total.sum(0), parameters, found)
+        found = of_parameters(*sums_over_samples(slope, inputs), parameters, found)
     return found
+
+
+def sums_over_samples(slope: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """G = slopeᵀ x [B, out, in] and s = Σ slope [B, out] of each image's N samples, in float32.
+
+    Args:
+        slope: [B, N, out], contiguous; N ≥ 1.
+        x: [B, N, in], contiguous, of the same dtype, or of any where that of the slope is bfloat16.
+    """
+    images, rows, width_out = slope.shape
+    if images > IMAGES_MAX:
+        pairs = zip(slope.split(IMAGES_MAX), x.split(IMAGES_MAX), strict=True)
+        products, totals = zip(*(sums_over_samples(*pair) for pair in pairs), strict=True)
+        return torch.cat(products), torch.cat(totals)
+    sizes = (images, rows, x.shape[2], width_out)
+    parts = kernels.module_for(x.device).film_siren_weight_gradient_parts(x.device.index or 0, *sizes)
+    product, total = _partial(x, parts, width_out)
+    kernels.launch("film_siren_weight_gradient", slope.dtype, x.dtype, slope, x, product, total, *sizes, parts)
+    return product.sum(0), total.sum(0)
 
 
 def _joined(parts: Sequence[Gradients], shared: bool) -> Gradients:
@@ -296,9 +300,9 @@ def _points_backward(
     tensors = (points, grad, *_launched(parameters), dx, product, total)
     kernels.launch("film_siren_points_backward", grad.dtype, *tensors, *sizes, parts, parameters.weight.dim() == 2)
     if dx is not None:
-        found = found._replace(x=(dx[0] if dx.shape[0] == 1 else dx.sum(0)).to(_dtype_of_dx(x, grad)))
+        found = found._replace(x=(dx[0] if dx.shape[0] == 1 else dx.sum(0)).to(x.dtype))
     if product is not None and total is not None:
-        found = _of_parameters(product.sum(0), total.sum(0), parameters, found)
+        found = of_parameters(product.sum(0), total.sum(0), parameters, found)
     return found
 
 
@@ -322,7 +326,7 @@ def _backward_fake(
     def like(tensor: Tensor | None, wanted: bool) -> Tensor:
         return tensor.new_empty(tensor.shape) if wanted and tensor is not None else x.new_empty(0)
 
-    of_x = x.new_empty(x.shape if with_x else 0, dtype=_dtype_of_dx(x, grad))
+    of_x = x.new_empty(x.shape if with_x else 0)
     return Gradients(of_x, *(like(tensor, with_parameters) for tensor in (weight, bias, gain, shift)))
 
 

@@ -1,4 +1,4 @@
-"""`render_rays` through a deep field in one kernel, and its gradients op by op."""
+"""`render_rays` through a deep field in one kernel, and its gradients for some rays at a time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from cips3d.ops.deep_field import (
     with_room,
     without_room,
 )
+from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients, streams_gradients
 from cips3d.ops.film_siren_op import Parameters, sine
-from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing, types_between_layers
+from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing
 from cips3d.ops.library import OPS, define
 from cips3d.ops.march import RayDraws, RenderedRays, check_draws
 from cips3d.ops.ray_op import RAY_TENSORS, RaySettings, empty_outputs, launch_rays, marched, ray_schema, rays_and_draws
@@ -116,8 +117,9 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return gradients_of_op(ctx, _reference, inputs, grads[:4], written)
 
 
-# Its gradients: the field evaluated once more at the depths that the forward has left, layer by layer through the
-# kernels of sine layers, for so few rays at a time that their activations take little memory.
+# Its gradients: the field evaluated once more at the depths that the forward has left, for so few rays at a time that
+# their activations take little memory. With operands of 16 bits through the kernels of `field_samples`, otherwise layer
+# by layer through those of sine layers.
 
 
 class _Evaluation(NamedTuple):
@@ -125,9 +127,9 @@ class _Evaluation(NamedTuple):
 
     Attributes:
         layers: inputs [B, N, in] of the trunk's layers and of the colour layer.
-        trunk: [B, N, W] float32.
+        trunk: [B, N, W].
         density: [B, N] raw.
-        activations: [B, N, C] of the colour layer, float32.
+        activations: [B, N, C] of the colour layer.
         colors: [B, N, 3].
     """
 
@@ -150,13 +152,12 @@ def _parameters(field: DeepSirenField) -> Iterator[Parameters]:
 
 def _evaluate(field: DeepSirenField, directions: Tensor, points: Tensor, fast: bool) -> _Evaluation:
     *trunk, color = _parameters(field)
-    dtype, _ = types_between_layers(points, fast=fast)
     layers, h = [], points
     for parameters in trunk:
         layers.append((h, parameters))
-        h = sine(h, parameters, dtype, fast=fast)
+        h = sine(h, parameters, h.dtype, fast=fast)
     layers.append((behind_directions(directions, h), color))
-    h, activations = h.to(points.dtype), sine(*layers[-1], dtype, fast=fast).to(points.dtype)
+    activations = sine(*layers[-1], h.dtype, fast=fast)
     colors = torch.sigmoid(activations @ field.head_weight.mT + field.head_bias)
     return _Evaluation(layers, h, h @ field.density_weight + field.density_bias, activations, colors)
 
@@ -166,16 +167,14 @@ def _differentiate(
 ) -> tuple[DeepSirenField, Tensor, Tensor]:
     """Gradients of the field, of the points [B, N, 3] and of their directions [B, N, 3] from those at its outputs."""
     of_raw = of_colors * seen.colors * (1 - seen.colors)
-    _, dtype = types_between_layers(of_raw, fast=fast)
 
     def through(layer: tuple[Tensor, Parameters], grad: Tensor, with_input: bool) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, layer[0], *layer[1], fast, with_input, True)
         return found
 
-    of_input, *of_color = through(seen.layers[-1], of_raw.to(dtype) @ field.head_weight.to(dtype), True)
-    of_directions = of_input[..., :3].to(of_raw.dtype)
-    of_trunk_output = of_input[..., DIRECTION_COLUMNS:]
-    grad = torch.addcmul(of_trunk_output, of_density[..., None].to(dtype), field.density_weight.to(dtype))
+    of_input, *of_color = through(seen.layers[-1], of_raw @ field.head_weight, True)
+    of_directions = of_input[..., :3]
+    grad = torch.addcmul(of_input[..., DIRECTION_COLUMNS:], of_density[..., None], field.density_weight)
     of_trunk: list[tuple[Tensor, ...]] = []
     for k in reversed(range(len(seen.layers) - 1)):
         grad, *of_layer = through(seen.layers[k], grad, with_rays or k > 0)
@@ -203,6 +202,72 @@ def _differentiate(
     )
 
 
+def _streamed(field: DeepSirenField) -> StreamedField:
+    (weight, *of_first), *_, color = _parameters(field)
+    return StreamedField(
+        first=Parameters(weight, *(None if x is None else x.contiguous() for x in of_first)),  # type: ignore[arg-type]
+        hidden=Parameters(field.hidden_weight, field.trunk_bias[1:], field.trunk_gain[:, 1:], field.trunk_shift[:, 1:]),
+        density_weight=field.density_weight,
+        density_bias=field.density_bias,
+        color=color._replace(weight=field.color_weight),
+        head_weight=field.head_weight,
+        head_bias=field.head_bias,
+        trunk_gain=field.trunk_gain,
+        trunk_shift=field.trunk_shift,
+    )
+
+
+def _of_field(found: FieldGradients) -> DeepSirenField:
+    trunk, color = [found.first, *found.hidden], found.color
+    assert found.head_weight is not None and found.head_bias is not None
+    return DeepSirenField(
+        first_weight=found.first.weight,
+        hidden_weight=torch.stack([layer.weight for layer in found.hidden]),
+        trunk_bias=torch.stack([layer.bias for layer in trunk]),
+        trunk_gain=torch.stack([layer.gain for layer in trunk], 1),
+        trunk_shift=torch.stack([layer.shift for layer in trunk], 1),
+        density_weight=found.density_weight,
+        density_bias=found.density_bias,
+        color_weight=color.weight,
+        color_bias=color.bias,
+        color_gain=color.gain,
+        color_shift=color.shift,
+        head_weight=found.head_weight,
+        head_bias=found.head_bias,
+    )
+
+
+def _of_rays(
+    field: DeepSirenField,
+    origins: Tensor,
+    directions: Tensor,
+    depths: Tensor,
+    noise: Tensor | None,
+    *of_seen: Tensor | None,
+    activation: str,
+    last_back: bool,
+    fast: bool,
+    with_rays: bool,
+) -> tuple[DeepSirenField, Tensor, Tensor]:
+    """Gradients of the field, of the samples' points [B, N, 3] and of their directions, or of none."""
+    if streams_gradients(depths, fast=fast):
+        rays = (origins, directions, depths, noise)
+        settings: dict[str, Any] = {"activation": activation, "last_back": last_back, "with_rays": with_rays}
+        found = field_gradients(_streamed(field), *rays, *of_seen, **settings)
+        return _of_field(found), found.points, found.directions
+    seen = _evaluate(field, directions, ray_points(origins, directions, depths).flatten(1, 2), fast)
+    of_density, of_colors = through_compositing(
+        seen.density.view(depths.shape),
+        seen.colors.view(*depths.shape, 3),
+        depths,
+        noise,
+        *of_seen,
+        activation=activation,
+        last_back=last_back,
+    )
+    return _differentiate(seen, field, of_density.flatten(1), of_colors.flatten(1, 2), fast, with_rays)
+
+
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, depths, noise, *grads = arguments[:8]
     field = DeepSirenField(*arguments[8 : 8 + FIELD])
@@ -210,28 +275,21 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     images, rays, _ = depths.shape
     total = [x.new_zeros(x.shape) for x in field]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
-    step = rays_at_a_time(depths, fast=fast)
+    step = rays_at_a_time(depths)
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
-        o, d, t = origins[:, some], directions[:, some], depths[:, some].contiguous()
-        seen = _evaluate(field, d, ray_points(o, d, t).flatten(1, 2), fast)
-        of_density, of_values = through_compositing(
-            seen.density.view(t.shape),
-            seen.colors.view(*t.shape, 3),
-            t,
-            *(None if x is None else x[:, some].contiguous() for x in (noise, *grads)),
-            activation=activation,
-            last_back=last_back,
-        )
-        found, of_points, of_d = _differentiate(
-            seen, field, of_density.flatten(1), of_values.flatten(1, 2), fast, with_rays
+        given = (origins, directions, depths, noise, *grads)
+        tensors: list[Any] = [None if x is None else x[:, some].contiguous() for x in given]
+        found, of_points, of_d = _of_rays(
+            field, *tensors, activation=activation, last_back=last_back, fast=fast, with_rays=with_rays
         )
         for sum_so_far, part in zip(total, found, strict=True):
             sum_so_far += part
         if with_rays:
-            of_points = of_points.view(*t.shape, 3)
+            t = depths[:, some, :, None]
+            of_points = of_points.view(*t.shape[:3], 3)
             of_origins[:, some] = of_points.sum(2)
-            of_directions[:, some] = (of_points * t[..., None] + of_d.reshape(of_points.shape)).sum(2)
+            of_directions[:, some] = (of_points * t + of_d.reshape(of_points.shape)).sum(2)
     return *total, of_origins, of_directions
 
 

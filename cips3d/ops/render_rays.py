@@ -108,8 +108,9 @@ def render_rays(
 
     Kernels keep samples, depths, densities and colours on the chip. The backward computes the field anew: of a shallow
     field of up to 128 channels and 64 colours on the chip too, where shared memory has room for it (187 KB, or 96 KB
-    with float16 operands); else op by op, for a bounded number of samples at a time. Plain PyTorch, and kernels where
-    `why_not_fused` says why, go through the same computation op by op.
+    with float16 operands); else for a bounded number of samples at a time, with "fast" in two kernels and sums over the
+    samples, otherwise op by op. Plain PyTorch, and kernels where `why_not_fused` says why, go through the same
+    computation op by op.
 
     Args:
         origins, directions: [B, R, 3]; all tensors have one dtype and device. Gradients flow to these and to the

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cips3d.ops import kernels
+from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients, streams_gradients
 from cips3d.ops.film_siren_op import Parameters, sine
-from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing, types_between_layers
+from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing
 from cips3d.ops.library import OPS, define
 from cips3d.ops.ray_tensors import require_float32
-from cips3d.ops.siren_field import LAYER_NAMES, LAYER_SCHEMA, LAYERS, field_of, is_wide
+from cips3d.ops.siren_field import LAYER_NAMES, LAYER_SCHEMA, LAYERS, SirenField, field_of, is_wide
 from cips3d.ops.stratified import ray_points
 
 RAYS_A_BLOCK = 64  # of the kernel, at a time
@@ -57,7 +58,7 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     color, width = layers[6].shape[1:]
     module = kernels.module_for(origins.device)
     if is_wide(width, color) or not module.render_rays_backward_fits(origins.device.index or 0, not fast):
-        return _op_by_op(*arguments)
+        return _some_rays_at_a_time(*arguments)
     size = module.render_rays_gradient_size(width, color)
     blocks = _blocks(kernels.multiprocessors(origins.device), images, rays)
     partial_sums = origins.new_empty(images, blocks, module.render_rays_block_floats())
@@ -144,11 +145,11 @@ def _from_sums(sums: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-# Op by op: of layers that are too wide for the kernel, where shared memory has no room for it, and without kernels.
+# Of layers that are too wide for the kernel, where shared memory has no room for it, and without kernels.
 
 
-def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
-    """The backward through the kernels of single ops, some rays at a time."""
+def _some_rays_at_a_time(*arguments: Any) -> tuple[Tensor, ...]:
+    """With operands of 16 bits through the kernels of `field_samples`, otherwise op by op."""
     origins, directions, depths, _, _, noise = arguments[:6]
     grads = arguments[6:10]
     ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
@@ -156,7 +157,7 @@ def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
     images, rays, _ = depths.shape
     total = [x.new_zeros(x.shape) for x in arguments[10:TENSORS]]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
-    step = rays_at_a_time(depths, fast=fast)
+    step = rays_at_a_time(depths)
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         tensors = (origins, directions, depths, noise, *grads)
@@ -176,18 +177,40 @@ def _op_by_op(*arguments: Any) -> tuple[Tensor, ...]:
     return *total, of_origins, of_directions
 
 
+def _streamed(field: SirenField) -> StreamedField:
+    first, second, color = (Parameters(*layer, None, None) for layer in (field.first, field.second, field.color))
+    return StreamedField(
+        first=first,
+        hidden=second._replace(weight=second.weight[:, None], bias=second.bias[:, None]),
+        density_weight=field.density_weight,
+        density_bias=field.density_bias,
+        color=color,
+        ball_density=field.ball_density,
+        ball_radius=field.ball_radius,
+    )
+
+
+def _of_layers(found: FieldGradients) -> tuple[Tensor, ...]:
+    """In the op's order."""
+    (second,), of_density = found.hidden, (found.density_weight, found.density_bias)
+    return *found.first[1:3], *second[1:3], *of_density, *found.color[1:3]
+
+
 def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     """Gradients of the layers, and of the points [B, R, S, 3] or of none."""
     origins, directions, depths, noise, *of_seen = arguments[:8]
     field, activation, last_back, fast, with_rays = arguments[8:]
+    if streams_gradients(depths, fast=fast):
+        settings: dict[str, Any] = {"activation": activation, "last_back": last_back, "with_rays": with_rays}
+        seen = field_gradients(_streamed(field), *arguments[:8], **settings)
+        return _of_layers(seen), seen.points.view(*depths.shape, 3) if with_rays else seen.points
     points = ray_points(origins, directions, depths).flatten(1, 2)
     first, second, color = (
         Parameters(layer.weight, layer.bias, None, None) for layer in (field.first, field.second, field.color)
     )
-    inner, of_inner = types_between_layers(points, fast=fast)
-    h1 = sine(points, first, inner, fast=fast)
-    h2 = sine(h1, second, inner, fast=fast).to(points.dtype)
-    colors = sine(h2, color, h2.dtype, fast=fast)
+    h1 = sine(points, first, points.dtype, fast=fast)
+    h2 = sine(h1, second, points.dtype, fast=fast)
+    colors = sine(h2, color, points.dtype, fast=fast)
     density = (h2 @ field.density_weight + field.density_bias).view(depths.shape)
     norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # at the origin it has no slope
     if field.ball_radius:
@@ -202,7 +225,7 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
         return found[:3]
 
     of_h2, *of_color = through(of_colors.flatten(1, 2), h2, color, True)
-    of_h2 = torch.addcmul(of_h2, of_density, field.density_weight).to(of_inner)
+    of_h2 = torch.addcmul(of_h2, of_density, field.density_weight)
     of_h1, *of_second = through(of_h2, h1, second, True)
     of_points, *of_first = through(of_h1, points, first, with_rays)
     of_weight = h2.flatten(0, 1).mT.mv(of_density.flatten())
@@ -220,6 +243,6 @@ BACKWARD = define(
     f"{LAYER_SCHEMA}, str activation, bool last_back, bool fast, bool with_rays)"
     f" -> ({', '.join(['Tensor'] * (LAYERS + 2))})",
     kernel=_kernel,
-    reference=_op_by_op,
+    reference=_some_rays_at_a_time,
     fake=_fake,
 )

@@ -187,17 +187,18 @@ def modulated_inr(module: ModuleType) -> None:
 
 def film_siren(module: ModuleType) -> None:
     # Several tiles of rows and columns with parts that end within; odd widths; a matrix that streams.
-    for fast, of_x, of_dy, sizes in (
-        (False, FLOAT32, FLOAT32, (2, 270, 33, 70)),
-        (True, FLOAT32, FLOAT32, (1, 130, 40, 20)),
-        (False, FLOAT16, FLOAT16, (1, 140, 36, 132)),
-        (True, FLOAT16, BFLOAT16, (1, 130, 40, 20)),
-        (False, FLOAT32, FLOAT32, (1, 9, 600, 66)),
+    for fast, dtype, sizes in (
+        (False, FLOAT32, (2, 270, 33, 70)),
+        (True, FLOAT32, (1, 130, 40, 20)),
+        (False, FLOAT16, (1, 140, 36, 132)),
+        (True, BFLOAT16, (1, 130, 40, 20)),
+        (False, FLOAT32, (1, 9, 600, 66)),
     ):
         batch, rows, width_in, width_out = sizes
-        x, dy = normal(batch, rows, width_in).astype(STORED[of_x]), normal(batch, rows, width_out).astype(STORED[of_dy])
-        y, dx = np.empty_like(dy, STORED[of_x]), np.empty_like(x, STORED[of_dy])
-        slope = np.empty_like(dy, np.float16 if fast else STORED[of_dy])
+        stored = STORED[dtype]
+        x, dy = normal(batch, rows, width_in).astype(stored), normal(batch, rows, width_out).astype(stored)
+        y, dx = np.empty_like(dy), np.empty_like(x)
+        slope = np.empty_like(dy, np.float16 if fast else stored)
         for shared, images in ((True, ()), (False, (batch,))):
             layer = [normal(*images, width_out, width_in), normal(*images, width_out)]
             layer += [normal(batch, width_out), normal(batch, width_out)]
@@ -205,19 +206,22 @@ def film_siren(module: ModuleType) -> None:
             widths = (batch, width_in, width_out, shared)
             workspace = np.empty(module.film_siren_workspace(*widths), np.uint8)
             given = (address(x), *parameters, address(workspace), address(y))
-            module.film_siren(DEVICE, STREAM, of_x, fast, *given, *sizes, shared)
+            module.film_siren(DEVICE, STREAM, dtype, fast, *given, *sizes, shared)
             workspace = np.empty(module.film_siren_backward_workspace(*widths), np.uint8)
             given = (address(x), address(dy), *parameters, address(workspace), address(slope))
-            module.film_siren_slope(DEVICE, STREAM, of_dy, of_x, fast, *given, *sizes, shared)
+            module.film_siren_slope(DEVICE, STREAM, dtype, fast, *given, *sizes, shared)
             given = (address(slope), parameters[0], parameters[2], address(workspace), address(dx))
-            module.film_siren_input_gradient(DEVICE, STREAM, of_dy, fast, *given, *sizes, shared)
+            module.film_siren_input_gradient(DEVICE, STREAM, dtype, fast, *given, *sizes, shared)
         parts = module.film_siren_weight_gradient_parts(DEVICE, *sizes)
         partial = (
             np.empty((parts, batch, width_out, width_in), np.float32),
             np.empty((parts, batch, width_out), np.float32),
         )
         given = (address(slope), address(x), *map(address, partial))
-        module.film_siren_weight_gradient(DEVICE, STREAM, of_dy, of_x, fast, *given, *sizes, parts)
+        # Behind samples of a field, gradients of bfloat16 meet activations of float16.
+        of_slope = BFLOAT16 if fast else dtype
+        for of_x in (dtype, FLOAT16) if dtype == BFLOAT16 else (dtype,):
+            module.film_siren_weight_gradient(DEVICE, STREAM, of_slope, of_x, *given, *sizes, parts)
 
 
 def split_matmul(module: ModuleType) -> None:
@@ -353,6 +357,48 @@ def render_deep_rays(module: ModuleType) -> None:
     module.set_shared_limit(most)
 
 
+def field_samples(module: ModuleType) -> None:
+    """With and without a head; channels that fill no strip, two strips and three, samples that fill no tile."""
+    images, rays, samples, depth, width, color = 2, 29, 9, 3, 130, 70
+    origins, directions, depths = normal(images, rays, 3), normal(images, rays, 3), normal(images, rays, samples)
+    wide, wide_color, all_samples = 192, 128, images * rays * samples
+    inputs, slopes = np.empty((depth, all_samples, wide), np.float16), normal(depth - 1, all_samples, wide)
+    color_slopes, activations = (normal(all_samples, wide_color).astype(np.float16) for _ in range(2))
+    slopes = slopes.astype(np.float16)
+    of_first = np.empty((all_samples, wide), np.float16)
+    density, colors, of_density = normal(all_samples), normal(all_samples, 3), normal(all_samples)
+    most = module.shared_limit()
+    for head, limit in ((True, most), (False, most), (True, 99 << 10), (False, 163 << 10)):
+        module.set_shared_limit(limit)
+        assert module.field_samples_fit(DEVICE)
+        matrices, seen = ((), 3) if head else ((images,), 0)
+        hidden = normal(*matrices, depth - 1, width, width)
+        first = [normal(*matrices, width, 3), normal(*matrices, width), hidden, normal(*matrices, depth - 1, width)]
+        gains = [normal(images, depth, width) for _ in range(2)]
+        of_heads = [normal(width), normal(1)]
+        last = [normal(*matrices, color, seen + width), normal(*matrices, color)]
+        modulation, heads = [normal(images, color) for _ in range(2)], [normal(3, color), normal(3)]
+        with_head = [*gains, *of_heads, *last, *modulation, *heads]
+        none = np.empty(0, np.float32)
+        without = [none, none, *of_heads, *last, none, none, none, none]
+        field = [address(x) if x.size else 0 for x in (*first, *(with_head if head else without))]
+        sizes = (images, depth, width, color, head)
+        workspace = np.empty(module.field_samples_workspace(*sizes), np.uint8)
+        records = map(address, (inputs, slopes, color_slopes, activations, density))
+        given = (*map(address, (origins, directions, depths)), *field, address(workspace), *records)
+        of_colors = address(colors) if head else 0
+        module.field_samples(
+            DEVICE, STREAM, *given, of_colors, images, rays, samples, depth, width, color, 0.1 * (not head), 0.1
+        )
+        workspace = np.empty(module.field_samples_backward_workspace(*sizes), np.uint8)
+        of_colors = normal(all_samples, 3 if head else color)
+        layers = (field[2], field[4], field[6], field[8], field[10], field[12])  # pointers of first, then of the rest
+        given = (address(of_density), address(of_colors), *layers, address(workspace))
+        given = (*given, *map(address, (slopes, color_slopes, of_first)))
+        module.field_samples_backward(DEVICE, STREAM, *given, images, rays * samples, depth, width, color)
+    module.set_shared_limit(most)
+
+
 CASES: dict[str, Callable[[ModuleType], None]] = {
     "limits_of_the_device": limits_of_the_device,
     "bias_leaky_relu": bias_leaky_relu,
@@ -366,6 +412,7 @@ CASES: dict[str, Callable[[ModuleType], None]] = {
     "film_siren": film_siren,
     "split_matmul": split_matmul,
     "film_siren_points": film_siren_points,
+    "field_samples": field_samples,
     "render_rays": render_rays,
     "render_wide_rays": render_wide_rays,
     "render_deep_rays": render_deep_rays,

@@ -170,11 +170,12 @@ def test_every_schedule_gives_the_same(kernel_backend: Backend, precision: Preci
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
-def test_gradients_ray_by_ray(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_gradients_ray_by_ray(backend: Backend, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many samples the backward takes at a time changes nothing but the order of sums."""
     s = Setting(rays=7, noise=True, last_back=True)
     ours = sample_inputs(s).to(backend.device, torch.float32)
-    tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, False)
+    tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, fast)
 
     def gradients() -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())

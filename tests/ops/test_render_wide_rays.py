@@ -24,10 +24,10 @@ from cips3d.ops.siren_field import tensors_of
 WIDE = Setting(width=144, color=80, rays=7, coarse=5, fine=6, last_back=True)
 
 
-def arguments(inputs: Inputs) -> tuple[Any, ...]:
+def arguments(inputs: Inputs, fast: bool = False) -> tuple[Any, ...]:
     """Of the registered op."""
     tensors = (inputs.origins, inputs.directions, *inputs.draws, *tensors_of(inputs.field))
-    return (*tensors, 0.0, 0.0, 0.88, 1.12, "relu", True, False)
+    return (*tensors, 0.0, 0.0, 0.88, 1.12, "relu", True, fast)
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
@@ -74,12 +74,13 @@ def test_images_have_their_own_layers(kernel_backend: Backend) -> None:
         assert torch.equal(run(alone, WIDE, "fast").colors[0], together.colors[k])
 
 
-def test_gradients_ray_by_ray(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_gradients_ray_by_ray(backend: Backend, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many samples the backward takes at a time changes nothing but the order of sums."""
     ours = sample_inputs(WIDE).to(backend.device, torch.float32)
 
     def gradients() -> tuple[Tensor, ...]:
-        colors, *_ = OPS["render_rays"](*arguments(ours))
+        colors, *_ = OPS["render_rays"](*arguments(ours, fast))
         return torch.autograd.grad(colors.square().sum(), ours.leaves())
 
     require_kernel(backend, ours, call=gradients)

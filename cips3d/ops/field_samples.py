@@ -1,0 +1,290 @@
+"""Gradients of radiance fields whose weights stream past their samples, with operands of 16 bits.
+
+One kernel evaluates the field at the samples of rays and keeps every layer's inputs (float16) and the cosines of its
+phases (float16). Behind the compositing another one goes from the colours back to the first layer and leaves the
+gradients of all phases (bfloat16, since their range is wide). Those of the parameters are sums over samples of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cips3d.ops import kernels
+from cips3d.ops.film_siren_op import Gradients, Parameters, of_parameters, sums_over_samples
+from cips3d.ops.layer_by_layer import through_compositing
+from cips3d.ops.library import OPS
+from cips3d.ops.stratified import ray_points
+
+STRIP = 64  # channels; kernels fill widths up to whole ones
+ALIGNED = 8  # 16-bit numbers that are moved at a time
+
+
+class StreamedField(NamedTuple):
+    """L sine layers of W channels and a colour layer of C, for B images.
+
+    With a head, as `DeepSirenField`: layers are shared by the images, which have gains and shifts of their own, and the
+    colour layer sees the direction. Without, as `SirenField`: the images have layers of their own, I = B.
+
+    Attributes:
+        first: weight [W, 3] or [I, W, 3], bias [W] or [I, W], gain and shift [B, W] or None.
+        hidden: layers 2 to L: weight [L - 1, W, W] or [I, L - 1, W, W], bias [L - 1, W] or [I, L - 1, W], gain and
+            shift [B, L - 1, W] or None.
+        density_weight: [W].
+        density_bias: [1].
+        color: weight [C, 3 + W] or [I, C, W], bias [C] or [I, C], gain and shift [B, C] or None.
+        head_weight: [3, C] or None.
+        head_bias: [3] or None.
+        trunk_gain: [B, L, W] those of `first` and `hidden`, or None.
+        trunk_shift: [B, L, W], or None.
+        ball_density, ball_radius: see `SirenField`.
+    """
+
+    first: Parameters
+    hidden: Parameters
+    density_weight: Tensor
+    density_bias: Tensor
+    color: Parameters
+    head_weight: Tensor | None = None
+    head_bias: Tensor | None = None
+    trunk_gain: Tensor | None = None
+    trunk_shift: Tensor | None = None
+    ball_density: float = 0.0
+    ball_radius: float = 0.0
+
+    def sizes(self) -> tuple[int, int, int]:
+        """L, W, C."""
+        return self.hidden.weight.shape[-3] + 1, self.first.weight.shape[-2], self.color.weight.shape[-2]
+
+
+class FieldGradients(NamedTuple):
+    """Those of the tensors of a `StreamedField`, of the samples' points [B, N, 3] and of their directions [B, N, 3].
+
+    The last two are empty where not wanted, the directions' without a head too.
+    """
+
+    first: Gradients
+    hidden: list[Gradients]
+    density_weight: Tensor
+    density_bias: Tensor
+    color: Gradients
+    head_weight: Tensor | None
+    head_bias: Tensor | None
+    points: Tensor
+    directions: Tensor
+
+
+class _Records(NamedTuple):
+    """What is kept of N samples of B images; channels in whole strips.
+
+    Attributes:
+        inputs: [L, B, N, W] of layers 2 to L and of the colour layer.
+        slopes: [L - 1, B, N, W] cosines of the phases of layers 2 to L.
+        color_slopes: [B, N, C] those of the colour layer.
+        activations: [B, N, C] of the colour layer.
+        density: [B, N] raw.
+        colors: [B, N, 3], or [B, N, C] without a head.
+    """
+
+    inputs: Tensor
+    slopes: Tensor
+    color_slopes: Tensor
+    activations: Tensor
+    density: Tensor
+    colors: Tensor
+
+
+def streams_gradients(x: Tensor, *, fast: bool) -> bool:
+    """Whether these kernels compute gradients on a tensor's device: with operands of 16 bits, where they have room."""
+    if not fast or not kernels.take(x):
+        return False
+    fit: bool = kernels.module_for(x.device).field_samples_fit(x.device.index or 0)
+    return fit
+
+
+def field_gradients(
+    field: StreamedField,
+    origins: Tensor,
+    directions: Tensor,
+    depths: Tensor,
+    noise: Tensor | None,
+    *of_seen: Tensor | None,
+    activation: str,
+    last_back: bool,
+    with_rays: bool,
+) -> FieldGradients:
+    """Gradients through the compositing of samples [B, R, S] at given depths.
+
+    Args:
+        field: contiguous float32, like all tensors here.
+        origins, directions: [B, R, 3].
+        depths, noise: [B, R, S], see `composite`.
+        of_seen: gradients of colours, opacity, depth and weights; None: 0.
+        activation, last_back: see `composite`.
+        with_rays: whether points and directions have gradients.
+    """
+    records = _record(field, origins, directions, depths)
+    of_density, of_colors = through_compositing(
+        records.density.view(depths.shape),
+        records.colors.view(*depths.shape, -1),
+        depths,
+        noise,
+        *of_seen,
+        activation=activation,
+        last_back=last_back,
+    )
+    of_density, of_colors = of_density.flatten(1), of_colors.flatten(1, 2)
+    if field.head_weight is not None:
+        of_colors = of_colors * records.colors * (1 - records.colors)
+    of_first = _differentiate(field, records, of_density, of_colors)
+    points = ray_points(origins, directions, depths).flatten(1, 2)
+    first: tuple[Tensor, ...] = OPS["film_siren_backward"](of_first, points, *field.first, True, with_rays, True)
+    of_points = first[0]
+    if with_rays and field.ball_radius:
+        norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # no slope at the origin
+        of_points = of_points - of_density[..., None] * field.ball_density / field.ball_radius * points / norm
+    of_color, of_directions = _of_color_layer(field, records, directions, with_rays)
+    of_head = _sums_of_heads(field, records, of_density, of_colors)
+    return FieldGradients(
+        first=Gradients(*first),
+        hidden=_of_hidden_layers(field, records),
+        density_weight=of_head[0],
+        density_bias=of_density.sum().view(1),
+        color=of_color,
+        head_weight=of_head[1],
+        head_bias=None if field.head_bias is None else of_colors.sum((0, 1)),
+        points=of_points,
+        directions=of_directions,
+    )
+
+
+def _whole_strips(channels: int) -> int:
+    return -(-channels // STRIP) * STRIP
+
+
+def _record(field: StreamedField, origins: Tensor, directions: Tensor, depths: Tensor) -> _Records:
+    images, rays, samples = depths.shape
+    layers, width, color = field.sizes()
+    has_head, count = field.head_weight is not None, rays * samples
+    wide, wide_color = _whole_strips(width), _whole_strips(color)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        return depths.new_empty(shape, dtype=dtype)
+
+    records = _Records(
+        inputs=empty(layers, images, count, wide),
+        slopes=empty(layers - 1, images, count, wide),
+        color_slopes=empty(images, count, wide_color),
+        activations=empty(images, count, wide_color),
+        density=empty(images, count, dtype=torch.float32),
+        colors=empty(images, count, 3 if has_head else 0, dtype=torch.float32),
+    )
+    size = kernels.module_for(depths.device).field_samples_workspace(images, layers, width, color, has_head)
+    tensors = (
+        *(origins, directions, depths),
+        *(field.first.weight, field.first.bias, field.hidden.weight, field.hidden.bias),
+        *(field.trunk_gain, field.trunk_shift, field.density_weight, field.density_bias),
+        *(*field.color, field.head_weight, field.head_bias),
+    )
+    kernels.launch(
+        "field_samples",
+        *_contiguous(*tensors),
+        empty(size, dtype=torch.uint8),
+        *records[:5],
+        records.colors if has_head else None,
+        *(images, rays, samples, layers, width, color),
+        *(field.ball_density, field.ball_radius),
+    )
+    return records if has_head else records._replace(colors=records.activations[..., :color].float())
+
+
+def _differentiate(field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor) -> Tensor:
+    """Gradients [B, N, W] of the first layer's outputs; in place of the slopes it puts the phases' gradients."""
+    images, count = of_density.shape
+    layers, width, color = field.sizes()
+    has_head = field.head_weight is not None
+    of_first = records.inputs.new_empty(*records.inputs.shape[1:], dtype=torch.bfloat16)
+    size = kernels.module_for(of_density.device).field_samples_backward_workspace(
+        images, layers, width, color, has_head
+    )
+    tensors = (
+        *(of_density, of_colors, field.hidden.weight, field.trunk_gain, field.density_weight),
+        *(field.color.weight, field.color.gain, field.head_weight),
+    )
+    kernels.launch(
+        "field_samples_backward",
+        *_contiguous(*tensors),
+        of_density.new_empty(size, dtype=torch.uint8),
+        *(records.slopes, records.color_slopes, of_first),
+        *(images, count, layers, width, color),
+    )
+    return of_first[..., :width]
+
+
+def _contiguous(*tensors: Tensor | None) -> Iterator[Tensor | None]:
+    return (None if x is None else x.contiguous() for x in tensors)
+
+
+def _none(like: Tensor) -> Gradients:
+    return Gradients(*(like.new_empty(0) for _ in Gradients._fields))
+
+
+def _of_phases(slopes: Tensor) -> Tensor:
+    """What the kernel has left in the place of cosines."""
+    return slopes.view(torch.bfloat16)
+
+
+def _of_hidden_layers(field: StreamedField, records: _Records) -> list[Gradients]:
+    """The gradients of all hidden layers' parameters: their sums over samples are one launch."""
+    layers, width, _ = field.sizes()
+    images, count, wide = records.inputs.shape[1:]
+    inputs, slopes = records.inputs[:-1].view(-1, count, wide), _of_phases(records.slopes).view(-1, count, wide)
+    product, total = sums_over_samples(slopes, inputs)
+    product = product.view(layers - 1, images, wide, wide)[..., :width, :width]
+    total = total.view(layers - 1, images, wide)[..., :width]
+    along = (field.hidden.weight.dim() - 3, field.hidden.bias.dim() - 2, 1, 1)  # of the parameters' layers
+    found = []
+    for k in range(layers - 1):
+        layer = [None if p is None else p.select(dim, k) for p, dim in zip(field.hidden, along, strict=True)]
+        found.append(of_parameters(product[k], total[k], Parameters(*layer), _none(total)))  # type: ignore[arg-type]
+    return found
+
+
+def _of_color_layer(
+    field: StreamedField, records: _Records, directions: Tensor, with_rays: bool
+) -> tuple[Gradients, Tensor]:
+    """The gradients of its parameters, and of the samples' directions where it sees them."""
+    _, width, color = field.sizes()
+    slopes = _of_phases(records.color_slopes)
+    product, total = sums_over_samples(slopes, records.inputs[-1])
+    product, total = product[:, :color, :width], total[:, :color]
+    of_directions = directions.new_empty(0)
+    if field.head_weight is not None:
+        count = slopes.shape[1] // directions.shape[1]
+        seen = functional.pad(directions, (0, ALIGNED - 3)).half().repeat_interleave(count, dim=1)
+        of_seen, _ = sums_over_samples(slopes, seen)
+        product = torch.cat([of_seen[:, :color, :3], product], -1)
+        if with_rays:
+            gain = field.color.gain
+            assert gain is not None
+            of_directions = slopes[..., :color].float() @ (gain[:, :, None] * field.color.weight[:, :3])
+    return of_parameters(product, total, field.color, _none(total)), of_directions
+
+
+def _sums_of_heads(
+    field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the weights of the density [W] and of the head [3, C], or None."""
+    _, width, color = field.sizes()
+    columns = [of_density] if field.head_weight is None else [of_density, *of_colors.unbind(-1)]
+    outputs = functional.pad(torch.stack(columns, -1).bfloat16(), (0, ALIGNED - len(columns)))
+    of_trunk, _ = sums_over_samples(outputs, records.inputs[-1])
+    density_weight = of_trunk[:, 0, :width].sum(0)
+    if field.head_weight is None:
+        return density_weight, None
+    of_activations, _ = sums_over_samples(outputs, records.activations)
+    return density_weight, of_activations[:, 1:4, :color].sum(0)

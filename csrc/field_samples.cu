@@ -1,0 +1,232 @@
+// Streamed fields at given samples with what their gradients need, and these gradients: what the backward of
+// render_rays is made of where weights do not fit into shared memory, with operands of 16 bits. In between,
+// composite_backward; behind it, film_siren_weight_gradient.
+//
+// A layer of 256, in bytes a channel and sample: its input is written (2), and the cosine of its phase (2), which is
+// read and has the phase's gradient in its place (4); sums over samples read gradient and input (4). Layer by layer it
+// would be 18, with the phase computed once more, a product in four.
+#include "pack_field.h"
+#include "recorded_samples.h"
+#include "streamed_gradients.h"
+
+namespace cips3d {
+namespace {
+
+// How blocks share out tiles of samples, none of which are of two images: consecutive ones each.
+struct TilesOfImages {
+  int images, samples;  // of an image
+  int rows;             // of a tile
+  int tiles_an_image, tiles_a_block;
+
+  TilesOfImages(int64_t of_images, int64_t of_image, int of_tile)
+      : images(static_cast<int>(of_images)),
+        samples(static_cast<int>(of_image)),
+        rows(of_tile),
+        tiles_an_image(static_cast<int>(ceil_div<int64_t>(of_image, of_tile))),
+        tiles_a_block(static_cast<int>(ceil_div<int64_t>(tiles(), device_limits().multiprocessors))) {}
+  __host__ __device__ int64_t tiles() const { return int64_t{images} * tiles_an_image; }
+  unsigned blocks() const { return blocks_for(tiles(), tiles_a_block); }
+
+  // Calls f(image, first sample of all, count) for all that the block has of an image.
+  template <class F>
+  __device__ __forceinline__ void each(F f) const {
+    const int all = images * tiles_an_image, last = min(all, static_cast<int>(blockIdx.x + 1) * tiles_a_block);
+    for (int tile = blockIdx.x * tiles_a_block; tile < last;) {
+      const int image = tile / tiles_an_image, end = min(last, (image + 1) * tiles_an_image);
+      const int first = (tile - image * tiles_an_image) * rows;
+      const int behind = min(samples, (end - image * tiles_an_image) * rows);
+      __syncthreads();  // nobody needs the image before
+      f(image, image * samples + first, behind - first);
+      tile = end;
+    }
+  }
+};
+
+template <class Field>
+__global__ void __launch_bounds__(kStreamThreads, 1)
+    record_samples_kernel(const __grid_constant__ SampledRays rays, const __grid_constant__ SampleRecords records,
+                          const __grid_constant__ StreamedLayers layers, const __grid_constant__ TilesOfImages tiles) {
+  if constexpr (!Field::kFits) {
+    __trap();
+  } else {
+    SharedArrays shared;
+    Field field(shared, layers);
+    tiles.each([&](int image, int first, int count) {
+      field.begin(image);
+      field.evaluate(RecordedPass{rays, records, layers, first, count});
+    });
+  }
+}
+
+template <class Gradients>
+__global__ void __launch_bounds__(kStreamThreads, 1)
+    differentiate_samples_kernel(const __grid_constant__ GradientLayers layers,
+                                 const __grid_constant__ SampleGradients samples,
+                                 const __grid_constant__ TilesOfImages tiles) {
+  if constexpr (!Gradients::kFits) {
+    __trap();
+  } else {
+    SharedArrays shared;
+    Gradients gradients(shared, layers, samples);
+    tiles.each([&](int image, int first, int count) { gradients.differentiate(image, first, count); });
+  }
+}
+
+// Calls f(Kind, stages) for the kind that leaves most samples to a block, with as many stages as there is room for.
+template <class Kind>
+struct KindType {
+  using Type = Kind;
+};
+template <class Wide, class Narrow, class F>
+auto with_room(F f) {
+  const size_t room = device_limits().shared_block;
+  if (Wide::bytes(2) <= room) return f(KindType<Wide>{}, Wide::bytes(3) <= room ? 3 : 2);
+  return f(KindType<Narrow>{}, Narrow::bytes(3) <= room ? 3 : 2);
+}
+template <bool kHead, class F>
+auto with_field_for(F f) {
+  return with_room<StreamedField<128, 32, false, kHead>, StreamedField<64, 16, false, kHead>>(f);
+}
+template <class F>
+auto with_gradients(F f) {
+  return with_room<StreamedGradients<128, 32>, StreamedGradients<64, 16>>(f);
+}
+
+struct Fits {
+  template <class Type>
+  bool operator()(Type, int stages) const {
+    return Type::Type::bytes(stages) <= device_limits().shared_block;
+  }
+};
+
+// Packs the transposed matrices of the products: block (image, outputs of the layer, product); threads have inputs.
+// The colour layer's slabs come first, then the trunk's from the last to the second.
+__global__ void __launch_bounds__(kFieldWidth)
+    pack_transposed_kernel(const FieldTensors from, int slab_columns, int64_t image_halves,
+                           bfloat16* __restrict__ slabs) {  // [I] of Slabs
+  const int output = blockIdx.y, product = blockIdx.z, input = threadIdx.x, width = whole_strips(from.width);
+  const int64_t image = blockIdx.x;
+  const bool color = product == 0;
+  const int outputs = color ? from.color : from.width, directions = from.has_head() ? 3 : 0;
+  if (output >= whole_strips(outputs) || input >= width) return;
+  float value = 0.0f;
+  if (output < outputs && input < from.width) {
+    const int layer = from.depth - 1 - product;  // of the trunk's
+    const float* weight =
+        color ? from.color_weight + (image * from.color + output) * (directions + from.width) + directions
+              : from.hidden_weight + ((image * (from.depth - 1) + layer) * from.width + output) * from.width;
+    value = weight[input];
+  }
+  const int before = color ? 0 : whole_strips(from.color) / slab_columns + (product - 1) * (width / slab_columns);
+  const int64_t slab = before + output / slab_columns;
+  slabs[image * image_halves + (slab * width + input) * slab_columns + output % slab_columns] =
+      __float2bfloat16_rn(value);
+}
+
+int64_t transposed_halves(int depth, int width, int color) {  // of an image
+  return static_cast<int64_t>(whole_strips(color) + (depth - 1) * whole_strips(width)) * whole_strips(width);
+}
+
+FieldTensors field_tensors(Pointer first_weight, Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias,
+                           Pointer trunk_gain, Pointer trunk_shift, Pointer density_weight, Pointer color_weight,
+                           Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight, int depth,
+                           int width, int color) {
+  return {input<float>(first_weight),
+          input<float>(first_bias),
+          input<float>(hidden_weight),
+          input<float>(hidden_bias),
+          input<float>(trunk_gain),
+          input<float>(trunk_shift),
+          input<float>(density_weight),
+          input<float>(color_weight),
+          input<float>(color_bias),
+          input<float>(color_gain),
+          input<float>(color_shift),
+          input<float>(head_weight),
+          depth,
+          width,
+          color};
+}
+
+void check_samples(int64_t images, int64_t samples) {
+  if (images * samples >= int64_t{1} << 31) throw std::invalid_argument("2^31 samples or more");
+}
+
+}  // namespace
+
+bool field_samples_fit() { return with_field_for<true>(Fits{}) && with_gradients(Fits{}); }
+
+int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head) {
+  return packed_field_bytes(images, depth, width, color, head, false);
+}
+
+void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths, Pointer first_weight,
+                   Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias, Pointer trunk_gain,
+                   Pointer trunk_shift, Pointer density_weight, Pointer density_bias, Pointer color_weight,
+                   Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight, Pointer head_bias,
+                   Pointer workspace, Pointer inputs, Pointer slopes, Pointer color_slopes, Pointer activations,
+                   Pointer density, Pointer colors, int64_t images, int64_t rays, int samples, int depth, int width,
+                   int color, double ball_density, double ball_radius) {
+  check_samples(images, rays * samples);
+  const FieldTensors tensors =
+      field_tensors(first_weight, first_bias, hidden_weight, hidden_bias, trunk_gain, trunk_shift, density_weight,
+                    color_weight, color_bias, color_gain, color_shift, head_weight, depth, width, color);
+  const SampledRays of_rays = {input<float>(origins), input<float>(directions), input<float>(depths), samples,
+                               static_cast<int>(images * rays * samples)};
+  const SampleRecords records = {output<half>(inputs),      output<half>(slopes),   output<half>(color_slopes),
+                                 output<half>(activations), output<float>(density), output<float>(colors)};
+  const auto run = [&](auto type, int stages) {
+    using Field = typename decltype(type)::Type;
+    StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, 1, workspace);
+    layers.slabs.stages = stages;
+    layers.density_bias = input<float>(density_bias), layers.head_bias = input<float>(head_bias);
+    layers.ball = {static_cast<float>(ball_density), static_cast<float>(ball_radius)};
+    const TilesOfImages tiles(images, rays * samples, Field::Product::kRows);
+    launch(record_samples_kernel<Field>, dim3(tiles.blocks()), dim3(kStreamThreads), Field::bytes(stages), stream,
+           of_rays, records, layers, tiles);
+  };
+  tensors.has_head() ? with_field_for<true>(run) : with_field_for<false>(run);
+}
+
+int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head) {
+  return static_cast<int64_t>(sizeof(bfloat16)) * (head ? 1 : images) * transposed_halves(depth, width, color);
+}
+
+void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_colors, Pointer hidden_weight,
+                            Pointer trunk_gain, Pointer density_weight, Pointer color_weight, Pointer color_gain,
+                            Pointer head_weight, Pointer workspace, Pointer slopes, Pointer color_slopes,
+                            Pointer of_first, int64_t images, int64_t samples, int depth, int width, int color) {
+  check_samples(images, samples);
+  const FieldTensors tensors = field_tensors(0, 0, hidden_weight, 0, trunk_gain, 0, density_weight, color_weight, 0,
+                                             color_gain, 0, head_weight, depth, width, color);
+  const SampleGradients gradients = {input<float>(of_density),   input<float>(of_colors),
+                                     output<uint16_t>(slopes),   output<uint16_t>(color_slopes),
+                                     output<uint16_t>(of_first), static_cast<int>(images * samples)};
+  with_gradients([&](auto type, int stages) {
+    using Gradients = typename decltype(type)::Type;
+    constexpr int kSlab = Gradients::Product::kSlab;
+    const int wide = whole_strips(width), wide_color = whole_strips(color);
+    const int64_t image_halves = transposed_halves(depth, width, color);
+    bfloat16* slabs = output<bfloat16>(workspace);
+    launch(pack_transposed_kernel,
+           dim3(tensors.has_head() ? 1 : blocks_for(images, 1), std::max(wide, wide_color), depth), dim3(kFieldWidth),
+           0, stream, tensors, kSlab, image_halves, slabs);
+    const GradientLayers layers = {
+        {reinterpret_cast<const half*>(slabs), (wide_color + (depth - 1) * wide) / kSlab, wide, stages},
+        tensors.has_head() ? 0 : image_halves,
+        tensors.trunk_gain,
+        tensors.color_gain,
+        tensors.density_weight,
+        tensors.head_weight,
+        depth,
+        wide,
+        wide_color,
+        width,
+        color};
+    const TilesOfImages tiles(images, samples, Gradients::Product::kRows);
+    launch(differentiate_samples_kernel<Gradients>, dim3(tiles.blocks()), dim3(kStreamThreads),
+           Gradients::bytes(stages), stream, layers, gradients, tiles);
+  });
+}
+
+}  // namespace cips3d

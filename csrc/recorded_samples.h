@@ -1,0 +1,82 @@
+// Samples at given depths of rays, and what the gradients of a streamed field need of them (streamed_field.h).
+#pragma once
+#include "streamed_field.h"
+
+namespace cips3d {
+
+// Rays of B images with S samples each at given depths: N = R S of an image, B N < 2^31.
+struct SampledRays {
+  const float* origins;     // [B, R, 3]
+  const float* directions;  // [B, R, 3]
+  const float* depths;      // [B, R, S]
+  int samples;              // S
+  int all;                  // B N
+};
+
+// What is kept of all samples. Rows are whole strips of channels, of the trunk or of the colour layer.
+struct SampleRecords {
+  half* inputs;        // [products, B, N, width] of every product
+  half* slopes;        // [products - 1, B, N, width] cosines of the trunk's phases behind products
+  half* color_slopes;  // [B, N, color] those of the colour layer
+  half* activations;   // [B, N, color] the colour layer's
+  float* density;      // [B, N] raw
+  float* colors;       // [B, N, 3] with a head; without, colours are the activations
+};
+
+// Samples [first, first + count) of all, which belong to one image.
+struct RecordedPass {
+  static constexpr bool kRecords = true;
+  const SampledRays& from;
+  const SampleRecords& to;
+  const StreamedLayers& layers;
+  int first, count;
+
+  __device__ __forceinline__ int size() const { return count; }
+  // Rows past the end repeat the last one, and nothing is stored of them.
+  __device__ __forceinline__ PassSample operator[](int row) const {
+    const int at = min(row, count - 1), ray = (first + at) / from.samples;
+    const float *o = from.origins + int64_t{3} * ray, *d = from.directions + int64_t{3} * ray;
+    const float t = from.depths[first + at];
+    return {at, ray, make_float3(fmaf(t, d[0], o[0]), fmaf(t, d[1], o[1]), fmaf(t, d[2], o[2]))};
+  }
+  __device__ __forceinline__ const float* direction(const PassSample& sample) const {
+    return from.directions + int64_t{3} * sample.ray;
+  }
+  __device__ __forceinline__ void keep_density(int at, float density) const { to.density[first + at] = density; }
+  __device__ __forceinline__ void keep_color(int at, int, float red, float green, float blue) const {
+    float* color = to.colors + int64_t{kHeadValues} * (first + at);
+    color[0] = red, color[1] = green, color[2] = blue;
+  }
+
+  // A product's operands of rows `base` to base + most - 1: a warp has a row, 16 bytes a lane.
+  __device__ __forceinline__ void keep_inputs(int base, int most, int product, const half* activations,
+                                              int row_halves) const {
+    const int channel = threadIdx.x % 32 * 8, rows = min(count - base, most);
+    if (channel >= layers.width) return;
+    half* inputs = to.inputs + (int64_t{product} * from.all + first + base) * layers.width + channel;
+    for (int row = threadIdx.x / 32; row < rows; row += kStreamWarps)
+      *reinterpret_cast<uint4*>(inputs + int64_t{layers.width} * row) =
+          *reinterpret_cast<const uint4*>(activations + row * row_halves + channel);
+  }
+  // The cosines of two of a sample's phases; row: behind `base`; product: kColorLayer or one of the trunk's.
+  __device__ __forceinline__ void keep_slopes(int base, int row, int product, int channel, float phase_x,
+                                              float phase_y) const {
+    const bool color = product == kColorLayer;
+    half* slopes = color ? to.color_slopes : to.slopes + int64_t{product} * from.all * layers.width;
+    keep(slopes, color ? layers.color : layers.width, base, row, channel, cosine<false>(phase_x),
+         cosine<false>(phase_y));
+  }
+  __device__ __forceinline__ void keep_activations(int base, int row, int channel, float x, float y) const {
+    keep(to.activations, layers.color, base, row, channel, x, y);
+  }
+
+ private:
+  // The address as what all threads have in common and 32 bits of a thread's own: registers are few.
+  __device__ __forceinline__ void keep(half* rows, int width, int base, int row, int channel, float x, float y) const {
+    half* tile = rows + int64_t{width} * (first + base);
+    if (base + row < count)
+      *reinterpret_cast<uint32_t*>(tile + unsigned(width * row + channel)) = Operand<half>::pack(x, y);
+  }
+};
+
+}  // namespace cips3d

@@ -1,0 +1,213 @@
+// Gradients of a streamed field at single samples, from what recorded_samples.h has kept of them: from the colour layer
+// back to the first, products with the transposed weights, which stream as in streamed_field.h. What it leaves are the
+// gradients of all phases; those of the parameters are sums over samples of these and of the layers' inputs
+// (weight_gradient.h).
+//
+// With u for a phase, h for a layer's output, g for its gain: du = cos(u) dh, and dh of the layer in front is (g du) W,
+// to which the trunk's last output adds the density's gradient. Operands are bfloat16: eight layers may carry gradients
+// anywhere.
+#pragma once
+#include "streamed_field.h"
+
+namespace cips3d {
+
+struct GradientLayers {
+  Slabs slabs;                  // of a pass: transposed matrices, bfloat16, the colour layer's first
+  int64_t image_halves;         // from an image's slabs to the next one's; 0: the same for all
+  const float* trunk_gain;      // [B, products, channels of the trunk], or null: 1
+  const float* color_gain;      // [B, channels of the colour layer], or null: 1
+  const float* density_weight;  // [channels of the trunk]
+  const float* head_weight;     // [3, channels of the colour layer], or null: no head
+  int products, width, color;   // widths in whole strips
+  int trunk_channels, color_channels;
+};
+
+struct SampleGradients {
+  const float* of_density;  // [B, N] raw
+  const float* of_colors;   // [B, N, 3] in front of the head's sigmoid; [B, N, channels] without a head
+  // Cosines of phases as float16, and afterwards in their place the gradients of these phases as bfloat16.
+  uint16_t* slopes;        // [products - 1, B, N, width]
+  uint16_t* color_slopes;  // [B, N, color]
+  uint16_t* of_first;      // [B, N, width] bfloat16: gradients of the first layer's outputs
+  int all;                 // B N
+};
+
+template <int kRows, int kSlab>
+struct StreamedGradients {
+  using Product = StreamedProduct<kRows, kSlab, kFieldWidth, false, bfloat16>;
+  static constexpr int kRow = Product::kRow, kUnit = 8;  // channels in 16 bytes, a lane's share of a row
+  static_assert(kFieldWidth == 32 * kUnit && kFieldWidth == kStreamThreads && kRows <= kStreamThreads, "");
+
+  static constexpr size_t bytes(int stages) {
+    return Product::bytes(stages) + shared_bytes<uint16_t>(kRows * kRow) + shared_bytes<float4>(kFieldWidth) +
+           shared_bytes<float>(kFieldWidth) + shared_bytes<float>(kRows);
+  }
+  static constexpr bool kFits = bytes(2) <= kSharedOfCode;
+
+  const GradientLayers& layers;
+  const SampleGradients& samples;
+  Product product;    // its activations: g du of the layer behind
+  uint16_t* slopes;   // [kRows, kRow] cosines that come in, gradients of their phases that go out
+  float4* heads;      // [kFieldWidth] the density's weight, and the colour's three with a head
+  float* gain;        // [kFieldWidth] of the layer whose gradients are computed
+  float* of_density;  // [kRows]
+
+  __device__ __forceinline__ StreamedGradients(SharedArrays& shared, const GradientLayers& given,
+                                               const SampleGradients& of_samples)
+      : layers(given),
+        samples(of_samples),
+        product(shared),
+        slopes(shared.take<uint16_t>(kRows * kRow)),
+        heads(shared.take<float4>(kFieldWidth)),
+        gain(shared.take<float>(kFieldWidth)),
+        of_density(shared.take<float>(kRows)) {
+    product.take_stages(shared, given.slabs);
+    const int channel = threadIdx.x, color = layers.color_channels;
+    const bool in_head = layers.head_weight != nullptr && channel < color;
+    const float* head = layers.head_weight + channel;
+    heads[channel] =
+        make_float4(channel < layers.trunk_channels ? layers.density_weight[channel] : 0.0f, in_head ? head[0] : 0.0f,
+                    in_head ? head[color] : 0.0f, in_head ? head[2 * color] : 0.0f);
+  }
+
+  // Samples [first, first + count) of all, which belong to one image.
+  __device__ __forceinline__ void differentiate(int image, int first, int count) {
+    Slabs slabs = layers.slabs;
+    slabs.halves += image * layers.image_halves;
+    product.start(slabs, ceil_div(count, kRows), NothingBeside{});
+    const int top = layers.products - 1;
+#pragma unroll 1
+    for (int base = 0; base < count; base += kRows) {
+      const int rows = min(kRows, count - base);
+      load_gain(image, top);
+      if (threadIdx.x < kRows)
+        of_density[threadIdx.x] = threadIdx.x < rows ? samples.of_density[first + base + threadIdx.x] : 0.0f;
+      __syncthreads();
+      differentiate_colors(first + base, rows);
+#pragma unroll 1
+      for (int layer = top; layer >= 0; layer--) {
+        const bool has_columns = Product::strip() * kStrip < layers.width;  // a whole warp has
+        const int count_slabs = (layer == top ? layers.color : layers.width) / kSlab;
+        typename Product::Sums sums = {};
+#pragma unroll 1
+        for (int k = 0; k < count_slabs; k++) {
+          const int stage = product.next(slabs, NothingBeside{});
+          if (k == 0) {
+            exchange(layer, first + base, rows);
+            if (layer > 0) load_gain(image, layer - 1);
+          }
+          if (has_columns) product.multiply(slabs, sums, stage, k);
+        }
+        cp_async_wait<0>();  // the cosines, which came with the second slab at the latest
+        __syncthreads();
+        if (has_columns) layer == top ? finish<true>(sums, layer > 0) : finish<false>(sums, layer > 0);
+      }
+      __syncthreads();
+      take_out(samples.of_first, layers.width, first + base, rows);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint16_t* rows_of(int layer) const {
+    return layer + 1 == layers.products ? samples.color_slopes
+                                        : samples.slopes + int64_t{layer} * samples.all * layers.width;
+  }
+  __device__ __forceinline__ static int unit_channel() { return threadIdx.x % 32 * kUnit; }
+
+  // The gains of the layer behind product `layer`, whose thread has the channel.
+  __device__ __forceinline__ void load_gain(int image, int layer) {
+    const bool color = layer + 1 == layers.products;
+    const int channels = color ? layers.color_channels : layers.trunk_channels, channel = threadIdx.x;
+    const float* gains = color ? layers.color_gain : layers.trunk_gain;
+    const int64_t row = color ? image : int64_t{image} * layers.products + layer + 1;
+    gain[channel] = gains == nullptr ? 1.0f : channel < channels ? gains[row * channels + channel] : 0.0f;
+  }
+
+  // The colour layer's phases: a warp has a row, a lane 8 channels of it.
+  __device__ __forceinline__ void differentiate_colors(int first, int rows) {
+    const int channel = unit_channel();
+    if (channel >= layers.color) return;
+    const bool head = layers.head_weight != nullptr;
+#pragma unroll 1
+    for (int row = threadIdx.x / 32; row < kRows; row += kStreamWarps) {
+      uint4 cosines = {};
+      float of_color[kUnit] = {};
+      if (row < rows) {
+        const int64_t at = first + row;
+        cosines = *reinterpret_cast<const uint4*>(samples.color_slopes + at * layers.color + channel);
+        const float* given = samples.of_colors + at * (head ? kHeadValues : layers.color_channels);
+#pragma unroll
+        for (int e = 0; e < kUnit; e++) {
+          const float4 h = heads[channel + e];
+          if (head)
+            of_color[e] = fmaf(given[0], h.y, fmaf(given[1], h.z, given[2] * h.w));
+          else if (channel + e < layers.color_channels)
+            of_color[e] = given[channel + e];
+        }
+      }
+      const uint32_t pairs[4] = {cosines.x, cosines.y, cosines.z, cosines.w};
+#pragma unroll
+      for (int pair = 0; pair < 4; pair++) {
+        const float2 cosine = Operand<half>::unpack(pairs[pair]);
+        put(row, channel + 2 * pair, cosine.x * of_color[2 * pair], cosine.y * of_color[2 * pair + 1]);
+      }
+    }
+  }
+
+  // Two gradients of phases, on their way out and as operands.
+  __device__ __forceinline__ void put(int row, int channel, float x, float y) {
+    *reinterpret_cast<uint32_t*>(slopes + row * kRow + channel) = Operand<bfloat16>::pack(x, y);
+    product.put(row, channel, Operand<bfloat16>::pack(gain[channel] * x, gain[channel + 1] * y), 0);
+  }
+
+  // Takes out the gradients of a layer's phases and has the cosines of the layer in front of it come in their place:
+  // what a thread reads, it overwrites itself.
+  __device__ __forceinline__ void exchange(int layer, int first, int rows) {
+    const int width = layer + 1 == layers.products ? layers.color : layers.width, channel = unit_channel();
+    const uint16_t* in_front = layer > 0 ? rows_of(layer - 1) + int64_t{first} * layers.width + channel : nullptr;
+    uint16_t* out = rows_of(layer) + int64_t{first} * width + channel;
+    for (int row = threadIdx.x / 32; row < kRows; row += kStreamWarps) {
+      uint16_t* mine = slopes + row * kRow + channel;
+      if (row < rows && channel < width)
+        *reinterpret_cast<uint4*>(out + int64_t{width} * row) = *reinterpret_cast<const uint4*>(mine);
+      if (layer > 0 && channel < layers.width)
+        cp_async_16(mine, in_front + int64_t{layers.width} * min(row, rows - 1), row < rows ? 16 : 0);
+    }
+  }
+  __device__ __forceinline__ void take_out(uint16_t* to, int width, int first, int rows) {
+    const int channel = unit_channel();
+    if (channel >= width) return;
+    for (int row = threadIdx.x / 32; row < rows; row += kStreamWarps)
+      *reinterpret_cast<uint4*>(to + int64_t{width} * (first + row) + channel) =
+          *reinterpret_cast<const uint4*>(slopes + row * kRow + channel);
+  }
+
+  // From gradients of a layer's outputs to those of its phases; of the first layer's outputs they stay what they are.
+  // The trunk's last one has the density besides.
+  template <bool kDensity>
+  __device__ __forceinline__ void finish(const typename Product::Sums& sums, bool has_phases) {
+    const int first_row = Product::first_row();
+#pragma unroll
+    for (int n = 0; n < kStrip / 8; n++) {
+      const int channel = Product::first_column() + 8 * n;
+      const float v[2] = {kDensity ? heads[channel].x : 0.0f, kDensity ? heads[channel + 1].x : 0.0f};
+#pragma unroll
+      for (int m = 0; m < Product::kTiles; m++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          const int row = first_row + 16 * m + 8 * r;
+          float x = sums[n / 2][m][n % 2][2 * r], y = sums[n / 2][m][n % 2][2 * r + 1];
+          if (kDensity) x = fmaf(of_density[row], v[0], x), y = fmaf(of_density[row], v[1], y);
+          if (has_phases) {
+            const float2 cosine =
+                Operand<half>::unpack(*reinterpret_cast<const uint32_t*>(slopes + row * kRow + channel));
+            put(row, channel, cosine.x * x, cosine.y * y);
+          } else {
+            *reinterpret_cast<uint32_t*>(slopes + row * kRow + channel) = Operand<bfloat16>::pack(x, y);
+          }
+        }
+    }
+  }
+};
+
+}  // namespace cips3d
