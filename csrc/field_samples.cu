@@ -87,9 +87,9 @@ template <bool kHead, class F>
 auto with_field_for(F f) {
   return with_room<StreamedField<128, 32, false, kHead>, StreamedField<64, 16, false, kHead>>(f);
 }
-template <class F>
-auto with_gradients(F f) {
-  return with_room<StreamedGradients<128, 32>, StreamedGradients<64, 16>>(f);
+template <bool kHead, class F>
+auto with_gradients_for(F f) {
+  return with_room<StreamedGradients<128, 32, kHead>, StreamedGradients<64, 16, kHead>>(f);
 }
 
 struct Fits {
@@ -101,9 +101,10 @@ struct Fits {
 
 // Packs the transposed matrices of the products: block (image, outputs of the layer, product); threads have inputs.
 // The colour layer's slabs come first, then the trunk's from the last to the second.
+template <class E>
 __global__ void __launch_bounds__(kFieldWidth)
     pack_transposed_kernel(const FieldTensors from, int slab_columns, int64_t image_halves,
-                           bfloat16* __restrict__ slabs) {  // [I] of Slabs
+                           E* __restrict__ slabs) {  // [I] of Slabs
   const int output = blockIdx.y, product = blockIdx.z, input = threadIdx.x, width = whole_strips(from.width);
   const int64_t image = blockIdx.x;
   const bool color = product == 0;
@@ -119,8 +120,7 @@ __global__ void __launch_bounds__(kFieldWidth)
   }
   const int before = color ? 0 : whole_strips(from.color) / slab_columns + (product - 1) * (width / slab_columns);
   const int64_t slab = before + output / slab_columns;
-  slabs[image * image_halves + (slab * width + input) * slab_columns + output % slab_columns] =
-      __float2bfloat16_rn(value);
+  slabs[image * image_halves + (slab * width + input) * slab_columns + output % slab_columns] = from_float<E>(value);
 }
 
 int64_t transposed_halves(int depth, int width, int color) {  // of an image
@@ -154,7 +154,7 @@ void check_samples(int64_t images, int64_t samples) {
 
 }  // namespace
 
-bool field_samples_fit() { return with_field_for<true>(Fits{}) && with_gradients(Fits{}); }
+bool field_samples_fit() { return with_field_for<true>(Fits{}) && with_gradients_for<true>(Fits{}); }
 
 int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head) {
   return packed_field_bytes(images, depth, width, color, head, false);
@@ -189,26 +189,29 @@ void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Poi
 }
 
 int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head) {
-  return static_cast<int64_t>(sizeof(bfloat16)) * (head ? 1 : images) * transposed_halves(depth, width, color);
+  return static_cast<int64_t>(sizeof(half)) * (head ? 1 : images) * transposed_halves(depth, width, color);
 }
 
 void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_colors, Pointer hidden_weight,
                             Pointer trunk_gain, Pointer density_weight, Pointer color_weight, Pointer color_gain,
-                            Pointer head_weight, Pointer workspace, Pointer slopes, Pointer color_slopes,
-                            Pointer of_first, int64_t images, int64_t samples, int depth, int width, int color) {
+                            Pointer head_weight, Pointer scales, Pointer workspace, Pointer slopes,
+                            Pointer color_slopes, Pointer of_first, int64_t images, int64_t samples, int depth,
+                            int width, int color) {
   check_samples(images, samples);
   const FieldTensors tensors = field_tensors(0, 0, hidden_weight, 0, trunk_gain, 0, density_weight, color_weight, 0,
                                              color_gain, 0, head_weight, depth, width, color);
-  const SampleGradients gradients = {input<float>(of_density),   input<float>(of_colors),
-                                     output<uint16_t>(slopes),   output<uint16_t>(color_slopes),
-                                     output<uint16_t>(of_first), static_cast<int>(images * samples)};
-  with_gradients([&](auto type, int stages) {
+  const SampleGradients gradients = {
+      input<float>(of_density),          input<float>(of_colors),        input<float>(scales),
+      output<uint16_t>(slopes),          output<uint16_t>(color_slopes), output<uint16_t>(of_first),
+      static_cast<int>(images * samples)};
+  const auto run = [&](auto type, int stages) {
     using Gradients = typename decltype(type)::Type;
+    using E = typename Gradients::E;
     constexpr int kSlab = Gradients::Product::kSlab;
     const int wide = whole_strips(width), wide_color = whole_strips(color);
     const int64_t image_halves = transposed_halves(depth, width, color);
-    bfloat16* slabs = output<bfloat16>(workspace);
-    launch(pack_transposed_kernel,
+    E* slabs = output<E>(workspace);
+    launch(pack_transposed_kernel<E>,
            dim3(tensors.has_head() ? 1 : blocks_for(images, 1), std::max(wide, wide_color), depth), dim3(kFieldWidth),
            0, stream, tensors, kSlab, image_halves, slabs);
     const GradientLayers layers = {
@@ -226,7 +229,8 @@ void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_
     const TilesOfImages tiles(images, samples, Gradients::Product::kRows);
     launch(differentiate_samples_kernel<Gradients>, dim3(tiles.blocks()), dim3(kStreamThreads),
            Gradients::bytes(stages), stream, layers, gradients, tiles);
-  });
+  };
+  tensors.has_head() ? with_gradients_for<true>(run) : with_gradients_for<false>(run);
 }
 
 }  // namespace cips3d

@@ -19,6 +19,15 @@ __device__ __forceinline__ void pack_activations(float x, float y, uint32_t& hig
   low = Operand<half>::pack(x - kept.x, y - kept.y);
 }
 
+// Two gradients as halves; what is too large for them becomes the largest.
+template <bool kAccurate>
+__device__ __forceinline__ void pack_gradients(float x, float y, uint32_t& high, uint32_t& low) {
+  if (kAccurate) return pack_activations<true>(clamp_to_half(x), clamp_to_half(y), high, low);
+  const half2 most = __floats2half2_rn(kLargestHalf, kLargestHalf);
+  const half2 pair = __hmin2(__hmax2(__floats2half2_rn(x, y), __floats2half2_rn(-kLargestHalf, -kLargestHalf)), most);
+  memcpy(&high, &pair, sizeof(high));
+}
+
 // accumulator[m][n] += A[m] · B for 16 columns of A (one step) and 16 rows of a weight matrix [., kRow] from `row` on,
 // columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15.
 template <int kTiles, bool kAccurate, int kRow, class E = half>

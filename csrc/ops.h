@@ -197,8 +197,8 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
 
 // field_samples.cu: a streamed field at the samples of rays, depths [images, rays, samples], and its gradients, with
 // 16-bit operands. The field's tensors are listed in pack_field.h, those that are kept in recorded_samples.h;
-// of_density and of_colors in streamed_gradients.h. slopes and color_slopes hold cosines between the two calls,
-// bfloat16 gradients behind them.
+// of_density and of_colors in streamed_gradients.h. slopes and color_slopes hold cosines between the two calls; behind
+// them the gradients of phases, bfloat16 with a head, else float16 times `scales` [2] (GradientScale).
 bool field_samples_fit();  // into the current device's shared memory
 int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head);
 void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths, Pointer first_weight,
@@ -211,8 +211,9 @@ void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Poi
 int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head);
 void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_colors, Pointer hidden_weight,
                             Pointer trunk_gain, Pointer density_weight, Pointer color_weight, Pointer color_gain,
-                            Pointer head_weight, Pointer workspace, Pointer slopes, Pointer color_slopes,
-                            Pointer of_first, int64_t images, int64_t samples, int depth, int width, int color);
+                            Pointer head_weight, Pointer scales, Pointer workspace, Pointer slopes,
+                            Pointer color_slopes, Pointer of_first, int64_t images, int64_t samples, int depth,
+                            int width, int color);
 
 // render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, block_floats], sums [images,
 // gradient_size], scales [2] (GradientScale).

@@ -58,24 +58,33 @@ struct RecordedPass {
       *reinterpret_cast<uint4*>(inputs + int64_t{layers.width} * row) =
           *reinterpret_cast<const uint4*>(activations + row * row_halves + channel);
   }
-  // The cosines of two of a sample's phases; row: behind `base`; product: kColorLayer or one of the trunk's.
+  // The cosines of two of a sample's phases; row: behind `base`; product: kColorLayer or one of the trunk's. kWhole:
+  // there are as many rows as a tile has; otherwise each cosine waits for itself in the branch that stores it.
+  template <bool kWhole>
   __device__ __forceinline__ void keep_slopes(int base, int row, int product, int channel, float phase_x,
                                               float phase_y) const {
     const bool color = product == kColorLayer;
     half* slopes = color ? to.color_slopes : to.slopes + int64_t{product} * from.all * layers.width;
-    keep(slopes, color ? layers.color : layers.width, base, row, channel, cosine<false>(phase_x),
-         cosine<false>(phase_y));
+    keep<kWhole>(slopes, color ? layers.color : layers.width, base, row, channel, cosine<false>(phase_x),
+                 cosine<false>(phase_y));
   }
+  template <bool kWhole>
   __device__ __forceinline__ void keep_activations(int base, int row, int channel, float x, float y) const {
-    keep(to.activations, layers.color, base, row, channel, x, y);
+    keep<kWhole>(to.activations, layers.color, base, row, channel, x, y);
   }
 
  private:
   // The address as what all threads have in common and 32 bits of a thread's own: registers are few.
+  template <bool kWhole>
   __device__ __forceinline__ void keep(half* rows, int width, int base, int row, int channel, float x, float y) const {
-    half* tile = rows + int64_t{width} * (first + base);
-    if (base + row < count)
-      *reinterpret_cast<uint32_t*>(tile + unsigned(width * row + channel)) = Operand<half>::pack(x, y);
+    if constexpr (kWhole) {
+      char* tile = reinterpret_cast<char*>(rows + int64_t{width} * (first + base));
+      *reinterpret_cast<uint32_t*>(tile + 2u * unsigned(width * anew(row) + channel)) = Operand<half>::pack(x, y);
+    } else {
+      half* tile = rows + int64_t{width} * (first + base);
+      if (anew(base) + row < count)
+        *reinterpret_cast<uint32_t*>(tile + unsigned(width * row + channel)) = Operand<half>::pack(x, y);
+    }
   }
 };
 

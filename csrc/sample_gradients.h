@@ -30,15 +30,6 @@ __device__ __forceinline__ void multiply_step_transposed(float (&accumulator)[2]
   }
 }
 
-// Two gradients as halves; what is too large for them becomes the largest.
-template <bool kAccurate>
-__device__ __forceinline__ void pack_gradients(float x, float y, uint32_t& high, uint32_t& low) {
-  if (kAccurate) return pack_activations<true>(clamp_to_half(x), clamp_to_half(y), high, low);
-  const half2 most = __floats2half2_rn(kLargestHalf, kLargestHalf);
-  const half2 pair = __hmin2(__hmax2(__floats2half2_rn(x, y), __floats2half2_rn(-kLargestHalf, -kLargestHalf)), most);
-  memcpy(&high, &pair, sizeof(high));
-}
-
 // From the phases of a warp's colours, [8 kColorSteps] in the order of matrix instructions, and the densities of the
 // lanes' own channels to the gradients of both samples, and to those of the phases, which it leaves in the buffers with
 // what the sums need besides.

@@ -183,6 +183,14 @@ struct StreamedField {
   template <bool kKeep, int kHeads, class Pass>
   __device__ __forceinline__ void finish(const typename Product::Sums& phase, int stage, const Pass& pass, int base,
                                          int layer) {
+    if (Pass::kRecords && base + kRows > pass.size())
+      finish_rows<kKeep, kHeads, false>(phase, stage, pass, base, layer);
+    else
+      finish_rows<kKeep, kHeads, true>(phase, stage, pass, base, layer);
+  }
+  template <bool kKeep, int kHeads, bool kWhole, class Pass>
+  __device__ __forceinline__ void finish_rows(const typename Product::Sums& phase, int stage, const Pass& pass,
+                                              int base, int layer) {
     const int lane = threadIdx.x % 32, strip = Product::strip(), first_row = Product::first_row();
     float head[kTiles][2][kHeads > 0 ? kHeads : 1] = {};
 #pragma unroll
@@ -203,8 +211,8 @@ struct StreamedField {
           const int row = first_row + 16 * m + 8 * r;
           if (kKeep) product.put(row, channel, x, y);
           if constexpr (Pass::kRecords) {
-            pass.keep_slopes(base, row, kKeep ? layer : kColorLayer, channel, phase_x, phase_y);
-            if (!kKeep) pass.keep_activations(base, row, channel, x, y);
+            pass.template keep_slopes<kWhole>(base, row, kKeep ? layer : kColorLayer, channel, phase_x, phase_y);
+            if (!kKeep) pass.template keep_activations<kWhole>(base, row, channel, x, y);
           }
 #pragma unroll
           for (int k = 0; k < kHeads; k++) {

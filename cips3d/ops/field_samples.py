@@ -1,8 +1,9 @@
 """Gradients of radiance fields whose weights stream past their samples, with operands of 16 bits.
 
-One kernel evaluates the field at the samples of rays and keeps every layer's inputs (float16) and the cosines of its
-phases (float16). Behind the compositing another one goes from the colours back to the first layer and leaves the
-gradients of all phases (bfloat16, since their range is wide). Those of the parameters are sums over samples of both.
+One kernel evaluates the field at the samples of rays and keeps every layer's inputs and the cosines of its phases, as
+float16. Behind the compositing another one goes from the colours back to the first layer and leaves the gradients of
+all phases: of a deep field as bfloat16, since they may have any magnitude, of a shallow one as scaled float16. Those of
+the parameters are sums over samples of both.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from torch.nn import functional
 
 from cips3d.ops import kernels
 from cips3d.ops.film_siren_op import Gradients, Parameters, of_parameters, sums_over_samples
+from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import through_compositing
 from cips3d.ops.library import OPS
 from cips3d.ops.stratified import ray_points
 
 STRIP = 64  # channels; kernels fill widths up to whole ones
 ALIGNED = 8  # 16-bit numbers that are moved at a time
+LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 class StreamedField(NamedTuple):
@@ -78,6 +81,20 @@ class FieldGradients(NamedTuple):
     directions: Tensor
 
 
+class _Scales(NamedTuple):
+    """What gradients are multiplied by on their way through the kernel, and divided by behind it.
+
+    Attributes:
+        both: [2], by `GradientScale` of the kernel; None: 1.
+        colors: of those of the colour layer's phases, [] or 1.
+        all: of all the others.
+    """
+
+    both: Tensor | None = None
+    colors: Tensor | float = 1.0
+    all: Tensor | float = 1.0
+
+
 class _Records(NamedTuple):
     """What is kept of N samples of B images; channels in whole strips.
 
@@ -100,7 +117,7 @@ class _Records(NamedTuple):
 
 def streams_gradients(x: Tensor, *, fast: bool) -> bool:
     """Whether these kernels compute gradients on a tensor's device: with operands of 16 bits, where they have room."""
-    if not fast or not kernels.take(x):
+    if not fast or x.dtype != torch.float32 or not kernels.take(x):
         return False
     fit: bool = kernels.module_for(x.device).field_samples_fit(x.device.index or 0)
     return fit
@@ -139,23 +156,26 @@ def field_gradients(
     )
     of_density, of_colors = of_density.flatten(1), of_colors.flatten(1, 2)
     if field.head_weight is not None:
-        of_colors = of_colors * records.colors * (1 - records.colors)
-    of_first = _differentiate(field, records, of_density, of_colors)
+        of_colors, scales = of_colors * records.colors * (1 - records.colors), _Scales()
+    else:
+        both = gradient_scales(depths, *of_seen)  # type: ignore[arg-type]
+        scales = _Scales(both, *both.unbind())
+    of_first = _differentiate(field, records, of_density, of_colors, scales)
     points = ray_points(origins, directions, depths).flatten(1, 2)
-    first: tuple[Tensor, ...] = OPS["film_siren_backward"](of_first, points, *field.first, True, with_rays, True)
-    of_points = first[0]
+    found = OPS["film_siren_backward"](of_first, points, *field.first, True, with_rays, True)
+    first = Gradients(*(gradient / scales.all for gradient in found))
+    of_points = first.x
     if with_rays and field.ball_radius:
         norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # no slope at the origin
         of_points = of_points - of_density[..., None] * field.ball_density / field.ball_radius * points / norm
-    of_color, of_directions = _of_color_layer(field, records, directions, with_rays)
-    of_head = _sums_of_heads(field, records, of_density, of_colors)
+    of_color, of_directions = _of_color_layer(field, records, directions, scales, with_rays)
     return FieldGradients(
-        first=Gradients(*first),
-        hidden=_of_hidden_layers(field, records),
-        density_weight=of_head[0],
+        first=first,
+        hidden=_of_hidden_layers(field, records, scales),
+        density_weight=_of_density_weight(field, records, of_density, scales),
         density_bias=of_density.sum().view(1),
         color=of_color,
-        head_weight=of_head[1],
+        head_weight=None if field.head_weight is None else _of_head_weight(field, records, of_colors),
         head_bias=None if field.head_bias is None else of_colors.sum((0, 1)),
         points=of_points,
         directions=of_directions,
@@ -202,18 +222,25 @@ def _record(field: StreamedField, origins: Tensor, directions: Tensor, depths: T
     return records if has_head else records._replace(colors=records.activations[..., :color].float())
 
 
-def _differentiate(field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor) -> Tensor:
+def _type(field: StreamedField) -> torch.dtype:
+    """Of the kernel's gradients."""
+    return torch.float16 if field.head_weight is None else torch.bfloat16
+
+
+def _differentiate(
+    field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor, scales: _Scales
+) -> Tensor:
     """Gradients [B, N, W] of the first layer's outputs; in place of the slopes it puts the phases' gradients."""
     images, count = of_density.shape
     layers, width, color = field.sizes()
     has_head = field.head_weight is not None
-    of_first = records.inputs.new_empty(*records.inputs.shape[1:], dtype=torch.bfloat16)
+    of_first = records.inputs.new_empty(*records.inputs.shape[1:], dtype=_type(field))
     size = kernels.module_for(of_density.device).field_samples_backward_workspace(
         images, layers, width, color, has_head
     )
     tensors = (
         *(of_density, of_colors, field.hidden.weight, field.trunk_gain, field.density_weight),
-        *(field.color.weight, field.color.gain, field.head_weight),
+        *(field.color.weight, field.color.gain, field.head_weight, scales.both),
     )
     kernels.launch(
         "field_samples_backward",
@@ -233,19 +260,14 @@ def _none(like: Tensor) -> Gradients:
     return Gradients(*(like.new_empty(0) for _ in Gradients._fields))
 
 
-def _of_phases(slopes: Tensor) -> Tensor:
-    """What the kernel has left in the place of cosines."""
-    return slopes.view(torch.bfloat16)
-
-
-def _of_hidden_layers(field: StreamedField, records: _Records) -> list[Gradients]:
+def _of_hidden_layers(field: StreamedField, records: _Records, scales: _Scales) -> list[Gradients]:
     """The gradients of all hidden layers' parameters: their sums over samples are one launch."""
     layers, width, _ = field.sizes()
     images, count, wide = records.inputs.shape[1:]
-    inputs, slopes = records.inputs[:-1].view(-1, count, wide), _of_phases(records.slopes).view(-1, count, wide)
+    inputs, slopes = records.inputs[:-1].view(-1, count, wide), records.slopes.view(_type(field)).view(-1, count, wide)
     product, total = sums_over_samples(slopes, inputs)
-    product = product.view(layers - 1, images, wide, wide)[..., :width, :width]
-    total = total.view(layers - 1, images, wide)[..., :width]
+    product = product.view(layers - 1, images, wide, wide)[..., :width, :width] / scales.all
+    total = total.view(layers - 1, images, wide)[..., :width] / scales.all
     along = (field.hidden.weight.dim() - 3, field.hidden.bias.dim() - 2, 1, 1)  # of the parameters' layers
     found = []
     for k in range(layers - 1):
@@ -255,18 +277,17 @@ def _of_hidden_layers(field: StreamedField, records: _Records) -> list[Gradients
 
 
 def _of_color_layer(
-    field: StreamedField, records: _Records, directions: Tensor, with_rays: bool
+    field: StreamedField, records: _Records, directions: Tensor, scales: _Scales, with_rays: bool
 ) -> tuple[Gradients, Tensor]:
     """The gradients of its parameters, and of the samples' directions where it sees them."""
     _, width, color = field.sizes()
-    slopes = _of_phases(records.color_slopes)
+    slopes = records.color_slopes.view(_type(field))
     product, total = sums_over_samples(slopes, records.inputs[-1])
-    product, total = product[:, :color, :width], total[:, :color]
+    product, total = product[:, :color, :width] / scales.colors, total[:, :color] / scales.colors
     of_directions = directions.new_empty(0)
     if field.head_weight is not None:
         count = slopes.shape[1] // directions.shape[1]
-        seen = functional.pad(directions, (0, ALIGNED - 3)).half().repeat_interleave(count, dim=1)
-        of_seen, _ = sums_over_samples(slopes, seen)
+        of_seen, _ = sums_over_samples(slopes, _columns(directions, torch.float16).repeat_interleave(count, dim=1))
         product = torch.cat([of_seen[:, :color, :3], product], -1)
         if with_rays:
             gain = field.color.gain
@@ -275,16 +296,21 @@ def _of_color_layer(
     return of_parameters(product, total, field.color, _none(total)), of_directions
 
 
-def _sums_of_heads(
-    field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the weights of the density [W] and of the head [3, C], or None."""
-    _, width, color = field.sizes()
-    columns = [of_density] if field.head_weight is None else [of_density, *of_colors.unbind(-1)]
-    outputs = functional.pad(torch.stack(columns, -1).bfloat16(), (0, ALIGNED - len(columns)))
-    of_trunk, _ = sums_over_samples(outputs, records.inputs[-1])
-    density_weight = of_trunk[:, 0, :width].sum(0)
+def _of_density_weight(field: StreamedField, records: _Records, of_density: Tensor, scales: _Scales) -> Tensor:
+    """[W]."""
+    column = of_density * scales.all
     if field.head_weight is None:
-        return density_weight, None
-    of_activations, _ = sums_over_samples(outputs, records.activations)
-    return density_weight, of_activations[:, 1:4, :color].sum(0)
+        column = column.clamp(-LARGEST_HALF, LARGEST_HALF)
+    product, _ = sums_over_samples(_columns(column[..., None], _type(field)), records.inputs[-1])
+    return product[:, 0, : field.sizes()[1]].sum(0) / scales.all
+
+
+def _of_head_weight(field: StreamedField, records: _Records, of_colors: Tensor) -> Tensor:
+    """[3, C]."""
+    product, _ = sums_over_samples(_columns(of_colors, _type(field)), records.activations)
+    return product[:, :3, : field.sizes()[2]].sum(0)
+
+
+def _columns(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Few columns [B, N, any] as many as are moved at a time."""
+    return functional.pad(x.to(dtype), (0, ALIGNED - x.shape[-1]))

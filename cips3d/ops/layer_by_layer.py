@@ -8,18 +8,18 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.library import OPS
 
-# Samples whose activations are kept at a time, for every multiprocessor of a device: computing them takes about as long
-# as the host needs to launch the kernels. Nine layers of 256 take about 2 GB on 132 multiprocessors, with 16-bit
-# operands 1.3 GB.
-SAMPLES = 1024
+# Samples whose activations are kept at a time, times layers, for every multiprocessor of a device: computing them takes
+# at least as long as the host needs to launch the kernels. With 256 channels they take about 2 GB on 132
+# multiprocessors, with 16-bit operands 1.3 GB.
+SAMPLES = 9 * 1024
 MULTIPROCESSORS = 32  # assumed of a device without kernels
 
 
-def rays_at_a_time(depths: Tensor) -> int:
+def rays_at_a_time(depths: Tensor, layers: int) -> int:
     """Rays of every image whose activations are kept at a time, for depths [B, R, S] of their samples."""
     multiprocessors = kernels.multiprocessors(depths.device) if kernels.take(depths) else MULTIPROCESSORS
     images, _, samples = depths.shape
-    return max(1, multiprocessors * SAMPLES // max(1, images * samples))
+    return max(1, multiprocessors * SAMPLES // max(1, images * samples * layers))
 
 
 def through_compositing(

@@ -275,7 +275,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     images, rays, _ = depths.shape
     total = [x.new_zeros(x.shape) for x in field]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
-    step = rays_at_a_time(depths)
+    step = rays_at_a_time(depths, 1 + field.trunk_bias.shape[0])
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         given = (origins, directions, depths, noise, *grads)

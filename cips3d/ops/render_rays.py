@@ -59,9 +59,7 @@ def _constant(size: int) -> int:
 
 def _rounds(field: SirenField | DeepSirenField, precision: Precision | None) -> bool:
     """Whether operands are rounded to float16; for "high" only where the gradients are as accurate."""
-    if isinstance(field, DeepSirenField) or is_wide(field.second.weight.shape[1], field.color.weight.shape[1]):
-        return is_fast(precision)
-    return takes_float16(precision)
+    return is_fast(precision) if isinstance(field, DeepSirenField) else takes_float16(precision)
 
 
 def why_not_fused(
@@ -108,8 +106,8 @@ def render_rays(
 
     Kernels keep samples, depths, densities and colours on the chip. The backward computes the field anew: of a shallow
     field of up to 128 channels and 64 colours on the chip too, where shared memory has room for it (187 KB, or 96 KB
-    with float16 operands); else for a bounded number of samples at a time, with "fast" in two kernels and sums over the
-    samples, otherwise op by op. Plain PyTorch, and kernels where `why_not_fused` says why, go through the same
+    with float16 operands); else for a bounded number of samples at a time, with 16-bit operands in two kernels and sums
+    over the samples, otherwise op by op. Plain PyTorch, and kernels where `why_not_fused` says why, go through the same
     computation op by op.
 
     Args:
@@ -120,10 +118,10 @@ def render_rays(
         t_near, t_far: range of depths in scene units.
         activation, last_back: see `composite`.
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
-            weights are about 1e-6 with "highest"; with "fast" 5e-4 in colours and gradients, more in a deep field;
-            with "high" as with "fast" in a shallow field of up to 128 channels and 64 colours, else as with "highest".
-            Where operands of such a field are rounded to float16, compute capability 9.0 has kernels of its own, for
-            gradients only where rays have none; the environment variable CIPS3D_WGMMA=0 refuses them.
+            weights are about 1e-6 with "highest"; with "fast" 6e-4 in colours and gradients, more in a deep field;
+            with "high" as with "fast" in a shallow field, as with "highest" in a deep one. Where operands of up to 128
+            channels and 64 colours are rounded to float16, compute capability 9.0 has kernels of its own, for gradients
+            only where rays have none; the environment variable CIPS3D_WGMMA=0 refuses them.
 
     Returns:
         `RenderedRays`.

@@ -13,6 +13,7 @@ from torch.nn import functional
 from cips3d.ops import kernels
 from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients, streams_gradients
 from cips3d.ops.film_siren_op import Parameters, sine
+from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing
 from cips3d.ops.library import OPS, define
 from cips3d.ops.ray_tensors import require_float32
@@ -21,7 +22,6 @@ from cips3d.ops.stratified import ray_points
 
 RAYS_A_BLOCK = 64  # of the kernel, at a time
 MOST_ROUNDS, WELL_FILLED = 4, 0.96  # of blocks
-SCALE_EXPONENT = 4  # the largest gradient becomes 8 to 16: 12 bits below float16's largest, 20 above its least
 TENSOR_NAMES = (  # of the op
     "origins",
     "directions",
@@ -63,7 +63,7 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     blocks = _blocks(kernels.multiprocessors(origins.device), images, rays)
     partial_sums = origins.new_empty(images, blocks, module.render_rays_block_floats())
     sums = origins.new_empty(images, size)
-    scales = _scales(depths, *tensors[6:10])
+    scales = gradient_scales(depths, *tensors[6:10])
     kernels.launch(
         "render_rays_backward",
         *tensors[:6],
@@ -110,25 +110,6 @@ def _in_pairs(of_colors: Tensor) -> Tensor:
     return of_colors.clone() if of_colors.data_ptr() % 8 else of_colors
 
 
-def _scales(
-    depths: Tensor, of_colors: Tensor, of_opacity: Tensor | None, of_depth: Tensor | None, of_weights: Tensor | None
-) -> Tensor:
-    """`GradientScales` of the kernel, [2]: the largest gradient of a colour, and of all, times these is about 16."""
-    largest = [torch.linalg.vector_norm(of_colors, math.inf)]
-    for grad in (of_opacity, of_weights):
-        if grad is not None:
-            largest.append(torch.linalg.vector_norm(grad, math.inf))
-    if of_depth is not None:  # ∂depth/∂weight is the sample's depth
-        farthest = torch.maximum(depths[..., 0].abs(), depths[..., -1].abs())
-        largest.append(torch.linalg.vector_norm(of_depth * farthest, math.inf))
-    both = torch.stack([largest[0], torch.stack(largest).amax()])
-    _, exponent = torch.frexp(both)
-    # frexp gives exponent 0 for gradients that are all 0. The clamp keeps the powers within float32; with whole numbers
-    # PyTorch before 2.7 would compute them in the default dtype.
-    scales = torch.ldexp(torch.ones_like(both), (SCALE_EXPONENT - exponent).clamp(-100, 100).to(both.dtype))
-    return torch.where(both.isfinite(), scales, math.nan)
-
-
 # Where the kernel puts the sums of each of the op's layers (`GradientLayout` in csrc/layer_sums.h).
 PLACES = (6, 7, 0, 1, 4, 5, 2, 3)
 
@@ -157,7 +138,7 @@ def _some_rays_at_a_time(*arguments: Any) -> tuple[Tensor, ...]:
     images, rays, _ = depths.shape
     total = [x.new_zeros(x.shape) for x in arguments[10:TENSORS]]
     of_origins, of_directions = (x.new_zeros(x.shape if with_rays else 0) for x in (origins, directions))
-    step = rays_at_a_time(depths)
+    step = rays_at_a_time(depths, 3)
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         tensors = (origins, directions, depths, noise, *grads)

@@ -365,7 +365,7 @@ def field_samples(module: ModuleType) -> None:
     inputs, slopes = np.empty((depth, all_samples, wide), np.float16), normal(depth - 1, all_samples, wide)
     color_slopes, activations = (normal(all_samples, wide_color).astype(np.float16) for _ in range(2))
     slopes = slopes.astype(np.float16)
-    of_first = np.empty((all_samples, wide), np.float16)
+    of_first, scales = np.empty((all_samples, wide), np.float16), np.ones(2, np.float32)
     density, colors, of_density = normal(all_samples), normal(all_samples, 3), normal(all_samples)
     most = module.shared_limit()
     for head, limit in ((True, most), (False, most), (True, 99 << 10), (False, 163 << 10)):
@@ -393,8 +393,8 @@ def field_samples(module: ModuleType) -> None:
         workspace = np.empty(module.field_samples_backward_workspace(*sizes), np.uint8)
         of_colors = normal(all_samples, 3 if head else color)
         layers = (field[2], field[4], field[6], field[8], field[10], field[12])  # pointers of first, then of the rest
-        given = (address(of_density), address(of_colors), *layers, address(workspace))
-        given = (*given, *map(address, (slopes, color_slopes, of_first)))
+        given = (address(of_density), address(of_colors), *layers, 0 if head else address(scales))
+        given = (*given, *map(address, (workspace, slopes, color_slopes, of_first)))
         module.field_samples_backward(DEVICE, STREAM, *given, images, rays * samples, depth, width, color)
     module.set_shared_limit(most)
 

@@ -21,8 +21,6 @@ from cips3d.ops.siren_field import SirenField
 # inputs, times a phase's sensitivity, three layers: 5e-4 measured at these weights, four times that as a limit.
 TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "fast": 2e-3}
 GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "fast": 5e-3}  # the same roundings forward and backward
-# Wide layers have theirs from the kernels of sine layers, whose fast products are bfloat16's: 2⁻⁹ each on average.
-WIDE_GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "fast": 1.5e-2}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from cips3d.ops.precision import Precision
 # ones round every layer's operands to 11 bits, and each of eight layers hands on 1.2 times its input's error: 7e-4
 # measured in colours, twice that is the limit.
 TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "fast": 1.5e-3}
-# The backward goes through the kernels of sine layers, "highest" (5e-6 a layer) and "fast" (bfloat16: 3e-3 a layer).
+# The backward goes through the kernels of sine layers with "highest" (5e-6 a layer), and with "fast" through those of
+# field_samples (bfloat16: 3e-3 a layer).
 GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "fast": 2e-2}
 
 

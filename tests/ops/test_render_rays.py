@@ -15,7 +15,6 @@ from ops.shallow_rays import (
     GRADIENT_TOLERANCE,
     SETTINGS,
     TOLERANCE,
-    WIDE_GRADIENT_TOLERANCE,
     Inputs,
     Setting,
     both_kinds,
@@ -46,7 +45,7 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
         error = relative_l2(getattr(found, field), getattr(expected, field))
         # Single weights are not averaged over samples as the others are.
         assert error < TOLERANCE[precision] * (2 if field == "weights" else 1), f"{field}: {error:.1e}"
-    limit = (WIDE_GRADIENT_TOLERANCE if is_wide(s.width, s.color) else GRADIENT_TOLERANCE)[precision]
+    limit = GRADIENT_TOLERANCE[precision]
     gradients = torch.autograd.grad(loss(found, with_weights=precision != "fast"), ours.leaves())
     references = torch.autograd.grad(loss(expected, with_weights=precision != "fast"), exact.leaves())
     for k, (gradient, reference) in enumerate(zip(gradients, references, strict=True)):

@@ -21,10 +21,11 @@ from reference_records import relative_l2
 from torch import Tensor
 
 from cips3d.ops import kernels
+from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.march import RenderedRays
 from cips3d.ops.precision import Precision
 from cips3d.ops.render_rays_backward import _blocks as blocks_an_image
-from cips3d.ops.render_rays_backward import _in_pairs, _scales
+from cips3d.ops.render_rays_backward import _in_pairs
 
 
 @pytest.mark.parametrize(
@@ -153,18 +154,18 @@ def test_gradients_of_colours_are_read_in_pairs(start: int, channels: int) -> No
 
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1.0, 3e38])
 def test_scales_of_gradients_stay_within_float32(size: float) -> None:
-    scales = _scales(torch.ones(1, 2, 3), torch.full((1, 2, 4), size), None, None, None)
+    scales = gradient_scales(torch.ones(1, 2, 3), torch.full((1, 2, 4), size), None, None, None)
     assert ((scales > 0) & scales.isfinite()).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_scales_do_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
     depths, grad = torch.ones(1, 2, 3), torch.full((1, 2, 4), 1e-8)
-    expected = _scales(depths, grad, None, None, None)
+    expected = gradient_scales(depths, grad, None, None, None)
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(dtype)
-        scales = _scales(depths, grad, None, None, None)
+        scales = gradient_scales(depths, grad, None, None, None)
     finally:
         torch.set_default_dtype(before)
     assert scales.dtype == torch.float32 and torch.equal(scales, expected)
