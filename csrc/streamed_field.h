@@ -103,7 +103,7 @@ struct StreamedField {
         for (int k = 0; k < trunk_slabs + (kHead && color); k++) {
           stage = product.next(slabs, beside);
           if constexpr (Pass::kRecords) {
-            if (k == 0) pass.keep_inputs(base, kRows, layer, product.activations, Product::kRow);
+            if (k == 0) pass.template keep_inputs<kRows>(base, layer, product.activations, Product::kRow);
           }
           if (has_columns) product.multiply(slabs, phase, stage, k);
         }

@@ -205,23 +205,32 @@ struct StreamedGradients {
   // Takes out the gradients of a layer's phases and has the cosines of the layer in front of it come in their place:
   // what a thread reads, it overwrites itself.
   __device__ __forceinline__ void exchange(int layer, int first, int rows) {
-    const int width = layer + 1 == layers.products ? layers.color : layers.width, channel = unit_channel();
-    const uint16_t* in_front = layer > 0 ? rows_of(layer - 1) + int64_t{first} * layers.width + channel : nullptr;
-    uint16_t* out = rows_of(layer) + int64_t{first} * width + channel;
-    for (int row = threadIdx.x / 32; row < kRows; row += kStreamWarps) {
-      uint16_t* mine = slopes + row * kRow + channel;
-      if (row < rows && channel < width)
-        *reinterpret_cast<uint4*>(out + int64_t{width} * row) = *reinterpret_cast<const uint4*>(mine);
-      if (layer > 0 && channel < layers.width)
-        cp_async_16(mine, in_front + int64_t{layers.width} * min(row, rows - 1), row < rows ? 16 : 0);
-    }
+    take_out(rows_of(layer), layer + 1 == layers.products ? layers.color : layers.width, first, rows);
+    const int channel = unit_channel();
+    if (layer == 0 || channel >= layers.width) return;
+    const uint16_t* from = rows_of(layer - 1) + int64_t{layers.width} * first + channel;
+    for (int row = threadIdx.x / 32; row < kRows; row += kStreamWarps)
+      cp_async_16(slopes + row * kRow + channel, from + int64_t{layers.width} * min(row, rows - 1),
+                  row < rows ? 16 : 0);
   }
+  // Several rows are read before one is written: behind a write each would be waited for.
   __device__ __forceinline__ void take_out(uint16_t* to, int width, int first, int rows) {
+    constexpr int kAtOnce = 4;
     const int channel = unit_channel();
     if (channel >= width) return;
-    for (int row = threadIdx.x / 32; row < rows; row += kStreamWarps)
-      *reinterpret_cast<uint4*>(to + int64_t{width} * (first + row) + channel) =
-          *reinterpret_cast<const uint4*>(slopes + row * kRow + channel);
+    to += int64_t{width} * first + channel;
+#pragma unroll 1
+    for (int begin = threadIdx.x / 32; begin < kRows; begin += kAtOnce * kStreamWarps) {
+      uint4 units[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++)
+        units[i] = *reinterpret_cast<const uint4*>(slopes + (begin + i * kStreamWarps) * kRow + channel);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) {
+        const int row = begin + i * kStreamWarps;
+        if (row < rows) *reinterpret_cast<uint4*>(to + int64_t{width} * row) = units[i];
+      }
+    }
   }
 
   // From gradients of a layer's outputs to those of its phases; of the first layer's outputs they stay what they are.

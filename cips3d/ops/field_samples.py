@@ -82,17 +82,21 @@ class FieldGradients(NamedTuple):
 
 
 class _Scales(NamedTuple):
-    """What gradients are multiplied by on their way through the kernel, and divided by behind it.
+    """What gradients are multiplied by on their way through the kernel, and divided by behind it; None: nothing.
 
     Attributes:
-        both: [2], by `GradientScale` of the kernel; None: 1.
-        colors: of those of the colour layer's phases, [] or 1.
-        all: of all the others.
+        both: [2], by `GradientScale` of the kernel.
+        colors: [] of the gradients of the colour layer's phases.
+        all: [] of all the others.
     """
 
     both: Tensor | None = None
-    colors: Tensor | float = 1.0
-    all: Tensor | float = 1.0
+    colors: Tensor | None = None
+    all: Tensor | None = None
+
+
+def _unscaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x / scale
 
 
 class _Records(NamedTuple):
@@ -163,7 +167,7 @@ def field_gradients(
     of_first = _differentiate(field, records, of_density, of_colors, scales)
     points = ray_points(origins, directions, depths).flatten(1, 2)
     found = OPS["film_siren_backward"](of_first, points, *field.first, True, with_rays, True)
-    first = Gradients(*(gradient / scales.all for gradient in found))
+    first = Gradients(*(_unscaled(gradient, scales.all) for gradient in found))
     of_points = first.x
     if with_rays and field.ball_radius:
         norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # no slope at the origin
@@ -266,8 +270,8 @@ def _of_hidden_layers(field: StreamedField, records: _Records, scales: _Scales) 
     images, count, wide = records.inputs.shape[1:]
     inputs, slopes = records.inputs[:-1].view(-1, count, wide), records.slopes.view(_type(field)).view(-1, count, wide)
     product, total = sums_over_samples(slopes, inputs)
-    product = product.view(layers - 1, images, wide, wide)[..., :width, :width] / scales.all
-    total = total.view(layers - 1, images, wide)[..., :width] / scales.all
+    product = _unscaled(product.view(layers - 1, images, wide, wide)[..., :width, :width], scales.all)
+    total = _unscaled(total.view(layers - 1, images, wide)[..., :width], scales.all)
     along = (field.hidden.weight.dim() - 3, field.hidden.bias.dim() - 2, 1, 1)  # of the parameters' layers
     found = []
     for k in range(layers - 1):
@@ -283,7 +287,7 @@ def _of_color_layer(
     _, width, color = field.sizes()
     slopes = records.color_slopes.view(_type(field))
     product, total = sums_over_samples(slopes, records.inputs[-1])
-    product, total = product[:, :color, :width] / scales.colors, total[:, :color] / scales.colors
+    product, total = (_unscaled(x, scales.colors) for x in (product[:, :color, :width], total[:, :color]))
     of_directions = directions.new_empty(0)
     if field.head_weight is not None:
         count = slopes.shape[1] // directions.shape[1]
@@ -298,11 +302,9 @@ def _of_color_layer(
 
 def _of_density_weight(field: StreamedField, records: _Records, of_density: Tensor, scales: _Scales) -> Tensor:
     """[W]."""
-    column = of_density * scales.all
-    if field.head_weight is None:
-        column = column.clamp(-LARGEST_HALF, LARGEST_HALF)
+    column = of_density if scales.all is None else (of_density * scales.all).clamp(-LARGEST_HALF, LARGEST_HALF)
     product, _ = sums_over_samples(_columns(column[..., None], _type(field)), records.inputs[-1])
-    return product[:, 0, : field.sizes()[1]].sum(0) / scales.all
+    return _unscaled(product[:, 0, : field.sizes()[1]].sum(0), scales.all)
 
 
 def _of_head_weight(field: StreamedField, records: _Records, of_colors: Tensor) -> Tensor:
