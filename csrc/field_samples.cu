@@ -127,27 +127,6 @@ int64_t transposed_halves(int depth, int width, int color) {  // of an image
   return static_cast<int64_t>(whole_strips(color) + (depth - 1) * whole_strips(width)) * whole_strips(width);
 }
 
-FieldTensors field_tensors(Pointer first_weight, Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias,
-                           Pointer trunk_gain, Pointer trunk_shift, Pointer density_weight, Pointer color_weight,
-                           Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight, int depth,
-                           int width, int color) {
-  return {input<float>(first_weight),
-          input<float>(first_bias),
-          input<float>(hidden_weight),
-          input<float>(hidden_bias),
-          input<float>(trunk_gain),
-          input<float>(trunk_shift),
-          input<float>(density_weight),
-          input<float>(color_weight),
-          input<float>(color_bias),
-          input<float>(color_gain),
-          input<float>(color_shift),
-          input<float>(head_weight),
-          depth,
-          width,
-          color};
-}
-
 void check_samples(int64_t images, int64_t samples) {
   if (images * samples >= int64_t{1} << 31) throw std::invalid_argument("2^31 samples or more");
 }

@@ -24,6 +24,27 @@ struct FieldTensors {
   __host__ __device__ bool has_head() const { return head_weight != nullptr; }
 };
 
+inline FieldTensors field_tensors(Pointer first_weight, Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias,
+                                  Pointer trunk_gain, Pointer trunk_shift, Pointer density_weight, Pointer color_weight,
+                                  Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight,
+                                  int depth, int width, int color) {
+  return {input<float>(first_weight),
+          input<float>(first_bias),
+          input<float>(hidden_weight),
+          input<float>(hidden_bias),
+          input<float>(trunk_gain),
+          input<float>(trunk_shift),
+          input<float>(density_weight),
+          input<float>(color_weight),
+          input<float>(color_bias),
+          input<float>(color_gain),
+          input<float>(color_shift),
+          input<float>(head_weight),
+          depth,
+          width,
+          color};
+}
+
 // Bytes of the memory that pack_field() writes.
 int64_t packed_field_bytes(int64_t images, int depth, int width, int color, bool head, bool accurate);
 

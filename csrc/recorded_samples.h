@@ -48,26 +48,11 @@ struct RecordedPass {
     color[0] = red, color[1] = green, color[2] = blue;
   }
 
-  // A product's operands of kRows rows from `base` on: a warp has a row, 16 bytes a lane. Several are read before one
-  // is written: behind a write each would be waited for.
+  // A product's operands of kRows rows from `base` on, by all threads.
   template <int kRows>
   __device__ __forceinline__ void keep_inputs(int base, int product, const half* activations, int row_halves) const {
-    constexpr int kAtOnce = 4;
-    const int channel = threadIdx.x % 32 * 8;
-    if (channel >= layers.width) return;
-    half* inputs = to.inputs + (int64_t{product} * from.all + first + base) * layers.width + channel;
-#pragma unroll 1
-    for (int begin = threadIdx.x / 32; begin < kRows; begin += kAtOnce * kStreamWarps) {
-      uint4 units[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; i++)
-        units[i] = *reinterpret_cast<const uint4*>(activations + (begin + i * kStreamWarps) * row_halves + channel);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; i++) {
-        const int row = begin + i * kStreamWarps;
-        if (base + row < count) *reinterpret_cast<uint4*>(inputs + int64_t{layers.width} * row) = units[i];
-      }
-    }
+    half* inputs = to.inputs + (int64_t{product} * from.all + first + base) * layers.width;
+    store_rows<kRows>(activations, row_halves, inputs, layers.width, count - base);
   }
   // The cosines of two of a sample's phases; row: behind `base`; product: kColorLayer or one of the trunk's. kWhole:
   // there are as many rows as a tile has; otherwise each cosine waits for itself in the branch that stores it.

@@ -36,22 +36,10 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                               input<float>(importance), input<float>(coarse_noise), input<float>(merged_noise),
                               output<float>(colors),    output<float>(weight_sum),  output<float>(depth_sum),
                               output<float>(weights),   output<float>(depths),      nullptr};
-  const float* biases = input<float>(trunk_bias);  // [L, W]
-  const FieldTensors tensors = {input<float>(first_weight),
-                                biases,
-                                input<float>(hidden_weight),
-                                biases + width,
-                                input<float>(trunk_gain),
-                                input<float>(trunk_shift),
-                                input<float>(density_weight),
-                                input<float>(color_weight),
-                                input<float>(color_bias),
-                                input<float>(color_gain),
-                                input<float>(color_shift),
-                                input<float>(head_weight),
-                                depth,
-                                width,
-                                color};
+  const Pointer hidden_bias = trunk_bias + sizeof(float) * width;  // trunk_bias [L, W]
+  const FieldTensors tensors =
+      field_tensors(first_weight, trunk_bias, hidden_weight, hidden_bias, trunk_gain, trunk_shift, density_weight,
+                    color_weight, color_bias, color_gain, color_shift, head_weight, depth, width, color);
   const RaySettings s = ray_settings(images, rays, coarse, fine, near, far, softplus, last_back);
   with_deep_field(accurate, {}, s, [&](auto type, const StreamedLayers& planned, const Plan& plan) {
     using Field = typename decltype(type)::Type;

@@ -39,12 +39,8 @@ void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                               input<float>(importance), input<float>(coarse_noise), input<float>(merged_noise),
                               output<float>(colors),    output<float>(weight_sum),  output<float>(depth),
                               output<float>(weights),   output<float>(depths),      output<float>(transmittance)};
-  FieldTensors tensors = {};
-  tensors.first_weight = input<float>(first_weight), tensors.first_bias = input<float>(first_bias);
-  tensors.hidden_weight = input<float>(second_weight), tensors.hidden_bias = input<float>(second_bias);
-  tensors.density_weight = input<float>(density_weight);
-  tensors.color_weight = input<float>(color_weight), tensors.color_bias = input<float>(color_bias);
-  tensors.depth = kSineLayers, tensors.width = width, tensors.color = color;
+  const FieldTensors tensors = field_tensors(first_weight, first_bias, second_weight, second_bias, 0, 0, density_weight,
+                                             color_weight, color_bias, 0, 0, 0, kSineLayers, width, color);
   const RaySettings s = ray_settings(images, rays, coarse, fine, near, far, softplus, last_back);
   with_wide_field(accurate, color, s, [&](auto type, const StreamedLayers& planned, const Plan& plan) {
     using Field = typename decltype(type)::Type;

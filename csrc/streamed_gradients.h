@@ -213,24 +213,8 @@ struct StreamedGradients {
       cp_async_16(slopes + row * kRow + channel, from + int64_t{layers.width} * min(row, rows - 1),
                   row < rows ? 16 : 0);
   }
-  // Several rows are read before one is written: behind a write each would be waited for.
   __device__ __forceinline__ void take_out(uint16_t* to, int width, int first, int rows) {
-    constexpr int kAtOnce = 4;
-    const int channel = unit_channel();
-    if (channel >= width) return;
-    to += int64_t{width} * first + channel;
-#pragma unroll 1
-    for (int begin = threadIdx.x / 32; begin < kRows; begin += kAtOnce * kStreamWarps) {
-      uint4 units[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; i++)
-        units[i] = *reinterpret_cast<const uint4*>(slopes + (begin + i * kStreamWarps) * kRow + channel);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; i++) {
-        const int row = begin + i * kStreamWarps;
-        if (row < rows) *reinterpret_cast<uint4*>(to + int64_t{width} * row) = units[i];
-      }
-    }
+    store_rows<kRows>(slopes, kRow, to + int64_t{width} * first, width, rows);
   }
 
   // From gradients of a layer's outputs to those of its phases; of the first layer's outputs they stay what they are.

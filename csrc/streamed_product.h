@@ -24,6 +24,30 @@ struct Slabs {
   int stages;          // 2 or 3
 };
 
+// Rows of 16-bit numbers from shared memory, `from_row` apart, to device memory, `width` apart: the first `rows` of
+// kRows, by all threads of a block, a row a warp and 16 bytes a lane. Several are read before one is written: behind a
+// write each would be waited for.
+template <int kRows, class T>
+__device__ __forceinline__ void store_rows(const T* from, int from_row, T* to, int width, int rows) {
+  static_assert(sizeof(T) == 2 && kStreamColumns == 32 * 8, "");
+  constexpr int kAtOnce = 4;
+  const int column = threadIdx.x % 32 * 8;
+  if (column >= width) return;
+  from += column, to += column;
+#pragma unroll 1
+  for (int begin = threadIdx.x / 32; begin < kRows; begin += kAtOnce * kStreamWarps) {
+    uint4 units[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++)
+      units[i] = *reinterpret_cast<const uint4*>(from + (begin + i * kStreamWarps) * from_row);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      const int row = begin + i * kStreamWarps;
+      if (row < rows) *reinterpret_cast<uint4*>(to + int64_t{width} * row) = units[i];
+    }
+  }
+}
+
 struct NothingBeside {
   __device__ __forceinline__ void operator()(int, int) const {}
 };
