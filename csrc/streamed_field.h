@@ -235,13 +235,24 @@ struct StreamedField {
         }
   }
 
-  // The colour layer's sines, as colours of a pass's samples.
+  // The colour layer's sines, as colours of a pass's samples. Those of a tile are computed where their phases are, and
+  // then stored: in the branches that store them, and behind other writes, each would wait for itself.
   template <class Pass>
-  __device__ __forceinline__ void finish_colors(const typename Product::Sums& phase, int stage, const Pass& pass,
-                                                int base) {
+  __device__ __forceinline__ void finish_colors(typename Product::Sums& phase, int stage, const Pass& pass, int base) {
     const int first = Product::first_column(), row = color_row(layers);
 #pragma unroll
-    for (int m = 0; m < kTiles; m++)
+    for (int m = 0; m < kTiles; m++) {
+#pragma unroll
+      for (int n = 0; n < kStrip / 8; n++) {
+        const float4 modulated = *reinterpret_cast<const float4*>(modulation + stage * kFieldWidth + first + 8 * n);
+        float (&value)[4] = phase[n / 2][m][n % 2];
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          value[2 * r] = sine<kAccurate>(fmaf(modulated.x, value[2 * r], modulated.y));
+          value[2 * r + 1] = sine<kAccurate>(fmaf(modulated.z, value[2 * r + 1], modulated.w));
+          compute_here(value[2 * r]), compute_here(value[2 * r + 1]);
+        }
+      }
 #pragma unroll
       for (int r = 0; r < 2; r++) {
         const int sample = base + Product::first_row() + 16 * m + 8 * r;
@@ -249,13 +260,11 @@ struct StreamedField {
         const int at = pass[sample].at;
 #pragma unroll
         for (int n = 0; n < kStrip / 8; n++) {
-          const float4 modulated = *reinterpret_cast<const float4*>(modulation + stage * kFieldWidth + first + 8 * n);
-          const float (&sum)[4] = phase[n / 2][m][n % 2];
-          const float x = fmaf(modulated.x, sum[2 * r], modulated.y);
-          const float y = fmaf(modulated.z, sum[2 * r + 1], modulated.w);
-          pass.keep_channels(at, row, first + 8 * n, sine<kAccurate>(x), sine<kAccurate>(y));
+          const float (&value)[4] = phase[n / 2][m][n % 2];
+          pass.keep_channels(at, row, first + 8 * n, value[2 * r], value[2 * r + 1]);
         }
       }
+    }
   }
 
   // What finish() has left of kRows samples: their density, and with a head their colour's sigmoid.
