@@ -35,12 +35,14 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_phase_kernel(SineLaye
 
 template <class T>
 struct SineEpilogue : PhaseEpilogue<SineEpilogue<T>, T> {
+  static constexpr int kRowsAtOnce = 4;
   T* y;  // [B, rows, out]
 
-  __device__ __forceinline__ void store(float (&phases)[4], int64_t at, int count, bool wide) const {
-#pragma unroll
-    for (int i = 0; i < 4; i++) phases[i] = sine_of(phases[i]);
-    store_four(y + at, phases, count, wide);
+  template <int kHeight>
+  __device__ __forceinline__ void read(float (&)[kHeight][4], int64_t, int, int, int, bool) const {}
+  __device__ __forceinline__ static float apply(float phase, float) { return sine_of(phase); }
+  __device__ __forceinline__ void store(const float (&sines)[4], int64_t at, int count, bool wide) const {
+    store_four(y + at, sines, count, wide);
   }
 };
 

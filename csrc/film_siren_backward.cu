@@ -15,24 +15,28 @@ constexpr int kPrepareThreads = 128;  // a row of the matrix for each warp
 
 template <class T, class S>
 struct SlopeEpilogue : PhaseEpilogue<SlopeEpilogue<T, S>, T> {
+  static constexpr int kRowsAtOnce = 2;
   const T* dy;  // [B, rows, out]
   S* slope;     // [B, rows, out]
 
-  __device__ __forceinline__ void store(float (&phases)[4], int64_t at, int count, bool wide) const {
-    float gradient[4];
-    load_four(gradient, dy + at, count, wide);
-#pragma unroll
-    for (int i = 0; i < 4; i++) phases[i] = cosine_of(phases[i]) * gradient[i];
-    store_four(slope + at, phases, count, wide);
+  template <int kHeight>
+  __device__ __forceinline__ void read(float (&gradients)[kHeight][4], int64_t at, int rows, int stride, int count,
+                                       bool wide) const {
+    load_rows(gradients, dy + at, rows, stride, count, wide);
+  }
+  __device__ __forceinline__ static float apply(float phase, float gradient) { return cosine_of(phase) * gradient; }
+  __device__ __forceinline__ void store(const float (&slopes)[4], int64_t at, int count, bool wide) const {
+    store_four(slope + at, slopes, count, wide);
   }
 };
 
 template <class T>
 struct LinearEpilogue {
-  static constexpr bool kGuarded = false, kMeasured = false;
+  static constexpr bool kGuarded = false, kMeasured = false, kApplied = false;
+  static constexpr int kRowsAtOnce = 1;
   T* y;  // [B, rows, columns]
 
-  __device__ __forceinline__ void store(float (&values)[4], int64_t at, int count, bool wide) const {
+  __device__ __forceinline__ void store(const float (&values)[4], int64_t at, int count, bool wide) const {
     store_four(y + at, values, count, wide);
   }
 };

@@ -56,10 +56,10 @@ struct LayerWorkspace {
 // `row_scale`.
 PackedMatrix prepare_phase(cudaStream_t stream, const SineLayer& layer, float row_scale, Pointer workspace);
 
-// An epilogue of phases, with `Derived::store` of four of them.
+// An epilogue of phases: `Derived` reads, applies and stores.
 template <class Derived, class T>
 struct PhaseEpilogue {
-  static constexpr bool kGuarded = true, kMeasured = false;
+  static constexpr bool kGuarded = true, kMeasured = false, kApplied = true;
   const float* weight;  // [B or 1, out, in]
   int64_t weight_stride;
 
@@ -72,7 +72,9 @@ struct PhaseEpilogue {
         if (row + 8 * h >= rows) break;
         const int64_t r = int64_t{image} * rows + row + 8 * h;
         const int count = min(4, matrix.columns - column);
-        float phases[4] = {};
+        float values[1][4] = {}, beside[1][4] = {};
+        const Derived& epilogue = *static_cast<const Derived*>(this);
+        epilogue.read(beside, r * matrix.columns + column, 1, 0, count, wide);
         for (int i = 0; i < count; i++) {
           const float* w = weight + image * weight_stride + int64_t{column + i} * matrix.depth;
           float sum = 0.0f, largest = 0.0f;
@@ -81,10 +83,11 @@ struct PhaseEpilogue {
             largest = fmaxf(largest, fabsf(w[k]));
           }
           const int64_t at = image * padded + column + i;
-          phases[i] =
+          const float phase =
               fmaf(sum * (kRowScale<half, T> * operand_scale(largest)), matrix.multiplier[at], matrix.offset[at]);
+          values[0][i] = epilogue.apply(phase, beside[0][i]);
         }
-        static_cast<const Derived*>(this)->store(phases, r * matrix.columns + column, count, wide);
+        epilogue.store(values[0], r * matrix.columns + column, count, wide);
       }
     }
   }

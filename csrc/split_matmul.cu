@@ -29,11 +29,12 @@ __global__ void __launch_bounds__(kPackThreads)
 }
 
 struct MeasuredEpilogue {
-  static constexpr bool kGuarded = false, kMeasured = true;
+  static constexpr bool kGuarded = false, kMeasured = true, kApplied = false;
+  static constexpr int kRowsAtOnce = 1;
   const float* largest;  // magnitude in x
   float* y;              // [rows, columns]
 
-  __device__ __forceinline__ void store(float (&values)[4], int64_t at, int count, bool wide) const {
+  __device__ __forceinline__ void store(const float (&values)[4], int64_t at, int count, bool wide) const {
     store_four(y + at, values, count, wide);
   }
 };

@@ -9,12 +9,11 @@
 // 4 t to 4 t + 3 of 16 of the sums: four lanes store whole sectors of 32 bytes.
 #pragma once
 #include "ops.h"
-#include "packed_matrix.h"
+#include "product_epilogue.h"
 
 namespace cips3d {
 
 constexpr int kProductThreads = 256;
-constexpr int kWarpRows = 32, kWarpColumns = 64;
 constexpr int kStageRowBytes = 128;  // what one stage has of a row of x
 template <class T>
 constexpr int kChunkSteps = kStageRowBytes / int(sizeof(T)) / kDepthStep;  // depth steps of a stage
@@ -50,8 +49,6 @@ struct RowFragment {
     }
   }
 };
-
-using WarpSums = float[kWarpRows / 16][kWarpColumns / 8][4];
 
 // Adds `steps` depth steps to a warp's sums. Rows and units are at the lane's place.
 template <class E, class T, bool kLow>
@@ -177,68 +174,6 @@ __device__ __forceinline__ bool all_finite(const WarpSums& sums) {
 #pragma unroll
   for (int i = 0; i < 64; i++) zero = fmaf(sums[i / 32][i / 4 % 8][i % 4], 0.0f, zero);
   return zero == 0.0f;  // not NaN, which infinity times 0 is
-}
-
-// Applies the epilogue to a warp's sums, four columns of a row at a time. An epilogue says whether it is
-//   kGuarded   sums that are not finite are computed anew by its `repair`
-//   kMeasured  x is scaled by what its `largest` magnitude needs
-// `multiplier` and `offset` are at the lane's first column.
-template <class Epilogue>
-__device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epilogue, const float* multiplier,
-                                       const float* offset, int64_t at, int rows, int columns, int stride, bool wide) {
-  [[maybe_unused]] float undo = 1.0f;
-  if constexpr (Epilogue::kMeasured) undo = inverse_scale(tensor_scale(epilogue.largest));
-#pragma unroll
-  for (int p = 0; p < kWarpColumns / 16; p++) {
-    if (16 * p >= columns) break;
-    float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p), then;
-    if constexpr (Epilogue::kMeasured) {
-      // No offset but two multipliers, whose product may be no float32 number; the smaller one first, or the sum may
-      // become none.
-      then = make_float4(fmaxf(by.x, undo), fmaxf(by.y, undo), fmaxf(by.z, undo), fmaxf(by.w, undo));
-      by = make_float4(fminf(by.x, undo), fminf(by.y, undo), fminf(by.z, undo), fminf(by.w, undo));
-    } else {
-      then = *reinterpret_cast<const float4*>(offset + 16 * p);
-    }
-#pragma unroll
-    for (int h = 0; h < kWarpRows / 8; h++) {
-      const float (&left)[4] = sums[h / 2][2 * p], (&right)[4] = sums[h / 2][2 * p + 1];
-      const int c = h % 2 * 2;
-      float values[4] = {left[c], left[c + 1], right[c], right[c + 1]};
-      const float factors[4] = {by.x, by.y, by.z, by.w}, others[4] = {then.x, then.y, then.z, then.w};
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        values[i] = Epilogue::kMeasured ? values[i] * factors[i] * others[i] : fmaf(values[i], factors[i], others[i]);
-      if (8 * h >= rows) continue;
-      epilogue.store(values, at + int64_t{8 * h} * stride + 16 * p, min(4, columns - 16 * p), wide);
-    }
-  }
-}
-
-// Four neighbours in a row of y, or as many as there are.
-template <class Y>
-__device__ __forceinline__ void store_four(Y* y, const float (&values)[4], int count, bool wide) {
-  if (wide) {
-    Vector<Y, 4> vector;
-#pragma unroll
-    for (int i = 0; i < 4; i++) vector.value[i] = from_float<Y>(values[i]);
-    *reinterpret_cast<Vector<Y, 4>*>(y) = vector;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < count) y[i] = from_float<Y>(values[i]);
-  }
-}
-template <class Y>
-__device__ __forceinline__ void load_four(float (&values)[4], const Y* y, int count, bool wide) {
-  if (wide) {
-    const Vector<Y, 4> vector = *reinterpret_cast<const Vector<Y, 4>*>(y);
-#pragma unroll
-    for (int i = 0; i < 4; i++) values[i] = to_float(vector.value[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++) values[i] = i < count ? to_float(y[i]) : 0.0f;
-  }
 }
 
 // grid: column tiles, parts, images. A block goes through row tiles part, part + parts, ... of its image.
