@@ -43,14 +43,14 @@ __device__ __forceinline__ void load_rows(float (&values)[kCount][4], const Y* y
     Vector<Y, 4> vectors[kCount];
 #pragma unroll
     for (int k = 0; k < kCount; k++)
-      vectors[k] = *reinterpret_cast<const Vector<Y, 4>*>(y + int64_t{min(8 * k, rows - 1)} * stride);
+      vectors[k] = *reinterpret_cast<const Vector<Y, 4>*>(y + min(8 * k, rows - 1) * stride);
 #pragma unroll
     for (int k = 0; k < kCount; k++)
 #pragma unroll
       for (int i = 0; i < 4; i++) values[k][i] = to_float(vectors[k].value[i]);
   } else {
 #pragma unroll
-    for (int k = 0; k < kCount; k++) load_four(values[k], y + int64_t{min(8 * k, rows - 1)} * stride, count, false);
+    for (int k = 0; k < kCount; k++) load_four(values[k], y + min(8 * k, rows - 1) * stride, count, false);
   }
 }
 
@@ -61,15 +61,15 @@ __device__ __forceinline__ void load_rows(float (&values)[kCount][4], const Y* y
 //              stores them: in the branches that store, and behind writes, everything would wait for itself
 //   kRowsAtOnce of 1, 2 and 4, as many as registers allow
 // `multiplier` and `offset` are at the lane's first column.
-template <class Epilogue>
-__device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epilogue, const float* multiplier,
-                                       const float* offset, int64_t at, int rows, int columns, int stride, bool wide) {
+template <bool kWide, class Epilogue>
+__device__ __forceinline__ void finish_columns(const WarpSums& sums, const Epilogue& epilogue, const float* multiplier,
+                                               const float* offset, int64_t at, int rows, int columns, int stride) {
   [[maybe_unused]] float undo = 1.0f;
   if constexpr (Epilogue::kMeasured) undo = inverse_scale(tensor_scale(epilogue.largest));
 #pragma unroll
   for (int p = 0; p < kWarpColumns / 16; p++) {
     if (16 * p >= columns) break;
-    const int count = min(4, columns - 16 * p);
+    const int count = kWide ? 4 : min(4, columns - 16 * p);
     float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p), then;
     if constexpr (Epilogue::kMeasured) {
       // No offset but two multipliers, whose product may be no float32 number; the smaller one first, or the sum may
@@ -85,7 +85,7 @@ __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epi
       if (8 * first >= rows) break;
       const int64_t there = at + int64_t{8 * first} * stride + 16 * p;
       float values[kAtOnce][4], beside[kAtOnce][4] = {};
-      if constexpr (Epilogue::kApplied) epilogue.read(beside, there, rows - 8 * first, stride, count, wide);
+      if constexpr (Epilogue::kApplied) epilogue.read(beside, there, rows - 8 * first, stride, count, kWide);
 #pragma unroll
       for (int k = 0; k < kAtOnce; k++) {
         const int h = first + k, c = h % 2 * 2;
@@ -104,9 +104,18 @@ __device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epi
       }
 #pragma unroll
       for (int k = 0; k < kAtOnce; k++)
-        if (8 * (first + k) < rows) epilogue.store(values[k], there + int64_t{8 * k} * stride, count, wide);
+        if (8 * (first + k) < rows) epilogue.store(values[k], there + int64_t{8 * k} * stride, count, kWide);
     }
   }
+}
+
+template <class Epilogue>
+__device__ __forceinline__ void finish(const WarpSums& sums, const Epilogue& epilogue, const float* multiplier,
+                                       const float* offset, int64_t at, int rows, int columns, int stride, bool wide) {
+  if (wide)  // decided once, not in front of every row
+    finish_columns<true>(sums, epilogue, multiplier, offset, at, rows, columns, stride);
+  else
+    finish_columns<false>(sums, epilogue, multiplier, offset, at, rows, columns, stride);
 }
 
 }  // namespace cips3d
