@@ -181,7 +181,7 @@ def test_gradients_ray_by_ray(backend: Backend, fast: bool, monkeypatch: pytest.
     def gradients() -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
 
-    require_kernel(backend, ours, call=gradients)
+    require_kernel(backend, ours, "fast" if fast else "highest", gradients)
     together = gradients()
     monkeypatch.setattr(layer_by_layer, "SAMPLES", 0)
     for a, b in zip(together, gradients(), strict=True):
