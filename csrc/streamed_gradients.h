@@ -81,7 +81,6 @@ struct StreamedGradients {
     product.take_stages(shared, given.slabs);
     const int channel = threadIdx.x, color = layers.color_channels;
     if (channel < 2) scales[channel] = samples.scales == nullptr ? 1.0f : samples.scales[channel];
-    __syncthreads();
     const bool in_head = kHead && channel < color;
     const float* head = layers.head_weight + channel;
     heads[channel] =

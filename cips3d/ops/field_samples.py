@@ -20,6 +20,7 @@ from cips3d.ops.film_siren_op import Gradients, Parameters, of_parameters, sums_
 from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import through_compositing
 from cips3d.ops.library import OPS
+from cips3d.ops.siren_field import through_ball
 from cips3d.ops.stratified import ray_points
 
 STRIP = 64  # channels; kernels fill widths up to whole ones
@@ -170,8 +171,7 @@ def field_gradients(
     first = Gradients(*(_unscaled(gradient, scales.all) for gradient in found))
     of_points = first.x
     if with_rays and field.ball_radius:
-        norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # no slope at the origin
-        of_points = of_points - of_density[..., None] * field.ball_density / field.ball_radius * points / norm
+        of_points = of_points + through_ball(of_density, points, field.ball_density, field.ball_radius)
     of_color, of_directions = _of_color_layer(field, records, directions, scales, with_rays)
     return FieldGradients(
         first=first,

@@ -17,7 +17,7 @@ from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing
 from cips3d.ops.library import OPS, define
 from cips3d.ops.ray_tensors import require_float32
-from cips3d.ops.siren_field import LAYER_NAMES, LAYER_SCHEMA, LAYERS, SirenField, field_of, is_wide
+from cips3d.ops.siren_field import LAYER_NAMES, LAYER_SCHEMA, LAYERS, SirenField, field_of, is_wide, through_ball
 from cips3d.ops.stratified import ray_points
 
 RAYS_A_BLOCK = 64  # of the kernel, at a time
@@ -193,9 +193,8 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     h2 = sine(h1, second, points.dtype, fast=fast)
     colors = sine(h2, color, points.dtype, fast=fast)
     density = (h2 @ field.density_weight + field.density_bias).view(depths.shape)
-    norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)  # at the origin it has no slope
     if field.ball_radius:
-        density = density + field.ball_density * (1 - norm.view(depths.shape) / field.ball_radius)
+        density = density + field.ball_density * (1 - points.norm(dim=-1).view(depths.shape) / field.ball_radius)
     of_density, of_colors = through_compositing(
         density, colors.view(*depths.shape, -1), depths, noise, *of_seen, activation=activation, last_back=last_back
     )
@@ -214,7 +213,7 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     if not with_rays:
         return of_layers, of_points
     if field.ball_radius:
-        of_points = of_points - of_density * field.ball_density / field.ball_radius * points / norm
+        of_points = of_points + through_ball(of_density[..., 0], points, field.ball_density, field.ball_radius)
     return of_layers, of_points.view(*depths.shape, 3)
 
 

@@ -56,6 +56,12 @@ def _distances(points: Tensor) -> Tensor:
     return torch.where(is_origin, 0.0, squares.masked_fill(is_origin, 1.0).sqrt())
 
 
+def through_ball(of_density: Tensor, points: Tensor, ball_density: float, ball_radius: float) -> Tensor:
+    """Gradients of points [B, N, 3] from those [B, N] of what a ball gives their densities; at its centre 0."""
+    norm = points.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(points.dtype).tiny)
+    return -of_density[..., None] * ball_density / ball_radius * points / norm
+
+
 def is_wide(width: int, color: int) -> bool:
     """Whether such layers are too wide for shared memory; the kernel then streams their weights through it."""
     return width > RESIDENT_WIDTH or color > RESIDENT_COLOR
