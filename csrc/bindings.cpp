@@ -122,11 +122,9 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind_query(module, "render_wide_rays_fits", render_wide_rays_fits);
   module.def("render_wide_rays_workspace", render_wide_rays_workspace);
   bind(module, "render_deep_rays", render_deep_rays);
-  bind_query(module, "render_deep_rays_fits", render_deep_rays_fits);
   module.def("render_deep_rays_workspace", render_deep_rays_workspace);
   bind(module, "field_samples", field_samples);
   bind(module, "field_samples_backward", field_samples_backward);
-  bind_query(module, "field_samples_fit", field_samples_fit);
   module.def("field_samples_workspace", field_samples_workspace);
   module.def("field_samples_backward_workspace", field_samples_backward_workspace);
 #if defined(CIPS3D_EMULATED)

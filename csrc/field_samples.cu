@@ -1,10 +1,11 @@
 // Streamed fields at given samples with what their gradients need, and these gradients: what the backward of
-// render_rays is made of where weights do not fit into shared memory, with operands of 16 bits. In between,
-// composite_backward; behind it, film_siren_weight_gradient.
+// render_rays is made of where weights do not fit into shared memory. In between, composite_backward; behind it,
+// film_siren_weight_gradient.
 //
-// A layer of 256, in bytes a channel and sample: its input is written (2), and the cosine of its phase (2), which is
-// read and has the phase's gradient in its place (4); sums over samples read gradient and input (4). Layer by layer it
-// would be 18, with the phase computed once more, a product in four.
+// A layer of 256 with operands of 16 bits, in bytes a channel and sample: its input is written (2), and the cosine of
+// its phase (2), which is read and has the phase's gradient in its place (4); sums over samples read gradient and input
+// (4). Layer by layer it would be 18, with the phase computed once more, a product in four. In the accurate mode all of
+// it is float32, twice as much.
 #include "pack_field.h"
 #include "recorded_samples.h"
 #include "streamed_gradients.h"
@@ -44,7 +45,8 @@ struct TilesOfImages {
 
 template <class Field>
 __global__ void __launch_bounds__(kStreamThreads, 1)
-    record_samples_kernel(const __grid_constant__ SampledRays rays, const __grid_constant__ SampleRecords records,
+    record_samples_kernel(const __grid_constant__ SampledRays rays,
+                          const __grid_constant__ SampleRecords<typename Field::Record> records,
                           const __grid_constant__ StreamedLayers layers, const __grid_constant__ TilesOfImages tiles) {
   if constexpr (!Field::kFits) {
     __trap();
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     Field field(shared, layers);
     tiles.each([&](int image, int first, int count) {
       field.begin(image);
-      field.evaluate(RecordedPass{rays, records, layers, first, count});
+      field.evaluate(RecordedPass<typename Field::Record>{rays, records, layers, first, count});
     });
   }
 }
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
 template <class Gradients>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     differentiate_samples_kernel(const __grid_constant__ GradientLayers layers,
-                                 const __grid_constant__ SampleGradients samples,
+                                 const __grid_constant__ SampleGradients<typename Gradients::Number> samples,
                                  const __grid_constant__ TilesOfImages tiles) {
   if constexpr (!Gradients::kFits) {
     __trap();
@@ -83,27 +85,26 @@ auto with_room(F f) {
   if (Wide::bytes(2) <= room) return f(KindType<Wide>{}, Wide::bytes(3) <= room ? 3 : 2);
   return f(KindType<Narrow>{}, Narrow::bytes(3) <= room ? 3 : 2);
 }
-template <bool kHead, class F>
-auto with_field_for(F f) {
-  return with_room<StreamedField<128, 32, false, kHead>, StreamedField<64, 16, false, kHead>>(f);
-}
-template <bool kHead, class F>
-auto with_gradients_for(F f) {
-  return with_room<StreamedGradients<128, 32, kHead>, StreamedGradients<64, 16, kHead>>(f);
-}
-
-struct Fits {
-  template <class Type>
-  bool operator()(Type, int stages) const {
-    return Type::Type::bytes(stages) <= device_limits().shared_block;
+// Of<kRows, kSlab, kAccurate, kHead, kColumns> is StreamedField or StreamedGradients. Without a head and with 16-bit
+// operands, layers of 128 channels have kernels of their own, with resident weights; accurate ones have them only on
+// devices with much shared memory.
+template <template <int, int, bool, bool, int> class Of, class F>
+auto with_kernel(bool accurate, bool head, int widest, F f) {
+  constexpr int kHalf = kFieldWidth / 2;
+  if (!accurate) {
+    if (head) return with_room<Of<128, 32, false, true, kFieldWidth>, Of<64, 16, false, true, kFieldWidth>>(f);
+    return with_room<Of<128, 32, false, false, kFieldWidth>, Of<64, 16, false, false, kFieldWidth>>(f);
   }
-};
+  if (head) return with_room<Of<64, 16, true, true, kFieldWidth>, Of<32, 16, true, true, kFieldWidth>>(f);
+  if (widest > kHalf) return with_room<Of<64, 16, true, false, kFieldWidth>, Of<32, 16, true, false, kFieldWidth>>(f);
+  return with_room<Of<128, 16, true, false, kHalf>, Of<64, 16, true, false, kHalf>>(f);
+}
 
 // Packs the transposed matrices of the products: block (image, outputs of the layer, product); threads have inputs.
 // The colour layer's slabs come first, then the trunk's from the last to the second.
 template <class E>
 __global__ void __launch_bounds__(kFieldWidth)
-    pack_transposed_kernel(const FieldTensors from, int slab_columns, int64_t image_halves,
+    pack_transposed_kernel(const FieldTensors from, int slab_columns, int64_t image_halves, int parts,
                            E* __restrict__ slabs) {  // [I] of Slabs
   const int output = blockIdx.y, product = blockIdx.z, input = threadIdx.x, width = whole_strips(from.width);
   const int64_t image = blockIdx.x;
@@ -120,11 +121,15 @@ __global__ void __launch_bounds__(kFieldWidth)
   }
   const int before = color ? 0 : whole_strips(from.color) / slab_columns + (product - 1) * (width / slab_columns);
   const int64_t slab = before + output / slab_columns;
-  slabs[image * image_halves + (slab * width + input) * slab_columns + output % slab_columns] = from_float<E>(value);
+  E* to = slabs + image * image_halves + (slab * parts * width + input) * slab_columns + output % slab_columns;
+  const E high = from_float<E>(value);
+  *to = high;
+  if (parts > 1) to[width * slab_columns] = from_float<E>(value - to_float(high));
 }
 
-int64_t transposed_halves(int depth, int width, int color) {  // of an image
-  return static_cast<int64_t>(whole_strips(color) + (depth - 1) * whole_strips(width)) * whole_strips(width);
+int64_t transposed_halves(int depth, int width, int color, bool accurate) {  // of an image
+  return static_cast<int64_t>(whole_strips(color) + (depth - 1) * whole_strips(width)) * whole_strips(width) *
+         (accurate ? 2 : 1);
 }
 
 void check_samples(int64_t images, int64_t samples) {
@@ -133,10 +138,8 @@ void check_samples(int64_t images, int64_t samples) {
 
 }  // namespace
 
-bool field_samples_fit() { return with_field_for<true>(Fits{}) && with_gradients_for<true>(Fits{}); }
-
-int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head) {
-  return packed_field_bytes(images, depth, width, color, head, false);
+int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate) {
+  return packed_field_bytes(images, depth, width, color, head, accurate);
 }
 
 void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths, Pointer first_weight,
@@ -145,18 +148,19 @@ void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Poi
                    Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight, Pointer head_bias,
                    Pointer workspace, Pointer inputs, Pointer slopes, Pointer color_slopes, Pointer activations,
                    Pointer density, Pointer colors, int64_t images, int64_t rays, int samples, int depth, int width,
-                   int color, double ball_density, double ball_radius) {
+                   int color, double ball_density, double ball_radius, bool accurate) {
   check_samples(images, rays * samples);
   const FieldTensors tensors =
       field_tensors(first_weight, first_bias, hidden_weight, hidden_bias, trunk_gain, trunk_shift, density_weight,
                     color_weight, color_bias, color_gain, color_shift, head_weight, depth, width, color);
   const SampledRays of_rays = {input<float>(origins), input<float>(directions), input<float>(depths), samples,
                                static_cast<int>(images * rays * samples)};
-  const SampleRecords records = {output<half>(inputs),      output<half>(slopes),   output<half>(color_slopes),
-                                 output<half>(activations), output<float>(density), output<float>(colors)};
   const auto run = [&](auto type, int stages) {
     using Field = typename decltype(type)::Type;
-    StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, 1, workspace);
+    using T = typename Field::Record;
+    const SampleRecords<T> records = {output<T>(inputs),      output<T>(slopes),      output<T>(color_slopes),
+                                      output<T>(activations), output<float>(density), output<float>(colors)};
+    StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, Field::kParts, workspace);
     layers.slabs.stages = stages;
     layers.density_bias = input<float>(density_bias), layers.head_bias = input<float>(head_bias);
     layers.ball = {static_cast<float>(ball_density), static_cast<float>(ball_radius)};
@@ -164,35 +168,35 @@ void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Poi
     launch(record_samples_kernel<Field>, dim3(tiles.blocks()), dim3(kStreamThreads), Field::bytes(stages), stream,
            of_rays, records, layers, tiles);
   };
-  tensors.has_head() ? with_field_for<true>(run) : with_field_for<false>(run);
+  with_kernel<StreamedField>(accurate, tensors.has_head(), std::max(width, color), run);
 }
 
-int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head) {
-  return static_cast<int64_t>(sizeof(half)) * (head ? 1 : images) * transposed_halves(depth, width, color);
+int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate) {
+  return static_cast<int64_t>(sizeof(half)) * (head ? 1 : images) * transposed_halves(depth, width, color, accurate);
 }
 
 void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_colors, Pointer hidden_weight,
                             Pointer trunk_gain, Pointer density_weight, Pointer color_weight, Pointer color_gain,
                             Pointer head_weight, Pointer scales, Pointer workspace, Pointer slopes,
-                            Pointer color_slopes, Pointer of_first, int64_t images, int64_t samples, int depth,
-                            int width, int color) {
+                            Pointer color_slopes, int64_t images, int64_t samples, int depth, int width, int color,
+                            bool accurate) {
   check_samples(images, samples);
   const FieldTensors tensors = field_tensors(0, 0, hidden_weight, 0, trunk_gain, 0, density_weight, color_weight, 0,
                                              color_gain, 0, head_weight, depth, width, color);
-  const SampleGradients gradients = {
-      input<float>(of_density),          input<float>(of_colors),        input<float>(scales),
-      output<uint16_t>(slopes),          output<uint16_t>(color_slopes), output<uint16_t>(of_first),
-      static_cast<int>(images * samples)};
   const auto run = [&](auto type, int stages) {
     using Gradients = typename decltype(type)::Type;
     using E = typename Gradients::E;
+    using Number = typename Gradients::Number;
     constexpr int kSlab = Gradients::Product::kSlab;
     const int wide = whole_strips(width), wide_color = whole_strips(color);
-    const int64_t image_halves = transposed_halves(depth, width, color);
+    const SampleGradients<Number> gradients = {input<float>(of_density),     input<float>(of_colors),
+                                               input<float>(scales),         output<Number>(slopes),
+                                               output<Number>(color_slopes), static_cast<int>(images * samples)};
+    const int64_t image_halves = transposed_halves(depth, width, color, accurate);
     E* slabs = output<E>(workspace);
     launch(pack_transposed_kernel<E>,
            dim3(tensors.has_head() ? 1 : blocks_for(images, 1), std::max(wide, wide_color), depth), dim3(kFieldWidth),
-           0, stream, tensors, kSlab, image_halves, slabs);
+           0, stream, tensors, kSlab, image_halves, Gradients::Product::kParts, slabs);
     const GradientLayers layers = {
         {reinterpret_cast<const half*>(slabs), (wide_color + (depth - 1) * wide) / kSlab, wide, stages},
         tensors.has_head() ? 0 : image_halves,
@@ -209,7 +213,7 @@ void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_
     launch(differentiate_samples_kernel<Gradients>, dim3(tiles.blocks()), dim3(kStreamThreads),
            Gradients::bytes(stages), stream, layers, gradients, tiles);
   };
-  tensors.has_head() ? with_gradients_for<true>(run) : with_gradients_for<false>(run);
+  with_kernel<StreamedGradients>(accurate, tensors.has_head(), std::max(width, color), run);
 }
 
 }  // namespace cips3d

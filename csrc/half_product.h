@@ -10,6 +10,13 @@ namespace cips3d {
 
 constexpr int kPadHalves = 8;  // rows of operands end 16 bytes later: the 8 rows of an ldmatrix lie in different banks
 
+// Which of its row's units of 8 halves is where `unit` would be. Rows of a few units are not padded; in this order, the
+// 8 rows of an ldmatrix lie in different banks too.
+template <int kRow>
+__device__ __forceinline__ int place_of(int row, int unit) {
+  return kRow == 16 ? unit ^ (row / 4 % 2) : kRow == 32 ? unit ^ (row / 2 % 4) : unit;
+}
+
 // Two activations as halves, and in the accurate mode what the rounding left over.
 template <bool kAccurate>
 __device__ __forceinline__ void pack_activations(float x, float y, uint32_t& high, uint32_t& low) {
@@ -29,13 +36,15 @@ __device__ __forceinline__ void pack_gradients(float x, float y, uint32_t& high,
 }
 
 // accumulator[m][n] += A[m] · B for 16 columns of A (one step) and 16 rows of a weight matrix [., kRow] from `row` on,
-// columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15.
+// columns from `column` on: n = 0 and 1 are its rows row to row + 7 and row + 8 to row + 15. Units are where place_of()
+// has them.
 template <int kTiles, bool kAccurate, int kRow, class E = half>
 __device__ __forceinline__ void multiply_step(float (&accumulator)[kTiles][2][4], const uint32_t (&high)[kTiles][4],
                                               const uint32_t (&low)[kTiles][4], const half* weight, int low_offset,
                                               int row, int column, int lane) {
   // Lanes 0-7 and 8-15 address rows row..row+7 at columns 0 and 8, lanes 16-31 the same of rows row+8..row+15.
-  const half* address = weight + (row + lane % 8 + lane / 16 * 8) * kRow + column + lane / 8 % 2 * 8;
+  const int place = place_of<kRow>(lane, column / 8 + lane / 8 % 2);
+  const half* address = weight + (row + lane % 8 + lane / 16 * 8) * kRow + 8 * place;
   uint32_t b[4];
   if (kAccurate) {  // small products first
     ldmatrix_x4(b, address + low_offset);

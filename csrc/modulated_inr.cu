@@ -5,8 +5,9 @@ namespace cips3d {
 namespace {
 
 // 128 pixels share every slab of weights: with 64, reading them from L2 would take longer than their products. Slabs of
-// 16 where 163 KB of shared memory are all there is (8.0), 64 pixels where 99 KB are (8.6, 8.9, 12.0), and for pictures
-// too small to keep all multiprocessors busy otherwise. High and low parts take as much as twice the pixels.
+// 16 where 163 KB of shared memory are all there is (8.0), 64 pixels where 99 KB are (8.6, 8.9, 12.0; SmallAccuratePass
+// fills them), and for pictures too small to keep all multiprocessors busy otherwise. High and low parts take as much
+// as twice the pixels.
 using FastPass = InrPass<128, 32, false>;
 using NarrowPass = InrPass<128, 16, false>;
 using SmallPass = InrPass<64, 16, false>;

@@ -57,7 +57,7 @@ template <int kRows, int kSlab, bool kAccurate>
 struct InrPass {
   using Product = StreamedProduct<kRows, kSlab, kInrWidth, kAccurate>;
   using Sums = typename Product::Sums;
-  static constexpr int kParts = Product::kParts, kTiles = Product::kTiles;
+  static constexpr int kParts = Product::kParts, kTiles = Product::kTiles, kStrips = Product::kStrips;
   static constexpr int kGroups = kStrip / 8;  // of eight columns, of a warp
   // A thread finishes the rows of two tiles at a time: what it adds up a row takes fewer registers so.
   static constexpr int kPairRows = kTiles == 1 ? 2 : 4, kRowGroups = 2 * kTiles / kPairRows;

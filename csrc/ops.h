@@ -172,7 +172,8 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
                  bool softplus, bool last_back, bool accurate);
 
 // render_wide_rays.cu: the same for wider layers; `workspace`: as many bytes as render_wide_rays_workspace says.
-bool render_wide_rays_fits(int coarse, int fine, int color, bool accurate);  // into the current device's shared memory
+bool render_wide_rays_fits(int coarse, int fine, int width, int color,
+                           bool accurate);  // into the current device's shared memory
 int64_t render_wide_rays_workspace(int64_t images, int width, int color, bool accurate);
 void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                       Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
@@ -184,7 +185,6 @@ void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
 
 // render_deep_rays.cu: the same for a deep field, whose tensors are listed there; `workspace`: as many bytes as
 // render_deep_rays_workspace says.
-bool render_deep_rays_fits(int coarse, int fine, bool accurate);  // into the current device's shared memory
 int64_t render_deep_rays_workspace(int64_t images, int depth, int width, int color, bool accurate);
 void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                       Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer hidden_weight,
@@ -195,25 +195,24 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
                       int64_t rays, int coarse, int fine, int depth, int width, int color, double near, double far,
                       bool softplus, bool last_back, bool accurate);
 
-// field_samples.cu: a streamed field at the samples of rays, depths [images, rays, samples], and its gradients, with
-// 16-bit operands. The field's tensors are listed in pack_field.h, those that are kept in recorded_samples.h;
-// of_density and of_colors in streamed_gradients.h. slopes and color_slopes hold cosines between the two calls; behind
-// them the gradients of phases, bfloat16 with a head, else float16 times `scales` [2] (GradientScale).
-bool field_samples_fit();  // into the current device's shared memory
-int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head);
+// field_samples.cu: a streamed field at the samples of rays, depths [images, rays, samples], and its gradients. The
+// field's tensors are listed in pack_field.h, those that are kept in recorded_samples.h; of_density and of_colors in
+// streamed_gradients.h. slopes and color_slopes hold cosines between the two calls; behind them the gradients of
+// phases: float32 if accurate, else bfloat16 with a head, else float16 times `scales` [2] (GradientScale; null: 1).
+int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate);
 void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths, Pointer first_weight,
                    Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias, Pointer trunk_gain,
                    Pointer trunk_shift, Pointer density_weight, Pointer density_bias, Pointer color_weight,
                    Pointer color_bias, Pointer color_gain, Pointer color_shift, Pointer head_weight, Pointer head_bias,
                    Pointer workspace, Pointer inputs, Pointer slopes, Pointer color_slopes, Pointer activations,
                    Pointer density, Pointer colors, int64_t images, int64_t rays, int samples, int depth, int width,
-                   int color, double ball_density, double ball_radius);
-int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head);
+                   int color, double ball_density, double ball_radius, bool accurate);
+int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate);
 void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_colors, Pointer hidden_weight,
                             Pointer trunk_gain, Pointer density_weight, Pointer color_weight, Pointer color_gain,
                             Pointer head_weight, Pointer scales, Pointer workspace, Pointer slopes,
-                            Pointer color_slopes, Pointer of_first, int64_t images, int64_t samples, int depth,
-                            int width, int color);
+                            Pointer color_slopes, int64_t images, int64_t samples, int depth, int width, int color,
+                            bool accurate);
 
 // render_rays_backward.cu: gradients from what the forward left; partial [images, blocks, block_floats], sums [images,
 // gradient_size], scales [2] (GradientScale).

@@ -13,21 +13,24 @@ struct SampledRays {
   int all;                  // B N
 };
 
-// What is kept of all samples. Rows are whole strips of channels, of the trunk or of the colour layer.
+// What is kept of all samples, as float16, or in the accurate mode as float32. Rows are whole strips of channels, of
+// the trunk or of the colour layer.
+template <class T>
 struct SampleRecords {
-  half* inputs;        // [products, B, N, width] of every product
-  half* slopes;        // [products - 1, B, N, width] cosines of the trunk's phases behind products
-  half* color_slopes;  // [B, N, color] those of the colour layer
-  half* activations;   // [B, N, color] the colour layer's
-  float* density;      // [B, N] raw
-  float* colors;       // [B, N, 3] with a head; without, colours are the activations
+  T* inputs;        // [products, B, N, width] of every product
+  T* slopes;        // [products, B, N, width] cosines of the trunk's phases, but of the first layer's
+  T* color_slopes;  // [B, N, color] those of the colour layer
+  T* activations;   // [B, N, color] the colour layer's
+  float* density;   // [B, N] raw
+  float* colors;    // [B, N, 3] with a head; without, colours are the activations
 };
 
 // Samples [first, first + count) of all, which belong to one image.
+template <class T>
 struct RecordedPass {
-  static constexpr bool kRecords = true;
+  static constexpr bool kRecords = true, kAccurate = std::is_same<T, float>::value;
   const SampledRays& from;
-  const SampleRecords& to;
+  const SampleRecords<T>& to;
   const StreamedLayers& layers;
   int first, count;
 
@@ -48,11 +51,15 @@ struct RecordedPass {
     color[0] = red, color[1] = green, color[2] = blue;
   }
 
-  // A product's operands of kRows rows from `base` on, by all threads.
-  template <int kRows>
-  __device__ __forceinline__ void keep_inputs(int base, int product, const half* activations, int row_halves) const {
-    half* inputs = to.inputs + (int64_t{product} * from.all + first + base) * layers.width;
-    store_rows<kRows>(activations, row_halves, inputs, layers.width, count - base);
+  // A product's operands of a tile from `base` on, by all threads.
+  template <class Product>
+  __device__ __forceinline__ void keep_inputs(int base, int product, const half* activations) const {
+    constexpr int kRows = Product::kRows, kRow = Product::kRow;
+    T* inputs = to.inputs + (int64_t{product} * from.all + first + base) * layers.width;
+    if constexpr (kAccurate)
+      store_rows<kRows>(activations, kRows * kRow, kRow, inputs, layers.width, count - base);
+    else
+      store_rows<kRows>(activations, kRow, inputs, layers.width, count - base);
   }
   // The cosines of two of a sample's phases; row: behind `base`; product: kColorLayer or one of the trunk's. kWhole:
   // there are as many rows as a tile has; otherwise each cosine waits for itself in the branch that stores it.
@@ -60,9 +67,9 @@ struct RecordedPass {
   __device__ __forceinline__ void keep_slopes(int base, int row, int product, int channel, float phase_x,
                                               float phase_y) const {
     const bool color = product == kColorLayer;
-    half* slopes = color ? to.color_slopes : to.slopes + int64_t{product} * from.all * layers.width;
-    keep<kWhole>(slopes, color ? layers.color : layers.width, base, row, channel, cosine<false>(phase_x),
-                 cosine<false>(phase_y));
+    T* slopes = color ? to.color_slopes : to.slopes + int64_t{product + 1} * from.all * layers.width;
+    keep<kWhole>(slopes, color ? layers.color : layers.width, base, row, channel, cosine<kAccurate>(phase_x),
+                 cosine<kAccurate>(phase_y));
   }
   template <bool kWhole>
   __device__ __forceinline__ void keep_activations(int base, int row, int channel, float x, float y) const {
@@ -72,15 +79,20 @@ struct RecordedPass {
  private:
   // The address as what all threads have in common and 32 bits of a thread's own: registers are few.
   template <bool kWhole>
-  __device__ __forceinline__ void keep(half* rows, int width, int base, int row, int channel, float x, float y) const {
+  __device__ __forceinline__ void keep(T* rows, int width, int base, int row, int channel, float x, float y) const {
     if constexpr (kWhole) {
       char* tile = reinterpret_cast<char*>(rows + int64_t{width} * (first + base));
-      *reinterpret_cast<uint32_t*>(tile + 2u * unsigned(width * anew(row) + channel)) = Operand<half>::pack(x, y);
+      keep_pair(tile + unsigned(sizeof(T)) * unsigned(width * anew(row) + channel), x, y);
     } else {
-      half* tile = rows + int64_t{width} * (first + base);
-      if (anew(base) + row < count)
-        *reinterpret_cast<uint32_t*>(tile + unsigned(width * row + channel)) = Operand<half>::pack(x, y);
+      T* tile = rows + int64_t{width} * (first + base);
+      if (anew(base) + row < count) keep_pair(tile + unsigned(width * row + channel), x, y);
     }
+  }
+  __device__ __forceinline__ static void keep_pair(void* to, float x, float y) {
+    if constexpr (kAccurate)
+      *static_cast<float2*>(to) = make_float2(x, y);
+    else
+      *static_cast<uint32_t*>(to) = Operand<half>::pack(x, y);
   }
 };
 

@@ -8,17 +8,11 @@ namespace {
 // are half as wide. The last is for devices with 99 KB of shared memory (8.6, 8.9, 12.0).
 template <class F>
 auto with_deep_field(bool accurate, const StreamedLayers& layers, const RaySettings& s, F f) {
-  if (accurate) return with_field<StreamedField<64, 16, true, true>>(layers, s, f);
+  if (accurate) return with_field<StreamedField<64, 16, true, true>, StreamedField<32, 16, true, true>>(layers, s, f);
   return with_field<StreamedField<128, 32, false, true>, StreamedField<64, 16, false, true>>(layers, s, f);
 }
 
 }  // namespace
-
-bool render_deep_rays_fits(int coarse, int fine, bool accurate) {
-  RaySettings s = {};
-  s.coarse = coarse, s.fine = fine;
-  return with_deep_field(accurate, {}, s, [](auto, const StreamedLayers&, const Plan& plan) { return plan.rays > 0; });
-}
 
 int64_t render_deep_rays_workspace(int64_t images, int depth, int width, int color, bool accurate) {
   return packed_field_bytes(images, depth, width, color, true, accurate);

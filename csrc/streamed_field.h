@@ -35,15 +35,17 @@ struct StreamedLayers {
   Ball ball;
 };
 
-template <int kRows, int kSlab, bool kAccurate, bool kHead>
+// kColumns: the most channels of a layer.
+template <int kRows, int kSlab, bool kAccurate, bool kHead, int kColumns = kFieldWidth>
 struct StreamedField {
   using Layers = StreamedLayers;
   using Color = std::conditional_t<kHead || kAccurate, float, half>;
+  using Record = std::conditional_t<kAccurate, float, half>;  // what recorded_samples.h keeps
   // Behind the width the direction.
-  using Product = StreamedProduct<kRows, kSlab, kFieldWidth + (kHead ? kSlab : 0), kAccurate>;
+  using Product = StreamedProduct<kRows, kSlab, kColumns + (kHead ? kSlab : 0), kAccurate, half, kColumns>;
   using Team = BlockTeam;
   static constexpr int kFewestWarps = kStreamWarps, kMostWarps = kStreamWarps, kMostThreads = kStreamThreads;
-  static constexpr int kParts = Product::kParts, kTiles = Product::kTiles;
+  static constexpr int kParts = Product::kParts, kTiles = Product::kTiles, kStrips = Product::kStrips;
   static_assert(kRows <= kStreamThreads, "");
 
   __host__ __device__ static constexpr int color_row(const Layers& layers) {
@@ -103,7 +105,7 @@ struct StreamedField {
         for (int k = 0; k < trunk_slabs + (kHead && color); k++) {
           stage = product.next(slabs, beside);
           if constexpr (Pass::kRecords) {
-            if (k == 0) pass.template keep_inputs<kRows>(base, layer, product.activations, Product::kRow);
+            if (k == 0) pass.template keep_inputs<Product>(base, layer, product.activations);
           }
           if (has_columns) product.multiply(slabs, phase, stage, k);
         }
@@ -165,7 +167,7 @@ struct StreamedField {
 
   // In float32: an error of a coordinate is an error of every phase behind it.
   __device__ __forceinline__ void first_layer() {
-    constexpr int kPairs = kFieldWidth / 2, kRowsAtOnce = kStreamThreads / kPairs;
+    constexpr int kPairs = kColumns / 2, kRowsAtOnce = kStreamThreads / kPairs;
     const int channel = threadIdx.x % kPairs * 2;
     if (channel >= layers.width) return;
     const float4* of_channel = layers.first + image * kFieldWidth + channel;

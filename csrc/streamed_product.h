@@ -3,16 +3,15 @@
 // A block of 8 warps has the activations of kRows rows, and slabs of kSlab input channels of the matrices pass through
 // two or three stages beside them, in the order of their use. They are the same for all blocks, so that a device's L2
 // has to hold them once. Up to 256 columns of a product exist at a time: a warp has half of the rows and 64 of the
-// columns in registers, 32 matrix instructions for 8 reads of operands.
+// columns in registers, 32 matrix instructions for 8 reads of operands. With 128 columns, it has a quarter of the rows.
 #pragma once
 #include "half_product.h"
 
 namespace cips3d {
 
-constexpr int kStrip = 64;  // of a layer's channels: what one warp has; widths are filled up to whole strips
-constexpr int kStrips = 4;
-constexpr int kStreamColumns = kStrip * kStrips;
-constexpr int kStreamWarps = 2 * kStrips, kStreamThreads = 32 * kStreamWarps;
+constexpr int kStrip = 64;           // of a layer's channels: what one warp has; widths are filled up to whole strips
+constexpr int kStreamColumns = 256;  // most of a product
+constexpr int kStreamWarps = 8, kStreamThreads = 32 * kStreamWarps;
 
 __host__ __device__ constexpr int whole_strips(int channels) { return ceil_div(channels, kStrip) * kStrip; }
 
@@ -48,23 +47,50 @@ __device__ __forceinline__ void store_rows(const T* from, int from_row, T* to, i
   }
 }
 
+// The same for rows of float32 numbers that lie in shared memory as a high and a low part, `low` behind one another.
+template <int kRows>
+__device__ __forceinline__ void store_rows(const half* from, int low, int from_row, float* to, int width, int rows) {
+  constexpr int kAtOnce = 4, kUnit = 4;
+#pragma unroll 1
+  for (int column = threadIdx.x % 32 * kUnit; column < width; column += 32 * kUnit) {
+#pragma unroll 1
+    for (int begin = threadIdx.x / 32; begin < kRows; begin += kAtOnce * kStreamWarps) {
+      float4 units[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) {
+        const half* at = from + (begin + i * kStreamWarps) * from_row + column;
+        const uint2 high = *reinterpret_cast<const uint2*>(at), rest = *reinterpret_cast<const uint2*>(at + low);
+        const float2 a = Operand<half>::unpack(high.x), b = Operand<half>::unpack(high.y);
+        const float2 of_a = Operand<half>::unpack(rest.x), of_b = Operand<half>::unpack(rest.y);
+        units[i] = make_float4(a.x + of_a.x, a.y + of_a.y, b.x + of_b.x, b.y + of_b.y);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) {
+        const int row = begin + i * kStreamWarps;
+        if (row < rows) *reinterpret_cast<float4*>(to + int64_t{width} * row + column) = units[i];
+      }
+    }
+  }
+}
+
 struct NothingBeside {
   __device__ __forceinline__ void operator()(int, int) const {}
 };
 
-// kWidth: the most input channels. E: what the 16-bit operands are.
-template <int kRows_, int kSlab_, int kWidth, bool kAccurate_, class E = half>
+// kWidth: the most input channels. E: what the 16-bit operands are. kColumns: the most columns.
+template <int kRows_, int kSlab_, int kWidth, bool kAccurate_, class E = half, int kColumns = kStreamColumns>
 class StreamedProduct {
  public:
-  static constexpr int kRows = kRows_, kSlab = kSlab_;
+  static constexpr int kRows = kRows_, kSlab = kSlab_, kStrips = kColumns / kStrip;
   static constexpr bool kAccurate = kAccurate_;
-  static constexpr int kParts = kAccurate ? 2 : 1;  // high, low
-  static constexpr int kTiles = kRows / 2 / 16;     // of 16 rows, of a warp
-  static constexpr int kRow = kWidth + kPadHalves, kSlabRow = kSlab + kPadHalves;
-  static constexpr int kStage = kParts * kStreamColumns * kSlabRow;  // halves
-  static_assert(kRows % 32 == 0 && kSlab % 16 == 0 && kStrip % kSlab == 0, "");
+  static constexpr int kParts = kAccurate ? 2 : 1;                    // high, low
+  static constexpr int kTiles = kRows * kStrips / kStreamWarps / 16;  // of 16 rows, of a warp
+  static constexpr int kRow = kWidth + kPadHalves, kSlabRow = kSlab;
+  static constexpr int kStage = kParts * kColumns * kSlabRow;  // halves
+  static_assert(kColumns % kStrip == 0 && kRows * kStrips % (kStreamWarps * 16) == 0, "");
+  static_assert(kSlab % 16 == 0 && kStrip % kSlab == 0, "");
 
-  // Of a warp: columns 16 n to 16 n + 15 of its strip, rows 16 m to 16 m + 15 of its half.
+  // Of a warp: columns 16 n to 16 n + 15 of its strip, rows 16 m to 16 m + 15 of its own.
   using Sums = float[kStrip / 16][kTiles][2][4];
 
   static constexpr size_t bytes(int stages) {
@@ -150,8 +176,10 @@ class StreamedProduct {
       const int rows = kParts * from.columns;
       const half* halves = from.halves + static_cast<int64_t>(slab_) * rows * kSlab;
 #pragma unroll 1  // registers are few
-      for (int i = threadIdx.x; i < rows * kUnits; i += kStreamThreads)
-        cp_async_16(stages_ + stage * kStage + i / kUnits * kSlabRow + i % kUnits * 8, halves + i * 8);
+      for (int i = threadIdx.x; i < rows * kUnits; i += kStreamThreads) {
+        const int row = i / kUnits, place = place_of<kSlabRow>(row, i % kUnits);
+        cp_async_16(stages_ + stage * kStage + row * kSlabRow + 8 * place, halves + i * 8);
+      }
       beside(slab_, stage);
       slab_ = slab_ + 1 == from.count ? 0 : slab_ + 1;
       left_--;

@@ -1,9 +1,12 @@
-"""Gradients of radiance fields whose weights stream past their samples, with operands of 16 bits.
+"""Gradients of radiance fields whose weights stream past their samples.
 
-One kernel evaluates the field at the samples of rays and keeps every layer's inputs and the cosines of its phases, as
-float16. Behind the compositing another one goes from the colours back to the first layer and leaves the gradients of
-all phases: of a deep field as bfloat16, since they may have any magnitude, of a shallow one as scaled float16. Those of
-the parameters are sums over samples of both.
+One kernel evaluates the field at the samples of rays and keeps every layer's inputs and the cosines of its phases.
+Behind the compositing another one goes from the colours back to the first layer and leaves the gradients of all phases.
+Those of the parameters are sums over samples of both.
+
+With operands of 16 bits, inputs and cosines are float16, and gradients bfloat16 in a deep field, where they may have
+any magnitude, or scaled float16 in a shallow one. Otherwise all are float32, and their products those of two parts of
+16 bits each.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from cips3d.ops.film_siren_op import Gradients, Parameters, of_parameters, sums_
 from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import through_compositing
 from cips3d.ops.library import OPS
+from cips3d.ops.precision import matmul_precision
 from cips3d.ops.siren_field import through_ball
 from cips3d.ops.stratified import ray_points
 
@@ -105,7 +109,7 @@ class _Records(NamedTuple):
 
     Attributes:
         inputs: [L, B, N, W] of layers 2 to L and of the colour layer.
-        slopes: [L - 1, B, N, W] cosines of the phases of layers 2 to L.
+        slopes: [L, B, N, W] cosines of the phases of layers 2 to L; the first layer has room for its gradients.
         color_slopes: [B, N, C] those of the colour layer.
         activations: [B, N, C] of the colour layer.
         density: [B, N] raw.
@@ -120,14 +124,6 @@ class _Records(NamedTuple):
     colors: Tensor
 
 
-def streams_gradients(x: Tensor, *, fast: bool) -> bool:
-    """Whether these kernels compute gradients on a tensor's device: with operands of 16 bits, where they have room."""
-    if not fast or x.dtype != torch.float32 or not kernels.take(x):
-        return False
-    fit: bool = kernels.module_for(x.device).field_samples_fit(x.device.index or 0)
-    return fit
-
-
 def field_gradients(
     field: StreamedField,
     origins: Tensor,
@@ -137,6 +133,7 @@ def field_gradients(
     *of_seen: Tensor | None,
     activation: str,
     last_back: bool,
+    fast: bool,
     with_rays: bool,
 ) -> FieldGradients:
     """Gradients through the compositing of samples [B, R, S] at given depths.
@@ -147,9 +144,10 @@ def field_gradients(
         depths, noise: [B, R, S], see `composite`.
         of_seen: gradients of colours, opacity, depth and weights; None: 0.
         activation, last_back: see `composite`.
+        fast: with operands of 16 bits.
         with_rays: whether points and directions have gradients.
     """
-    records = _record(field, origins, directions, depths)
+    records = _record(field, origins, directions, depths, fast)
     of_density, of_colors = through_compositing(
         records.density.view(depths.shape),
         records.colors.view(*depths.shape, -1),
@@ -161,13 +159,14 @@ def field_gradients(
     )
     of_density, of_colors = of_density.flatten(1), of_colors.flatten(1, 2)
     if field.head_weight is not None:
-        of_colors, scales = of_colors * records.colors * (1 - records.colors), _Scales()
-    else:
+        of_colors = of_colors * records.colors * (1 - records.colors)
+    scales = _Scales()
+    if _phase_type(field, fast) == torch.float16:
         both = gradient_scales(depths, *of_seen)  # type: ignore[arg-type]
         scales = _Scales(both, *both.unbind())
-    of_first = _differentiate(field, records, of_density, of_colors, scales)
+    of_first, records = _differentiate(field, records, of_density, of_colors, scales, fast)
     points = ray_points(origins, directions, depths).flatten(1, 2)
-    found = OPS["film_siren_backward"](of_first, points, *field.first, True, with_rays, True)
+    found = OPS["film_siren_backward"](of_first, points, *field.first, fast, with_rays, True)
     first = Gradients(*(_unscaled(gradient, scales.all) for gradient in found))
     of_points = first.x
     if with_rays and field.ball_radius:
@@ -190,24 +189,31 @@ def _whole_strips(channels: int) -> int:
     return -(-channels // STRIP) * STRIP
 
 
-def _record(field: StreamedField, origins: Tensor, directions: Tensor, depths: Tensor) -> _Records:
+def _phase_type(field: StreamedField, fast: bool) -> torch.dtype:
+    """Of the gradients of phases."""
+    if not fast:
+        return torch.float32
+    return torch.float16 if field.head_weight is None else torch.bfloat16
+
+
+def _record(field: StreamedField, origins: Tensor, directions: Tensor, depths: Tensor, fast: bool) -> _Records:
     images, rays, samples = depths.shape
     layers, width, color = field.sizes()
     has_head, count = field.head_weight is not None, rays * samples
     wide, wide_color = _whole_strips(width), _whole_strips(color)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.float16 if fast else torch.float32) -> Tensor:
         return depths.new_empty(shape, dtype=dtype)
 
     records = _Records(
         inputs=empty(layers, images, count, wide),
-        slopes=empty(layers - 1, images, count, wide),
+        slopes=empty(layers, images, count, wide),
         color_slopes=empty(images, count, wide_color),
         activations=empty(images, count, wide_color),
         density=empty(images, count, dtype=torch.float32),
         colors=empty(images, count, 3 if has_head else 0, dtype=torch.float32),
     )
-    size = kernels.module_for(depths.device).field_samples_workspace(images, layers, width, color, has_head)
+    size = kernels.module_for(depths.device).field_samples_workspace(images, layers, width, color, has_head, not fast)
     tensors = (
         *(origins, directions, depths),
         *(field.first.weight, field.first.bias, field.hidden.weight, field.hidden.bias),
@@ -221,27 +227,21 @@ def _record(field: StreamedField, origins: Tensor, directions: Tensor, depths: T
         *records[:5],
         records.colors if has_head else None,
         *(images, rays, samples, layers, width, color),
-        *(field.ball_density, field.ball_radius),
+        *(field.ball_density, field.ball_radius, not fast),
     )
     return records if has_head else records._replace(colors=records.activations[..., :color].float())
 
 
-def _type(field: StreamedField) -> torch.dtype:
-    """Of the kernel's gradients."""
-    return torch.float16 if field.head_weight is None else torch.bfloat16
-
-
 def _differentiate(
-    field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor, scales: _Scales
-) -> Tensor:
-    """Gradients [B, N, W] of the first layer's outputs; in place of the slopes it puts the phases' gradients."""
+    field: StreamedField, records: _Records, of_density: Tensor, of_colors: Tensor, scales: _Scales, fast: bool
+) -> tuple[Tensor, _Records]:
+    """Gradients [B, N, W] of the first layer's outputs, and in place of the slopes those of the phases."""
     images, count = of_density.shape
     layers, width, color = field.sizes()
     has_head = field.head_weight is not None
-    of_first = records.inputs.new_empty(*records.inputs.shape[1:], dtype=_type(field))
-    size = kernels.module_for(of_density.device).field_samples_backward_workspace(
-        images, layers, width, color, has_head
-    )
+    dtype = _phase_type(field, fast)
+    module = kernels.module_for(of_density.device)
+    size = module.field_samples_backward_workspace(images, layers, width, color, has_head, not fast)
     tensors = (
         *(of_density, of_colors, field.hidden.weight, field.trunk_gain, field.density_weight),
         *(field.color.weight, field.color.gain, field.head_weight, scales.both),
@@ -250,10 +250,11 @@ def _differentiate(
         "field_samples_backward",
         *_contiguous(*tensors),
         of_density.new_empty(size, dtype=torch.uint8),
-        *(records.slopes, records.color_slopes, of_first),
-        *(images, count, layers, width, color),
+        *(records.slopes, records.color_slopes),
+        *(images, count, layers, width, color, not fast),
     )
-    return of_first[..., :width]
+    slopes, color_slopes = records.slopes.view(dtype), records.color_slopes.view(dtype)
+    return slopes[0, ..., :width], records._replace(slopes=slopes, color_slopes=color_slopes)
 
 
 def _contiguous(*tensors: Tensor | None) -> Iterator[Tensor | None]:
@@ -268,7 +269,7 @@ def _of_hidden_layers(field: StreamedField, records: _Records, scales: _Scales) 
     """The gradients of all hidden layers' parameters: their sums over samples are one launch."""
     layers, width, _ = field.sizes()
     images, count, wide = records.inputs.shape[1:]
-    inputs, slopes = records.inputs[:-1].view(-1, count, wide), records.slopes.view(_type(field)).view(-1, count, wide)
+    slopes, inputs = (x.view(-1, count, wide) for x in (records.slopes[1:], records.inputs[:-1]))
     product, total = sums_over_samples(slopes, inputs)
     product = _unscaled(product.view(layers - 1, images, wide, wide)[..., :width, :width], scales.all)
     total = _unscaled(total.view(layers - 1, images, wide)[..., :width], scales.all)
@@ -285,31 +286,34 @@ def _of_color_layer(
 ) -> tuple[Gradients, Tensor]:
     """The gradients of its parameters, and of the samples' directions where it sees them."""
     _, width, color = field.sizes()
-    slopes = records.color_slopes.view(_type(field))
+    slopes = records.color_slopes
     product, total = sums_over_samples(slopes, records.inputs[-1])
     product, total = (_unscaled(x, scales.colors) for x in (product[:, :color, :width], total[:, :color]))
     of_directions = directions.new_empty(0)
     if field.head_weight is not None:
         count = slopes.shape[1] // directions.shape[1]
-        of_seen, _ = sums_over_samples(slopes, _columns(directions, torch.float16).repeat_interleave(count, dim=1))
+        of_seen, _ = sums_over_samples(
+            slopes, _columns(directions, records.inputs.dtype).repeat_interleave(count, dim=1)
+        )
         product = torch.cat([of_seen[:, :color, :3], product], -1)
         if with_rays:
             gain = field.color.gain
             assert gain is not None
-            of_directions = slopes[..., :color].float() @ (gain[:, :, None] * field.color.weight[:, :3])
+            with matmul_precision("highest" if slopes.dtype == torch.float32 else None):
+                of_directions = slopes[..., :color].float() @ (gain[:, :, None] * field.color.weight[:, :3])
     return of_parameters(product, total, field.color, _none(total)), of_directions
 
 
 def _of_density_weight(field: StreamedField, records: _Records, of_density: Tensor, scales: _Scales) -> Tensor:
     """[W]."""
     column = of_density if scales.all is None else (of_density * scales.all).clamp(-LARGEST_HALF, LARGEST_HALF)
-    product, _ = sums_over_samples(_columns(column[..., None], _type(field)), records.inputs[-1])
+    product, _ = sums_over_samples(_columns(column[..., None], records.slopes.dtype), records.inputs[-1])
     return _unscaled(product[:, 0, : field.sizes()[1]].sum(0), scales.all)
 
 
 def _of_head_weight(field: StreamedField, records: _Records, of_colors: Tensor) -> Tensor:
     """[3, C]."""
-    product, _ = sums_over_samples(_columns(of_colors, _type(field)), records.activations)
+    product, _ = sums_over_samples(_columns(of_colors, records.slopes.dtype), records.activations)
     return product[:, :3, : field.sizes()[2]].sum(0)
 
 

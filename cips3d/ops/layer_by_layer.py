@@ -9,7 +9,7 @@ from cips3d.ops import kernels
 from cips3d.ops.library import OPS
 
 # Samples whose activations are kept at a time, times layers, for every multiprocessor of a device: computing them takes
-# at least as long as the host needs to launch the kernels. With 256 channels they take about 2 GB on 132
+# at least as long as the host needs to launch the kernels. With 256 channels they take about 2.5 GB on 132
 # multiprocessors, with 16-bit operands 1.3 GB.
 SAMPLES = 9 * 1024
 MULTIPROCESSORS = 32  # assumed of a device without kernels

@@ -11,7 +11,6 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.autocast import is_autocasting
 from cips3d.ops.checks import check_alike, check_integer, check_number, check_shape
-from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.library import define
 from cips3d.ops.modulated_fc import ModulatedWeight, check_layers, modulated_layer
 from cips3d.ops.modulated_inr_backward import BACKWARD
@@ -72,7 +71,7 @@ def modulated_inr(
     fast = is_fast(precision) or is_autocasting(features.device)
     rounds = fast or takes_float16(precision)
     if not keep_activations and _takes(features, layers, rgb_weights):
-        reason = why_not_fused(features, layers, negative_slope, fast=rounds)
+        reason = why_not_fused(layers, negative_slope)
         if reason is None:
             stacked = StackedLayers(
                 layers[0].weight,
@@ -165,9 +164,7 @@ def _takes(features: Tensor, layers: Sequence[ModulatedWeight], rgb_weights: Seq
     return all(x.dtype == torch.float32 and x.device == features.device for x in tensors)
 
 
-def why_not_fused(
-    features: Tensor, layers: Sequence[ModulatedWeight], negative_slope: float, *, fast: bool
-) -> str | None:
+def why_not_fused(layers: Sequence[ModulatedWeight], negative_slope: float) -> str | None:
     """Why the kernel does not compute this network, in a phrase; None if it does."""
     widest = max(layers[0].weight.shape)
     if widest > WIDTH_MAX:
@@ -176,16 +173,7 @@ def why_not_fused(
         return "the kernel is for demodulated layers"
     if negative_slope > 1:
         return f"the kernel is for slopes up to 1, not for {negative_slope}"
-    if not _fits(features.device, fast):
-        return f"the shared memory of {features.device} has no room for the kernel"
     return None
-
-
-@constant_while_compiling
-def _fits(device: torch.device, fast: bool) -> bool:
-    """Whether a device's shared memory has room for the kernel."""
-    rows: int = kernels.module_for(device).modulated_inr_rows(device.index or 0, 1, 1, 1, not fast)
-    return rows > 0
 
 
 def _given(tensor: Tensor | None) -> Tensor:

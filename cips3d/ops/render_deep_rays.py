@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cips3d.ops import kernels
-from cips3d.ops.compiling import constant_while_compiling
 from cips3d.ops.deep_field import (
     DIRECTION_COLUMNS,
     DeepSirenField,
@@ -20,7 +19,7 @@ from cips3d.ops.deep_field import (
     with_room,
     without_room,
 )
-from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients, streams_gradients
+from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing
 from cips3d.ops.library import OPS, define
@@ -29,13 +28,6 @@ from cips3d.ops.ray_op import RAY_TENSORS, RaySettings, empty_outputs, launch_ra
 from cips3d.ops.ray_tensors import require_float32
 from cips3d.ops.second_order import gradients_of_op
 from cips3d.ops.stratified import ray_points
-
-
-@constant_while_compiling
-def deep_kernel_fits(device: torch.device, coarse: int, fine: int, fast: bool) -> bool:
-    """Whether a device's shared memory has room for the kernel."""
-    fits: bool = kernels.module_for(device).render_deep_rays_fits(device.index or 0, coarse, fine, not fast)
-    return fits
 
 
 def render_deep_rays(
@@ -118,8 +110,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 # Its gradients: the field evaluated once more at the depths that the forward has left, for so few rays at a time that
-# their activations take little memory. With operands of 16 bits through the kernels of `field_samples`, otherwise layer
-# by layer through those of sine layers.
+# their activations take little memory. Kernels are those of `field_samples`; plain PyTorch goes layer by layer.
 
 
 class _Evaluation(NamedTuple):
@@ -150,26 +141,26 @@ def _parameters(field: DeepSirenField) -> Iterator[Parameters]:
     yield Parameters(with_room(field.color_weight), field.color_bias, field.color_gain, field.color_shift)
 
 
-def _evaluate(field: DeepSirenField, directions: Tensor, points: Tensor, fast: bool) -> _Evaluation:
+def _evaluate(field: DeepSirenField, directions: Tensor, points: Tensor) -> _Evaluation:
     *trunk, color = _parameters(field)
     layers, h = [], points
     for parameters in trunk:
         layers.append((h, parameters))
-        h = sine(h, parameters, h.dtype, fast=fast)
+        h = sine(h, parameters, h.dtype, fast=False)
     layers.append((behind_directions(directions, h), color))
-    activations = sine(*layers[-1], h.dtype, fast=fast)
+    activations = sine(*layers[-1], h.dtype, fast=False)
     colors = torch.sigmoid(activations @ field.head_weight.mT + field.head_bias)
     return _Evaluation(layers, h, h @ field.density_weight + field.density_bias, activations, colors)
 
 
 def _differentiate(
-    seen: _Evaluation, field: DeepSirenField, of_density: Tensor, of_colors: Tensor, fast: bool, with_rays: bool
+    seen: _Evaluation, field: DeepSirenField, of_density: Tensor, of_colors: Tensor, with_rays: bool
 ) -> tuple[DeepSirenField, Tensor, Tensor]:
     """Gradients of the field, of the points [B, N, 3] and of their directions [B, N, 3] from those at its outputs."""
     of_raw = of_colors * seen.colors * (1 - seen.colors)
 
     def through(layer: tuple[Tensor, Parameters], grad: Tensor, with_input: bool) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, layer[0], *layer[1], fast, with_input, True)
+        found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, layer[0], *layer[1], False, with_input, True)
         return found
 
     of_input, *of_color = through(seen.layers[-1], of_raw @ field.head_weight, True)
@@ -237,6 +228,19 @@ def _of_field(found: FieldGradients) -> DeepSirenField:
     )
 
 
+class _OfRays(NamedTuple):
+    """Gradients of the field, of the samples' points [B, N, 3] and of their directions [B, N, 3], or of none."""
+
+    field: DeepSirenField
+    points: Tensor
+    directions: Tensor
+
+
+def _of_rays_with_kernels(field: DeepSirenField, *tensors: Any, **settings: Any) -> _OfRays:
+    found = field_gradients(_streamed(field), *tensors, **settings)
+    return _OfRays(_of_field(found), found.points, found.directions)
+
+
 def _of_rays(
     field: DeepSirenField,
     origins: Tensor,
@@ -248,14 +252,8 @@ def _of_rays(
     last_back: bool,
     fast: bool,
     with_rays: bool,
-) -> tuple[DeepSirenField, Tensor, Tensor]:
-    """Gradients of the field, of the samples' points [B, N, 3] and of their directions, or of none."""
-    if streams_gradients(depths, fast=fast):
-        rays = (origins, directions, depths, noise)
-        settings: dict[str, Any] = {"activation": activation, "last_back": last_back, "with_rays": with_rays}
-        found = field_gradients(_streamed(field), *rays, *of_seen, **settings)
-        return _of_field(found), found.points, found.directions
-    seen = _evaluate(field, directions, ray_points(origins, directions, depths).flatten(1, 2), fast)
+) -> _OfRays:
+    seen = _evaluate(field, directions, ray_points(origins, directions, depths).flatten(1, 2))
     of_density, of_colors = through_compositing(
         seen.density.view(depths.shape),
         seen.colors.view(*depths.shape, 3),
@@ -265,10 +263,23 @@ def _of_rays(
         activation=activation,
         last_back=last_back,
     )
-    return _differentiate(seen, field, of_density.flatten(1), of_colors.flatten(1, 2), fast, with_rays)
+    return _OfRays(*_differentiate(seen, field, of_density.flatten(1), of_colors.flatten(1, 2), with_rays))
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    origins, directions, depths, noise, *grads = arguments[:8]
+    require_float32(origins=origins, directions=directions, depths=depths, noise=noise)
+    require_float32(**dict(zip(("grad_colors", "grad_opacity", "grad_depth", "grad_weights"), grads, strict=True)))
+    require_float32(**dict(zip(DeepSirenField._fields, arguments[8 : 8 + FIELD], strict=True)))
+    return _backward(_of_rays_with_kernels, *arguments)
+
+
+def _backward_reference(*arguments: Any) -> tuple[Tensor, ...]:
+    return _backward(_of_rays, *arguments)
+
+
+def _backward(of_rays: Callable[..., _OfRays], *arguments: Any) -> tuple[Tensor, ...]:
+    """Some rays at a time."""
     origins, directions, depths, noise, *grads = arguments[:8]
     field = DeepSirenField(*arguments[8 : 8 + FIELD])
     activation, last_back, fast, with_rays = arguments[8 + FIELD :]
@@ -280,7 +291,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         some = slice(start, start + step)
         given = (origins, directions, depths, noise, *grads)
         tensors: list[Any] = [None if x is None else x[:, some].contiguous() for x in given]
-        found, of_points, of_d = _of_rays(
+        found, of_points, of_d = of_rays(
             field, *tensors, activation=activation, last_back=last_back, fast=fast, with_rays=with_rays
         )
         for sum_so_far, part in zip(total, found, strict=True):
@@ -312,7 +323,7 @@ _BACKWARD = define(
     "render_deep_rays_backward(Tensor origins, Tensor directions, Tensor depths, Tensor? noise, Tensor? grad_colors, "
     f"Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, {_FIELD_SCHEMA}, str activation, bool last_back, "
     f"bool fast, bool with_rays) -> ({', '.join(['Tensor'] * (FIELD + 2))})",
-    kernel=_backward,
-    reference=_backward,
+    kernel=_backward_kernel,
+    reference=_backward_reference,
     fake=_backward_fake,
 )

@@ -43,13 +43,18 @@ SAMPLES_MAX = 96  # coarse and fine together
 @constant_while_compiling
 def _fits(device: torch.device, coarse: int, fine: int, width: int, color: int, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
-    module, index = kernels.module_for(device), device.index or 0
-    fits: bool
-    if is_wide(width, color):
-        fits = module.render_wide_rays_fits(index, coarse, fine, color, not fast)
-    else:
-        fits = module.render_rays_fits(index, coarse, fine, not fast)
+    fits: bool = not _streams(device, coarse, fine, width, color, fast) or kernels.module_for(
+        device
+    ).render_wide_rays_fits(device.index or 0, coarse, fine, width, color, not fast)
     return fits
+
+
+def _streams(device: torch.device, coarse: int, fine: int, width: int, color: int, fast: bool) -> bool:
+    """Whether it has no room for all weights, which then stream through it."""
+    resident: bool = not is_wide(width, color) and kernels.module_for(device).render_rays_fits(
+        device.index or 0, coarse, fine, not fast
+    )
+    return not resident
 
 
 def _constant(size: int) -> int:
@@ -81,11 +86,7 @@ def why_not_fused(
         return f"the fused kernel has room for widths up to {WIDTH_MAX}, not for {width} and {color}"
     if samples > SAMPLES_MAX:
         return f"the fused kernel has room for {SAMPLES_MAX} samples a ray, not for {samples}"
-    if isinstance(field, DeepSirenField):
-        fits = deep.deep_kernel_fits(device, coarse, fine, fast)
-    else:
-        fits = _fits(device, coarse, fine, width, color, fast)
-    if not fits:
+    if isinstance(field, SirenField) and not _fits(device, coarse, fine, width, color, fast):
         return f"the shared memory of {device} has no room for the {'16-bit' if fast else 'accurate'} fused kernel"
     return None
 
@@ -106,9 +107,8 @@ def render_rays(
 
     Kernels keep samples, depths, densities and colours on the chip. The backward computes the field anew: of a shallow
     field of up to 128 channels and 64 colours on the chip too, where shared memory has room for it (187 KB, or 96 KB
-    with float16 operands); else for a bounded number of samples at a time, with 16-bit operands in two kernels and sums
-    over the samples, otherwise op by op. Plain PyTorch, and kernels where `why_not_fused` says why, go through the same
-    computation op by op.
+    with float16 operands); else for a bounded number of samples at a time, in two kernels and sums over the samples.
+    Plain PyTorch, and kernels where `why_not_fused` says why, go through the same computation op by op.
 
     Args:
         origins, directions: [B, R, 3]; all tensors have one dtype and device. Gradients flow to these and to the
@@ -218,7 +218,8 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     if images * rays > 0:
         color, width = field.color.weight.shape[1:]
         name, workspace = "render_rays", None
-        if is_wide(width, color):
+        coarse, fine = draws.stratified.shape[2], 0 if draws.importance is None else draws.importance.shape[2]
+        if _streams(origins.device, coarse, fine, width, color, settings.fast):
             name, module = "render_wide_rays", kernels.module_for(origins.device)
             workspace = module.render_wide_rays_workspace(images, width, color, not settings.fast)
         numbers = (width, color, field.ball_density, field.ball_radius)

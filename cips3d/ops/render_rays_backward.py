@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cips3d.ops import kernels
-from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients, streams_gradients
+from cips3d.ops.field_samples import FieldGradients, StreamedField, field_gradients
 from cips3d.ops.film_siren_op import Parameters, sine
 from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import rays_at_a_time, through_compositing
@@ -38,6 +38,13 @@ TENSOR_NAMES = (  # of the op
 TENSORS = len(TENSOR_NAMES)
 
 
+class _OfRays(NamedTuple):
+    """Gradients of the op's layers, and of the points [B, R, S, 3] or of none."""
+
+    layers: tuple[Tensor, ...]
+    points: Tensor
+
+
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     origins, with_rays = arguments[0], arguments[-1]
     layers = arguments[10:TENSORS]
@@ -58,7 +65,7 @@ def _kernel(*arguments: Any) -> tuple[Tensor, ...]:
     color, width = layers[6].shape[1:]
     module = kernels.module_for(origins.device)
     if is_wide(width, color) or not module.render_rays_backward_fits(origins.device.index or 0, not fast):
-        return _some_rays_at_a_time(*arguments)
+        return _some_rays_at_a_time(_of_rays_with_kernels, *arguments)
     size = module.render_rays_gradient_size(width, color)
     blocks = _blocks(kernels.multiprocessors(origins.device), images, rays)
     partial_sums = origins.new_empty(images, blocks, module.render_rays_block_floats())
@@ -126,11 +133,14 @@ def _from_sums(sums: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-# Of layers that are too wide for the kernel, where shared memory has no room for it, and without kernels.
+# Where the weights stream, whose kernels are those of `field_samples`, and without kernels.
 
 
-def _some_rays_at_a_time(*arguments: Any) -> tuple[Tensor, ...]:
-    """With operands of 16 bits through the kernels of `field_samples`, otherwise op by op."""
+def _reference(*arguments: Any) -> tuple[Tensor, ...]:
+    return _some_rays_at_a_time(_of_rays, *arguments)
+
+
+def _some_rays_at_a_time(of_rays: Callable[..., _OfRays], *arguments: Any) -> tuple[Tensor, ...]:
     origins, directions, depths, _, _, noise = arguments[:6]
     grads = arguments[6:10]
     ball_density, ball_radius, activation, last_back, fast, with_rays = arguments[TENSORS:]
@@ -142,7 +152,7 @@ def _some_rays_at_a_time(*arguments: Any) -> tuple[Tensor, ...]:
     for start in range(0, rays if images > 0 else 0, step):
         some = slice(start, start + step)
         tensors = (origins, directions, depths, noise, *grads)
-        found, of_points = _of_rays(
+        found, of_points = of_rays(
             *(None if x is None else x[:, some].contiguous() for x in tensors),
             field,
             activation,
@@ -177,21 +187,24 @@ def _of_layers(found: FieldGradients) -> tuple[Tensor, ...]:
     return *found.first[1:3], *second[1:3], *of_density, *found.color[1:3]
 
 
-def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Gradients of the layers, and of the points [B, R, S, 3] or of none."""
+def _of_rays_with_kernels(*arguments: Any) -> _OfRays:
+    depths, (field, activation, last_back, fast, with_rays) = arguments[2], arguments[8:]
+    seen = field_gradients(
+        _streamed(field), *arguments[:8], activation=activation, last_back=last_back, fast=fast, with_rays=with_rays
+    )
+    return _OfRays(_of_layers(seen), seen.points.view(*depths.shape, 3) if with_rays else seen.points)
+
+
+def _of_rays(*arguments: Any) -> _OfRays:
     origins, directions, depths, noise, *of_seen = arguments[:8]
-    field, activation, last_back, fast, with_rays = arguments[8:]
-    if streams_gradients(depths, fast=fast):
-        settings: dict[str, Any] = {"activation": activation, "last_back": last_back, "with_rays": with_rays}
-        seen = field_gradients(_streamed(field), *arguments[:8], **settings)
-        return _of_layers(seen), seen.points.view(*depths.shape, 3) if with_rays else seen.points
+    field, activation, last_back, _, with_rays = arguments[8:]
     points = ray_points(origins, directions, depths).flatten(1, 2)
     first, second, color = (
         Parameters(layer.weight, layer.bias, None, None) for layer in (field.first, field.second, field.color)
     )
-    h1 = sine(points, first, points.dtype, fast=fast)
-    h2 = sine(h1, second, points.dtype, fast=fast)
-    colors = sine(h2, color, points.dtype, fast=fast)
+    h1 = sine(points, first, points.dtype, fast=False)
+    h2 = sine(h1, second, points.dtype, fast=False)
+    colors = sine(h2, color, points.dtype, fast=False)
     density = (h2 @ field.density_weight + field.density_bias).view(depths.shape)
     if field.ball_radius:
         density = density + field.ball_density * (1 - points.norm(dim=-1).view(depths.shape) / field.ball_radius)
@@ -201,7 +214,7 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     of_density = of_density.flatten(1)[..., None]
 
     def through(grad: Tensor, x: Tensor, layer: Parameters, with_input: bool) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, x, *layer, fast, with_input, True)
+        found: tuple[Tensor, ...] = OPS["film_siren_backward"](grad, x, *layer, False, with_input, True)
         return found[:3]
 
     of_h2, *of_color = through(of_colors.flatten(1, 2), h2, color, True)
@@ -211,10 +224,10 @@ def _of_rays(*arguments: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     of_weight = h2.flatten(0, 1).mT.mv(of_density.flatten())
     of_layers = (*of_first, *of_second, of_weight, of_density.sum().view(1), *of_color)
     if not with_rays:
-        return of_layers, of_points
+        return _OfRays(of_layers, of_points)
     if field.ball_radius:
         of_points = of_points + through_ball(of_density[..., 0], points, field.ball_density, field.ball_radius)
-    return of_layers, of_points.view(*depths.shape, 3)
+    return _OfRays(of_layers, of_points.view(*depths.shape, 3))
 
 
 BACKWARD = define(
@@ -223,6 +236,6 @@ BACKWARD = define(
     f"{LAYER_SCHEMA}, str activation, bool last_back, bool fast, bool with_rays)"
     f" -> ({', '.join(['Tensor'] * (LAYERS + 2))})",
     kernel=_kernel,
-    reference=_some_rays_at_a_time,
+    reference=_reference,
     fake=_fake,
 )

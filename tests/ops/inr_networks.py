@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from ops.backends import Backend, require_room
+from ops.backends import Backend
 from torch import Tensor
 
 from cips3d.ops import ModulatedWeight, Precision, demodulation
-from cips3d.ops.modulated_inr import modulated_inr, why_not_fused
+from cips3d.ops.modulated_inr import modulated_inr
 from cips3d.ops.stacked_layers import StackedLayers
 
 # Accurate products keep about 22 bits of both operands; what is left is float32's own rounding in sums of 512 terms,
@@ -97,14 +96,6 @@ def run(inputs: Inputs, s: Setting, precision: Precision | None = "highest") -> 
     return modulated_inr(
         *(inputs.features, inputs.layers(), inputs.rgb_weights), skip_from=s.skip_from, precision=precision
     )
-
-
-def require_kernel(
-    backend: Backend, inputs: Inputs, precision: Precision = "highest", call: Callable[[], object] | None = None
-) -> None:
-    """`require_room` for the kernel that computes a network."""
-    fast = precision != "highest"
-    require_room(backend, lambda: why_not_fused(inputs.features, inputs.layers(), 0.2, fast=fast), call)
 
 
 def both(inputs: Inputs, backend: Backend) -> tuple[Inputs, Inputs]:

@@ -306,22 +306,22 @@ def render_rays(module: ModuleType) -> None:
 
 
 def render_wide_rays(module: ModuleType) -> None:
-    """Channels that fill no strip, two strips and three, rays that fill no step."""
-    images, rays, coarse, fine, width, color = 2, 11, 4, 3, 130, 70
+    """Channels that fill no strip, one to three strips, rays that fill no step."""
+    images, rays, coarse, fine, color = 2, 11, 4, 3, 70
     samples = coarse + fine
     uniform = np.random.default_rng(1).random
     origins, directions = normal(images, rays, 3), normal(images, rays, 3)
     draws = [uniform((images, rays, n)).astype(np.float32) for n in (coarse, fine)]
     noise = [normal(images, rays, n) for n in (coarse, samples)]
-    layers = [normal(images, width, 3), normal(images, width), normal(images, width, width), normal(images, width)]
-    layers += [normal(width), normal(1), normal(images, color, width), normal(images, color)]
     outputs = [normal(images, rays, color), normal(images, rays), normal(images, rays)]
     outputs += [normal(images, rays, samples) for _ in range(3)]
     most = module.shared_limit()
-    # Two stages of weights; half as many samples at a time.
-    for accurate, limit in ((True, 163 << 10), (False, 99 << 10)):
+    # Half as many samples at a time; layers of one strip.
+    for accurate, width, limit in ((True, 130, 163 << 10), (False, 130, 99 << 10), (True, 60, 99 << 10)):
+        layers = [normal(images, width, 3), normal(images, width), normal(images, width, width), normal(images, width)]
+        layers += [normal(width), normal(1), normal(images, color, width), normal(images, color)]
         module.set_shared_limit(limit)
-        assert module.render_wide_rays_fits(DEVICE, coarse, fine, color, accurate)
+        assert module.render_wide_rays_fits(DEVICE, coarse, fine, width, color, accurate)
         size = module.render_wide_rays_workspace(images, width, color, accurate)
         workspace = np.empty(size, np.uint8)
         given = map(address, [origins, directions, *draws, *noise, *layers, workspace, *outputs])
@@ -348,7 +348,6 @@ def render_deep_rays(module: ModuleType) -> None:
     # Three stages of weights, two, and half as many samples at a time.
     for accurate, limit in ((False, most), (True, 163 << 10), (False, 99 << 10)):
         module.set_shared_limit(limit)
-        assert module.render_deep_rays_fits(DEVICE, coarse, fine, accurate)
         size = module.render_deep_rays_workspace(images, depth, width, color, accurate)
         workspace = np.empty(size, np.uint8)
         given = map(address, [origins, directions, *draws, *noise, *field, workspace, *outputs])
@@ -358,19 +357,21 @@ def render_deep_rays(module: ModuleType) -> None:
 
 
 def field_samples(module: ModuleType) -> None:
-    """With and without a head; channels that fill no strip, two strips and three, samples that fill no tile."""
-    images, rays, samples, depth, width, color = 2, 29, 9, 3, 130, 70
+    """With and without a head; channels that fill no strip, one to three strips, samples that fill no tile."""
+    images, rays, samples, depth, color = 2, 29, 9, 3, 70
     origins, directions, depths = normal(images, rays, 3), normal(images, rays, 3), normal(images, rays, samples)
-    wide, wide_color, all_samples = 192, 128, images * rays * samples
-    inputs, slopes = np.empty((depth, all_samples, wide), np.float16), normal(depth - 1, all_samples, wide)
-    color_slopes, activations = (normal(all_samples, wide_color).astype(np.float16) for _ in range(2))
-    slopes = slopes.astype(np.float16)
-    of_first, scales = np.empty((all_samples, wide), np.float16), np.ones(2, np.float32)
+    wide_color, all_samples, scales = 128, images * rays * samples, np.ones(2, np.float32)
     density, colors, of_density = normal(all_samples), normal(all_samples, 3), normal(all_samples)
     most = module.shared_limit()
-    for head, limit in ((True, most), (False, most), (True, 99 << 10), (False, 163 << 10)):
+    for head, accurate, width, limit in (
+        *((True, False, 130, most), (False, False, 130, most), (True, False, 130, 99 << 10)),
+        *((False, False, 130, 163 << 10), (True, True, 130, 99 << 10), (False, True, 130, 163 << 10)),
+        *((True, True, 130, most), (False, True, 60, 99 << 10), (False, True, 60, 163 << 10)),
+    ):
         module.set_shared_limit(limit)
-        assert module.field_samples_fit(DEVICE)
+        kept, wide = np.float32 if accurate else np.float16, -(-width // 64) * 64
+        inputs, slopes = np.empty((depth, all_samples, wide), kept), normal(depth, all_samples, wide).astype(kept)
+        color_slopes, activations = (normal(all_samples, wide_color).astype(kept) for _ in range(2))
         matrices, seen = ((), 3) if head else ((images,), 0)
         hidden = normal(*matrices, depth - 1, width, width)
         first = [normal(*matrices, width, 3), normal(*matrices, width), hidden, normal(*matrices, depth - 1, width)]
@@ -382,20 +383,19 @@ def field_samples(module: ModuleType) -> None:
         none = np.empty(0, np.float32)
         without = [none, none, *of_heads, *last, none, none, none, none]
         field = [address(x) if x.size else 0 for x in (*first, *(with_head if head else without))]
-        sizes = (images, depth, width, color, head)
+        sizes = (images, depth, width, color, head, accurate)
         workspace = np.empty(module.field_samples_workspace(*sizes), np.uint8)
         records = map(address, (inputs, slopes, color_slopes, activations, density))
         given = (*map(address, (origins, directions, depths)), *field, address(workspace), *records)
         of_colors = address(colors) if head else 0
-        module.field_samples(
-            DEVICE, STREAM, *given, of_colors, images, rays, samples, depth, width, color, 0.1 * (not head), 0.1
-        )
+        cut = (images, rays, samples, depth, width, color, 0.1 * (not head), 0.1, accurate)
+        module.field_samples(DEVICE, STREAM, *given, of_colors, *cut)
         workspace = np.empty(module.field_samples_backward_workspace(*sizes), np.uint8)
         of_colors = normal(all_samples, 3 if head else color)
         layers = (field[2], field[4], field[6], field[8], field[10], field[12])  # pointers of first, then of the rest
-        given = (address(of_density), address(of_colors), *layers, 0 if head else address(scales))
-        given = (*given, *map(address, (workspace, slopes, color_slopes, of_first)))
-        module.field_samples_backward(DEVICE, STREAM, *given, images, rays * samples, depth, width, color)
+        given = (address(of_density), address(of_colors), *layers, 0 if head or accurate else address(scales))
+        given = (*given, *map(address, (workspace, slopes, color_slopes)))
+        module.field_samples_backward(DEVICE, STREAM, *given, images, rays * samples, depth, width, color, accurate)
     module.set_shared_limit(most)
 
 

@@ -16,7 +16,6 @@ from ops.inr_networks import (
     Setting,
     both,
     loss,
-    require_kernel,
     run,
     sample_inputs,
 )
@@ -49,7 +48,6 @@ def test_the_kernel_computes(kernel_backend: Backend, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "composed_inr", None)
     for name in ("two chunks, no skips", "odd widths"):
         ours, _ = both(sample_inputs(SETTINGS[name]), kernel_backend)
-        require_kernel(kernel_backend, ours, precision)
         assert run(ours, SETTINGS[name], precision).grad_fn is not None
 
 
@@ -78,7 +76,6 @@ def test_a_pixels_scale_is_its_colours_scale(kernel_backend: Backend, precision:
     """To the last bit, for powers of two far beyond float16's range; modulations have no scale at all."""
     s = Setting(16, 64, 3, 1, 0, pixels=12)
     ours, _ = both(sample_inputs(s), kernel_backend)
-    require_kernel(kernel_backend, ours, precision)
     expected = run(ours, s, precision)
     scale = torch.linspace(-60, 50, s.pixels).round().exp2().to(kernel_backend.device)[:, None]
     scaled = replace(ours, features=ours.features * scale)
@@ -94,7 +91,6 @@ def test_gradients_of_any_scale(kernel_backend: Backend, precision: Precision, e
     """Those of 16 bits are of bfloat16: of float16 they would be 0 or infinite."""
     s = Setting(16, 64, 3, 1, 0, pixels=12)
     ours, _ = both(sample_inputs(s), kernel_backend)
-    require_kernel(kernel_backend, ours, precision)
     rgb = run(ours, s, precision)
     expected = torch.autograd.grad(loss(rgb), ours.leaves(), retain_graph=True)
     found = torch.autograd.grad(loss(rgb) * 2.0**exponent, ours.leaves())
@@ -124,7 +120,6 @@ def test_steepest_growth(kernel_backend: Backend, precision: Precision) -> None:
 def test_not_a_number_stays_in_its_pixel(kernel_backend: Backend, value: float, precision: Precision) -> None:
     s = Setting(pixels=5)
     ours, _ = both(sample_inputs(s), kernel_backend)
-    require_kernel(kernel_backend, ours, precision)  # layer by layer, `split_matmul` gives it to all
     expected = run(ours, s, precision)
     with torch.no_grad():
         ours.features[1, 2, 3] = value
@@ -163,7 +158,6 @@ def test_gradients_of_a_few_pixels_at_a_time(backend: Backend, monkeypatch: pyte
         rgb = OPS["modulated_inr"](ours.features, *ours.stacked(), s.skip_from, 0.2, False, False)
         return torch.autograd.grad(loss(rgb), ours.leaves())
 
-    require_kernel(backend, ours, call=gradients)
     together = gradients()
     monkeypatch.setattr(modulated_inr_backward, "GRADIENT_PIXELS", 8)
     for a, b in zip(gradients(), together, strict=True):
@@ -180,7 +174,6 @@ def test_weights_that_are_frozen(backend: Backend, monkeypatch: pytest.MonkeyPat
         rgb = OPS["modulated_inr"](ours.features, *ours.stacked(), s.skip_from, 0.2, False, False)
         return torch.autograd.grad(loss(rgb), others)
 
-    require_kernel(backend, ours, call=gradients)
     expected = gradients()
     for weight in ours.weights:
         weight.requires_grad_(False)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from ops.backends import Backend, shared_limit
-from ops.inr_networks import TOLERANCE, Inputs, Setting, both, loss, require_kernel, run, sample_inputs
+from ops.backends import Backend
+from ops.inr_networks import TOLERANCE, Inputs, Setting, both, loss, run, sample_inputs
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -33,7 +33,6 @@ def test_registration(backend: Backend) -> None:
     ours, _ = both(sample_inputs(s), backend)
     layers = (x.detach().requires_grad_() for x in ours.stacked())
     arguments: tuple[Any, ...] = (ours.features, *layers, s.skip_from, 0.2, False, False)
-    require_kernel(backend, ours, call=lambda: OPS["modulated_inr"](*arguments))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["modulated_inr"].overload, arguments, test_utils=tests)
 
@@ -64,19 +63,17 @@ def test_no_pixels(backend: Backend, images: int, pixels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "limit", "reason"),
+    ("settings", "reason"),
     [
-        ({"features": 520, "width": 16}, None, "room for widths up to 512, not for 520"),
-        ({"width": 528, "blocks": 1, "rgb_from": 0}, None, "room for widths up to 512, not for 528"),
-        ({}, 99, "the shared memory of (cpu|cuda)"),
+        ({"features": 520, "width": 16}, "room for widths up to 512, not for 520"),
+        ({"width": 528, "blocks": 1, "rgb_from": 0}, "room for widths up to 512, not for 528"),
     ],
 )
-def test_what_is_composed(kernel_backend: Backend, settings: dict[str, int], limit: int | None, reason: str) -> None:
+def test_what_is_composed(kernel_backend: Backend, settings: dict[str, int], reason: str) -> None:
     s = replace(Setting(pixels=2), **settings)
     ours, exact = both(sample_inputs(s), kernel_backend)
     kernels._warned.clear()
-    smaller = nullcontext() if limit is None else shared_limit(kernel_backend, limit)
-    with smaller, pytest.warns(RuntimeWarning, match=f"layer by layer: .*{reason}") as warned:
+    with pytest.warns(RuntimeWarning, match=f"layer by layer: .*{reason}") as warned:
         found = run(ours, s)
         run(ours, s)
     assert len(warned) == 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pytest
 import torch
 from ops.backends import Backend, shared_limit
-from ops.fused_rays import check_not_a_number_stays, require_kernel
+from ops.fused_rays import check_not_a_number_stays
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from cips3d.cameras import Cameras
 from cips3d.ops import DeepSirenField, RayDraws, RenderedRays, kernels, layer_by_layer, render_rays
 from cips3d.ops.library import OPS
 from cips3d.ops.precision import Precision
+from cips3d.ops.render_rays import why_not_fused
 
 # Accurate products keep about 22 bits of both operands: what is left is float32's own rounding, which plain float32
 # shows as well (1e-6 in colours, ten times that in single weights), and on a GPU its fast sine's 5e-7 a layer. Fast
@@ -159,7 +159,7 @@ def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision
 def test_no_warning_at_full_width(kernel_backend: Backend, precision: Precision) -> None:
     """The kernel takes pi-GAN's field, or the test above compares something else."""
     ours = sample_inputs(SETTINGS["pi-GAN"]).to(kernel_backend.device, torch.float32)
-    require_kernel(kernel_backend, ours, precision)
+    assert why_not_fused(ours.field, ours.draws, precision=precision) is None
 
 
 @pytest.mark.parametrize("precision", ["highest", "fast"])
@@ -181,7 +181,6 @@ def test_gradients_ray_by_ray(backend: Backend, fast: bool, monkeypatch: pytest.
     def gradients() -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
 
-    require_kernel(backend, ours, "fast" if fast else "highest", gradients)
     together = gradients()
     monkeypatch.setattr(layer_by_layer, "SAMPLES", 0)
     for a, b in zip(together, gradients(), strict=True):
@@ -223,7 +222,6 @@ def test_registration(backend: Backend) -> None:
     s = Setting(layers=2, width=16, color=8, rays=3, coarse=4, fine=3)
     at = sample_inputs(s).to(backend.device, torch.float32)
     arguments: tuple[Any, ...] = (at.origins, at.directions, *at.draws, *at.field, 0.88, 1.12, "relu", False, False)
-    require_kernel(backend, at, call=lambda: OPS["render_deep_rays"](*arguments))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["render_deep_rays"].overload, arguments, test_utils=tests)
 
@@ -260,22 +258,17 @@ def test_no_rays(backend: Backend, shape: tuple[int, int]) -> None:
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@pytest.mark.parametrize(
-    ("precision", "limit", "fused"),
-    [("highest", 163, True), ("fast", 163, True), ("fast", 99, True), ("highest", 99, False)],
-)
-def test_shared_memory_of_smaller_devices(
-    kernel_backend: Backend, precision: Precision, limit: int, fused: bool
-) -> None:
-    """KB of other devices: two stages of weights (8.0), fewer samples at a time (8.6), and the composed ops."""
+@pytest.mark.parametrize("limit", [163, 99])
+@pytest.mark.parametrize("precision", ["highest", "fast"])
+def test_shared_memory_of_smaller_devices(kernel_backend: Backend, precision: Precision, limit: int) -> None:
+    """KB of other devices: fewer samples at a time."""
     s = Setting(layers=4, width=96, color=64, rays=11, coarse=12, fine=12)
     inputs = sample_inputs(s)
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
     kernels._warned.clear()
-    refused = nullcontext() if fused else pytest.warns(RuntimeWarning, match="the shared memory of (cpu|cuda)")
-    with shared_limit(kernel_backend, limit), refused:
+    with shared_limit(kernel_backend, limit):
         found = run(ours, s, precision)
-    assert bool(kernels._warned) != fused
+    assert not kernels._warned
     expected = run(exact, s, "highest")
     assert relative_l2(found.colors, expected.colors) < TOLERANCE[precision]
 

@@ -128,14 +128,18 @@ def test_compiled(kernel_backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "limit", "fused"),
-    [("highest", 163, True), ("fast", 163, True), ("fast", 99, True), ("highest", 99, False)],
+    ("precision", "limit", "width", "color"),
+    [
+        *(("highest", 163, 144, 32), ("fast", 163, 144, 32), ("fast", 99, 144, 32), ("highest", 99, 144, 32)),
+        ("highest", 99, 112, 32),  # accurate weights of so few channels stream where they have to
+        ("highest", 99, 144, 256),  # 12 samples' colours have no room beside them
+    ],
 )
 def test_shared_memory_of_smaller_devices(
-    kernel_backend: Backend, precision: Precision, limit: int, fused: bool
+    kernel_backend: Backend, precision: Precision, limit: int, width: int, color: int
 ) -> None:
     """KB of other devices, and the composed ops."""
-    s = Setting(width=144, color=32, rays=7, coarse=6, fine=6)
+    s, fused = Setting(width=width, color=color, rays=7, coarse=12, fine=12), color < 256
     inputs = sample_inputs(s)
     ours, exact = inputs.to(kernel_backend.device, torch.float32), inputs.to(torch.device("cpu"), torch.float64)
     kernels._warned.clear()
