@@ -74,6 +74,7 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind_query(module, "multiprocessors", multiprocessors);
   bind_query(module, "shared_memory", shared_memory);
   module.def("pretend_multiprocessors", pretend_multiprocessors);
+  module.def("pretend_shared_memory", pretend_shared_memory);
   bind(module, "bias_leaky_relu", bias_leaky_relu);
   bind(module, "bias_leaky_relu_backward", bias_leaky_relu_backward);
   module.def("bias_leaky_relu_parts", bias_leaky_relu_parts);

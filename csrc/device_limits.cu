@@ -34,7 +34,8 @@ DeviceLimits ask_for_limits(int device) {
 }
 #endif
 
-std::atomic<int> pretended{0};  // multiprocessors; 0: none are
+std::atomic<int> pretended_multiprocessors{0};  // 0: none are
+std::atomic<int64_t> pretended_shared{0};
 
 DeviceLimits limits_as_they_are() {
 #if defined(__CUDACC__)
@@ -59,7 +60,11 @@ DeviceLimits limits_as_they_are() {
 
 DeviceLimits device_limits() {
   DeviceLimits limits = limits_as_they_are();
-  if (const int multiprocessors = pretended.load(); multiprocessors > 0) limits.multiprocessors = multiprocessors;
+  if (const int count = pretended_multiprocessors.load(); count > 0) limits.multiprocessors = count;
+  if (const size_t bytes = pretended_shared.load(); bytes > 0 && bytes < limits.shared_block) {
+    limits.shared_block = bytes, limits.shared_multiprocessor = bytes + kSharedOverhead;
+    limits.warpgroups = false;
+  }
   return limits;
 }
 
@@ -71,7 +76,9 @@ bool uses_warpgroups(const char* op) {
   return is_allowed && device_limits().warpgroups;
 }
 
-void pretend_multiprocessors(int count) { pretended = count; }
+void pretend_multiprocessors(int count) { pretended_multiprocessors = count; }
+
+void pretend_shared_memory(int64_t bytes) { pretended_shared = bytes; }
 
 int multiprocessors() { return device_limits().multiprocessors; }
 

@@ -33,6 +33,8 @@ int64_t shared_memory();  // bytes that a block may have
 // For tests: launchers cut their work as if every device had that many multiprocessors; 0: as many as it has. With few
 // of them, every block of a small test goes through its loops as often as blocks do on large tensors.
 void pretend_multiprocessors(int count);
+// For tests: as if no device had more shared memory for a block; 0: as it is. Kernels of smaller devices run so.
+void pretend_shared_memory(int64_t bytes);
 
 // bias_leaky_relu.cu: x, sign, y [batch, channels, inner]; bias [channels].
 void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Pointer sign, Pointer y, int64_t batch,

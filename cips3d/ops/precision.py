@@ -17,8 +17,9 @@ Precision = Literal["highest", "high", "fast"]
 - "highest": as accurate as float32. Kernels split every operand into two of 16 bits and add three products, and so
   does `split_matmul` in place of PyTorch's products of modulated layers, where it pays.
 - "high": as accurate as TF32, which keeps 11 bits of every operand. So does float16, which the kernels of whole
-  networks round to (`modulated_inr`, and `render_rays` through shallow fields); gradients of `modulated_inr` are
-  products of float32 numbers, as PyTorch's setting has them. All others compute as for "highest".
+  networks round to (`modulated_inr` and `render_rays`); gradients of `modulated_inr` are products of float32 numbers,
+  as PyTorch's setting has them, and those of `render_rays` through deep fields are as for "highest". All others compute
+  as for "highest".
 - "fast": operands rounded to 16 bits, sums in float32. Kernels of sine layers round to float16, since sines amplify
   what bfloat16 loses; gradients, whose range is wide, to bfloat16, but for those of `render_rays` through such fields.
 

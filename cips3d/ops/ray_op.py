@@ -16,13 +16,14 @@ RAY_TENSORS = 2 + len(RayDraws._fields)  # arguments in front of the field's: or
 
 
 class RaySettings(NamedTuple):
-    """The last arguments of an op: how rays are sampled and composited, and whether products are of 16 bits."""
+    """The last arguments of an op: how rays are sampled and composited, and which products are of 16 bits."""
 
     t_near: float
     t_far: float
     activation: DensityActivation
     last_back: bool
     fast: bool
+    fast_gradients: bool
 
 
 def ray_schema(name: str, field: str, outputs: int) -> str:
@@ -35,8 +36,8 @@ def ray_schema(name: str, field: str, outputs: int) -> str:
     """
     return (
         f"{name}(Tensor origins, Tensor directions, Tensor stratified, Tensor? importance, Tensor? coarse_noise, "
-        f"Tensor? merged_noise, {field}, float t_near, float t_far, str activation, bool last_back, bool fast)"
-        f" -> ({', '.join(['Tensor'] * outputs)})"
+        f"Tensor? merged_noise, {field}, float t_near, float t_far, str activation, bool last_back, bool fast, "
+        f"bool fast_gradients) -> ({', '.join(['Tensor'] * outputs)})"
     )
 
 

@@ -101,7 +101,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             *field,
             settings.activation,
             settings.last_back,
-            settings.fast,
+            settings.fast_gradients,
             with_rays,
         )
         return of_origins, of_directions, None, None, None, None, *of_field
@@ -194,13 +194,13 @@ def _differentiate(
 
 
 def _streamed(field: DeepSirenField) -> StreamedField:
-    (weight, *of_first), *_, color = _parameters(field)
+    gain, shift = (x[:, 0].contiguous() for x in (field.trunk_gain, field.trunk_shift))
     return StreamedField(
-        first=Parameters(weight, *(None if x is None else x.contiguous() for x in of_first)),  # type: ignore[arg-type]
+        first=Parameters(field.first_weight, field.trunk_bias[0], gain, shift),
         hidden=Parameters(field.hidden_weight, field.trunk_bias[1:], field.trunk_gain[:, 1:], field.trunk_shift[:, 1:]),
         density_weight=field.density_weight,
         density_bias=field.density_bias,
-        color=color._replace(weight=field.color_weight),
+        color=Parameters(field.color_weight, field.color_bias, field.color_gain, field.color_shift),
         head_weight=field.head_weight,
         head_bias=field.head_bias,
         trunk_gain=field.trunk_gain,

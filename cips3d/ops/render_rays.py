@@ -62,8 +62,8 @@ def _constant(size: int) -> int:
     return len(range(size))
 
 
-def _rounds(field: SirenField | DeepSirenField, precision: Precision | None) -> bool:
-    """Whether operands are rounded to float16; for "high" only where the gradients are as accurate."""
+def _rounds_gradients(field: SirenField | DeepSirenField, precision: Precision | None) -> bool:
+    """Whether operands of gradients are rounded: to bfloat16 in a deep field, which is less than "high" asks for."""
     return is_fast(precision) if isinstance(field, DeepSirenField) else takes_float16(precision)
 
 
@@ -77,7 +77,7 @@ def why_not_fused(
     """
     coarse = _constant(draws.stratified.shape[2])
     fine = 0 if draws.importance is None else _constant(draws.importance.shape[2])
-    samples, device, fast = coarse + fine, field.density_weight.device, _rounds(field, precision)
+    samples, device, fast = coarse + fine, field.density_weight.device, takes_float16(precision)
     if isinstance(field, DeepSirenField):
         width, color = field.trunk_bias.shape[1], field.color_bias.shape[0]
     else:
@@ -119,9 +119,9 @@ def render_rays(
         activation, last_back: see `composite`.
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
             weights are about 1e-6 with "highest"; with "fast" 6e-4 in colours and gradients, more in a deep field;
-            with "high" as with "fast" in a shallow field, as with "highest" in a deep one. Where operands of up to 128
-            channels and 64 colours are rounded to float16, compute capability 9.0 has kernels of its own, for gradients
-            only where rays have none; the environment variable CIPS3D_WGMMA=0 refuses them.
+            with "high" as with "fast", but for gradients of a deep field, which are as with "highest". Where operands
+            of up to 128 channels and 64 colours are rounded to float16, compute capability 9.0 has kernels of its own,
+            for gradients only where rays have none; the environment variable CIPS3D_WGMMA=0 refuses them.
 
     Returns:
         `RenderedRays`.
@@ -166,7 +166,8 @@ def render_rays(
     if kernels_take_float32(origins, *others.values()):
         reason = why_not_fused(field, draws, precision=precision)
         if reason is None:
-            settings = RaySettings(t_near, t_far, activation, last_back, _rounds(field, precision))
+            rounds = takes_float16(precision), _rounds_gradients(field, precision)
+            settings = RaySettings(t_near, t_far, activation, last_back, *rounds)
             if isinstance(field, DeepSirenField):
                 return deep.render_deep_rays(origins, directions, field, draws, settings)
             return RenderedRays(*_OP(origins, *others.values(), field.ball_density, field.ball_radius, *settings)[:5])
@@ -256,7 +257,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             field.ball_radius,
             settings.activation,
             settings.last_back,
-            settings.fast,
+            settings.fast_gradients,
             ctx.needs_input_grad[0] or ctx.needs_input_grad[1],
         )
         return of_origins, of_directions, None, None, None, None, *of_layers

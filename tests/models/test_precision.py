@@ -76,8 +76,9 @@ HIGHEST = (6e-6, 5e-5)
 # rounds to the 8 bits of bfloat16, three times a layer (4e-3, and 2e-2 through its kinks). Three times that.
 FAST = {"cips3d": (1.5e-2, 6e-2), "pigan": (8e-4, 6e-3)}
 # As with TF32, where a kernel has whole networks of this size: 11 bits of operands, 7e-4 in pictures; gradients differ
-# by 1e-2, since a feature that has moved a little is on the other side of a kink. Three times that.
-HIGH = {"cips3d": (2e-3, 3e-2), "pigan": HIGHEST}
+# by 1e-2, since a feature that has moved a little is on the other side of a kink. Three times that. pi-GAN's forward
+# alone is rounded.
+HIGH = {"cips3d": (2e-3, 3e-2), "pigan": (8e-4, 5e-4)}
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "fast"])

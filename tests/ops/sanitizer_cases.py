@@ -35,7 +35,9 @@ def limits_of_the_device(module: ModuleType) -> None:
     for pretended, count in ((132, 132), (0, few)):
         module.pretend_multiprocessors(pretended)
         assert module.multiprocessors(DEVICE) == count > 0
-    assert module.shared_memory(DEVICE) == module.shared_limit()
+    for pretended in (99 << 10, 0):
+        module.pretend_shared_memory(pretended)
+        assert module.shared_memory(DEVICE) == (pretended or module.shared_limit())
 
 
 def bias_leaky_relu(module: ModuleType) -> None:

@@ -44,8 +44,8 @@ DIFFERENTIABLE: dict[str, Callable[[Draw], tuple[Any, ...]]] = {
         *(of(2, 5, 4), of(4, WIDTH), of(1, WIDTH, WIDTH), of(2, 4), of(2, 1, WIDTH), of(2, 2, WIDTH), of(1, 3, WIDTH)),
         *(1, 0.2, False, False),
     ),
-    "render_rays": lambda of: (*_rays(of), *_layers(of), 1.0, 0.5, 0.5, 1.5, "relu", False, False),
-    "render_deep_rays": lambda of: (*_rays(of), *_deep_field(of), 0.5, 1.5, "softplus", True, False),
+    "render_rays": lambda of: (*_rays(of), *_layers(of), 1.0, 0.5, 0.5, 1.5, "relu", False, False, False),
+    "render_deep_rays": lambda of: (*_rays(of), *_deep_field(of), 0.5, 1.5, "softplus", True, False, False),
 }
 
 

@@ -23,10 +23,10 @@ from cips3d.ops.render_rays import why_not_fused
 # shows as well (1e-6 in colours, ten times that in single weights), and on a GPU its fast sine's 5e-7 a layer. Fast
 # ones round every layer's operands to 11 bits, and each of eight layers hands on 1.2 times its input's error: 7e-4
 # measured in colours, twice that is the limit.
-TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "fast": 1.5e-3}
-# The backward goes through the kernels of sine layers with "highest" (5e-6 a layer), and with "fast" through those of
-# field_samples (bfloat16: 3e-3 a layer).
-GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "fast": 2e-2}
+TOLERANCE: dict[Precision, float] = {"highest": 1e-5, "high": 1.5e-3, "fast": 1.5e-3}
+# 5e-6 a layer of the backward with "highest", and 3e-3 with "fast", which is bfloat16. With "high" fine samples lie a
+# little elsewhere, where the rounding of the forward has put them: 2e-3 measured.
+GRADIENT_TOLERANCE: dict[Precision, float] = {"highest": 5e-5, "high": 5e-3, "fast": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def compare(found: RenderedRays, expected: RenderedRays, precision: Precision) -
         assert error < factor * TOLERANCE[precision], f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("precision", ["highest", "fast"])
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("name", SETTINGS)
 def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision) -> None:
     s = SETTINGS[name]
@@ -176,7 +176,7 @@ def test_gradients_ray_by_ray(backend: Backend, fast: bool, monkeypatch: pytest.
     """How many samples the backward takes at a time changes nothing but the order of sums."""
     s = Setting(rays=7, noise=True, last_back=True)
     ours = sample_inputs(s).to(backend.device, torch.float32)
-    tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, fast)
+    tensors = (ours.origins, ours.directions, *ours.draws, *ours.field, 0.88, 1.12, "relu", True, fast, fast)
 
     def gradients() -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss(RenderedRays(*OPS["render_deep_rays"](*tensors))), ours.leaves())
@@ -221,7 +221,18 @@ def test_second_derivative(kernel_backend: Backend) -> None:
 def test_registration(backend: Backend) -> None:
     s = Setting(layers=2, width=16, color=8, rays=3, coarse=4, fine=3)
     at = sample_inputs(s).to(backend.device, torch.float32)
-    arguments: tuple[Any, ...] = (at.origins, at.directions, *at.draws, *at.field, 0.88, 1.12, "relu", False, False)
+    arguments: tuple[Any, ...] = (
+        at.origins,
+        at.directions,
+        *at.draws,
+        *at.field,
+        0.88,
+        1.12,
+        "relu",
+        False,
+        False,
+        False,
+    )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(OPS["render_deep_rays"].overload, arguments, test_utils=tests)
 

@@ -163,7 +163,7 @@ def test_registration(backend: Backend) -> None:
     at = sample_inputs(s).to(backend.device, torch.float32)
     f = at.field
     layers: tuple[Any, ...] = (*f.first, *f.second, f.density_weight, f.density_bias, *f.color, 1.0, 0.1)
-    arguments = (at.origins, at.directions, *at.draws, *layers, 0.88, 1.12, "relu", False, False)
+    arguments = (at.origins, at.directions, *at.draws, *layers, 0.88, 1.12, "relu", False, False, False)
     require_kernel(backend, at, call=lambda: OPS["render_rays"](*arguments))
     # The gradients are those of the forward's schedule-free part only: outputs 3 to 5 carry none.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -239,7 +239,7 @@ def test_kernels_read_float32_alone(kernel_backend: Backend, name: str) -> None:
         at = replace(at, field=at.field._replace(color=at.field.color._replace(bias=at.field.color.bias.double())))
     tensors = (at.origins, at.directions, *at.draws, *tensors_of(at.field))
     with pytest.raises(TypeError, match=rf"{name.removeprefix('draws.').removeprefix('field.')} must be torch.float32"):
-        OPS["render_rays"](*tensors, 0.0, 0.0, 0.88, 1.12, "relu", False, False)
+        OPS["render_rays"](*tensors, 0.0, 0.0, 0.88, 1.12, "relu", False, False, False)
 
 
 def test_too_few_coarse_samples() -> None:

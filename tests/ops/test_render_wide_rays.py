@@ -27,7 +27,7 @@ WIDE = Setting(width=144, color=80, rays=7, coarse=5, fine=6, last_back=True)
 def arguments(inputs: Inputs, fast: bool = False) -> tuple[Any, ...]:
     """Of the registered op."""
     tensors = (inputs.origins, inputs.directions, *inputs.draws, *tensors_of(inputs.field))
-    return (*tensors, 0.0, 0.0, 0.88, 1.12, "relu", True, fast)
+    return (*tensors, 0.0, 0.0, 0.88, 1.12, "relu", True, fast, fast)
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
