@@ -85,9 +85,9 @@ auto with_room(F f) {
   if (Wide::bytes(2) <= room) return f(KindType<Wide>{}, Wide::bytes(3) <= room ? 3 : 2);
   return f(KindType<Narrow>{}, Narrow::bytes(3) <= room ? 3 : 2);
 }
-// Of<kRows, kSlab, kAccurate, kHead, kColumns> is StreamedField or StreamedGradients. Without a head and with 16-bit
-// operands, layers of 128 channels have kernels of their own, with resident weights; accurate ones have them only on
-// devices with much shared memory.
+// Of<kRows, kSlab, kAccurate, kHead, kColumns> is StreamedField or StreamedGradients. Without a head, layers of 128
+// channels and 64 colours have kernels of their own with resident weights: with 16-bit operands everywhere, accurate
+// ones on devices with much shared memory alone.
 template <template <int, int, bool, bool, int> class Of, class F>
 auto with_kernel(bool accurate, bool head, int widest, F f) {
   constexpr int kHalf = kFieldWidth / 2;

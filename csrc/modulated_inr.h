@@ -212,19 +212,7 @@ struct InrPass {
 #pragma unroll 1
     for (int k = 0; k < slabs; k++) {
       const int stage = product.next(layers.slabs, NothingBeside());
-      if (!multiplies) continue;
-      if (!kAccurate) {
-        product.multiply(layers.slabs, chunk, stage, k);
-        continue;
-      }
-      // Matrix instructions round sums toward zero, a bias that grows with every step and every layer: they add up one
-      // slab each, and ordinary additions, which round to nearest, do the rest.
-      Sums of_slab = {};
-      product.multiply(layers.slabs, of_slab, stage, k);
-#pragma unroll
-      for (int i = 0; i < kGroups * kTiles * 4; i++)
-        chunk[i / (8 * kTiles)][i / 8 % kTiles][i / 4 % 2][i % 4] +=
-            of_slab[i / (8 * kTiles)][i / 8 % kTiles][i / 4 % 2][i % 4];
+      if (multiplies) product.multiply(layers.slabs, chunk, stage, k);
     }
   }
 

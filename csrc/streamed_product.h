@@ -81,13 +81,14 @@ struct NothingBeside {
 template <int kRows_, int kSlab_, int kWidth, bool kAccurate_, class E = half, int kColumns = kStreamColumns>
 class StreamedProduct {
  public:
-  static constexpr int kRows = kRows_, kSlab = kSlab_, kStrips = kColumns / kStrip;
+  static constexpr int kRows = kRows_, kSlab = kSlab_;
+  static constexpr int kStrips = kColumns / kStrip, kGroups = kStreamWarps / kStrips;  // of columns, of rows
   static constexpr bool kAccurate = kAccurate_;
-  static constexpr int kParts = kAccurate ? 2 : 1;                    // high, low
-  static constexpr int kTiles = kRows * kStrips / kStreamWarps / 16;  // of 16 rows, of a warp
+  static constexpr int kParts = kAccurate ? 2 : 1;     // high, low
+  static constexpr int kTiles = kRows / kGroups / 16;  // of 16 rows, of a warp
   static constexpr int kRow = kWidth + kPadHalves, kSlabRow = kSlab;
   static constexpr int kStage = kParts * kColumns * kSlabRow;  // halves
-  static_assert(kColumns % kStrip == 0 && kRows * kStrips % (kStreamWarps * 16) == 0, "");
+  static_assert(kColumns % kStrip == 0 && kRows % (16 * kGroups) == 0, "");
   static_assert(kSlab % 16 == 0 && kStrip % kSlab == 0, "");
 
   // Of a warp: columns 16 n to 16 n + 15 of its strip, rows 16 m to 16 m + 15 of its own.
@@ -108,9 +109,10 @@ class StreamedProduct {
 
   // Where the calling thread's fragments of sums are: rows first_row() + 16 m + 8 r, columns first_column() + 8 n and
   // the one behind.
-  __device__ __forceinline__ static int first_row() { return warp() / kStrips * 16 * kTiles + lane() / 4; }
+  __device__ __forceinline__ static int first_row() { return group() * 16 * kTiles + lane() / 4; }
   __device__ __forceinline__ static int first_column() { return strip() * kStrip + lane() % 4 * 2; }
-  __device__ __forceinline__ static int strip() { return warp() % kStrips; }
+  // Warps of one strip are neighbours: where a product has fewer, they are on as many schedulers as there can be.
+  __device__ __forceinline__ static int strip() { return warp() / kGroups; }
 
   // Starts to copy the first slabs of `passes` passes. Whoever has something to copy beside a slab does it in
   // beside(slab, stage).
@@ -146,10 +148,12 @@ class StreamedProduct {
     if (kAccurate) *reinterpret_cast<uint32_t*>(activations + (kRows + row) * kRow + channel) = low;
   }
 
-  // Adds the products of the warp's rows and slab k of a matrix, which is in `stage`, for its strip.
+  // Adds the products of the warp's rows and slab k of a matrix, which is in `stage`, for its strip. Matrix
+  // instructions round sums toward zero, a bias that grows with every step and every layer: in the accurate mode they
+  // add up one step each, and ordinary additions, which round to nearest, do the rest.
   __device__ __forceinline__ void multiply(const Slabs& from, Sums& sums, int stage, int k) const {
     const half* weight = stages_ + stage * kStage + strip() * kStrip * kSlabRow;
-    const half* row = activations + (warp() / kStrips * 16 * kTiles + lane() % 16) * kRow + kSlab * k + lane() / 16 * 8;
+    const half* row = activations + (group() * 16 * kTiles + lane() % 16) * kRow + kSlab * k + lane() / 16 * 8;
 #pragma unroll
     for (int column = 0; column < kSlab; column += 16) {
       uint32_t high[kTiles][4], low[kTiles][4] = {};
@@ -159,15 +163,21 @@ class StreamedProduct {
         if (kAccurate) ldmatrix_x4(low[m], row + (kRows + 16 * m) * kRow + column);
       }
 #pragma unroll
-      for (int n = 0; n < kStrip / 16; n++)
-        multiply_step<kTiles, kAccurate, kSlabRow, E>(sums[n], high, low, weight, from.columns * kSlabRow, 16 * n,
-                                                      column, lane());
+      for (int n = 0; n < kStrip / 16; n++) {
+        float step[kTiles][2][4] = {};
+        multiply_step<kTiles, kAccurate, kSlabRow, E>(kAccurate ? step : sums[n], high, low, weight,
+                                                      anew(from.columns) * kSlabRow, 16 * n, column, lane());
+#pragma unroll
+        for (int i = 0; i < 8 * kTiles && kAccurate; i++)
+          sums[n][i / 8][i / 4 % 2][i % 4] += step[i / 8][i / 4 % 2][i % 4];
+      }
     }
   }
 
  private:
-  __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
-  __device__ __forceinline__ static int warp() { return threadIdx.x / 32; }
+  __device__ __forceinline__ static int lane() { return anew(static_cast<int>(threadIdx.x)) % 32; }
+  __device__ __forceinline__ static int warp() { return anew(static_cast<int>(threadIdx.x)) / 32; }
+  __device__ __forceinline__ static int group() { return warp() % kGroups; }
 
   template <class Beside>
   __device__ __forceinline__ void copy(const Slabs& from, int stage, Beside beside) {

@@ -23,7 +23,6 @@ from cips3d.ops.film_siren_op import Gradients, Parameters, of_parameters, sums_
 from cips3d.ops.gradient_scales import gradient_scales
 from cips3d.ops.layer_by_layer import through_compositing
 from cips3d.ops.library import OPS
-from cips3d.ops.precision import matmul_precision
 from cips3d.ops.siren_field import through_ball
 from cips3d.ops.stratified import ray_points
 
@@ -70,9 +69,10 @@ class StreamedField(NamedTuple):
 
 
 class FieldGradients(NamedTuple):
-    """Those of the tensors of a `StreamedField`, of the samples' points [B, N, 3] and of their directions [B, N, 3].
+    """Those of the tensors of a `StreamedField`, of the samples' points [B, N, 3] and of rays' directions [B, R, 3].
 
-    The last two are empty where not wanted, the directions' without a head too.
+    The last two are empty where not wanted, the directions' without a head too. They are those that the colour layer
+    sees: that points move with a direction is not in them.
     """
 
     first: Gradients
@@ -284,7 +284,7 @@ def _of_hidden_layers(field: StreamedField, records: _Records, scales: _Scales) 
 def _of_color_layer(
     field: StreamedField, records: _Records, directions: Tensor, scales: _Scales, with_rays: bool
 ) -> tuple[Gradients, Tensor]:
-    """The gradients of its parameters, and of the samples' directions where it sees them."""
+    """The gradients of its parameters, and of the rays' directions where it sees them."""
     _, width, color = field.sizes()
     slopes = records.color_slopes
     product, total = sums_over_samples(slopes, records.inputs[-1])
@@ -299,8 +299,9 @@ def _of_color_layer(
         if with_rays:
             gain = field.color.gain
             assert gain is not None
-            with matmul_precision("highest" if slopes.dtype == torch.float32 else None):
-                of_directions = slopes[..., :color].float() @ (gain[:, :, None] * field.color.weight[:, :3])
+            of_rays = slopes[..., :color].unflatten(1, (-1, count)).sum(2, dtype=torch.float32)
+            seeing = gain[:, :, None] * field.color.weight[:, :3]
+            of_directions = (of_rays[..., None] * seeing[:, None]).sum(2)  # no matrix product, which might be TF32's
     return of_parameters(product, total, field.color, _none(total)), of_directions
 
 

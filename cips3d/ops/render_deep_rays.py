@@ -229,7 +229,8 @@ def _of_field(found: FieldGradients) -> DeepSirenField:
 
 
 class _OfRays(NamedTuple):
-    """Gradients of the field, of the samples' points [B, N, 3] and of their directions [B, N, 3], or of none."""
+    """Gradients of the field, of samples' points [B, N, 3] and of what the colour layer sees of directions [B, R, 3],
+    or of none."""
 
     field: DeepSirenField
     points: Tensor
@@ -263,7 +264,8 @@ def _of_rays(
         activation=activation,
         last_back=last_back,
     )
-    return _OfRays(*_differentiate(seen, field, of_density.flatten(1), of_colors.flatten(1, 2), with_rays))
+    found = _OfRays(*_differentiate(seen, field, of_density.flatten(1), of_colors.flatten(1, 2), with_rays))
+    return found._replace(directions=found.directions.unflatten(1, depths.shape[1:]).sum(2))
 
 
 def _backward_kernel(*arguments: Any) -> tuple[Tensor, ...]:
@@ -300,7 +302,7 @@ def _backward(of_rays: Callable[..., _OfRays], *arguments: Any) -> tuple[Tensor,
             t = depths[:, some, :, None]
             of_points = of_points.view(*t.shape[:3], 3)
             of_origins[:, some] = of_points.sum(2)
-            of_directions[:, some] = (of_points * t + of_d.reshape(of_points.shape)).sum(2)
+            of_directions[:, some] = (of_points * t).sum(2) + of_d
     return *total, of_origins, of_directions
 
 

@@ -118,10 +118,11 @@ def render_rays(
         t_near, t_far: range of depths in scene units.
         activation, last_back: see `composite`.
         precision: `Precision` of the kernels' products, or None for PyTorch's setting. Relative errors at initial
-            weights are about 1e-6 with "highest"; with "fast" 6e-4 in colours and gradients, more in a deep field;
-            with "high" as with "fast", but for gradients of a deep field, which are as with "highest". Where operands
-            of up to 128 channels and 64 colours are rounded to float16, compute capability 9.0 has kernels of its own,
-            for gradients only where rays have none; the environment variable CIPS3D_WGMMA=0 refuses them.
+            weights are about 1e-6 with "highest", 5e-6 in gradients and 1e-5 in those of a deep field; with "fast" 6e-4
+            in colours and gradients, more in a deep field; with "high" as with "fast", but for gradients of a deep
+            field, which are as with "highest". Where operands of up to 128 channels and 64 colours are rounded to
+            float16, compute capability 9.0 has kernels of its own, for gradients only where rays have none; the
+            environment variable CIPS3D_WGMMA=0 refuses them.
 
     Returns:
         `RenderedRays`.
