@@ -209,7 +209,23 @@ struct StreamedGradients {
           } else {
             x = scale * given[i][2 * pair], y = scale * given[i][2 * pair + 1];
           }
-          put(tile, begin + i * kStreamWarps, at, cosine.x * x, cosine.y * y, gains);
+          const int row = begin + i * kStreamWarps;
+          x *= cosine.x, y *= cosine.y;
+          if constexpr (kAccurate) {
+            put_operand(row, at, x, y, gains);
+            (pair == 0 ? cosines[i].x : cosines[i].z) = __float_as_uint(x);
+            (pair == 0 ? cosines[i].y : cosines[i].w) = __float_as_uint(y);
+          } else {
+            put(tile, row, at, x, y, gains);
+          }
+        }
+      }
+      if constexpr (kAccurate) {  // as whole units: in pairs a write would fill half of a sector
+#pragma unroll
+        for (int i = 0; i < kAtOnce; i++) {
+          const int row = begin + i * kStreamWarps;
+          if (row < tile.rows)
+            *reinterpret_cast<uint4*>(tile.numbers + int64_t{tile.width} * row + channel) = cosines[i];
         }
       }
     }
@@ -222,6 +238,9 @@ struct StreamedGradients {
   // Two gradients of phases, on their way out and as operands.
   __device__ __forceinline__ void put(const Tile& tile, int row, int channel, float x, float y, float2 gains) {
     keep(tile, row, channel, x, y);
+    put_operand(row, channel, x, y, gains);
+  }
+  __device__ __forceinline__ void put_operand(int row, int channel, float x, float y, float2 gains) {
     uint32_t high, low = 0;
     pack_gradients<E, kAccurate>(gains.x * x, gains.y * y, high, low);
     product.put(row, channel, high, low);

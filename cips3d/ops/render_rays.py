@@ -43,17 +43,18 @@ SAMPLES_MAX = 96  # coarse and fine together
 @constant_while_compiling
 def _fits(device: torch.device, coarse: int, fine: int, width: int, color: int, fast: bool) -> bool:
     """Whether a device's shared memory has room for the kernel."""
-    fits: bool = not _streams(device, coarse, fine, width, color, fast) or kernels.module_for(
-        device
-    ).render_wide_rays_fits(device.index or 0, coarse, fine, width, color, not fast)
+    if not _streams(device, coarse, fine, width, color, fast):
+        return True
+    module, index = kernels.module_for(device), device.index or 0
+    fits: bool = module.render_wide_rays_fits(index, coarse, fine, width, color, not fast)
     return fits
 
 
 def _streams(device: torch.device, coarse: int, fine: int, width: int, color: int, fast: bool) -> bool:
     """Whether it has no room for all weights, which then stream through it."""
-    resident: bool = not is_wide(width, color) and kernels.module_for(device).render_rays_fits(
-        device.index or 0, coarse, fine, not fast
-    )
+    if is_wide(width, color):
+        return True
+    resident: bool = kernels.module_for(device).render_rays_fits(device.index or 0, coarse, fine, not fast)
     return not resident
 
 
