@@ -175,6 +175,7 @@ class StreamedProduct {
   }
 
  private:
+  // Computed anew wherever they are needed: kept in registers, they would make the widest kernels spill.
   __device__ __forceinline__ static int lane() { return anew(static_cast<int>(threadIdx.x)) % 32; }
   __device__ __forceinline__ static int warp() { return anew(static_cast<int>(threadIdx.x)) / 32; }
   __device__ __forceinline__ static int group() { return warp() % kGroups; }
