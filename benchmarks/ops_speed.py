@@ -47,7 +47,7 @@ def backward_run(function: Callable[..., object], case: Case) -> Callable[[], ob
 
     They are drawn for all outputs: which of them can be differentiated is the formulation's own.
     """
-    everything = _tensors(function(*case.inputs))
+    everything = tensors_of(function(*case.inputs))
     wanted = [t for t in case.inputs if t.requires_grad]
     random = torch.Generator(everything[0].device).manual_seed(0)
     drawn = [torch.randn(t.shape, generator=random, device=t.device).to(t.dtype) for t in everything]
@@ -94,11 +94,12 @@ def difference(case: Case, prepare: Prepare) -> float | None:
     exact = next((formulation for formulation in case.plain if not formulation.tf32), None)
     if exact is None:
         return None
-    found, expected = (_tensors(prepare(function, case)()) for function in (case.ours, exact.function))
+    found, expected = (tensors_of(prepare(function, case)()) for function in (case.ours, exact.function))
     return relative_l2(found, expected)
 
 
-def _tensors(outputs: object) -> list[Tensor]:
+def tensors_of(outputs: object) -> list[Tensor]:
+    """Those with numbers among them."""
     everything = [outputs] if isinstance(outputs, Tensor) else list(outputs)  # type: ignore[call-overload]
     return [t for t in everything if isinstance(t, Tensor) and t.is_floating_point()]
 

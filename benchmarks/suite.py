@@ -44,6 +44,7 @@ WARPGROUP_TESTS = dict(
             "tests/ops/test_modulated_inr_kernels.py",
             "tests/ops/test_render_rays_warpgroups.py",
             "tests/ops/test_render_rays_backward_warpgroups.py",
+            "tests/ops/test_split_matmul_warpgroups.py",
         ),
         strict=True,
     )

@@ -1,4 +1,4 @@
-"""The NeRF branch and the INR with the kernels for compute capability 9.0, and without them.
+"""The NeRF branch, the INR and float32 products with the kernels for compute capability 9.0, and without them.
 
     python benchmarks/warpgroup_speed.py
 
@@ -17,7 +17,8 @@ import torch
 from apart import Part, measure_for_another
 from figures import MOST_DIFFERENT, Lines, Results, relative_l2, result_of
 from nerf_speed import PRODUCTS, CIPS3DVolumes
-from op_cases import inr_cases
+from op_cases import Case, inr_cases, network_cases
+from ops_speed import directions, tensors_of
 from picture_speed import pictures_256, work_of
 from timing import Ceilings, Stopwatch, Work
 from torch import Tensor
@@ -30,7 +31,7 @@ from cips3d.process.ending import exit_on_user_error
 VARIABLE = "CIPS3D_WGMMA"
 WITHOUT, WITH = "without_warpgroups", "warpgroups"
 """in the names of lines"""
-OPS = ("modulated_inr", "render_rays", "render_rays_backward")
+OPS = ("modulated_inr", "render_rays", "render_rays_backward", "split_matmul")
 """that have such kernels"""
 
 
@@ -111,19 +112,41 @@ class Comparison:
             return bool(module.modulated_inr_warpgroups(index, 1, 256**2, CIPS3DConfig().inr_width, False))
         if self.op == "render_rays":
             return bool(module.render_rays_warpgroups(index, volume.samples, volume.fine, False))
+        if self.op == "split_matmul":
+            width = CIPS3DConfig().inr_width
+            over_rows = module.split_matmul_over_rows_warpgroups(index, width, width)
+            return bool(module.split_matmul_warpgroups(index, width) and over_rows)
         return bool(module.render_rays_backward_warpgroups(index, False, False))
+
+
+def case_of(name: str, build: Callable[..., list[Case]], device: torch.device) -> Case:
+    """The case of that name, in full size on a GPU."""
+    (case,) = (case for case in build(device, small=device.type != "cuda") if case.name == name)
+    return case
 
 
 @torch.no_grad()
 def inr_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
     comparison = Comparison("modulated_inr", stopwatch.device)
-    cases = inr_cases(stopwatch.device, small=stopwatch.device.type != "cuda")
-    (case,) = (case for case in cases if case.name == "modulated_inr_fast")
+    case = case_of("modulated_inr_fast", inr_cases, stopwatch.device)
     run = partial(case.ours, *case.inputs)
     for name in comparison.kinds():
         difference = comparison.difference([run()])
         line = result_of(stopwatch(run), work=case.forward, ceilings=ceilings, difference=difference)
         yield f"modulated_inr_{name}_forward", line
+
+
+def product_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
+    """Both of what `split_matmul` has kernels for: x W, and in its gradients a sum over rows."""
+    comparison = Comparison("split_matmul", stopwatch.device)
+    case = case_of("split_matmul", network_cases, stopwatch.device)
+    for name in comparison.kinds():
+        (_, forward, of_forward), (_, backward, of_backward) = directions(case)
+        run, gradients = forward(case.ours, case), backward(case.ours, case)
+        difference = comparison.difference([*tensors_of(run()), *tensors_of(gradients())])
+        of = partial(result_of, ceilings=ceilings, difference=difference)
+        yield f"split_matmul_{name}_forward", of(stopwatch(run), work=of_forward)
+        yield f"split_matmul_{name}_backward", of(stopwatch(gradients), work=of_backward)
 
 
 def nerf_lines(stopwatch: Stopwatch, ceilings: Ceilings, op: str, direction: str) -> Lines:
@@ -156,6 +179,7 @@ def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Pa
         "modulated_inr": partial(inr_lines, stopwatch, ceilings),
         "render_rays": partial(nerf_lines, stopwatch, ceilings, "render_rays", "forward"),
         "render_rays_backward": partial(nerf_lines, stopwatch, ceilings, "render_rays_backward", "backward"),
+        "split_matmul": partial(product_lines, stopwatch, ceilings),
     }
     return [part(part_of(op), 5, lines[op]) for op in allowed()]
 

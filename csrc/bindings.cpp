@@ -108,8 +108,10 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind(module, "split_matmul", split_matmul);
   bind(module, "split_matmul_pack", split_matmul_pack);
   module.def("split_matmul_packed_bytes", split_matmul_packed_bytes);
+  bind_query(module, "split_matmul_warpgroups", split_matmul_warpgroups);
   bind(module, "split_matmul_over_rows", split_matmul_over_rows);
   bind_query(module, "split_matmul_over_rows_parts", split_matmul_over_rows_parts);
+  bind_query(module, "split_matmul_over_rows_warpgroups", split_matmul_over_rows_warpgroups);
   bind(module, "render_rays", render_rays);
   bind(module, "render_rays_backward", render_rays_backward);
   bind_query(module, "render_rays_fits", render_rays_fits);

@@ -10,8 +10,8 @@
 // Slabs have no padding and no swizzle. A core matrix is 128 bytes in a row, which lie in all banks; the weights are
 // packed so, and a thread's fragment of eight columns of activations is its lane's word of a core matrix.
 #pragma once
+#include "bulk_stages.h"
 #include "modulated_inr.h"
-#include "warpgroup.h"
 
 namespace cips3d {
 
@@ -23,20 +23,18 @@ struct WarpgroupPass {
   static constexpr int kCore = 8 * 8;                       // halves of a core matrix
   static constexpr int kColumnGroups = kStreamColumns / 8;  // of eight columns of a chunk
   static constexpr int kSkipUnits = kInrChunks * kColumnGroups / 2 * kThreads;
-  static constexpr size_t kBytes =
-      shared_bytes<half>(kWarpgroups * kGroupHalves) + shared_bytes<half>(kStages * kStageHalves) +
-      shared_bytes<uint64_t>(kStages) + shared_bytes<unsigned>(kStages) + 4 * shared_bytes<float>(kRows) +
-      shared_bytes<float2>(kWarpgroups * kStreamColumns) + shared_bytes<float4>(kWarpgroups * kStreamColumns) +
-      shared_bytes<uint64_t>(kWarpgroups);
+  using Stages = BulkStages<kStages, kStageHalves, kWarps>;  // a stage is [kSlab / 8, kColumnGroups, kCore]
+  static constexpr size_t kBytes = shared_bytes<half>(kWarpgroups * kGroupHalves) + Stages::kBytes +
+                                   4 * shared_bytes<float>(kRows) + shared_bytes<float2>(kWarpgroups * kStreamColumns) +
+                                   shared_bytes<float4>(kWarpgroups * kStreamColumns) +
+                                   shared_bytes<uint64_t>(kWarpgroups);
 
   using Sums = float[kStreamColumns / 2];   // of a chunk: [column group, r, 2], see warpgroup.h
   using Held = uint32_t[kColumnGroups][2];  // activations of a chunk, pairs of halves of rows r
 
   const InrLayers& layers;
   half* activations;  // of the warpgroup: [kInrWidth / 8, kGroupRows / 8, kCore]
-  half* stages;       // [kStages, kSlab / 8, kColumnGroups, kCore]
-  uint64_t* filled;   // [kStages] whose phases end when a slab is there
-  unsigned* emptied;  // [kStages] how many warps are done with a slab, of all slabs so far
+  Stages weights;     // slabs of all layers, once more for every tile
   float* inverse;     // [kRows] of the scales
   float* rgb;         // [kRows, 3]
   // Of the chunk that a warpgroup multiplies; there before its product is. From memory they would be waited for in
@@ -44,7 +42,6 @@ struct WarpgroupPass {
   float2* scales;       // [kWarpgroups, kStreamColumns] see InrLayers
   float4* rgb_weight;   // [kWarpgroups, kStreamColumns]
   uint64_t* described;  // [kWarpgroups] whose phases end when both are there
-  int slab, slabs;      // the next one to be multiplied, of how many, through all tiles
   int tile;             // of kRows pixels of an image, counted through all images
   float factor[2];      // of the scales of the thread's rows, new in this block
   float largest[2];     // of a block's output so far, of the thread's columns
@@ -52,29 +49,28 @@ struct WarpgroupPass {
   __device__ __forceinline__ WarpgroupPass(SharedArrays& shared, const InrLayers& given)
       : layers(given),
         activations(shared.take<half>(kWarpgroups * kGroupHalves) + warpgroup() * kGroupHalves),
-        stages(shared.take<half>(kStages * kStageHalves)),
-        filled(shared.take<uint64_t>(kStages)),
-        emptied(shared.take<unsigned>(kStages)),
+        weights(shared),
         inverse(shared.take<float>(kRows)),
         rgb(shared.take<float>(3 * kRows)),
         scales(shared.take<float2>(kWarpgroups * kStreamColumns)),
         rgb_weight(shared.take<float4>(kWarpgroups * kStreamColumns)),
         described(shared.take<uint64_t>(kWarpgroups)),
-        slab(0),
         tile(blockIdx.x) {}
+
+  // Of slab i of all tiles.
+  __device__ __forceinline__ auto copy() const {
+    return [this](int i, half* to, uint64_t* barrier) {
+      copy_bulk<kStageHalves * sizeof(half)>(
+          to, layers.slabs.halves + static_cast<int64_t>(i % layers.slabs.count) * kStageHalves, barrier);
+    };
+  }
 
   // Every gridDim.x-th tile.
   __device__ __forceinline__ void run() {
     const int tiles = layers.images * tiles_an_image();
-    slabs = tile < tiles ? ceil_div<int>(tiles - tile, gridDim.x) * layers.slabs.count : 0;
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < kStages; stage++) phase_barrier_init(filled + stage, 1), emptied[stage] = 0;
-      for (int group = 0; group < kWarpgroups; group++) phase_barrier_init(described + group, 1);
-      phase_barrier_init_fence();
-    }
-    __syncthreads();
     if (threadIdx.x == 0)
-      for (int i = 0; i < min(kStages, slabs); i++) fetch(i);
+      for (int group = 0; group < kWarpgroups; group++) phase_barrier_init(described + group, 1);
+    weights.begin(tile < tiles ? ceil_div<int>(tiles - tile, gridDim.x) * layers.slabs.count : 0, copy());
 #pragma unroll 1
     for (; tile < tiles; tile += gridDim.x) {
       place();
@@ -126,25 +122,6 @@ struct WarpgroupPass {
   __device__ __forceinline__ uint4* skips(int chunk, int pair) const {
     return layers.skips + static_cast<int64_t>(blockIdx.x) * kSkipUnits +
            (chunk * kColumnGroups / 2 + pair) * kThreads + threadIdx.x;
-  }
-
-  // Starts to copy slab i of all tiles into its stage, which nobody reads any more.
-  __device__ __forceinline__ void fetch(int i) const {
-    constexpr int kStageBytes = kStageHalves * sizeof(half);
-    const int stage = i % kStages;
-    phase_barrier_expect(filled + stage, kStageBytes);
-    copy_bulk<kStageBytes>(stages + stage * kStageHalves,
-                           layers.slabs.halves + static_cast<int64_t>(i % layers.slabs.count) * kStageHalves,
-                           filled + stage);
-  }
-
-  // The warp has multiplied slab i. The last warp to say so copies another one over it, so that none ever waits for a
-  // stage to become free.
-  __device__ __forceinline__ void leave(int i) const {
-    __syncwarp();
-    if (lane() > 0) return;
-    const unsigned before = arrive_at_counter(emptied + i % kStages);
-    if (before % kWarps == kWarps - 1 && i + kStages < slabs) fetch(i + kStages);
   }
 
   // Writes the thread's two activations of row r and column group n.
@@ -223,26 +200,25 @@ struct WarpgroupPass {
     for (int i = 0; i < kStreamColumns / 2; i++) sums[i] = 0.0f;
 #pragma unroll 1
     for (int k = 0; k < count; k++) {
-      const int stage = slab % kStages;
-      phase_barrier_wait(filled + stage, slab / kStages % 2);
+      const half* slab = weights.wait();
       wgmma_fence(sums);
 #pragma unroll
       for (int step = 0; step < kSlab / 16; step++) {
         constexpr int kRowBytes = kCore * sizeof(half);
         constexpr int kGroupStep = kGroupRows / 8 * kRowBytes, kSlabStep = kColumnGroups * kRowBytes;
         const half* a = activations + (kSlab * k + 16 * step) * kGroupRows;
-        const half* b = stages + stage * kStageHalves + 16 * step * kStreamColumns;
+        const half* b = slab + 16 * step * kStreamColumns;
         wgmma_m64n256k16_f16(sums, matrix_operand(a, kGroupStep, kRowBytes), matrix_operand(b, kSlabStep, kRowBytes));
       }
       wgmma_commit();
       if (k > 0) {
         wgmma_wait<1>(sums);
-        leave(slab - 1);
+        weights.leave(weights.next - 1, copy());
       }
-      slab++;
+      weights.next++;
     }
     wgmma_wait<0>(sums);
-    if (count > 0) leave(slab - 1);  // there are features without channels
+    if (count > 0) weights.leave(weights.next - 1, copy());  // there are features without channels
   }
 
   // What follows a product: activations for the next one, which kHold keeps in registers; skips; colours; and the

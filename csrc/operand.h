@@ -76,6 +76,9 @@ __device__ __forceinline__ float inverse_scale(float scale) {
   return __uint_as_float((254u << 23) - __float_as_uint(scale));
 }
 
+// What two scales are undone by; their product may be no float32 number. The smaller one first, or x may become none.
+__device__ __forceinline__ float unscaled(float x, float a, float b) { return x * fminf(a, b) * fmaxf(a, b); }
+
 // The scale of a tensor whose largest magnitude is given: fp16 then loses nothing above 2^-39 of that. NaN where it is
 // not finite, and so is what comes of it, rather than zero where the others were.
 __device__ __forceinline__ float tensor_scale(const float* largest) {

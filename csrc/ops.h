@@ -90,12 +90,15 @@ void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, Poi
 
 // split_matmul.cu: all float32. packed: as many bytes as split_matmul_packed_bytes says, W whose element (k, n) is at
 // k depth_stride + n column_stride. x [rows, depth], y [rows, columns]; largest: magnitude in x, on the device.
+// As packed and multiplied with the same CIPS3D_WGMMA. The first query: whether warpgroups multiply (9.0).
+bool split_matmul_warpgroups(int columns);
 int64_t split_matmul_packed_bytes(int columns, int depth);
 void split_matmul_pack(cudaStream_t stream, Pointer weight, Pointer packed, int columns, int depth,
                        int64_t column_stride, int64_t depth_stride);
 void split_matmul(cudaStream_t stream, Pointer x, Pointer largest, Pointer packed, Pointer y, int64_t rows, int columns,
                   int depth);
 // partial [parts, x columns, y columns], to be added up.
+bool split_matmul_over_rows_warpgroups(int x_columns, int y_columns);
 int64_t split_matmul_over_rows_parts(int64_t rows, int x_columns, int y_columns);
 void split_matmul_over_rows(cudaStream_t stream, Pointer x, Pointer y, Pointer x_largest, Pointer y_largest,
                             Pointer partial, int64_t rows, int x_columns, int y_columns, int64_t parts);

@@ -25,19 +25,18 @@ __host__ __device__ constexpr int64_t packed_units(int columns, int depth) {
   return int64_t{depth_steps(depth)} * (padded_columns(columns) / 8) * 32;
 }
 
-// One warp packs row `row` of a matrix whose elements `read(k)` gives; returns the scale. Rows beyond the matrix are 0.
-template <class E, class Read>
-__device__ float pack_row(uint4* units, int row, int padded, int depth, const Read& read) {
+// One warp scales and splits a row of a matrix whose elements `read(k)` gives, and returns the scale. store(i, unit)
+// gets elements 4 i to 4 i + 3, zeros beyond `depth`, for `steps` depth steps: their high parts and then the low ones.
+template <class E, class Read, class Store>
+__device__ float pack_row(int depth, int steps, const Read& read, const Store& store) {
   const int lane = threadIdx.x % 32;
   float largest = 0.0f;
   for (int k = lane; k < depth; k += 32) largest = fmaxf(largest, fabsf(read(k)));
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, offset));
   const float scale = operand_scale(largest);
-  // Columns 4 t + e of 16 are column 2 t + e % 2 of the instructions' tile e / 2 (see tile_product.h).
-  const int e = row % 4, n = row / 16 * 2 + e / 2, g = row % 16 / 4 * 2 + e % 2;
-  for (int i = lane; i < depth_steps(depth) * 4; i += 32) {
-    const int k = i * 4;  // of depth step i / 4, lane t = i % 4
+  for (int i = lane; i < steps * 4; i += 32) {
+    const int k = i * 4;
     float m[4];
     for (int j = 0; j < 4; j++) m[j] = k + j < depth ? scale * read(k + j) : 0.0f;
     uint4 unit;
@@ -45,9 +44,19 @@ __device__ float pack_row(uint4* units, int row, int padded, int depth, const Re
     const float2 first = Operand<E>::unpack(unit.x), second = Operand<E>::unpack(unit.y);
     unit.z = Operand<E>::pack(m[0] - first.x, m[1] - first.y);
     unit.w = Operand<E>::pack(m[2] - second.x, m[3] - second.y);
-    units[(int64_t{i / 4} * (padded / 8) + n) * 32 + g * 4 + i % 4] = unit;
+    store(i, unit);
   }
   return scale;
+}
+
+// The same as row `row` of a PackedMatrix. Rows beyond the matrix are 0.
+template <class E, class Read>
+__device__ float pack_row(uint4* units, int row, int padded, int depth, const Read& read) {
+  // Columns 4 t + e of 16 are column 2 t + e % 2 of the instructions' tile e / 2 (see tile_product.h).
+  const int e = row % 4, n = row / 16 * 2 + e / 2, g = row % 16 / 4 * 2 + e % 2;
+  return pack_row<E>(depth, depth_steps(depth), read, [=](int i, uint4 unit) {
+    units[(int64_t{i / 4} * (padded / 8) + n) * 32 + g * 4 + i % 4] = unit;  // of lane t = i % 4
+  });
 }
 
 }  // namespace cips3d

@@ -70,15 +70,9 @@ __device__ __forceinline__ void finish_columns(const WarpSums& sums, const Epilo
   for (int p = 0; p < kWarpColumns / 16; p++) {
     if (16 * p >= columns) break;
     const int count = kWide ? 4 : min(4, columns - 16 * p);
-    float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p), then;
-    if constexpr (Epilogue::kMeasured) {
-      // No offset but two multipliers, whose product may be no float32 number; the smaller one first, or the sum may
-      // become none.
-      then = make_float4(fmaxf(by.x, undo), fmaxf(by.y, undo), fmaxf(by.z, undo), fmaxf(by.w, undo));
-      by = make_float4(fminf(by.x, undo), fminf(by.y, undo), fminf(by.z, undo), fminf(by.w, undo));
-    } else {
-      then = *reinterpret_cast<const float4*>(offset + 16 * p);
-    }
+    const float4 by = *reinterpret_cast<const float4*>(multiplier + 16 * p);
+    float4 then = {};
+    if constexpr (!Epilogue::kMeasured) then = *reinterpret_cast<const float4*>(offset + 16 * p);
     constexpr int kAtOnce = Epilogue::kRowsAtOnce;
 #pragma unroll
     for (int first = 0; first < kWarpRows / 8; first += kAtOnce) {
@@ -95,7 +89,7 @@ __device__ __forceinline__ void finish_columns(const WarpSums& sums, const Epilo
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           values[k][i] =
-              Epilogue::kMeasured ? of_sums[i] * factors[i] * others[i] : fmaf(of_sums[i], factors[i], others[i]);
+              Epilogue::kMeasured ? unscaled(of_sums[i], factors[i], undo) : fmaf(of_sums[i], factors[i], others[i]);
           if constexpr (Epilogue::kApplied) {
             values[k][i] = epilogue.apply(values[k][i], beside[k][i]);
             compute_here(values[k][i]);

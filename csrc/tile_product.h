@@ -30,25 +30,22 @@ struct ProductPlan {
   size_t shared;
 };
 
-// The operands of rows g and g + 8 of 16 in one depth step.
+// The operands of rows g and g + 8 of 16 in one depth step; with kLow, low parts of float32 elements too.
 template <class E, class T, bool kLow>
-struct RowFragment {
-  uint32_t high[4], low[4];
-
-  __device__ __forceinline__ void load(const T* upper, const T* lower, float scale) {
-    if constexpr (std::is_same<T, float>::value) {
-      const float4 a = *reinterpret_cast<const float4*>(upper), b = *reinterpret_cast<const float4*>(lower);
-      split<E, kLow>(a.x, a.y, high[0], low[0], scale);
-      split<E, kLow>(b.x, b.y, high[1], low[1], scale);
-      split<E, kLow>(a.z, a.w, high[2], low[2], scale);
-      split<E, kLow>(b.z, b.w, high[3], low[3], scale);
-    } else {
-      const uint2 a = *reinterpret_cast<const uint2*>(upper), b = *reinterpret_cast<const uint2*>(lower);
-      high[0] = converted<E, T>(a.x), high[1] = converted<E, T>(b.x);
-      high[2] = converted<E, T>(a.y), high[3] = converted<E, T>(b.y);
-    }
+__device__ __forceinline__ void load_rows_as_operands(uint32_t (&high)[4], uint32_t (&low)[4], const T* upper,
+                                                      const T* lower, float scale) {
+  if constexpr (std::is_same<T, float>::value) {
+    const float4 a = *reinterpret_cast<const float4*>(upper), b = *reinterpret_cast<const float4*>(lower);
+    split<E, kLow>(a.x, a.y, high[0], low[0], scale);
+    split<E, kLow>(b.x, b.y, high[1], low[1], scale);
+    split<E, kLow>(a.z, a.w, high[2], low[2], scale);
+    split<E, kLow>(b.z, b.w, high[3], low[3], scale);
+  } else {
+    const uint2 a = *reinterpret_cast<const uint2*>(upper), b = *reinterpret_cast<const uint2*>(lower);
+    high[0] = converted<E, T>(a.x), high[1] = converted<E, T>(b.x);
+    high[2] = converted<E, T>(a.y), high[3] = converted<E, T>(b.y);
   }
-};
+}
 
 // Adds `steps` depth steps to a warp's sums. Rows and units are at the lane's place.
 template <class E, class T, bool kLow>
@@ -67,10 +64,11 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
   // step each, and ordinary additions, which round to nearest, do the rest.
 #pragma unroll 1
   for (int step = 0; step < steps; step++, rows += tile_rows * kDepthStep, units += tile_columns * 4) {
-    RowFragment<E, T, kLow> a[kWarpRows / 16];
+    uint32_t high[kWarpRows / 16][4], low[kWarpRows / 16][4];
 #pragma unroll
     for (int m = 0; m < kWarpRows / 16; m++)
-      a[m].load(rows + 16 * m * kDepthStep, rows + (16 * m + 8) * kDepthStep, scale);
+      load_rows_as_operands<E, T, kLow>(high[m], low[m], rows + 16 * m * kDepthStep, rows + (16 * m + 8) * kDepthStep,
+                                        scale);
 #pragma unroll
     for (int first = 0; first < kWarpColumns / 8; first += kGroup) {
       uint4 b[kGroup];
@@ -82,18 +80,18 @@ __device__ __forceinline__ void add_products(WarpSums& sums, const T* rows,  // 
         if constexpr (kSplit) {
           float sum[kGroup][4] = {};
 #pragma unroll
-          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], a[m].low, b[n].x, b[n].y);
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], low[m], b[n].x, b[n].y);
 #pragma unroll
-          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], a[m].high, b[n].z, b[n].w);
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], high[m], b[n].z, b[n].w);
 #pragma unroll
-          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], a[m].high, b[n].x, b[n].y);
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sum[n], high[m], b[n].x, b[n].y);
 #pragma unroll
           for (int i = 0; i < 4 * kGroup; i++) sums[m][first + i / 4][i % 4] += sum[i / 4][i % 4];
         } else {
 #pragma unroll
-          for (int n = 0; n < kGroup && kLow; n++) Operand<E>::mma(sums[m][first + n], a[m].high, b[n].z, b[n].w);
+          for (int n = 0; n < kGroup && kLow; n++) Operand<E>::mma(sums[m][first + n], high[m], b[n].z, b[n].w);
 #pragma unroll
-          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sums[m][first + n], a[m].high, b[n].x, b[n].y);
+          for (int n = 0; n < kGroup; n++) Operand<E>::mma(sums[m][first + n], high[m], b[n].x, b[n].y);
         }
       }
     }

@@ -132,11 +132,8 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
   // Writes the sums, or adds them to those of this thread that are there.
   const auto store = [&](bool add) {
     const GradientPlace place;
-    [[maybe_unused]] float undo_first = 1.0f, undo_then = 1.0f;  // as in tile_product.h
-    if constexpr (kMeasured) {
-      undo_first = fminf(inverse_scale(scales[0]), inverse_scale(scales[1]));
-      undo_then = fmaxf(inverse_scale(scales[0]), inverse_scale(scales[1]));
-    }
+    [[maybe_unused]] float of_slope = 1.0f, of_x = 1.0f;
+    if constexpr (kMeasured) of_slope = inverse_scale(scales[0]), of_x = inverse_scale(scales[1]);
 #pragma unroll
     for (int m = 0; m < kWarpOutputs / 16; m++) {
 #pragma unroll
@@ -149,7 +146,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
 #pragma unroll
         for (int c = 0; c < 8; c++) {
           float& sum = sums[m][c % 4][2 * h + c / 4];
-          if constexpr (kMeasured) sum = sum * undo_first * undo_then;
+          if constexpr (kMeasured) sum = unscaled(sum, of_slope, of_x);
           if (o < out && i + c < in) to[c] = add ? to[c] + sum : sum;
           sum = 0.0f;
         }
@@ -212,10 +209,15 @@ __global__ void __launch_bounds__(kGradientThreads, 2)
   if (active) store(kLow && chunk >= kSumChunks * gridDim.y);
 }
 
+// A part has to be worth its share of the workspace.
+inline int64_t most_gradient_parts(int64_t rows) {
+  constexpr int64_t kFewestStages = 4;
+  return ceil_div(rows, kFewestStages * kSamples);
+}
+
 inline int64_t weight_gradient_parts(int64_t batch, int64_t rows, int in, int out) {
   const int64_t tiles = int64_t{ceil_div(in, kGradientTile)} * ceil_div(out, kGradientTile);
-  constexpr int64_t kFewestStages = 4;  // of a part: it has to be worth its share of the workspace
-  return parts_for(batch * tiles, ceil_div(rows, kFewestStages * kSamples), 2 * device_limits().multiprocessors);
+  return parts_for(batch * tiles, most_gradient_parts(rows), 2 * device_limits().multiprocessors);
 }
 
 template <class E, class S, class T>

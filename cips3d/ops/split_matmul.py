@@ -29,7 +29,8 @@ def split_matmul(x: Tensor, weight: Tensor) -> Tensor:
     x W ≈ x_high W_high + x_high W_low + x_low W_high, added up in float32. An element is off by at most 2^-22 of itself
     or 2^-39 of the largest magnitude in x, or in its column of W. Differentiable any number of times, by products of
     the same kind. A product with an x that is not finite everywhere is NaN everywhere. Where kernels do not compute,
-    it is PyTorch's `x @ weight`.
+    it is PyTorch's `x @ weight`. Compute capability 9.0 has kernels of its own for more than 64 columns; the
+    environment variable CIPS3D_WGMMA=0 refuses them.
 
     Args:
         x: [..., in], all rows of any images; float32 for the kernels.

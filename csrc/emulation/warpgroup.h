@@ -101,6 +101,13 @@ void wgmma_m64n64k16_f16(float (&sums)[32], const uint32_t (&a)[4], MatrixOperan
   emulation::touch_operands(product, site);
   emulation::start_product("wgmma_m64n64k16", sums, product, site);
 }
+template <bool kAdds>
+void wgmma_m64n128k16_f16(float (&sums)[64], const uint32_t (&a)[4], MatrixOperand b,
+                          emulation::Site site = emulation::Site::here()) {
+  const emulation::StartedProduct product = {{}, a, b, 128, kAdds, false, false};
+  emulation::touch_operands(product, site);
+  emulation::start_product("wgmma_m64n128k16", sums, product, site);
+}
 template <bool kAdds, bool kTransposed>
 void wgmma_m64n64k16_f16(float (&sums)[32], MatrixOperand a, MatrixOperand b,
                          emulation::Site site = emulation::Site::here()) {
@@ -139,7 +146,10 @@ template <int N, class A, class B, class C>
 void wgmma_wait(A& a, B& b, C& c, emulation::Site site = emulation::Site::here()) {
   emulation::end_products<N>(site, a, b, c);
 }
-
+template <int N, class A, class B, class C, class D>
+void wgmma_wait(A& a, B& b, C& c, D& d, emulation::Site site = emulation::Site::here()) {
+  emulation::end_products<N>(site, a, b, c, d);
+}
 template <int N, class A, class B, class C, class D, class E, class F>
 void wgmma_wait(A& a, B& b, C& c, D& d, E& e, F& f, emulation::Site site = emulation::Site::here()) {
   emulation::end_products<N>(site, a, b, c, d, e, f);

@@ -122,7 +122,8 @@ def test_every_op_has_its_turn_with_the_compiler() -> None:
 
 def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the variable; it is what it was afterwards, and what it refused is refused still."""
-    monkeypatch.setenv(warpgroup_speed.VARIABLE, "modulated_inr,render_rays_backward")
+    asked = "modulated_inr,render_rays_backward,split_matmul"
+    monkeypatch.setenv(warpgroup_speed.VARIABLE, asked)
     seen: list[str | None] = []
 
     class Watch:
@@ -135,7 +136,7 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(lambda _: None)
     ceilings = Ceilings(1e9, {"float16": 1e9})
     parts = warpgroup_speed.parts(Watch(), ceilings, results)  # type: ignore[arg-type]
-    assert [part.name for part in parts] == ["warpgroups of modulated_inr", "warpgroups of render_rays_backward"]
+    assert [part.name for part in parts] == [f"warpgroups of {op}" for op in asked.split(",")]
     for part in parts:
         part.measure()
     for name, result in warpgroup_speed.picture_lines(Watch(), ceilings):  # type: ignore[arg-type]
@@ -145,19 +146,23 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         "modulated_inr_warpgroups_forward",
         "nerf_backward_256_without_warpgroups",
         "nerf_backward_256_warpgroups",
+        "split_matmul_without_warpgroups_forward",
+        "split_matmul_without_warpgroups_backward",
+        "split_matmul_warpgroups_forward",
+        "split_matmul_warpgroups_backward",
         "render_256_without_warpgroups",
         "render_256_warpgroups",
     ]
     assert results["modulated_inr_warpgroups_forward"].difference == 0  # plain PyTorch here, twice
-    backward = ["0"] * 3 + ["render_rays_backward"] * 3
-    assert seen == ["0", "modulated_inr", *backward, "0", "modulated_inr,render_rays_backward"]
-    assert os.environ[warpgroup_speed.VARIABLE] == "modulated_inr,render_rays_backward"
+    others = ["0"] * 3 + ["render_rays_backward"] * 3 + ["0"] * 2 + ["split_matmul"] * 2
+    assert seen == ["0", "modulated_inr", *others, "0", asked]
+    assert os.environ[warpgroup_speed.VARIABLE] == asked
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
     assert warpgroup_speed.allowed() == list(warpgroup_speed.OPS)
     with monkeypatch.context() as patch:
         compiled = SimpleNamespace(render_rays_backward_has_warpgroups=lambda: False)
         patch.setattr(warpgroup_speed.kernels, "compiled", lambda: compiled)
-        assert warpgroup_speed.allowed() == ["modulated_inr", "render_rays"]
+        assert warpgroup_speed.allowed() == ["modulated_inr", "render_rays", "split_matmul"]
     with warpgroup_speed.asked_for("0"):
         assert warpgroup_speed.allowed() == [] and not warpgroup_speed.are_compared(CPU)
         assert warpgroup_speed.parts(Watch(), ceilings, results) == []  # type: ignore[arg-type]

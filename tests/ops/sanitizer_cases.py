@@ -227,8 +227,18 @@ def film_siren(module: ModuleType) -> None:
 
 
 def split_matmul(module: ModuleType) -> None:
-    # Several tiles of rows and columns; odd widths; one number.
-    for rows, depth, columns in ((270, 36, 132), (140, 33, 70), (1, 1, 1)):
+    # Several tiles of rows and columns; odd widths; one number. With warpgroups several tiles a block, two panels of
+    # columns and one, rows that are not aligned.
+    for warpgroups, rows, depth, columns in (
+        (False, 270, 36, 132),
+        (False, 140, 33, 70),
+        (False, 1, 1, 1),
+        (True, 390, 68, 132),
+        (True, 140, 67, 129),
+    ):
+        os.environ["CIPS3D_WGMMA"] = str(int(warpgroups))
+        assert module.split_matmul_warpgroups(DEVICE, columns) == warpgroups
+        assert module.split_matmul_over_rows_warpgroups(DEVICE, depth, columns) == warpgroups
         x, y, weight = normal(rows, depth), normal(rows, columns), normal(depth, columns)
         largest = np.full(1, 4, np.float32)
         for matrix, strides in ((weight, (1, columns)), (weight.T.copy(), (depth, 1))):
@@ -240,6 +250,7 @@ def split_matmul(module: ModuleType) -> None:
         partial = np.empty((parts, depth, columns), np.float32)
         given = map(address, (x, y, largest, largest, partial))
         module.split_matmul_over_rows(DEVICE, STREAM, *given, rows, depth, columns, parts)
+    del os.environ["CIPS3D_WGMMA"]
 
 
 def film_siren_points(module: ModuleType) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
 from ops.backends import Backend
+from ops.split_products import TOLERANCE, check, on, products, sample
 from reference_records import relative_l2
 from torch import Tensor
 
@@ -18,38 +18,24 @@ from cips3d.ops.split_matmul import PackedWeight, pays_for
 # Rows, in, out: one number, less than a step; odd widths in one tile of 64 columns; several tiles of rows and of
 # columns; a matrix that fits into shared memory, and ones that stream.
 SHAPES = [(1, 1, 1), (70, 33, 65), (300, 16, 64), (270, 128, 140), (40, 600, 80), (130, 512, 512)]
-# Three products of 11 bits keep 22: 7e-8 of every product, root mean square. The rest is float32's rounding of sums.
-TOLERANCE = 5e-7
 
 
-def sample(rows: Sequence[int], width_in: int, width_out: int) -> list[Tensor]:
-    """x, W and a gradient of x W in float64."""
-    random = torch.Generator().manual_seed(0)
-    shapes = ((*rows, width_in), (width_in, width_out), (*rows, width_out))
-    return [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
-
-
-def on(backend: Backend, tensors: list[Tensor]) -> list[Tensor]:
-    """In float32, where the test computes, and requiring gradients."""
-    return [t.to(backend.device, torch.float32).requires_grad_() for t in tensors]
+@pytest.fixture
+def every_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of every architecture (test_split_matmul_warpgroups.py has the others)."""
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(backend: Backend, shape: tuple[int, int, int]) -> None:
+def test_values_and_gradients(backend: Backend, every_architectures: None, shape: tuple[int, int, int]) -> None:
     rows, *widths = shape
-    exact = sample([rows], *widths)
-    x, weight, grad = on(backend, exact)
-    y = split_matmul(x, weight)
-    assert y.dtype == torch.float32
-    x_, weight_, grad_ = (t.detach().double().cpu() for t in (x, weight, grad))
-    expected = (x_ @ weight_, grad_ @ weight_.mT, x_.mT @ grad_)
-    for found, value in zip((y, *torch.autograd.grad(y, [x, weight], grad)), expected, strict=True):
-        assert found.shape == value.shape
-        # A sum over rows is left to tensor cores, which round toward zero, for 512 of them at a time.
-        assert relative_l2(found, value) < TOLERANCE * (2 if found.shape == weight.shape else 1)
+    given = on(backend, sample([rows], *widths))
+    found = products(*given)
+    assert all(product.dtype == torch.float32 for product in found)
+    check(found, *given)
 
 
-def test_kernels_are_as_accurate_as_float32(kernel_backend: Backend) -> None:
+def test_kernels_are_as_accurate_as_float32(kernel_backend: Backend, every_architectures: None) -> None:
     x, weight, _ = sample([300], 512, 128)
     given = [t.to(kernel_backend.device, torch.float32) for t in (x, weight)]
     exact = given[0].double() @ given[1].double()
@@ -174,13 +160,12 @@ def test_layout(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:5])
-def test_every_schedule_gives_the_same(kernel_backend: Backend, shape: tuple[int, int, int]) -> None:
+def test_every_schedule_gives_the_same(
+    kernel_backend: Backend, every_architectures: None, shape: tuple[int, int, int]
+) -> None:
     rows, *widths = shape
-    x, weight, grad = on(kernel_backend, sample([rows], *widths))
-    found = []
-    for _ in kernel_backend.schedules():
-        y = split_matmul(x, weight)
-        found.append((y, *torch.autograd.grad(y, [x, weight], grad)))
+    given = on(kernel_backend, sample([rows], *widths))
+    found = [products(*given) for _ in kernel_backend.schedules()]
     for again in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
