@@ -1,6 +1,7 @@
 // What surrounds the matrix product of a modulated layer, in one pass: demodulation, leaky ReLU, skip, the modulation
 // of the layer that follows and the sum of colours; and all gradients of that, in one pass too. Bound by memory: every
 // activation is read or written once, and what belongs to a channel or a pixel's colour is a few percent beside it.
+#include "magnitude.h"
 #include "operand.h"
 #include "ops.h"
 
@@ -83,6 +84,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kRgb>)
                     T* __restrict__ y,                          // [B, P, C] or null
                     T* __restrict__ modulated,                  // [B, P, C] or null
                     float* __restrict__ rgb_sum,                // [B, P, 3]
+                    int* __restrict__ largest,                  // of `modulated`, or null
                     int64_t pixels, int channels, int lane_bits, unsigned blocks_an_image, float slope) {
   const int lanes = 1 << lane_bits, lane = threadIdx.x & (lanes - 1), groups = kThreads >> lane_bits;
   const int64_t image = blockIdx.x / blocks_an_image;
@@ -93,6 +95,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kRgb>)
   unsigned row[kForwardRows];  // from `first` on; past the end the last one, computed again and not stored
   bool inside[kForwardRows];
   float color[kForwardRows][kColors] = {};
+  [[maybe_unused]] int most = 0;
 #pragma unroll
   for (int r = 0; r < kForwardRows; r++) {
     const int wanted = static_cast<int>(threadIdx.x >> lane_bits) + r * groups;
@@ -140,8 +143,12 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kRgb>)
       if (y != nullptr && inside[r]) store(y + start + at[r], out);
 #pragma unroll
       for (int e = 0; e < N; e++) out[e] *= next_scale[e];
+      if constexpr (kMeasures<T>) measure(most, out);
       if (modulated != nullptr && inside[r]) store(modulated + start + at[r], out);
     }
+  }
+  if constexpr (kMeasures<T>) {
+    if (largest != nullptr) raise(largest, most);
   }
   if constexpr (kRgb) {
 #pragma unroll
@@ -182,6 +189,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                     T* __restrict__ grad_product,               // [B, P, C] or null
                     T* __restrict__ grad_skip,                  // [B, P, C] or null
                     float* __restrict__ partial,                // [B, parts, kSums, C] or null
+                    int* __restrict__ largest,                  // of grad_product, or null
                     int64_t pixels, int channels, int column_bits, unsigned strips, unsigned parts, int64_t part_pixels,
                     float slope) {
   constexpr int R = kBackwardRows<T>;
@@ -193,6 +201,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t first = image * pixels + begin;  // row of [B * P] where the part begins
   const int rows = static_cast<int>(min(pixels - begin, part_pixels));
   float sums[kSums][N] = {};
+  [[maybe_unused]] int most = 0;
   if (c < channels) {
     float scale[N], next_scale[N], weight[kColors][N];
     load_factors(demodulation ? demodulation + image * channels + c : nullptr, 1.0f, scale);
@@ -237,11 +246,15 @@ __global__ void __launch_bounds__(kThreads, 2)
           sums[kDemodulation][e] += dh * p[e];
           p[e] = dh * scale[e];
         }
+        if constexpr (kMeasures<T>) measure(most, p);
         const unsigned ahead = r * slots * channels;
         if (grad_product != nullptr) store(grad_product + at + ahead, p);
         if (grad_skip != nullptr) store(grad_skip + at + ahead, dy);
       }
     }
+  }
+  if constexpr (kMeasures<T>) {
+    if (largest != nullptr) raise(largest, most);
   }
   if (partial == nullptr) return;
   SharedArrays shared;
@@ -321,7 +334,7 @@ void check_channels(int channels) {
 
 void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer demodulation, Pointer skip,
                         Pointer next_modulation, Pointer rgb_weight, Pointer rgb, Pointer y, Pointer modulated,
-                        Pointer rgb_sum, int64_t batch, int64_t pixels, int channels, double slope) {
+                        Pointer rgb_sum, Pointer largest, int64_t batch, int64_t pixels, int channels, double slope) {
   check_channels(channels);
   for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
@@ -339,7 +352,7 @@ void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer
                             const auto kernel = rgb_sum_ ? epilogue_kernel<T, N, true> : epilogue_kernel<T, N, false>;
                             launch(kernel, dim3(blocks_for(batch * blocks_an_image, 1)), kThreads, 0, stream, product_,
                                    demodulation_, skip_, next_modulation_, rgb_weight_, rgb_, y_, modulated_, rgb_sum_,
-                                   pixels, channels, lane_bits, blocks_an_image, slope);
+                                   output<int>(largest), pixels, channels, lane_bits, blocks_an_image, slope);
                           });
   });
 }
@@ -357,8 +370,8 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
                                  Pointer next_modulation, Pointer rgb_weight, Pointer grad_output,
                                  Pointer grad_modulated, Pointer grad_rgb, Pointer grad_product,
                                  Pointer grad_demodulation, Pointer grad_skip, Pointer grad_next_modulation,
-                                 Pointer grad_rgb_weight, Pointer partial, int64_t batch, int64_t pixels, int channels,
-                                 int64_t parts, double slope) {
+                                 Pointer grad_rgb_weight, Pointer partial, Pointer largest, int64_t batch,
+                                 int64_t pixels, int channels, int64_t parts, double slope) {
   check_channels(channels);
   float* partial_ = output<float>(partial);
   for_dtype(dtype, [&](auto element) {
@@ -376,8 +389,9 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
                             const size_t shared = partial_ ? shared_bytes<float>(kSums * N * kThreads) : 0;
                             launch(backward_kernel<T, N>, dim3(blocks_for(batch * parts * strips, 1)), kThreads, shared,
                                    stream, product_, demodulation_, skip_, next_modulation_, rgb_weight_, grad_output_,
-                                   grad_modulated_, grad_rgb_, grad_product_, grad_skip_, partial_, pixels, channels,
-                                   column_bits, strips, parts, ceil_div(pixels, parts), slope);
+                                   grad_modulated_, grad_rgb_, grad_product_, grad_skip_, partial_,
+                                   output<int>(largest), pixels, channels, column_bits, strips, parts,
+                                   ceil_div(pixels, parts), slope);
                           });
   });
   if (partial_ == nullptr) return;

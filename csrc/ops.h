@@ -116,17 +116,18 @@ void film_siren_points_backward(cudaStream_t stream, int dtype, Pointer x, Point
 // modulated_epilogue.cu: product, skip, y, modulated [batch, pixels, channels] of dtype; demodulation, next_modulation
 // [batch, channels], rgb_weight [3, channels], rgb and rgb_sum [batch, pixels, 3] float32. Gradients have the shape of
 // what they belong to; partial [batch, parts, 5, channels] float32 where one of the three summed gradients is asked
-// for.
+// for. largest: a float32 number that is raised to the largest magnitude in `modulated` or grad_product of float32, or
+// null.
 void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer demodulation, Pointer skip,
                         Pointer next_modulation, Pointer rgb_weight, Pointer rgb, Pointer y, Pointer modulated,
-                        Pointer rgb_sum, int64_t batch, int64_t pixels, int channels, double slope);
+                        Pointer rgb_sum, Pointer largest, int64_t batch, int64_t pixels, int channels, double slope);
 int64_t modulated_epilogue_parts(int64_t batch, int64_t pixels, int channels);
 void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product, Pointer demodulation, Pointer skip,
                                  Pointer next_modulation, Pointer rgb_weight, Pointer grad_output,
                                  Pointer grad_modulated, Pointer grad_rgb, Pointer grad_product,
                                  Pointer grad_demodulation, Pointer grad_skip, Pointer grad_next_modulation,
-                                 Pointer grad_rgb_weight, Pointer partial, int64_t batch, int64_t pixels, int channels,
-                                 int64_t parts, double slope);
+                                 Pointer grad_rgb_weight, Pointer partial, Pointer largest, int64_t batch,
+                                 int64_t pixels, int channels, int64_t parts, double slope);
 
 // modulated_inr.cu: features [images, pixels, channels] to rgb [images, pixels, 3] through `layers` modulated layers,
 // whose tensors are listed there; `workspace`: as many bytes as modulated_inr_workspace says for the current device.

@@ -190,7 +190,7 @@ def _reference(product: Tensor, *others: Any) -> tuple[Tensor, ...]:
     return tuple(a if m is None else m.contiguous() for m, a in zip(made, absent, strict=True))
 
 
-def _kernel(
+def epilogue_kernel(
     product: Tensor,
     demodulation: Tensor | None,
     negative_slope: float,
@@ -199,7 +199,13 @@ def _kernel(
     rgb_weight: Tensor | None,
     rgb: Tensor | None,
     return_output: bool,
+    *,
+    largest: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
+    """The registered op where kernels compute; `largest` [] is raised to the largest magnitude in `modulated`.
+
+    That is for float32, and saves `split_matmul` a pass over memory.
+    """
     inputs = (product, demodulation, negative_slope, skip, next_modulation, rgb_weight, rgb, return_output)
     if product.numel() == 0:
         return _reference(*inputs)
@@ -209,6 +215,7 @@ def _kernel(
         product.dtype,
         *map(_contiguous, (product, demodulation, skip, next_modulation, rgb_weight, rgb)),
         *(tensor if tensor.numel() else None for tensor in made),
+        largest,
         *product.shape,
         negative_slope,
     )
@@ -323,7 +330,7 @@ def _backward_reference(
     return tuple(g.contiguous() if want else g.new_empty(0) for g, want in zip(gradients, wanted, strict=True))
 
 
-def _backward_kernel(
+def epilogue_backward_kernel(
     product: Tensor,
     demodulation: Tensor | None,
     negative_slope: float,
@@ -334,7 +341,10 @@ def _backward_kernel(
     grad_modulated: Tensor | None,
     grad_rgb: Tensor | None,
     wanted: Sequence[bool],
+    *,
+    largest: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
+    """The registered op where kernels compute; `largest` [] is raised to the largest magnitude in grad_product."""
     grads = (grad_output, grad_modulated, grad_rgb)
     found = _backward_fake(product, demodulation, negative_slope, skip, next_modulation, rgb_weight, *grads, wanted)
     if product.numel() == 0:
@@ -350,6 +360,7 @@ def _backward_kernel(
         *map(_contiguous, (product, demodulation, skip, next_modulation, rgb_weight, *grads)),
         *(gradient if want else None for gradient, want in zip(found, wanted, strict=True)),
         partial,
+        largest,
         *product.shape,
         parts,
         negative_slope,
@@ -382,7 +393,7 @@ def _backward_fake(
 _FORWARD = define(
     "modulated_epilogue(Tensor product, Tensor? demodulation, float negative_slope, Tensor? skip,"
     " Tensor? next_modulation, Tensor? rgb_weight, Tensor? rgb, bool return_output) -> (Tensor, Tensor, Tensor)",
-    kernel=_kernel,
+    kernel=epilogue_kernel,
     reference=_reference,
     fake=_fake,
     setup_context=_setup,
@@ -392,7 +403,7 @@ _BACKWARD = define(
     "modulated_epilogue_backward(Tensor product, Tensor? demodulation, float negative_slope, Tensor? skip,"
     " Tensor? next_modulation, Tensor? rgb_weight, Tensor? grad_output, Tensor? grad_modulated, Tensor? grad_rgb,"
     " bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    kernel=_backward_kernel,
+    kernel=epilogue_backward_kernel,
     reference=_backward_reference,
     fake=_backward_fake,
 )

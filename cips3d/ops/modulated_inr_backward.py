@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cips3d.ops.library import OPS, define
+from cips3d.ops.modulated_epilogue import epilogue_backward_kernel, epilogue_kernel
 from cips3d.ops.modulated_fc import ModulatedWeight
 from cips3d.ops.split_matmul import Rows, SharedWeight, multiply_over_rows, pays_for
 from cips3d.ops.stacked_layers import INPUTS, LAYERS, SCHEMA, StackedLayers
@@ -36,19 +38,21 @@ def _evaluate(
     features: Tensor, layers: Sequence[ModulatedWeight], weights: Sequence[SharedWeight], skip_from: int, slope: float
 ) -> _Evaluation:
     """Compute activations anew, of features and weights of one dtype."""
-    x = layers[0].modulate(features)
+    x = Rows.of(layers[0].modulate(features).flatten(0, 1), split=weights[0].split)
     seen = _Evaluation([], [], [])
+    magnitudes = _magnitudes(features, layers, weights)
     block_input: Tensor | None = features
     for k, layer in enumerate(layers):
         ends_block = k % 2 == 1
-        seen.inputs.append(Rows.of(x.flatten(0, 1), split=weights[k].split))
-        seen.products.append(weights[k].forward(seen.inputs[k]).view(*x.shape[:2], -1))
+        seen.inputs.append(x)
+        seen.products.append(weights[k].forward(x).view(*features.shape[:2], -1))
         seen.skips.append(block_input if ends_block and k // 2 >= skip_from else None)
         if k + 1 == len(layers):
             break
         becomes_skip = ends_block and k // 2 + 1 >= skip_from
         following = layers[k + 1].modulation
-        output, x, _ = OPS["modulated_epilogue"](
+        epilogue = OPS["modulated_epilogue"] if magnitudes is None else partial(epilogue_kernel, largest=magnitudes[k])
+        output, modulated, _ = epilogue(
             seen.products[k],
             layer.demodulation,
             slope,
@@ -58,9 +62,19 @@ def _evaluate(
             rgb=None,
             return_output=becomes_skip,
         )
+        x = Rows(modulated.flatten(0, 1), None if magnitudes is None else magnitudes[k])
         if ends_block:
             block_input = output if becomes_skip else None
     return seen
+
+
+def _magnitudes(features: Tensor, layers: Sequence[ModulatedWeight], weights: Sequence[SharedWeight]) -> Tensor | None:
+    """[L] zeros, which epilogues raise to the largest magnitude of what they hand on; None: products do not need it.
+
+    Without pixels nothing is handed on, and plain PyTorch multiplies.
+    """
+    images, pixels, _ = features.shape
+    return features.new_zeros(len(layers)) if weights[0].split and images * pixels > 0 else None
 
 
 def _differentiate(
@@ -77,12 +91,15 @@ def _differentiate(
     """Adds the gradients of the layers to `total`; returns that of the features."""
     of_modulated: Tensor | None = None  # what the product of the layer behind has taken
     of_block: Tensor | None = None  # output of the block in front, where the next one adds it
+    magnitudes = _magnitudes(features, layers, weights)
     for k in reversed(range(len(layers))):
         ends_block, has_skip = k % 2 == 1, seen.skips[k] is not None
         following = layers[k + 1].modulation if k + 1 < len(layers) else None
         color = k // 2 + len(rgb_weight) - len(layers) // 2
         has_rgb = ends_block and color >= 0
-        of_product, of_demodulation, of_skip, of_following, of_rgb = OPS["modulated_epilogue_backward"](
+        name, largest = "modulated_epilogue_backward", None if magnitudes is None else magnitudes[k]
+        epilogue = OPS[name] if largest is None else partial(epilogue_backward_kernel, largest=largest)
+        of_product, of_demodulation, of_skip, of_following, of_rgb = epilogue(
             seen.products[k],
             layers[k].demodulation,
             slope,
@@ -101,7 +118,7 @@ def _differentiate(
             total.rgb_weight[color] += of_rgb
         if ends_block:
             of_block = of_skip if has_skip else None
-        rows = Rows.of(of_product.flatten(0, 1), split=weights[k].split)
+        rows = Rows(of_product.flatten(0, 1), largest)
         if with_weights:
             of_weight = multiply_over_rows(seen.inputs[k], rows)
             (total.hidden_weight[k - 1] if k else total.first_weight).add_(of_weight)

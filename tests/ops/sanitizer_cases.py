@@ -149,13 +149,15 @@ def modulated_epilogue(module: ModuleType) -> None:
         rgb_weight, rgb, rgb_sum = normal(3, channels), normal(batch, pixels, 3), normal(batch, pixels, 3)
         inputs = tuple(map(address, (product, demodulation, skip, next_modulation, rgb_weight)))
         outputs = (address(y), address(modulated), address(rgb_sum))
-        module.modulated_epilogue(DEVICE, STREAM, number, *inputs, address(rgb), *outputs, *sizes, 0.2)
-        module.modulated_epilogue(DEVICE, STREAM, number, *inputs[:4], 0, 0, *outputs[:2], 0, *sizes, 0.2)
+        largest = np.zeros(1, np.float32)
+        measured = (address(largest), *sizes, 0.2)
+        module.modulated_epilogue(DEVICE, STREAM, number, *inputs, address(rgb), *outputs, *measured)
+        module.modulated_epilogue(DEVICE, STREAM, number, *inputs[:4], 0, 0, *outputs[:2], 0, 0, *sizes, 0.2)
         parts = module.modulated_epilogue_parts(*sizes)
         like = (product, demodulation, skip, next_modulation, rgb_weight)
         gradients = [np.empty_like(x) for x in (*like, np.empty((batch, parts, 5, channels), np.float32))]
         given = (*inputs, *outputs, *map(address, gradients))
-        module.modulated_epilogue_backward(DEVICE, STREAM, number, *given, *sizes, parts, 0.2)
+        module.modulated_epilogue_backward(DEVICE, STREAM, number, *given, address(largest), *sizes, parts, 0.2)
 
 
 def modulated_inr(module: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product as combinations
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from cips3d.ops import ModulatedEpilogue, modulated_epilogue
 from cips3d.ops.library import OPS
+from cips3d.ops.modulated_epilogue import epilogue_backward_kernel, epilogue_kernel
 
 # Vectors and single channels; rows of fewer lanes than a warp, of one warp, of several strips; several blocks an image
 # forward, several parts of it backward.
@@ -284,6 +286,25 @@ def test_only_product_and_skip_are_kept(kernel_backend: Backend) -> None:
         modulated_epilogue(**inputs)
     large = [tensor.data_ptr() for tensor in kept if tensor.numel() >= inputs["rgb"].numel()]
     assert sorted(large) == sorted(inputs[name].data_ptr() for name in ("product", "skip"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", [None, math.inf, math.nan])
+def test_largest_magnitudes_are_left_in_passing(
+    kernel_backend: Backend, shape: tuple[int, int, int], value: float | None
+) -> None:
+    """Of what products take next, forward and backward: that of NaN is larger than all others."""
+    inputs = {name: t.to(kernel_backend.device) for name, t in sample_inputs(shape, torch.float32).items()}
+    if value is not None:
+        inputs["skip"][-1, -1, -1] = inputs["rgb"][0, 0, 0] = value
+    largest = torch.zeros(2, device=kernel_backend.device)
+    given = [inputs[name] for name in ("product", "demodulation", "skip", "next_modulation", "rgb_weight")]
+    given.insert(2, 0.2)
+    _, modulated, _ = epilogue_kernel(*given, None, True, largest=largest[0])
+    grads = (inputs["skip"], None, inputs["rgb"])
+    of_product, *_ = epilogue_backward_kernel(*given, *grads, [True, False, True, False, True], largest=largest[1])
+    expected = torch.stack([modulated.abs().amax(), of_product.abs().amax()])
+    torch.testing.assert_close(largest, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(2, 70, 512), (1, 40, 1030), (2, 300, 5)])

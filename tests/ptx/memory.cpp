@@ -257,6 +257,8 @@ Handler memory_handler(const std::string& opcode) {
       {"red.global.add.u32", atomic<uint32_t, false, sum<uint32_t>>},
       {"atom.shared.max.s32", atomic<int32_t, true, larger>},
       {"red.shared.max.s32", atomic<int32_t, true, larger>},
+      {"atom.global.max.s32", atomic<int32_t, false, larger>},
+      {"red.global.max.s32", atomic<int32_t, false, larger>},
       {"atom.acq_rel.cta.shared::cta.add.u32", atomic<uint32_t, true, sum<uint32_t>>},
       {"prefetch.global.L1", nothing},
       {"fence.proxy.async.shared::cta", nothing},
