@@ -49,6 +49,7 @@ struct SineEpilogue : PhaseEpilogue<SineEpilogue<T>, T> {
 }  // namespace
 
 PackedMatrix prepare_phase(cudaStream_t stream, const SineLayer& layer, float row_scale, Pointer workspace) {
+  check_images(layer.batch);  // before anything is launched for them
   const LayerWorkspace memory(workspace, layer.matrices(), layer.batch, layer.out, layer.in);
   const int64_t blocks = layer.matrices() * padded_columns(layer.out) / (kPrepareThreads / 32);
   launch(prepare_phase_kernel, dim3(blocks_for(blocks, 1)), kPrepareThreads, 0, stream, layer, row_scale, memory.units,

@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
 template <class E, class S, class T>
 void launch_input_gradient(cudaStream_t stream, const SineLayer& layer, Pointer slope, Pointer workspace, Pointer dx,
                            int64_t rows, bool fast) {
+  check_images(layer.batch);
   const LayerWorkspace memory(workspace, layer.batch, layer.batch, layer.in, layer.out);
   const int64_t blocks = layer.batch * padded_columns(layer.in) / (kPrepareThreads / 32);
   launch(prepare_transposed_kernel<E>, dim3(blocks_for(blocks, 1)), kPrepareThreads, 0, stream, layer, memory.units,

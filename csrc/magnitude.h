@@ -11,7 +11,7 @@ constexpr bool kMeasures = std::is_same<T, float>::value;
 template <int N>
 __device__ __forceinline__ void measure(int& most, const float (&values)[N]) {
 #pragma unroll
-  for (int e = 0; e < N; e++) most = max(most, static_cast<int>(__float_as_uint(fabsf(values[e]))));
+  for (int e = 0; e < N; e++) most = max(most, static_cast<int>(__float_as_uint(values[e]) & 0x7fffffffu));
 }
 
 // By all lanes of a warp.

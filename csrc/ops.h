@@ -90,8 +90,8 @@ void film_siren_weight_gradient(cudaStream_t stream, int dtype, int x_dtype, Poi
 
 // split_matmul.cu: all float32. packed: as many bytes as split_matmul_packed_bytes says, W whose element (k, n) is at
 // k depth_stride + n column_stride. x [rows, depth], y [rows, columns]; largest: magnitude in x, on the device.
-// As packed and multiplied with the same CIPS3D_WGMMA. The first query: whether warpgroups multiply (9.0).
-bool split_matmul_warpgroups(int columns);
+// How W is packed depends on CIPS3D_WGMMA and on shared memory, which have to be the same when it is multiplied.
+bool split_matmul_warpgroups(int columns);  // whether warpgroups multiply (9.0)
 int64_t split_matmul_packed_bytes(int columns, int depth);
 void split_matmul_pack(cudaStream_t stream, Pointer weight, Pointer packed, int columns, int depth,
                        int64_t column_stride, int64_t depth_stride);
@@ -116,8 +116,8 @@ void film_siren_points_backward(cudaStream_t stream, int dtype, Pointer x, Point
 // modulated_epilogue.cu: product, skip, y, modulated [batch, pixels, channels] of dtype; demodulation, next_modulation
 // [batch, channels], rgb_weight [3, channels], rgb and rgb_sum [batch, pixels, 3] float32. Gradients have the shape of
 // what they belong to; partial [batch, parts, 5, channels] float32 where one of the three summed gradients is asked
-// for. largest: a float32 number that is raised to the largest magnitude in `modulated` or grad_product of float32, or
-// null.
+// for. largest: a float32 number, not negative, that is raised to the largest magnitude in `modulated` or grad_product
+// of float32, or null.
 void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer demodulation, Pointer skip,
                         Pointer next_modulation, Pointer rgb_weight, Pointer rgb, Pointer y, Pointer modulated,
                         Pointer rgb_sum, Pointer largest, int64_t batch, int64_t pixels, int channels, double slope);

@@ -65,8 +65,8 @@ bool multiplies_in_panels(int columns) {
          SplitProduct<2>::kBytes <= device_limits().shared_block;
 }
 
-// Panels side by side in a block: two where there are enough tiles for all multiprocessors, or as many rounds of them
-// as with one.
+// Panels side by side in a block: two, unless that takes over an eighth longer. A round of tiles of two panels lasts as
+// long as two rounds of tiles of one.
 int panels_of(int64_t rows, int columns) {
   const int64_t panels = ceil_div(columns, kPanelColumns), row_tiles = ceil_div<int64_t>(rows, kSplitRows);
   const int64_t multiprocessors = device_limits().multiprocessors;
@@ -142,9 +142,10 @@ void split_matmul_over_rows(cudaStream_t stream, Pointer x, Pointer y, Pointer x
     const bool x_aligned = x_columns % 4 == 0 && aligned_to(x_, 16);
     const bool y_aligned = y_columns % 4 == 0 && aligned_to(y_, 16);
     const bool wide = y_columns % 4 == 0 && aligned_to(output<float>(partial), 16);
-    launch(split_sums_kernel, grid_of(tiles_of_sums(x_columns, y_columns), parts, 1), dim3(SplitSums::kThreads),
-           SplitSums::kBytes, stream, x_, y_, input<float>(x_largest), input<float>(y_largest), output<float>(partial),
-           rows_of_image(rows), x_columns, y_columns, x_aligned, y_aligned, wide);
+    launch(split_sums_kernel<SplitSums>, grid_of(tiles_of_sums(x_columns, y_columns), parts, 1),
+           dim3(SplitSums::kThreads), SplitSums::kBytes, stream, x_, y_, input<float>(x_largest),
+           input<float>(y_largest), output<float>(partial), rows_of_image(rows), x_columns, y_columns, x_aligned,
+           y_aligned, wide);
     return;
   }
   launch_weight_gradient<half, float, float>(stream, x, y, x_largest, y_largest, partial, 0, 1, rows, y_columns,

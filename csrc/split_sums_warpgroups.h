@@ -4,8 +4,8 @@
 // A block has a tile of 128 by 256 of G, x's columns by y's, and a part of the rows; each of its two warpgroups 64 of
 // x's columns. Both tensors stream through shared memory as they are. Of x every warp reads its 16 columns and splits
 // them into operands in registers; y is split by all threads, a column each, and written to shared memory, from where
-// matrix instructions of four warps (wgmma) read it by themselves. While one chunk of rows is multiplied, the next one
-// is split. Parts are added up by the caller, in order.
+// matrix instructions of four warps (wgmma) read it by themselves. While one chunk of rows is multiplied, y of the
+// next one is split. Parts are added up by the caller, in order.
 #pragma once
 #include "split_matmul_warpgroups.h"
 #include "weight_gradient.h"
@@ -172,13 +172,14 @@ struct SplitSums {
 };
 
 // grid: tiles of G (y's columns fastest), parts.
-__global__ void __launch_bounds__(SplitSums::kThreads, 1)
+template <class Sums>
+__global__ void __launch_bounds__(Sums::kThreads, 1)
     split_sums_kernel(const float* __restrict__ x, const float* __restrict__ y, const float* __restrict__ x_largest,
                       const float* __restrict__ y_largest, float* __restrict__ partial, int rows, int out, int in,
                       bool x_aligned, bool y_aligned, bool wide) {
 #if CIPS3D_HAS_WGMMA
   SharedArrays shared;
-  SplitSums(shared, x, y, x_largest, y_largest, partial, rows, out, in, x_aligned, y_aligned, wide).run();
+  Sums(shared, x, y, x_largest, y_largest, partial, rows, out, in, x_aligned, y_aligned, wide).run();
 #else
   __trap();
 #endif

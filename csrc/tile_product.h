@@ -277,10 +277,15 @@ inline int parts_for(int64_t groups, int64_t most, int64_t slots) {
   return static_cast<int>(std::min(best, most));
 }
 
+constexpr int64_t kMostBlocks = 65535;  // along y and z
+
+inline void check_images(int64_t images) {
+  if (images > kMostBlocks) throw std::invalid_argument("more than 65535 images");
+}
+
 inline dim3 grid_of(int64_t x, int64_t y, int64_t images) {
-  constexpr int64_t kMost = 65535;  // blocks along y and z
-  if (images > kMost) throw std::invalid_argument("more than 65535 images");
-  if (y > kMost) throw std::invalid_argument("too many blocks for one launch");
+  check_images(images);
+  if (y > kMostBlocks) throw std::invalid_argument("too many blocks for one launch");
   return dim3(blocks_for(x, 1), static_cast<unsigned>(y), static_cast<unsigned>(images));
 }
 

@@ -69,12 +69,8 @@ def _evaluate(
 
 
 def _magnitudes(features: Tensor, layers: Sequence[ModulatedWeight], weights: Sequence[SharedWeight]) -> Tensor | None:
-    """[L] zeros, which epilogues raise to the largest magnitude of what they hand on; None: products do not need it.
-
-    Without pixels nothing is handed on, and plain PyTorch multiplies.
-    """
-    images, pixels, _ = features.shape
-    return features.new_zeros(len(layers)) if weights[0].split and images * pixels > 0 else None
+    """[L] zeros, which epilogues raise to the largest magnitude of what they hand on; None: products do not need it."""
+    return features.new_zeros(len(layers)) if weights[0].split else None
 
 
 def _differentiate(

@@ -27,10 +27,10 @@ def split_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
     Both are scaled by powers of two, W column by column, and split into high and low parts of float16; then
     x W ≈ x_high W_high + x_high W_low + x_low W_high, added up in float32. An element is off by at most 2^-22 of itself
-    or 2^-39 of the largest magnitude in x, or in its column of W. Differentiable any number of times, by products of
-    the same kind. A product with an x that is not finite everywhere is NaN everywhere. Where kernels do not compute,
-    it is PyTorch's `x @ weight`. Compute capability 9.0 has kernels of its own for more than 64 columns; the
-    environment variable CIPS3D_WGMMA=0 refuses them.
+    or 2^-39 of the largest magnitude in x, or in its column of W, where that is above 2^-106. Differentiable any number
+    of times, by products of the same kind. A product with an x that is not finite everywhere is NaN everywhere. Where
+    kernels do not compute, it is PyTorch's `x @ weight`. Compute capability 9.0 has kernels of its own, for more than
+    64 columns, and for sums over rows of more than 64 by 128; the environment variable CIPS3D_WGMMA=0 refuses them.
 
     Args:
         x: [..., in], all rows of any images; float32 for the kernels.
@@ -137,6 +137,8 @@ class PackedWeight(NamedTuple):
     def after(self, x: Rows) -> Tensor:
         """x W."""
         y = x.values.new_empty(x.values.shape[0], self.columns)
+        if y.numel() == 0:
+            return y
         tensors = (x.values.contiguous(), x.largest, self.packed, y)
         kernels.launch("split_matmul", *tensors, y.shape[0], self.columns, self.depth)
         return y

@@ -322,9 +322,8 @@ def test_every_schedule_gives_the_same(kernel_backend: Backend, shape: tuple[int
 def test_registration(backend: Backend, without: tuple[str, ...]) -> None:
     inputs = on(backend, sample_inputs((2, 5, 8), torch.float32, without))
     product, demodulation, skip, modulation, weight, rgb = (inputs.get(n) for n in ("product", *OPTIONAL))
-    for return_output in (True, False):
-        arguments = (product, demodulation, 0.2, skip, modulation, weight, rgb, return_output)
-        torch.library.opcheck(OPS["modulated_epilogue"].overload, arguments)
+    arguments = (product, demodulation, 0.2, skip, modulation, weight, rgb, not without)
+    torch.library.opcheck(OPS["modulated_epilogue"].overload, arguments)
     constants = [None if t is None else t.detach() for t in (product, demodulation, skip, modulation, weight, rgb)]
     product, demodulation, skip, modulation, weight, rgb = constants
     upstream = (product, None if modulation is None else product, rgb)

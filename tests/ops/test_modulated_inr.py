@@ -64,11 +64,14 @@ def test_high_rounds_products_and_not_gradients(kernel_backend: Backend) -> None
 
 
 def test_features_without_channels(kernel_backend: Backend) -> None:
-    """Several tiles a block, so that what none of the first layer's slabs starts is not waited for."""
+    """Several tiles a block, so that what none of the first layer's slabs starts is not waited for; and gradients."""
     s = Setting(0, 256, 2, 2, 0, pixels=700, images=1)
     ours, _ = both(sample_inputs(s), kernel_backend)
     for precision in TOLERANCE:
-        assert torch.equal(run(ours, s, precision), torch.zeros(1, 700, 3, device=kernel_backend.device))
+        found = run(ours, s, precision)
+        assert torch.equal(found, torch.zeros(1, 700, 3, device=kernel_backend.device))
+        gradients = torch.autograd.grad(found.sum(), ours.leaves(), allow_unused=True)
+        assert not any(gradient.any() for gradient in gradients if gradient is not None)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

@@ -32,7 +32,8 @@ def test_values_and_gradients(backend: Backend, every_architectures: None, shape
     given = on(backend, sample([rows], *widths))
     found = products(*given)
     assert all(product.dtype == torch.float32 for product in found)
-    check(found, *given)
+    # A sum over rows is left to tensor cores, which round toward zero, for up to 512 of them at a time.
+    check(found, *given, over_rows=2 * TOLERANCE)
 
 
 def test_kernels_are_as_accurate_as_float32(kernel_backend: Backend, every_architectures: None) -> None:

@@ -170,7 +170,7 @@ def test_gradients_of_any_order_in_float64(case: str) -> None:
     for function in (lambda image: upfirdn2d(image, kernel, up, down, padding), registered):
         assert torch.autograd.gradcheck(function, x)
         # The operation is linear: its double backward is trivial, so a nonlinear function of it is checked.
-        assert torch.autograd.gradgradcheck(lambda image, f=function: f(image).square(), x)
+        assert torch.autograd.gradgradcheck(lambda image, f=function: f(image).square(), x, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -295,7 +295,7 @@ def test_every_schedule_gives_the_same(kernel_backend: Backend, case: str) -> No
         assert all(torch.equal(found[0], again) for again in found[1:])
 
 
-@pytest.mark.parametrize("case", ["blur and halve", "twelve taps, double", "two-dimensional, all different"])
+@pytest.mark.parametrize("case", ["blur and halve", "two-dimensional, all different"])
 def test_registration(backend: Backend, case: str) -> None:
     x, kernel, up, down, padding = on(backend, case)
     arguments = (x.requires_grad_(), kernel, pair(up), pair(down), list(sides(padding)), False)
