@@ -267,6 +267,7 @@ inline int blocks_resident(const DeviceLimits& device, size_t shared) {
 // Into how many parts each of `groups` is cut, at most `most`, for `slots` blocks at a time: the fewest that leave
 // hardly a block idle in the last wave, since what a block does once counts against it.
 inline int parts_for(int64_t groups, int64_t most, int64_t slots) {
+  if (groups == 0) throw std::invalid_argument("nothing to compute");
   const int64_t one_wave = std::max<int64_t>(1, slots / groups);
   int64_t best = one_wave;
   double best_share = 0.0;

@@ -56,10 +56,14 @@ class DeepSirenField(NamedTuple):
 def check_deep_field(field: DeepSirenField, batch: int) -> None:
     """Raise ValueError, naming the argument, unless the field's tensors fit together and to a batch of images."""
     width, _ = check_shape("field.first_weight", field.first_weight, (None, 3))
+    if width < 1:
+        raise ValueError("field.first_weight must have at least one row, got none")
     hidden, _, _ = check_shape("field.hidden_weight", field.hidden_weight, (None, width, width))
     if hidden < 1:
         raise ValueError("field.hidden_weight must hold at least one layer, got none")
     color, _ = check_shape("field.color_weight", field.color_weight, (None, 3 + width))
+    if color < 1:
+        raise ValueError("field.color_weight must have at least one row, got none")
     shapes: dict[str, tuple[int, ...]] = {
         "trunk_bias": (hidden + 1, width),
         "trunk_gain": (batch, hidden + 1, width),

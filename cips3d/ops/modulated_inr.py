@@ -205,8 +205,8 @@ def _kernel(features: Tensor, *arguments: Any) -> Tensor:
     layers = StackedLayers(*arguments[:LAYERS])
     skip_from, slope, rounds, _ = arguments[LAYERS:]
     require_float32(features=features, **layers._asdict())
-    if rgb.numel() == 0:
-        return rgb
+    if rgb.numel() == 0 or layers.first_weight.shape[1] == 0:
+        return rgb.zero_()
     count, colors = layers.demodulation.shape[1], layers.rgb_weight.shape[0]
     sizes = (*features.shape, layers.first_weight.shape[1], count)
     device = features.device

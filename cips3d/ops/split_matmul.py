@@ -137,8 +137,8 @@ class PackedWeight(NamedTuple):
     def after(self, x: Rows) -> Tensor:
         """x W."""
         y = x.values.new_empty(x.values.shape[0], self.columns)
-        if y.numel() == 0:
-            return y
+        if y.numel() == 0 or self.depth == 0:
+            return y.zero_()
         tensors = (x.values.contiguous(), x.largest, self.packed, y)
         kernels.launch("split_matmul", *tensors, y.shape[0], self.columns, self.depth)
         return y
@@ -165,9 +165,9 @@ class SharedWeight:
 
 def multiply_over_rows(x: Rows, y: Rows) -> Tensor:
     """xᵀ y, [C of x, C of y]; parts of the sum are added up in order, the same every time."""
-    if x.largest is None or y.largest is None:
-        return x.values.mT @ y.values
     sizes = (*x.values.shape, y.values.shape[1])
+    if x.largest is None or y.largest is None or 0 in sizes:
+        return x.values.mT @ y.values
     parts = kernels.module_for(x.values.device).split_matmul_over_rows_parts(x.values.device.index or 0, *sizes)
     partial = x.values.new_empty(parts, *sizes[1:])
     tensors = (x.values.contiguous(), y.values.contiguous(), x.largest, y.largest, partial)

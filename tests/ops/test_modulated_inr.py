@@ -22,7 +22,7 @@ from ops.inr_networks import (
 from reference_records import relative_l2
 from torch import Tensor
 
-from cips3d.ops import Precision, modulated_inr_backward
+from cips3d.ops import ModulatedWeight, Precision, modulated_inr, modulated_inr_backward
 from cips3d.ops.library import OPS
 
 
@@ -72,6 +72,17 @@ def test_features_without_channels(kernel_backend: Backend) -> None:
         assert torch.equal(found, torch.zeros(1, 700, 3, device=kernel_backend.device))
         gradients = torch.autograd.grad(found.sum(), ours.leaves(), allow_unused=True)
         assert not any(gradient.any() for gradient in gradients if gradient is not None)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_layers_without_channels(backend: Backend, precision: Precision) -> None:
+    device = backend.device
+    features, weight = torch.ones(2, 9, 5, device=device), torch.ones(5, 0, device=device).requires_grad_()
+    layers = [ModulatedWeight.of(w, w.new_ones(2, len(w))) for w in (weight, weight[:0])]
+    rgb = modulated_inr(features.requires_grad_(), layers, [features.new_ones(3, 0)], skip_from=1, precision=precision)
+    assert torch.equal(rgb, torch.zeros(2, 9, 3, device=device))
+    (gradient,) = torch.autograd.grad(rgb.sum(), features, allow_unused=True)
+    assert gradient is None or torch.equal(gradient, torch.zeros_like(features))
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

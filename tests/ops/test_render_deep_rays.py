@@ -296,6 +296,8 @@ def test_wider_layers_are_composed(kernel_backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
+        ("first_weight", (0, 3)),
+        ("color_weight", (0, 35)),
         ("hidden_weight", (0, 32, 32)),
         ("hidden_weight", (2, 32, 31)),
         ("trunk_gain", (1, 3, 32)),
