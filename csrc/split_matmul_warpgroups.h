@@ -5,8 +5,8 @@
 // registers, in which it is split. A warp copies its own 16 rows of x. So the warps share nothing but W, and while a
 // warpgroup adds up what it has multiplied, or stores it, the other one multiplies.
 //
-// With 256 columns half as much of x is read and split as with 128, and a quarter less in all: of a layer 512 to 512
-// L2 has 768 KB to give for 128 by 256 of y.
+// With 256 columns half as many blocks read and split a row of x as with 128, and L2 gives a quarter less: of a layer
+// 512 to 512, 768 KB for 128 by 256 of y where two blocks of 128 by 128 take 1 MB.
 #pragma once
 #include "bulk_stages.h"
 #include "tile_product.h"
@@ -22,7 +22,7 @@ constexpr int kPanelGroup = kPanelColumns / 8 * kPanelCore;  // halves of eight 
 // W [depth, columns] as these kernels read it: [columns / 128, depth / 32, 2, 4, 16, kPanelCore], high parts and low
 // parts as core matrices (warpgroup.h), zeros beyond the edges. The depth is numbered anew within a step, and columns
 // are within 16, as in tile_product.h.
-//
+
 // Writes elements 4 i to 4 i + 3 of column n, as pack_row hands them over; chunks: depth / 32.
 __device__ __forceinline__ void store_in_panel(half* panels, int n, int i, int chunks, uint4 unit) {
   const int step = i / 4, group = n % kPanelColumns / 16 * 2 + n % 4 / 2, row = n % 16 / 4 * 2 + n % 2;
