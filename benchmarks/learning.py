@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cips3d.data.heads import load_heads
+from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.images import ImageSource
 from cips3d.evaluation.frechet import features_of, frechet_distance
 from cips3d.evaluation.image_network import all_pixels
@@ -28,8 +28,10 @@ from cips3d.evaluation.image_sets import generated_series
 from cips3d.evaluation.judges import TEACHING_SEED, WIDE, Teaching
 from cips3d.evaluation.pose import PoseRegressor, poses_from_front, response_of, train_pose_regressor, yaw_response
 from cips3d.evaluation.sliced_wasserstein import patch_sliced_wasserstein
+from cips3d.pictures import from_uint8
 from cips3d.process.versions import processor
 from cips3d.rendering import load_generator
+from cips3d.training.config import TrainConfig
 from cips3d.training.loop import train
 from cips3d.training.presets import preset
 from cips3d.training.resolving import resolved
@@ -47,11 +49,14 @@ class Distances:
 
 
 class HeldOut:
-    """Held-out heads at one resolution, and a pose regressor taught on others, as `pose_judge`'s are."""
+    """Held-out heads at one resolution, seen as a training sees its own, and a pose regressor taught on others.
 
-    def __init__(self, resolution: int, images: int) -> None:
-        self.real = pixels(load_heads(resolution, images, HELD_OUT_SEED))
-        lessons = load_heads(resolution, Teaching().heads, TEACHING_SEED, poses=WIDE)
+    It is taught as `pose_judge`'s are.
+    """
+
+    def __init__(self, resolution: int, images: int, config: TrainConfig) -> None:
+        self.real = pixels(heads_of(config, resolution, images, HELD_OUT_SEED))
+        lessons = load_heads(resolution, Teaching().heads, TEACHING_SEED, poses=WIDE, fov_degrees=config.fov_degrees)
         self.regressor: PoseRegressor = train_pose_regressor(lessons, steps=Teaching().steps)
         self.real_features = features_of([self.real]), features_of([self.real], self.regressor.features)
 
@@ -63,7 +68,12 @@ class HeldOut:
 
 def pixels(source: ImageSource) -> Tensor:
     """All images [N, 3, R, R] in [-1, 1]."""
-    return all_pixels(source).float() / 127.5 - 1
+    return from_uint8(all_pixels(source))
+
+
+def heads_of(config: TrainConfig, resolution: int, count: int, seed: int = 0) -> SyntheticHeads:
+    """Heads seen by the cameras of a training."""
+    return load_heads(resolution, count, seed, poses=config.poses, fov_degrees=config.fov_degrees)
 
 
 def row(name: str, seconds: float | None, distances: Distances, rest: str = "") -> str:
@@ -83,9 +93,9 @@ def main() -> None:
 
     base = replace(preset(arguments.preset), steps=arguments.steps)
     resolution = resolved(base).stages[-1].resolution
-    load_heads(resolution, base.heads)  # made outside of the time that is measured
-    held_out = HeldOut(resolution, arguments.images)
-    other = load_heads(resolution, arguments.images, HELD_OUT_SEED + 1)
+    heads_of(base, resolution, base.heads)  # made outside of the time that is measured
+    held_out = HeldOut(resolution, arguments.images, base)
+    other = heads_of(base, resolution, arguments.images, HELD_OUT_SEED + 1)
     with torch.no_grad():
         truth = poses_from_front(other)[:, 0]
         seen = held_out.regressor(pixels(other))[:, 0]
@@ -115,7 +125,12 @@ def main() -> None:
             images = torch.cat(list(generated_series(loaded, arguments.images, seed=IMAGES_SEED)))
             distances = held_out(images)
             response = yaw_response(
-                loaded.generator, held_out.regressor, base.volume, resolution=resolution, faces=TURNED_FACES
+                loaded.generator,
+                held_out.regressor,
+                base.volume,
+                resolution=resolution,
+                fov_degrees=base.fov_degrees,
+                faces=TURNED_FACES,
             )
             turned = f"{response.slope:.2f} ({response.correlation:.2f})"
             print(row(f"seed {seed}", seconds, distances, turned), flush=True)

@@ -1,4 +1,7 @@
-"""The training step of the published 256² stage: batch 4, gradients through every ray, R1 every 16 steps."""
+"""A training step like the published 256² stage's: batch 4, R1 every 16 steps.
+
+The NeRF learns too, through every ray, and the discriminator has all of its newest block: the most that a step can be.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cips3d.models.cips3d import CIPS3D
 from cips3d.ops import Precision, kernels
-from cips3d.ops.precision import matmul_precision
+from cips3d.ops.precision import product_precision
 from cips3d.training.config import Amp, TrainConfig
 from cips3d.training.distributed import Processes
 from cips3d.training.objectives import StepReport
@@ -32,17 +35,17 @@ from cips3d.training.step import TrainingStep
 BLURS = import_module("cips3d.ops.upfirdn2d")  # the module; the package has the function of that name
 
 BFLOAT16 = Amp(nerf="bf16", inr="bf16", discriminator="bf16")
-KINDS: dict[str, tuple[Precision, Amp]] = {
-    "train_step_256": ("highest", Amp()),
+KINDS: dict[str, tuple[Precision | None, Amp]] = {
+    "train_step_256": (None, Amp()),  # as PyTorch is set by itself: float32, but TF32 for convolutions
     "train_step_256_high": ("high", Amp()),
-    "train_step_256_bf16": ("highest", BFLOAT16),
+    "train_step_256_bf16": (None, BFLOAT16),
 }
 
 
-def config_256(precision: Precision, amp: Amp, *, on_gpu: bool) -> TrainConfig:
+def config_256(precision: Precision | None, amp: Amp, *, on_gpu: bool) -> TrainConfig:
     """Elsewhere than on a GPU, pictures of 8²."""
     config = resolved(replace(preset("ffhq"), batch_size=4, precision=precision, amp=amp))
-    stage = replace(config.stages[-1], freeze_nerf=False, grad_points=None)
+    stage = replace(config.stages[-1], freeze_nerf=False, grad_points=None, fade_steps=0)
     if not on_gpu:
         stage = replace(stage, resolution=8)
     return replace(config, stages=(stage,), r1_every=16)
@@ -77,7 +80,7 @@ class Steps:
         """
         now = plan_at(self.config, 0 if regularised else 1)
         assert now.r1_due is regularised
-        with matmul_precision(self.config.precision):
+        with product_precision(self.config.precision):
             report = self.step(self.real, now)
         if not report.finite:
             raise RuntimeError("a loss or gradient of a training step was not finite")

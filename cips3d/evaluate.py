@@ -231,7 +231,9 @@ def real_images(
         return None
     if options.data == HEADS:
         count = HEADS_COUNT if options.heads is None else options.heads
-        return open_training_source(None, resolution, heads=count, poses=loaded.poses if loaded else None)
+        if loaded is None:
+            return open_training_source(None, resolution, heads=count)
+        return open_training_source(None, resolution, heads=count, poses=loaded.poses, fov_degrees=loaded.fov_degrees)
     return open_training_source(options.data, resolution)
 
 

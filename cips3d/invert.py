@@ -126,7 +126,7 @@ def settings_of(loaded: LoadedGenerator, options: Options) -> InversionSettings:
     return InversionSettings(
         steps=options.steps,
         tune_steps=(TUNE_STEPS if options.tune_steps is None else options.tune_steps) if options.tune else 0,
-        pose=None if pose is None else (loaded.poses.pitch_mean + pose[1], loaded.poses.yaw_mean + pose[0]),
+        pose=None if pose is None else (loaded.poses.front_pitch + pose[1], loaded.poses.yaw_mean + pose[0]),
         starts=options.starts,
         perceptual=options.perceptual,
         perceptual_weight=options.perceptual_weight,
@@ -157,7 +157,7 @@ def described(options: Options, loaded: LoadedGenerator, found: Inversion) -> st
     latent = options.out / LATENT_NAME
     seen = ""
     if found.camera is not None:
-        yaw, pitch = found.camera.yaw - loaded.poses.yaw_mean, found.camera.pitch - loaded.poses.pitch_mean
+        yaw, pitch = found.camera.yaw - loaded.poses.yaw_mean, found.camera.pitch - loaded.poses.front_pitch
         seen = f"seen from yaw {yaw:.3f} and pitch {pitch:.3f}, "
     likeness = f"PSNR {found.psnr:.1f} dB"
     if found.tuned_psnr is not None:
@@ -204,7 +204,7 @@ def check_model(loaded: LoadedGenerator, options: Options) -> None:
     if not generator.is_3d and options.pose is not None:
         raise UserError(f"{name} is a 2-D model and has no camera; leave out --pose")
     check_resolution_of(loaded, options.resolution)
-    front = loaded.poses.pitch_mean
+    front = loaded.poses.front_pitch
     if options.pose is not None and not 0 < front + options.pose[1] < math.pi:
         raise UserError(
             f"--pose with pitch {options.pose[1]:g} goes over a pole; give one between {-front:.2f} and "

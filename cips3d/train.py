@@ -84,15 +84,22 @@ def defaults(preset_name: str | None, resume: Path | None, init_from: Path | Non
     """The configuration before flags are applied.
 
     Raises:
-        UserError: unknown preset or device, unreadable checkpoint, or a fine-tuning without one.
+        UserError: unknown preset or device, unreadable checkpoint, one for other networks than the preset's, or a
+            fine-tuning without one.
     """
     if resume is not None:
         return replace(config_of(resume), resume=resume, init_from=None, out=None)
+    flag = "--preset" if preset_name else "the default --preset"
     name = preset_name or ("heads64" if choose_device(device).type == "cuda" else "tiny")
     config = preset(name)
     if init_from is not None:
         trained = load_networks(init_from)
-        rendering = trained.rendering
+        rendering, system = trained.rendering, trained.generator_config.system
+        if name != "finetune" and system != config.generator.system:  # whose rates and losses are for other networks
+            raise UserError(
+                f"--init-from {init_from} is a {system}, and {flag} {name} is for {config.generator.system}; "
+                f"give --preset finetune, or another one for {system}"
+            )
         return replace(
             config,
             resolution=rendering.resolution if name == "finetune" else None,  # its one stage, at the model's own size

@@ -15,11 +15,11 @@ constexpr int kVectorsAThread = sizeof(Index) == 4 ? 4 : 1;
 // y = gain * lrelu(x + bias), or with a sign tensor, y = gain * slope(sign) * (x + bias), slope 1 where sign > 0.
 template <class T, int N, class Index, bool kBySign>
 __global__ void __launch_bounds__(kThreads)
-    activate_kernel(const T* __restrict__ x,     // [B, C, inner]
-                    const T* __restrict__ bias,  // [C] or null
-                    const T* __restrict__ sign,  // [B, C, inner], only with kBySign
-                    T* __restrict__ y,           // [B, C, inner]
-                    Index vectors, Index channels, Index inner, float slope, float gain) {
+    bias_leaky_relu_kernel(const T* __restrict__ x,     // [B, C, inner]
+                           const T* __restrict__ bias,  // [C] or null
+                           const T* __restrict__ sign,  // [B, C, inner], only with kBySign
+                           T* __restrict__ y,           // [B, C, inner]
+                           Index vectors, Index channels, Index inner, float slope, float gain) {
   constexpr int kVectors = kVectorsAThread<Index>;
   const Index first = static_cast<Index>(blockIdx.x) * (kThreads * kVectors) + threadIdx.x;
   Vector<T, N> in[kVectors], signs[kVectors];
@@ -52,12 +52,12 @@ __global__ void __launch_bounds__(kThreads)
 // A block has one channel and `part_vectors` of its B * inner / N vectors.
 template <class T, int N, class Index>
 __global__ void __launch_bounds__(kPartThreads)
-    backward_kernel(const T* __restrict__ dy,     // [B, C, inner]
-                    const T* __restrict__ y,      // [B, C, inner], whose sign decides
-                    T* __restrict__ dx,           // [B, C, inner]
-                    float* __restrict__ partial,  // [parts, C] or null
-                    Index channel_vectors,        // B * inner / N
-                    Index part_vectors, Index channels, Index inner_vectors, float slope, float gain) {
+    bias_leaky_relu_backward_kernel(const T* __restrict__ dy,     // [B, C, inner]
+                                    const T* __restrict__ y,      // [B, C, inner], whose sign decides
+                                    T* __restrict__ dx,           // [B, C, inner]
+                                    float* __restrict__ partial,  // [parts, C] or null
+                                    Index channel_vectors,        // B * inner / N
+                                    Index part_vectors, Index channels, Index inner_vectors, float slope, float gain) {
   const Index channel = blockIdx.x % channels, part = blockIdx.x / channels;
   const Index end = min(channel_vectors, (part + 1) * part_vectors);
   float sum = 0.0f;
@@ -91,9 +91,9 @@ __global__ void __launch_bounds__(kPartThreads)
 
 // db[c] = sum over parts of partial[part, c], in index order: the same result every time.
 template <class T>
-__global__ void __launch_bounds__(kThreads) add_parts_kernel(const float* __restrict__ partial,  // [parts, C]
-                                                             T* __restrict__ db,                 // [C]
-                                                             int parts, int channels) {
+__global__ void __launch_bounds__(kThreads) add_bias_parts_kernel(const float* __restrict__ partial,  // [parts, C]
+                                                                  T* __restrict__ db,                 // [C]
+                                                                  int parts, int channels) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   if (channel >= channels) return;
   float sum = 0.0f;
@@ -123,7 +123,8 @@ void bias_leaky_relu(cudaStream_t stream, int dtype, Pointer x, Pointer bias, Po
       const int64_t vectors = batch * channels * inner / N;
       for_index(batch * channels * inner, [&](auto index) {
         using Index = decltype(index);
-        const auto kernel = sign_ ? activate_kernel<T, N, Index, true> : activate_kernel<T, N, Index, false>;
+        const auto kernel =
+            sign_ ? bias_leaky_relu_kernel<T, N, Index, true> : bias_leaky_relu_kernel<T, N, Index, false>;
         const dim3 grid(blocks_for(vectors, kThreads * kVectorsAThread<Index>));
         launch(kernel, grid, kThreads, 0, stream, x_, bias_, sign_, y_, vectors, channels, inner, slope, gain);
       });
@@ -152,12 +153,12 @@ void bias_leaky_relu_backward(cudaStream_t stream, int dtype, Pointer dy, Pointe
       const int64_t channel_vectors = batch * inner / N, part_vectors = ceil_div(channel_vectors, parts);
       for_index(batch * channels * inner, [&](auto index) {
         const dim3 grid(blocks_for(parts * channels, 1));
-        launch(backward_kernel<T, N, decltype(index)>, grid, kPartThreads, 0, stream, dy_, y_, dx_, partial_,
-               channel_vectors, part_vectors, channels, inner / N, slope, gain);
+        launch(bias_leaky_relu_backward_kernel<T, N, decltype(index)>, grid, kPartThreads, 0, stream, dy_, y_, dx_,
+               partial_, channel_vectors, part_vectors, channels, inner / N, slope, gain);
       });
     });
     if (partial_ != nullptr)
-      launch(add_parts_kernel<T>, dim3(blocks_for(channels, kThreads)), kThreads, 0, stream, partial_, db_, parts,
+      launch(add_bias_parts_kernel<T>, dim3(blocks_for(channels, kThreads)), kThreads, 0, stream, partial_, db_, parts,
              channels);
   });
 }

@@ -46,22 +46,31 @@ class DeviceGuard {
 #endif
 };
 
+#if defined(CIPS3D_EMULATED)
+using WhileCalled = py::call_guard<>;  // the emulation has one launch at a time
+#else
+// A launch waits where the device's queue is full: other threads of the process go on meanwhile.
+using WhileCalled = py::call_guard<py::gil_scoped_release>;
+#endif
+
 // Binds a launcher as name(device, stream, ...).
 template <class... Arguments>
 void bind(py::module_& module, const char* name, void (*launcher)(cudaStream_t, Arguments...)) {
-  module.def(name, [launcher](int device, uintptr_t stream, Arguments... arguments) {
+  const auto call = [launcher](int device, uintptr_t stream, Arguments... arguments) {
     const DeviceGuard guard(device);
     launcher(reinterpret_cast<cudaStream_t>(stream), arguments...);
-  });
+  };
+  module.def(name, call, WhileCalled());
 }
 
 // Binds a question about a device as name(device, ...).
 template <class Result, class... Arguments>
 void bind_query(py::module_& module, const char* name, Result (*query)(Arguments...)) {
-  module.def(name, [query](int device, Arguments... arguments) {
+  const auto call = [query](int device, Arguments... arguments) {
     const DeviceGuard guard(device);
     return query(arguments...);
-  });
+  };
+  module.def(name, call, WhileCalled());
 }
 
 }  // namespace

@@ -169,8 +169,7 @@ struct DepthGradients {
   }
 };
 
-// With G_i the gradient of a weight, dα_i = G_i T_i - (Σ_{j>i} G_j w_j + dT T) / (1 - α_i + 1e-10): one loop to the
-// back for T_i and G_i, one to the front for the sums, which are added up from behind so that nothing cancels.
+// The sum of a ray's row of numbers, by the lanes of its group.
 template <class T, int N>
 __device__ __forceinline__ float sum_of_row(const Vector<T, N>* row, int vectors, int group, const RayLane& lane) {
   float sum = 0.0f;
@@ -182,6 +181,8 @@ __device__ __forceinline__ float sum_of_row(const Vector<T, N>* row, int vectors
   return sum_lanes(sum, 1, group);
 }
 
+// With G_i the gradient of a weight, dα_i = G_i T_i - (Σ_{j>i} G_j w_j + dT T) / (1 - α_i + 1e-10): one loop to the
+// back for T_i and G_i, one to the front for the sums, which are added up from behind so that nothing cancels.
 template <class T, int N>
 __global__ void __launch_bounds__(kRayThreads, kRayBlocks)
     composite_backward_kernel(Densities in, const Vector<T, N>* __restrict__ features,  // [rays, S, C / N]

@@ -54,10 +54,10 @@ __device__ __forceinline__ void load_point(float (&point)[kIn], const float* x, 
 
 // grid: tiles of columns, parts, images.
 template <class Y, int kIn>
-__global__ void __launch_bounds__(kThreads) points_kernel(const float* __restrict__ x,  // [B, rows, in]
-                                                          SineLayer layer,
-                                                          Y* __restrict__ y,  // [B, rows, out]
-                                                          int64_t rows, bool wide) {
+__global__ void __launch_bounds__(kThreads) film_siren_points_kernel(const float* __restrict__ x,  // [B, rows, in]
+                                                                     SineLayer layer,
+                                                                     Y* __restrict__ y,  // [B, rows, out]
+                                                                     int64_t rows, bool wide) {
   const int column = blockIdx.x * kColumns + threadIdx.x % 32 * 4, image = blockIdx.z;
   const int count = min(4, layer.out - column);
   const Columns<kIn> columns(layer, image, column);
@@ -100,13 +100,13 @@ __device__ __forceinline__ void add_lanes(float* values) {
 // grid: tiles of columns, parts, images.
 template <class Y, int kIn>
 __global__ void __launch_bounds__(kThreads)
-    points_backward_kernel(const float* __restrict__ x,  // [B, rows, in]
-                           SineLayer layer,
-                           const Y* __restrict__ dy,         // [B, rows, out]
-                           float* __restrict__ dx,           // [column tiles, B, rows, in] or null
-                           float* __restrict__ partial,      // [parts, B, out, in] or null
-                           float* __restrict__ partial_sum,  // [parts, B, out] or null
-                           int64_t rows, bool wide) {
+    film_siren_points_backward_kernel(const float* __restrict__ x,  // [B, rows, in]
+                                      SineLayer layer,
+                                      const Y* __restrict__ dy,         // [B, rows, out]
+                                      float* __restrict__ dx,           // [column tiles, B, rows, in] or null
+                                      float* __restrict__ partial,      // [parts, B, out, in] or null
+                                      float* __restrict__ partial_sum,  // [parts, B, out] or null
+                                      int64_t rows, bool wide) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, image = blockIdx.z;
   const int column = blockIdx.x * kColumns + lane * 4, count = min(4, layer.out - column);
   const Columns<kIn> columns(layer, image, column);
@@ -199,7 +199,7 @@ void film_siren_points(cudaStream_t stream, int dtype, Pointer x, Pointer weight
       Y* y_ = output<Y>(y);
       const bool wide = out % 4 == 0 && aligned_to(y_, 4 * sizeof(Y));
       const dim3 grid = grid_of(film_siren_points_tiles(out), film_siren_points_parts(batch, rows, out), batch);
-      launch(points_kernel<Y, kIn>, grid, kThreads, 0, stream, input<float>(x), layer, y_, rows, wide);
+      launch(film_siren_points_kernel<Y, kIn>, grid, kThreads, 0, stream, input<float>(x), layer, y_, rows, wide);
     });
   });
 }
@@ -216,9 +216,9 @@ void film_siren_points_backward(cudaStream_t stream, int dtype, Pointer x, Point
       const Y* dy_ = input<Y>(dy);
       const bool wide = out % 4 == 0 && aligned_to(dy_, 4 * sizeof(Y));
       const dim3 grid = grid_of(film_siren_points_tiles(out), parts, batch);
-      launch(points_backward_kernel<Y, kIn>, grid, kThreads, shared_bytes<float>(kWarps * 32 * 4 * (kIn + 1)), stream,
-             input<float>(x), layer, dy_, output<float>(dx), output<float>(partial), output<float>(partial_sum), rows,
-             wide);
+      launch(film_siren_points_backward_kernel<Y, kIn>, grid, kThreads,
+             shared_bytes<float>(kWarps * 32 * 4 * (kIn + 1)), stream, input<float>(x), layer, dy_, output<float>(dx),
+             output<float>(partial), output<float>(partial_sum), rows, wide);
     });
   });
 }

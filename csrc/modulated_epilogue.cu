@@ -75,17 +75,17 @@ constexpr int kForwardBlocks = kRgb ? 2 : (sizeof(T) == 4 ? 3 : 4);
 // flight.
 template <class T, int N, bool kRgb>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kRgb>)
-    epilogue_kernel(const T* __restrict__ product,              // [B, P, C]
-                    const float* __restrict__ demodulation,     // [B, C] or null: ones
-                    const T* __restrict__ skip,                 // [B, P, C] or null: zeros
-                    const float* __restrict__ next_modulation,  // [B, C], where `modulated` is
-                    const float* __restrict__ rgb_weight,       // [3, C]
-                    const float* __restrict__ rgb,              // [B, P, 3] or null: zeros
-                    T* __restrict__ y,                          // [B, P, C] or null
-                    T* __restrict__ modulated,                  // [B, P, C] or null
-                    float* __restrict__ rgb_sum,                // [B, P, 3]
-                    int* __restrict__ largest,                  // of `modulated`, or null
-                    int64_t pixels, int channels, int lane_bits, unsigned blocks_an_image, float slope) {
+    modulated_epilogue_kernel(const T* __restrict__ product,              // [B, P, C]
+                              const float* __restrict__ demodulation,     // [B, C] or null: ones
+                              const T* __restrict__ skip,                 // [B, P, C] or null: zeros
+                              const float* __restrict__ next_modulation,  // [B, C], where `modulated` is
+                              const float* __restrict__ rgb_weight,       // [3, C]
+                              const float* __restrict__ rgb,              // [B, P, 3] or null: zeros
+                              T* __restrict__ y,                          // [B, P, C] or null
+                              T* __restrict__ modulated,                  // [B, P, C] or null
+                              float* __restrict__ rgb_sum,                // [B, P, 3]
+                              int* __restrict__ largest,                  // of `modulated`, or null
+                              int64_t pixels, int channels, int lane_bits, unsigned blocks_an_image, float slope) {
   const int lanes = 1 << lane_bits, lane = threadIdx.x & (lanes - 1), groups = kThreads >> lane_bits;
   const int64_t image = blockIdx.x / blocks_an_image;
   const int64_t tile = static_cast<int64_t>(blockIdx.x % blocks_an_image) * (groups * kForwardRows);
@@ -178,20 +178,20 @@ constexpr int kBackwardRows = sizeof(T) == 4 ? 2 : 4;
 // in registers. `columns` (a power of two) threads lie side by side on a row, kThreads / columns rows at a time.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(const T* __restrict__ product,              // [B, P, C]
-                    const float* __restrict__ demodulation,     // [B, C] or null: ones
-                    const T* __restrict__ skip,                 // [B, P, C] or null: zeros
-                    const float* __restrict__ next_modulation,  // [B, C], where grad_modulated is
-                    const float* __restrict__ rgb_weight,       // [3, C], where grad_rgb is
-                    const T* __restrict__ grad_output,          // [B, P, C] or null: zeros
-                    const T* __restrict__ grad_modulated,       // [B, P, C] or null: zeros
-                    const float* __restrict__ grad_rgb,         // [B, P, 3] or null: zeros
-                    T* __restrict__ grad_product,               // [B, P, C] or null
-                    T* __restrict__ grad_skip,                  // [B, P, C] or null
-                    float* __restrict__ partial,                // [B, parts, kSums, C] or null
-                    int* __restrict__ largest,                  // of grad_product, or null
-                    int64_t pixels, int channels, int column_bits, unsigned strips, unsigned parts, int64_t part_pixels,
-                    float slope) {
+    modulated_epilogue_backward_kernel(const T* __restrict__ product,              // [B, P, C]
+                                       const float* __restrict__ demodulation,     // [B, C] or null: ones
+                                       const T* __restrict__ skip,                 // [B, P, C] or null: zeros
+                                       const float* __restrict__ next_modulation,  // [B, C], where grad_modulated is
+                                       const float* __restrict__ rgb_weight,       // [3, C], where grad_rgb is
+                                       const T* __restrict__ grad_output,          // [B, P, C] or null: zeros
+                                       const T* __restrict__ grad_modulated,       // [B, P, C] or null: zeros
+                                       const float* __restrict__ grad_rgb,         // [B, P, 3] or null: zeros
+                                       T* __restrict__ grad_product,               // [B, P, C] or null
+                                       T* __restrict__ grad_skip,                  // [B, P, C] or null
+                                       float* __restrict__ partial,                // [B, parts, kSums, C] or null
+                                       int* __restrict__ largest,                  // of grad_product, or null
+                                       int64_t pixels, int channels, int column_bits, unsigned strips, unsigned parts,
+                                       int64_t part_pixels, float slope) {
   constexpr int R = kBackwardRows<T>;
   const int columns = 1 << column_bits, column = threadIdx.x & (columns - 1);
   const int slot = threadIdx.x >> column_bits, slots = kThreads >> column_bits;
@@ -278,11 +278,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Adds up the parts in a fixed order: grad_demodulation and grad_next_modulation of every image, grad_rgb_weight over
 // all images. A block has 32 channels of one row of one of these.
 __global__ void __launch_bounds__(kThreads)
-    add_parts_kernel(const float* __restrict__ partial,         // [B, parts, kSums, C]
-                     float* __restrict__ grad_demodulation,     // [B, C] or null
-                     float* __restrict__ grad_next_modulation,  // [B, C] or null
-                     float* __restrict__ grad_rgb_weight,       // [3, C] or null
-                     int64_t batch, int64_t parts, int channels) {
+    add_epilogue_parts_kernel(const float* __restrict__ partial,         // [B, parts, kSums, C]
+                              float* __restrict__ grad_demodulation,     // [B, C] or null
+                              float* __restrict__ grad_next_modulation,  // [B, C] or null
+                              float* __restrict__ grad_rgb_weight,       // [3, C] or null
+                              int64_t batch, int64_t parts, int channels) {
   constexpr int kSlots = kThreads / kWarp;
   const int strips = ceil_div(channels, kWarp);
   const int64_t row = blockIdx.x / strips;  // B rows of demodulation, B of next_modulation, 3 of colours
@@ -343,17 +343,17 @@ void modulated_epilogue(cudaStream_t stream, int dtype, Pointer product, Pointer
     const float *rgb_weight_ = input<float>(rgb_weight), *rgb_ = input<float>(rgb);
     T *y_ = output<T>(y), *modulated_ = output<T>(modulated);
     float* rgb_sum_ = output<float>(rgb_sum);
-    for_channel_vector<T>(channels, {product_, skip_, y_, modulated_}, {demodulation_, next_modulation_, rgb_weight_},
-                          [&](auto width) {
-                            constexpr int N = decltype(width)::value;
-                            const int lane_bits = bits_for(ceil_div(channels, N), kWarp);
-                            const int64_t block_rows = (kThreads >> lane_bits) * kForwardRows;
-                            const int64_t blocks_an_image = ceil_div(pixels, block_rows);
-                            const auto kernel = rgb_sum_ ? epilogue_kernel<T, N, true> : epilogue_kernel<T, N, false>;
-                            launch(kernel, dim3(blocks_for(batch * blocks_an_image, 1)), kThreads, 0, stream, product_,
-                                   demodulation_, skip_, next_modulation_, rgb_weight_, rgb_, y_, modulated_, rgb_sum_,
-                                   output<int>(largest), pixels, channels, lane_bits, blocks_an_image, slope);
-                          });
+    for_channel_vector<T>(
+        channels, {product_, skip_, y_, modulated_}, {demodulation_, next_modulation_, rgb_weight_}, [&](auto width) {
+          constexpr int N = decltype(width)::value;
+          const int lane_bits = bits_for(ceil_div(channels, N), kWarp);
+          const int64_t block_rows = (kThreads >> lane_bits) * kForwardRows;
+          const int64_t blocks_an_image = ceil_div(pixels, block_rows);
+          const auto kernel = rgb_sum_ ? modulated_epilogue_kernel<T, N, true> : modulated_epilogue_kernel<T, N, false>;
+          launch(kernel, dim3(blocks_for(batch * blocks_an_image, 1)), kThreads, 0, stream, product_, demodulation_,
+                 skip_, next_modulation_, rgb_weight_, rgb_, y_, modulated_, rgb_sum_, output<int>(largest), pixels,
+                 channels, lane_bits, blocks_an_image, slope);
+        });
   });
 }
 
@@ -387,16 +387,16 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
                             const int column_bits = bits_for(ceil_div(channels, N), kThreads);
                             const int strips = ceil_div(channels, N << column_bits);
                             const size_t shared = partial_ ? shared_bytes<float>(kSums * N * kThreads) : 0;
-                            launch(backward_kernel<T, N>, dim3(blocks_for(batch * parts * strips, 1)), kThreads, shared,
-                                   stream, product_, demodulation_, skip_, next_modulation_, rgb_weight_, grad_output_,
-                                   grad_modulated_, grad_rgb_, grad_product_, grad_skip_, partial_,
-                                   output<int>(largest), pixels, channels, column_bits, strips, parts,
-                                   ceil_div(pixels, parts), slope);
+                            launch(modulated_epilogue_backward_kernel<T, N>,
+                                   dim3(blocks_for(batch * parts * strips, 1)), kThreads, shared, stream, product_,
+                                   demodulation_, skip_, next_modulation_, rgb_weight_, grad_output_, grad_modulated_,
+                                   grad_rgb_, grad_product_, grad_skip_, partial_, output<int>(largest), pixels,
+                                   channels, column_bits, strips, parts, ceil_div(pixels, parts), slope);
                           });
   });
   if (partial_ == nullptr) return;
   const int64_t rows = 2 * batch + kColors;
-  launch(add_parts_kernel, dim3(blocks_for(rows * ceil_div(channels, kWarp), 1)), kThreads,
+  launch(add_epilogue_parts_kernel, dim3(blocks_for(rows * ceil_div(channels, kWarp), 1)), kThreads,
          shared_bytes<float>(kThreads), stream, partial_, output<float>(grad_demodulation),
          output<float>(grad_next_modulation), output<float>(grad_rgb_weight), batch, parts, channels);
 }

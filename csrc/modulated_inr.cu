@@ -84,9 +84,9 @@ constexpr int kPackWarps = 8;
 // of two, so that what float16 cannot hold of small weights is small against the column's largest.
 template <bool kAccurate>
 __global__ void __launch_bounds__(32 * kPackWarps)
-    pack_weights_kernel(const InrTensors from, const SlabOrder order, int columns,  // at a time
-                        half* __restrict__ slabs,                                   // see Slabs
-                        float* __restrict__ unscale) {                              // [L, kInrWidth]
+    pack_inr_weights_kernel(const InrTensors from, const SlabOrder order, int columns,  // at a time
+                            half* __restrict__ slabs,                                   // see Slabs
+                            float* __restrict__ unscale) {                              // [L, kInrWidth]
   constexpr int kParts = kAccurate ? 2 : 1;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, layer = blockIdx.y, column = blockIdx.x * 32 + lane;
   const int inputs = from.inputs(layer), slab_count = order.of(layer);
@@ -131,8 +131,9 @@ __device__ __forceinline__ float modulation_scale(float largest, float* of_warps
 
 // What belongs to an image: block (image, layer), a thread a channel; with image 0 the colours' weights.
 __global__ void __launch_bounds__(kInrWidth)
-    pack_scales_kernel(const InrTensors from, const float* __restrict__ unscale, float* __restrict__ first_modulation,
-                       float2* __restrict__ scales, float4* __restrict__ rgb_weight) {
+    pack_inr_scales_kernel(const InrTensors from, const float* __restrict__ unscale,
+                           float* __restrict__ first_modulation, float2* __restrict__ scales,
+                           float4* __restrict__ rgb_weight) {
   const int channel = threadIdx.x, layer = blockIdx.y;
   const int64_t image = blockIdx.x;
   SharedArrays shared;
@@ -156,32 +157,38 @@ __global__ void __launch_bounds__(kInrWidth)
       there ? make_float4(rgb[0], rgb[from.width], rgb[2 * from.width], 0.0f) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// How the work is cut: pixels of a block, stages of weights, blocks; and whether warpgroups do it.
+// How the work is cut, and the kernel that does it.
 struct InrPlan {
-  int rows = 0, slab = 0, stages = 0;
+  void (*kernel)(InrLayers) = nullptr;              // null: there is no room for any
+  int rows = 0, slab = 0, stages = 0, threads = 0;  // pixels and threads of a block, its stages of weights
   bool warpgroups = false;
-  int64_t blocks = 0;
-  int64_t skip_units = 0;
+  size_t shared = 0;  // bytes of a block
+  int64_t block_skip_units = 0, blocks = 0;
   double time = 0.0;
+
+  int64_t skip_units() const { return blocks * block_skip_units; }
 };
 
 // What a pass costs besides its rows, as a number of rows that take as long.
 constexpr double kAPass = 10.0;
 
-// Makes the best of two plans. A pass of half as many rows takes a little more than half the time.
+// Makes the best of two plans, where a row of the second takes `a_row` of another one's time.
+void consider(InrPlan& best, InrPlan plan, const DeviceLimits& device, int64_t images, int64_t pixels, double a_row) {
+  const int64_t tiles = images * ceil_div<int64_t>(pixels, plan.rows);
+  plan.blocks = std::min<int64_t>(tiles, device.multiprocessors);
+  plan.time = double(ceil_div<int64_t>(tiles, device.multiprocessors)) * (a_row * plan.rows + kAPass);
+  if (best.kernel == nullptr || plan.time < best.time) best = plan;
+}
+
 template <class Pass>
 void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels) {
   using Product = typename Pass::Product;
-  InrPlan plan;
-  for (const int stages : {2, 3})
-    if (Pass::bytes(stages) <= device.shared_block) plan.stages = stages;
-  if (plan.stages == 0) return;
-  const int64_t tiles = images * ceil_div<int64_t>(pixels, Product::kRows);
-  plan.rows = Product::kRows, plan.slab = Product::kSlab;
-  plan.blocks = std::min<int64_t>(tiles, device.multiprocessors);
-  plan.skip_units = plan.blocks * Pass::kSkipUnits;
-  plan.time = double(ceil_div<int64_t>(tiles, device.multiprocessors)) * (Product::kRows + kAPass);
-  if (best.stages == 0 || plan.time < best.time) best = plan;
+  for (const int stages : {3, 2}) {
+    if (Pass::bytes(stages) > device.shared_block) continue;
+    const InrPlan plan = {modulated_inr_kernel<Pass>, Product::kRows,  Product::kSlab, stages, kStreamThreads, false,
+                          Pass::bytes(stages),        Pass::kSkipUnits};
+    return consider(best, plan, device, images, pixels, 1.0);
+  }
 }
 
 void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width) {
@@ -190,14 +197,16 @@ void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t imag
   if (!uses_warpgroups("modulated_inr") || whole_strips(width) % kStreamColumns != 0 ||
       device.shared_block < Pass::kBytes)
     return;
-  constexpr double kARow = 2.0 / 3;  // of the other passes' time: a prediction
-  const int64_t tiles = images * ceil_div<int64_t>(pixels, Pass::kRows);
-  InrPlan plan;
-  plan.rows = Pass::kRows, plan.slab = Pass::kSlab, plan.stages = Pass::kStages, plan.warpgroups = true;
-  plan.blocks = std::min<int64_t>(tiles, device.multiprocessors);
-  plan.skip_units = plan.blocks * Pass::kSkipUnits;
-  plan.time = double(ceil_div<int64_t>(tiles, device.multiprocessors)) * (kARow * Pass::kRows + kAPass);
-  if (best.stages == 0 || plan.time < best.time) best = plan;
+  constexpr double kARow = 2.0 / 3;  // a prediction
+  const InrPlan plan = {modulated_inr_warpgroups_kernel<Pass>,
+                        Pass::kRows,
+                        Pass::kSlab,
+                        Pass::kStages,
+                        Pass::kThreads,
+                        true,
+                        Pass::kBytes,
+                        Pass::kSkipUnits};
+  consider(best, plan, device, images, pixels, kARow);
 }
 
 InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
@@ -215,24 +224,6 @@ InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
   return best;
 }
 
-template <class Pass>
-bool launch_planned(const InrPlan& plan, const InrLayers& layers, bool accurate, cudaStream_t stream) {
-  using Product = typename Pass::Product;
-  if (Product::kRows != plan.rows || Product::kSlab != plan.slab || Product::kAccurate != accurate || plan.warpgroups)
-    return false;
-  launch(modulated_inr_kernel<Pass>, dim3(blocks_for(plan.blocks, 1)), dim3(kStreamThreads), Pass::bytes(plan.stages),
-         stream, layers);
-  return true;
-}
-
-bool launch_warpgroups(const InrPlan& plan, const InrLayers& layers, cudaStream_t stream) {
-  using Pass = WarpgroupPass;
-  if (!plan.warpgroups) return false;
-  launch(modulated_inr_warpgroups_kernel<Pass>, dim3(blocks_for(plan.blocks, 1)), dim3(Pass::kThreads), Pass::kBytes,
-         stream, layers);
-  return true;
-}
-
 }  // namespace
 
 int modulated_inr_rows(int64_t images, int64_t pixels, int width, bool accurate) {
@@ -246,7 +237,7 @@ bool modulated_inr_warpgroups(int64_t images, int64_t pixels, int width, bool ac
 int64_t modulated_inr_workspace(int64_t images, int64_t pixels, int channels, int width, int layers, int colors,
                                 bool accurate) {
   const InrPlan plan = plan_inr(images, pixels, width, accurate);
-  return InrWorkspace(0, images, channels, width, layers, colors, accurate, plan.skip_units).bytes;
+  return InrWorkspace(0, images, channels, width, layers, colors, accurate, plan.skip_units()).bytes;
 }
 
 void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, Pointer hidden_weight,
@@ -255,7 +246,7 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                    int skip_from, int rgb_from, double slope, bool accurate) {
   if (images * pixels > int64_t{1} << 30) throw std::invalid_argument("more than 2^30 pixels");
   const InrPlan plan = plan_inr(images, pixels, width, accurate);
-  if (plan.stages == 0) throw std::invalid_argument("the activations of a pass do not fit into shared memory");
+  if (plan.kernel == nullptr) throw std::invalid_argument("the activations of a pass do not fit into shared memory");
   const InrTensors tensors = {input<float>(first_weight),
                               input<float>(hidden_weight),
                               input<float>(first_modulation),
@@ -267,13 +258,13 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                               layers,
                               rgb_from};
   const InrWorkspace packed(workspace, images, channels, width, layers, layers / 2 - rgb_from, accurate,
-                            plan.skip_units);
+                            plan.skip_units());
   const SlabOrder order(plan.slab, plan.warpgroups, channels, width);
   const int columns = columns_at_a_time(width);
   const dim3 pack_grid(order.chunks * columns / 32, layers), pack_block(32 * kPackWarps);
-  launch(accurate ? pack_weights_kernel<true> : pack_weights_kernel<false>, pack_grid, pack_block,
+  launch(accurate ? pack_inr_weights_kernel<true> : pack_inr_weights_kernel<false>, pack_grid, pack_block,
          shared_bytes<float>(32 * kPackWarps), stream, tensors, order, columns, packed.slabs, packed.unscale);
-  launch(pack_scales_kernel, dim3(blocks_for(images, 1), layers), dim3(kInrWidth),
+  launch(pack_inr_scales_kernel, dim3(blocks_for(images, 1), layers), dim3(kInrWidth),
          shared_bytes<float>(2 * kInrWidth / 32), stream, tensors, packed.unscale, packed.first_modulation,
          packed.scales, packed.rgb_weight);
   const InrLayers planned = {{packed.slabs, order.before(layers), columns, plan.stages},
@@ -291,13 +282,7 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                              skip_from,
                              rgb_from,
                              static_cast<float>(slope)};
-  const bool launched = launch_warpgroups(plan, planned, stream) ||
-                        launch_planned<FastPass>(plan, planned, accurate, stream) ||
-                        launch_planned<NarrowPass>(plan, planned, accurate, stream) ||
-                        launch_planned<SmallPass>(plan, planned, accurate, stream) ||
-                        launch_planned<AccuratePass>(plan, planned, accurate, stream) ||
-                        launch_planned<SmallAccuratePass>(plan, planned, accurate, stream);
-  if (!launched) throw std::logic_error("no kernel for a plan");
+  launch(plan.kernel, dim3(blocks_for(plan.blocks, 1)), dim3(plan.threads), plan.shared, stream, planned);
 }
 
 }  // namespace cips3d

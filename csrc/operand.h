@@ -7,7 +7,7 @@
 //
 // fp16 is for phases, where large gains and weights magnify an error, and for tensors that are fp16 themselves. Its
 // exponents are short, so matrices are scaled row by row (see PackedMatrix), and fp32 rows of x by 2^6: beside the
-// bound above, an element is then off by at most 2^-31, and |x| >= 1023.5 gives infinity, which the caller has to
+// bound above, an element is then off by at most 2^-31, and |x| >= 1023.75 gives infinity, which the caller has to
 // notice. bf16 is for gradients, whose magnitude may be anything.
 #pragma once
 #include "numeric.h"

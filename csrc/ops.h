@@ -72,8 +72,8 @@ int64_t film_siren_workspace(int64_t batch, int in, int out, bool shared);
 void film_siren(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer weight, Pointer bias, Pointer gain,
                 Pointer shift, Pointer workspace, Pointer y, int64_t batch, int64_t rows, int in, int out, bool shared);
 
-// film_siren_backward.cu: dy, slope [batch, rows, out], dx [batch, rows, in]; of dtype, but slope bfloat16 where dtype
-// is float32 and fast, and x too. The workspace is one for both.
+// film_siren_backward.cu: dy, slope [batch, rows, out], x, dx [batch, rows, in]; of dtype, but slope bfloat16 where
+// dtype is float32 and fast. The workspace is one for both.
 int64_t film_siren_backward_workspace(int64_t batch, int in, int out, bool shared);
 void film_siren_slope(cudaStream_t stream, int dtype, bool fast, Pointer x, Pointer dy, Pointer weight, Pointer bias,
                       Pointer gain, Pointer shift, Pointer workspace, Pointer slope, int64_t batch, int64_t rows,

@@ -1,5 +1,6 @@
 // Packs a field's layers: weights as slabs of 16-bit operands, what belongs to an image as the modulation of a phase.
 #include "pack_field.h"
+#include "packed_matrix.h"
 
 namespace cips3d {
 namespace {
@@ -34,11 +35,11 @@ struct Workspace {
 // A warp packs one row of a matrix: block (image, row, product). Rows are scaled by a power of two, so that what
 // float16 cannot hold of small weights is small against the row's largest.
 __global__ void __launch_bounds__(32)
-    pack_weights_kernel(const FieldTensors from, int slab_columns, int parts, int64_t image_halves,
-                        half* __restrict__ slabs,    // [I] of Slabs
-                        float* __restrict__ unscale  // [I, L, kFieldWidth]
+    pack_field_weights_kernel(const FieldTensors from, int slab_columns, int parts, int64_t image_halves,
+                              half* __restrict__ slabs,    // [I] of Slabs
+                              float* __restrict__ unscale  // [I, L, kFieldWidth]
     ) {
-  const int row = blockIdx.y, product = blockIdx.z, lane = threadIdx.x, directions = from.has_head() ? 3 : 0;
+  const int row = blockIdx.y, product = blockIdx.z, directions = from.has_head() ? 3 : 0;
   const int64_t image = blockIdx.x;
   const bool color = product + 1 == from.depth;
   const int padded = whole_strips(from.width), columns = gridDim.y;
@@ -53,27 +54,21 @@ __global__ void __launch_bounds__(32)
     return k < padded + directions ? weight[k - padded] : 0.0f;
   };
   const int depth = color && directions > 0 ? padded + slab_columns : padded;
-  float largest = 0.0f;
-  for (int k = lane; k < depth; k += 32) largest = fmaxf(largest, fabsf(read(k)));
-#pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, bit));
-  const float scale = operand_scale(largest);
-  if (lane == 0 && row < kFieldWidth)
-    unscale[(image * from.depth + product) * kFieldWidth + row] = inverse_scale(scale);
-  for (int k = lane; k < depth; k += 32) {
+  const float scale = pack_row<half>(depth, depth_steps(depth), read, [=](int i, uint4 unit) {
+    const int k = 4 * i;
     const int64_t slab = static_cast<int64_t>(product) * (padded / slab_columns) + k / slab_columns;
     half* to = slabs + image * image_halves + (slab * parts * columns + row) * slab_columns + k % slab_columns;
-    const float value = scale * read(k);
-    const half high = __float2half_rn(value);
-    *to = high;
-    if (parts > 1) to[columns * slab_columns] = __float2half_rn(value - __half2float(high));
-  }
+    *reinterpret_cast<uint2*>(to) = {unit.x, unit.y};
+    if (parts > 1) *reinterpret_cast<uint2*>(to + columns * slab_columns) = {unit.z, unit.w};
+  });
+  if (threadIdx.x == 0 && row < kFieldWidth)
+    unscale[(image * from.depth + product) * kFieldWidth + row] = inverse_scale(scale);
 }
 
 // What belongs to an image: block (image, product); the last block of y has the first layer, and image 0's the heads.
 __global__ void __launch_bounds__(kFieldWidth)
-    pack_modulation_kernel(const FieldTensors from, const float* __restrict__ unscale, float4* __restrict__ first,
-                           float4* __restrict__ heads, float2* __restrict__ modulation) {
+    pack_field_modulation_kernel(const FieldTensors from, const float* __restrict__ unscale, float4* __restrict__ first,
+                                 float4* __restrict__ heads, float2* __restrict__ modulation) {
   const int channel = threadIdx.x, product = blockIdx.y, depth = from.depth;
   const int64_t image = blockIdx.x, matrix = from.has_head() ? 0 : image;
   if (product == depth) {
@@ -123,9 +118,9 @@ StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int6
   const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, parts);
   const int columns = static_cast<int>(padded_columns_of(tensors.width, tensors.color));
   const unsigned matrices = head ? 1 : blocks_for(images, 1);
-  launch(pack_weights_kernel, dim3(matrices, columns, depth), dim3(32), 0, stream, tensors, slab, parts,
+  launch(pack_field_weights_kernel, dim3(matrices, columns, depth), dim3(32), 0, stream, tensors, slab, parts,
          packed.image_halves, packed.slabs, packed.unscale);
-  launch(pack_modulation_kernel, dim3(blocks_for(images, 1), depth + 1), dim3(kFieldWidth), 0, stream, tensors,
+  launch(pack_field_modulation_kernel, dim3(blocks_for(images, 1), depth + 1), dim3(kFieldWidth), 0, stream, tensors,
          packed.unscale, packed.first, packed.heads, packed.modulation);
   StreamedLayers layers = {};
   layers.slabs = {packed.slabs, depth * (width / slab) + head, columns, 0};

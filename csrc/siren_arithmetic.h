@@ -9,19 +9,18 @@ namespace cips3d {
 
 // The sine of a phase in radians. __sinf multiplies by 1/2pi in float32 first, whose rounding grows with the phase:
 // 4e-6 up to 30 rad, small against the 5e-4 of a float16 operand. The accurate mode takes whole turns off first.
-template <bool kAccurate>
-__device__ __forceinline__ float sine(float phase) {
-  if (!kAccurate) return __sinf(phase);
+__device__ __forceinline__ float without_turns(float phase) {
   constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;  // their sum is 2 pi; 6.28125 has 8 bits
   const float turns = rintf(phase * 0.15915494309189535f);
-  return __sinf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
+  return fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase));
+}
+template <bool kAccurate>
+__device__ __forceinline__ float sine(float phase) {
+  return __sinf(kAccurate ? without_turns(phase) : phase);
 }
 template <bool kAccurate>
 __device__ __forceinline__ float cosine(float phase) {
-  if (!kAccurate) return __cosf(phase);
-  constexpr float kTurnHigh = 6.28125f, kTurnLow = 1.9353071795864769e-3f;
-  const float turns = rintf(phase * 0.15915494309189535f);
-  return __cosf(fmaf(-turns, kTurnLow, fmaf(-turns, kTurnHigh, phase)));
+  return __cosf(kAccurate ? without_turns(phase) : phase);
 }
 
 // Every density gets density * (1 - |p| / radius); radius 0: nothing.

@@ -19,10 +19,10 @@ constexpr int kPackThreads = 128;  // a column of W for each warp
 // Packs W as the matrix [columns, depth] that is multiplied with rows of `depth` elements, or as its panels.
 template <bool kAsPanels>
 __global__ void __launch_bounds__(kPackThreads)
-    pack_kernel(const float* __restrict__ weight,  // element (k, n) at k depth_stride + n column_stride
-                uint4* __restrict__ units,         // [packed]
-                float* __restrict__ multiplier,    // [padded columns]
-                int columns, int depth, int64_t column_stride, int64_t depth_stride) {
+    split_matmul_pack_kernel(const float* __restrict__ weight,  // element (k, n) at k depth_stride + n column_stride
+                             uint4* __restrict__ units,         // [packed]
+                             float* __restrict__ multiplier,    // [padded columns]
+                             int columns, int depth, int64_t column_stride, int64_t depth_stride) {
   const int column = blockIdx.x * (kPackThreads / 32) + threadIdx.x / 32;
   const bool inside = column < columns;
   const float* at = weight + (inside ? column : 0) * column_stride;
@@ -111,7 +111,7 @@ bool split_matmul_over_rows_warpgroups(int x_columns, int y_columns) {
 void split_matmul_pack(cudaStream_t stream, Pointer weight, Pointer packed, int columns, int depth,
                        int64_t column_stride, int64_t depth_stride) {
   const PackedMatrix matrix = packed_matrix(packed, columns, depth);
-  launch(multiplies_in_panels(columns) ? pack_kernel<true> : pack_kernel<false>,
+  launch(multiplies_in_panels(columns) ? split_matmul_pack_kernel<true> : split_matmul_pack_kernel<false>,
          dim3(padded_columns(columns) / (kPackThreads / 32)), kPackThreads, 0, stream, input<float>(weight),
          const_cast<uint4*>(matrix.units), const_cast<float*>(matrix.multiplier), columns, depth, column_stride,
          depth_stride);

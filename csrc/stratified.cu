@@ -19,12 +19,12 @@ int rays_a_block(int64_t samples) {
 // Depths from draws where `u` is given, otherwise `depths` are given.
 template <bool kWithPoints>
 __global__ void __launch_bounds__(kThreads)
-    depths_kernel(const float* __restrict__ u,           // [images, rays, S] or null
-                  const float* __restrict__ origins,     // [images, rays, 3], or [images, 3] where shared
-                  const float* __restrict__ directions,  // [images, rays, 3]
-                  float* depths,                         // [images, rays, S]
-                  float* __restrict__ points,            // [images, rays, S, 3], only with kWithPoints
-                  int64_t rays, bool shared_origin, StratifiedRange range, int rays_a_block) {
+    stratified_points_kernel(const float* __restrict__ u,           // [images, rays, S] or null
+                             const float* __restrict__ origins,     // [images, rays, 3], or [images, 3] where shared
+                             const float* __restrict__ directions,  // [images, rays, 3]
+                             float* depths,                         // [images, rays, S]
+                             float* __restrict__ points,            // [images, rays, S, 3], only with kWithPoints
+                             int64_t rays, bool shared_origin, StratifiedRange range, int rays_a_block) {
   const int samples = range.samples;
   const int64_t first_ray = static_cast<int64_t>(blockIdx.x) * rays_a_block;
   const int count = static_cast<int>(min(static_cast<int64_t>(rays_a_block), rays - first_ray)) * samples;
@@ -65,13 +65,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // dO = Σ_s dP_s, dD = Σ_s t_s dP_s, dt_s = D · dP_s.
 __global__ void __launch_bounds__(kThreads)
-    points_backward_kernel(const float* __restrict__ grad,        // [rays, S, 3]
-                           const float* __restrict__ directions,  // [rays, 3]
-                           const float* __restrict__ depths,      // [rays, S]
-                           float* __restrict__ grad_origins,      // [rays, 3]
-                           float* __restrict__ grad_directions,   // [rays, 3]
-                           float* __restrict__ grad_depths,       // [rays, S] or null
-                           int64_t rays, int samples, int rays_a_block, int group) {
+    ray_points_backward_kernel(const float* __restrict__ grad,        // [rays, S, 3]
+                               const float* __restrict__ directions,  // [rays, 3]
+                               const float* __restrict__ depths,      // [rays, S]
+                               float* __restrict__ grad_origins,      // [rays, 3]
+                               float* __restrict__ grad_directions,   // [rays, 3]
+                               float* __restrict__ grad_depths,       // [rays, S] or null
+                               int64_t rays, int samples, int rays_a_block, int group) {
   const int64_t first_ray = static_cast<int64_t>(blockIdx.x) * rays_a_block;
   const int block_rays = static_cast<int>(min(static_cast<int64_t>(rays_a_block), rays - first_ray));
   const int count = block_rays * samples, own_ray = threadIdx.x / group;
@@ -129,9 +129,9 @@ void stratified_points(cudaStream_t stream, Pointer u, Pointer origins, Pointer 
   const int block_rays = rays_a_block(samples);
   const dim3 grid(blocks_for(rays, block_rays), static_cast<unsigned>(images));
   const size_t shared = points ? shared_bytes<float>(3 * kTile) : 0;
-  launch(points ? depths_kernel<true> : depths_kernel<false>, grid, kThreads, shared, stream, input<float>(u),
-         input<float>(origins), input<float>(directions), output<float>(depths), output<float>(points), rays,
-         shared_origin, stratified_range(t_near, t_far, samples), block_rays);
+  launch(points ? stratified_points_kernel<true> : stratified_points_kernel<false>, grid, kThreads, shared, stream,
+         input<float>(u), input<float>(origins), input<float>(directions), output<float>(depths), output<float>(points),
+         rays, shared_origin, stratified_range(t_near, t_far, samples), block_rays);
 }
 
 void ray_points_backward(cudaStream_t stream, Pointer grad, Pointer directions, Pointer depths, Pointer grad_origins,
@@ -140,7 +140,7 @@ void ray_points_backward(cudaStream_t stream, Pointer grad, Pointer directions, 
   const int block_rays = rays_a_block(samples);
   int group = 1;  // lanes that add up a ray
   while (group < 32 && 2 * group * block_rays <= kThreads) group *= 2;
-  launch(points_backward_kernel, blocks_for(rays, block_rays), kThreads,
+  launch(ray_points_backward_kernel, blocks_for(rays, block_rays), kThreads,
          shared_bytes<float>(3 * kTile) + shared_bytes<float>(kTile), stream, input<float>(grad),
          input<float>(directions), input<float>(depths), output<float>(grad_origins), output<float>(grad_directions),
          output<float>(grad_depths), rays, samples, block_rays, group);

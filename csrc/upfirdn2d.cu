@@ -69,11 +69,11 @@ constexpr int kBlocksAsked = 0;
 // A thread: N columns of `strip_rows` rows (a multiple of Up) of a plane.
 template <class Reader, class Writer, int Up, int Down>
 __global__ void __launch_bounds__(kThreads, kBlocksAsked)
-    four_taps_kernel(const typename Writer::T* __restrict__ x,  // [planes, H, W]
-                     const float* __restrict__ taps,            // [4]
-                     typename Writer::T* __restrict__ y,        // [planes, H', W']
-                     Image in, Image out, int pad_x, int pad_y, bool flip, unsigned threads, unsigned row_vectors,
-                     unsigned strips, int strip_rows) {
+    upfirdn2d_four_taps_kernel(const typename Writer::T* __restrict__ x,  // [planes, H, W]
+                               const float* __restrict__ taps,            // [4]
+                               typename Writer::T* __restrict__ y,        // [planes, H', W']
+                               Image in, Image out, int pad_x, int pad_y, bool flip, unsigned threads,
+                               unsigned row_vectors, unsigned strips, int strip_rows) {
   using T = typename Writer::T;
   constexpr int N = Writer::N, kSamples = kSamplesMet<Up, Down, N>;
   constexpr int kKept = Phases<Up>::kWindow - Down;  // filtered rows that the next step needs again
@@ -164,8 +164,8 @@ void launch_four_taps(const FourTaps& a) {
   const int64_t threads = a.planes * strips * row_vectors;
   if (threads > std::numeric_limits<unsigned>::max() - kThreads)
     throw std::invalid_argument("too many elements for one launch");
-  launch(four_taps_kernel<Reader, Writer, Up, Down>, dim3(blocks_for(threads, kThreads)), kThreads, 0, a.stream,
-         input<T>(a.x), input<float>(a.taps), output<T>(a.y), a.in, a.out, a.pad_x, a.pad_y, a.flip, threads,
+  launch(upfirdn2d_four_taps_kernel<Reader, Writer, Up, Down>, dim3(blocks_for(threads, kThreads)), kThreads, 0,
+         a.stream, input<T>(a.x), input<float>(a.taps), output<T>(a.y), a.in, a.out, a.pad_x, a.pad_y, a.flip, threads,
          row_vectors, strips, strip_rows);
 }
 
@@ -215,12 +215,12 @@ struct Axis {
 
 template <class In, class Out>
 __global__ void __launch_bounds__(kThreads)
-    filter_kernel(const In* __restrict__ x,        // [planes, rows.size, columns.size]
-                  const float* __restrict__ taps,  // [rows.taps, columns.taps]
-                  Out* __restrict__ y,             // [planes, rows.output, columns.output]
-                  Axis columns, Axis rows, bool flip,
-                  unsigned lines,     // planes * columns.output
-                  unsigned groups) {  // of kRowsAThread rows, that cover a column
+    upfirdn2d_filter_kernel(const In* __restrict__ x,        // [planes, rows.size, columns.size]
+                            const float* __restrict__ taps,  // [rows.taps, columns.taps]
+                            Out* __restrict__ y,             // [planes, rows.output, columns.output]
+                            Axis columns, Axis rows, bool flip,
+                            unsigned lines,     // planes * columns.output
+                            unsigned groups) {  // of kRowsAThread rows, that cover a column
   const unsigned warp = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
   // Warps beside each other have neighbouring rows, which read the same samples.
   const unsigned line = warp / groups * 32 + threadIdx.x % 32;
@@ -325,8 +325,8 @@ void upfirdn2d_filter(cudaStream_t stream, int in_dtype, int out_dtype, Pointer 
       using In = decltype(in_element);
       using Out = decltype(out_element);
       if constexpr (std::is_same_v<In, Out> || std::is_same_v<In, float> || std::is_same_v<Out, float>)
-        launch(filter_kernel<In, Out>, grid, kThreads, 0, stream, input<In>(x), input<float>(taps), output<Out>(y),
-               columns, rows, flip, lines, groups);
+        launch(upfirdn2d_filter_kernel<In, Out>, grid, kThreads, 0, stream, input<In>(x), input<float>(taps),
+               output<Out>(y), columns, rows, flip, lines, groups);
       else
         throw std::invalid_argument("no filter reads one 16-bit dtype and writes the other");
     });

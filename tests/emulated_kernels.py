@@ -42,7 +42,11 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror", *SILENT)
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", f"-I{CSRC}", "-DCIPS3D_EMULATED")
 # Reports do not end the program: a run finds everything there is to find.
 SANITIZE: dict[Variant, tuple[str, ...]] = {
-    "address": ("-fsanitize=address,alignment", "-fsanitize-recover=address,alignment"),
+    # Checks that are calls compile in half the time.
+    "address": (
+        *("-fsanitize=address,alignment", "-fsanitize-recover=address,alignment"),
+        "--param=asan-instrumentation-with-call-threshold=0",
+    ),
     "thread": ("-fsanitize=thread",),
 }
 NO_COMPILER = "no C++ compiler of Linux on x86-64 or AArch64"
@@ -160,7 +164,7 @@ def _manifest(command: str, library: str, sources: Sequence[Path], variant: Vari
     for source in sources:
         folder: str = variant
         if source.suffix == ".cu":
-            flags = ["-O1", *sanitize] if sanitize else ["-O2"]
+            flags = ["-Og", *sanitize] if sanitize else ["-O1"]
             if not sanitize and initialises_locals(command):
                 flags.append("-ftrivial-auto-var-init=pattern")
             if variant == "ptx":

@@ -18,7 +18,9 @@ from evaluation.analytic import Analytic, Flat, loaded_of, nothing
 from evaluation.fidelity_library import open_torch_fidelity
 
 from cips3d import evaluate
+from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints.trained import save_checkpoint
+from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.evaluate import main
 from cips3d.evaluation.catalogue import METRICS
 from cips3d.evaluation.evaluate import Curve, Evaluation, EvaluationSettings, evaluate_generator
@@ -92,6 +94,15 @@ class TestModels:
         by_heads = json.loads(out.read_text())
         assert by_heads["data"] == {"name": "heads", "count": 16}
         assert by_heads["values"]["frechet"] != by_photos["values"]["frechet"]
+
+    def test_heads_are_seen_by_the_model_s_cameras(
+        self, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+        loaded = dataclasses.replace(load_generator(run_folder), fov_degrees=20.0, poses=PoseDistribution("uniform"))
+        real = evaluate.real_images(evaluate.Options(data="heads", heads=3), ["frechet"], 8, loaded)
+        assert isinstance(real, SyntheticHeads)
+        assert real.folder == load_heads(8, 3, poses=loaded.poses, fov_degrees=20.0, progress=False).folder
 
     def test_perfect_heads(self, command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(evaluate, "HEADS_RESOLUTION", 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -152,6 +153,19 @@ class TestResults:
     def test_known_pose(self, command: Callable[..., str], tmp_path: Path) -> None:
         said = command("--pose", "0.25", "-0.1")
         assert "seen from yaw 0.250 and pitch -0.100" in said
+
+    def test_known_pose_among_cameras_on_a_sphere(
+        self, command: Callable[..., str], small_config: TrainConfig, tmp_path: Path
+    ) -> None:
+        """Counted from their median, which is at π/3 here, not from π/4."""
+        poses = PoseDistribution("spherical_uniform", pitch_mean=math.pi / 4, pitch_std=math.pi / 20)
+        run = write_run(tmp_path / "sphere", dataclasses.replace(small_config, poses=poses))
+        assert "seen from yaw 0.250 and pitch -0.100" in command("--pose", "0.25", "-0.1", source=run)
+        camera = read_latent(tmp_path / "found" / "latent.safetensors").camera
+        assert camera is not None
+        assert (camera.pitch, camera.yaw) == pytest.approx((math.pi / 3 - 0.1, math.pi / 2 + 0.25), abs=1e-5)
+        over = command("--pose", "0", "-1.1", source=run, out="other", code=2)
+        assert "goes over a pole; give one between -1.05 and 2.09" in over
 
     @pytest.mark.parametrize("config", [CIPS_CONFIG, STYLEGAN2_CONFIG], ids=["cips", "stylegan2"])
     def test_two_dimensional_model(

@@ -105,6 +105,15 @@ def test_init_from_takes_the_cameras(small_config: TrainConfig, tmp_path: Path) 
         assert config.resolution == resolution
 
 
+def test_init_from_another_system(small_config: TrainConfig) -> None:
+    """A preset's rates and losses are for the networks of its own system: pi-GAN's would leave an INR as it is."""
+    folder = str(small_config.out)
+    write_run(Path(folder), small_config)
+    with pytest.raises(UserError, match=r"run is a cips3d, and --preset pigan-cats is for pigan; give --preset fine"):
+        command.parse(["--preset", "pigan-cats", "--init-from", folder])
+    command.parse(["--preset", "finetune", "--init-from", folder])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -24,7 +24,7 @@ MAX_CAMERAS = 100_000
 
 
 def read_cameras(
-    path: str | Path, *, fov_degrees: float = 12.0, pitch_mean: float = FRONT, yaw_mean: float = FRONT
+    path: str | Path, *, fov_degrees: float = 12.0, front_pitch: float = FRONT, front_yaw: float = FRONT
 ) -> Cameras:
     """Cameras of a JSON file, in its order.
 
@@ -43,7 +43,7 @@ def read_cameras(
     Args:
         path: of the file.
         fov_degrees: of cameras that do not tell.
-        pitch_mean, yaw_mean: the front, in radians.
+        front_pitch, front_yaw: the front, in radians.
 
     Raises:
         UserError: the file cannot be read, or a camera in it makes no sense; its place is named.
@@ -52,7 +52,7 @@ def read_cameras(
     cameras = []
     for k, entry in enumerate(entries):
         try:
-            cameras.append(_camera(entry, fov_degrees, (pitch_mean, yaw_mean)))
+            cameras.append(_camera(entry, fov_degrees, (front_pitch, front_yaw)))
         except ValueError as error:
             raise UserError(f"camera {k} (counted from 0) of {path} {error}") from None
     return Cameras(*(torch.cat([getattr(c, part) for c in cameras]) for part in ("rotation", "position", FOV)))

@@ -17,6 +17,7 @@ POSE_DISTRIBUTIONS: tuple[str, ...] = get_args(PoseKind)
 
 FRONT = math.pi / 2  # yaw and pitch of a camera that looks at the face from the front
 PITCH_MARGIN = 1e-5  # pitch stays in [margin, π - margin]: at a pole, world up and viewing direction are parallel
+HEIGHT_MARGIN = 1e-5  # the same of spherical_uniform, as a share of the sphere's height
 TRUNCATION = 2.0  # a truncated Gaussian keeps |x| < 2 standard deviations
 
 
@@ -38,7 +39,7 @@ class PoseDistribution:
     pitch_mean: float = FRONT
     """radians, π/2 is the horizon; of spherical_uniform π v, where the pitch is arccos(1 - 2 v)"""
     pitch_std: float = 0.155
-    """as yaw_std"""
+    """as yaw_std; of spherical_uniform it is that of π v too"""
 
     def __post_init__(self) -> None:
         if self.kind not in POSE_DISTRIBUTIONS:
@@ -46,6 +47,22 @@ class PoseDistribution:
         for axis in ("yaw", "pitch"):
             require_range(f"{axis}_mean", getattr(self, f"{axis}_mean"))
             require_range(f"{axis}_std", getattr(self, f"{axis}_std"), 0)
+
+    @property
+    def front_pitch(self) -> float:
+        """Pitch of the front, around which views are placed: the median of the training cameras, in radians.
+
+        The mean, except for spherical_uniform: there it is arccos(1 - 2 v) with v = pitch_mean / π.
+        """
+        return self.pitch_at(0.0)
+
+    def pitch_at(self, deviations: float) -> float:
+        """Pitch so many `pitch_std` from the front, in radians; of spherical_uniform, -1 and 1 give its ends."""
+        angle = self.pitch_mean + deviations * self.pitch_std
+        if self.kind != "spherical_uniform":
+            return angle
+        height = min(max(angle / math.pi, HEIGHT_MARGIN), 1 - HEIGHT_MARGIN)  # share of the sphere's, from +y
+        return math.acos(1 - 2 * height)
 
     def sample(
         self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
@@ -85,7 +102,8 @@ class PoseDistribution:
         elif self.kind == "spherical_uniform":
             yaw = self.yaw_mean + self.yaw_std * uniform()
             height = self.pitch_mean / math.pi + self.pitch_std / math.pi * uniform()
-            pitch = torch.arccos(1 - 2 * height.clamp(1e-5, 1 - 1e-5))  # equal areas: cos φ is uniform
+            height = height.clamp(HEIGHT_MARGIN, 1 - HEIGHT_MARGIN)
+            pitch = torch.arccos(1 - 2 * height)  # equal areas: cos φ is uniform
         else:
             pitch = torch.full((batch,), self.pitch_mean, device=device)
             yaw = torch.full((batch,), self.yaw_mean, device=device)

@@ -249,7 +249,7 @@ class ImageFiles:
             return decode_image(self._files.read(name), self.resolution)
         except UNREADABLE_ERRORS as error:
             raise UserError(
-                f"{printable(name)} in {self.path} was readable when the set was opened and no longer is "
+                f"{printable(name)} in {self.path} was readable when the set was made or opened and no longer is "
                 f"({describe(error)}); restore the file or restart without it"
             ) from error
 
@@ -270,9 +270,10 @@ def open_images(
 
     Every file is decoded once here, in parallel, so that unreadable ones (damaged, truncated, unreasonably
     large) are known and skipped from the start, and picture i is the same for the whole training. Sets that
-    fit into `decoded_limit` are kept in memory and never decoded again. Transparency is composited onto
-    white, and pictures that are not square lose their margins. `cips3d.data.decoding` describes the rest of the
-    decoding.
+    fit into `decoded_limit` are kept in memory and never decoded again; of larger ones, those that
+    `cips3d.data.prepare` has made are not decoded here, since all of their pictures were whole. Transparency is
+    composited onto white, and pictures that are not square lose their margins. `cips3d.data.decoding` describes the
+    rest of the decoding.
 
     Args:
         path: folder (searched recursively) or zip; jpg, jpeg, png and webp, in any letter case.
@@ -289,6 +290,8 @@ def open_images(
     decoded = None
     if len(names) * 3 * resolution**2 <= decoded_limit:
         decoded = torch.empty(len(names), 3, resolution, resolution, dtype=torch.uint8)
+    elif (read_manifest(files) or {}).get("images") == len(names):
+        return ImageFiles(files, names, resolution, stamps=stamps)
 
     def failure(index: int) -> str | None:
         try:

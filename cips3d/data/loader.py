@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cips3d.data.images import ImageSource
 from cips3d.errors import UserError
+from cips3d.pictures.colors import from_uint8
 
 # Splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). Written
 # out, since checkpoints hold nothing but a position: the order must stay the same in every version of the
@@ -172,7 +173,7 @@ class TrainingImages:
         rank: of this process among `world_size`.
         world_size: how many processes train together.
         position: where to start, a former `position` of this class.
-        pin_memory: hand out batches in pinned memory, which CUDA copies to a GPU beside other work.
+        device: where batches are handed out. The pictures' bytes go to a GPU, from pinned memory, beside other work.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class TrainingImages:
         rank: int = 0,
         world_size: int = 1,
         position: int = 0,
-        pin_memory: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -200,7 +201,7 @@ class TrainingImages:
             raise ValueError(f"rank must be in 0 to world_size - 1 = {world_size - 1}, got {rank}")
         self._position = position
         self._step = batch_size * world_size
-        self._pin = pin_memory
+        self._device = torch.device(device)
         order = TrainingOrder(len(source), seed, x_flip)
         self._loader: DataLoader | None = DataLoader(
             _Pictures(source),
@@ -224,7 +225,7 @@ class TrainingImages:
         return self
 
     def __next__(self) -> Tensor:
-        """The next batch, float32 [batch, 3, H, W] in [-1, 1].
+        """The next batch, float32 [batch, 3, H, W] in [-1, 1] on the device.
 
         Raises:
             UserError: a picture has become unreadable.
@@ -246,8 +247,9 @@ class TrainingImages:
         try:
             if isinstance(pictures, UserError):
                 raise pictures
-            batch = torch.empty(pictures.shape, dtype=torch.float32, pin_memory=self._pin)
-            batch.copy_(pictures).div_(127.5).sub_(1)
+            if self._device.type == "cuda":
+                pictures = pictures.pin_memory()
+            batch = from_uint8(pictures.to(self._device, non_blocking=True))
         except BaseException:  # a batch taken and not handed out would make `position` untrue from here on
             self.close()
             raise

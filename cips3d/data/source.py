@@ -6,6 +6,7 @@ import hashlib
 
 from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import SyntheticHeads, load_heads
+from cips3d.data.heads.dataset import FOV_DEGREES
 from cips3d.data.images import ImageFiles, open_images
 
 HEADS = "heads"  # the word for synthetic heads where a folder or zip could be named ("./heads" is such a folder)
@@ -13,7 +14,12 @@ HEADS_COUNT = 4096  # made where nobody says how many
 
 
 def open_training_source(
-    data: str | None, resolution: int, *, heads: int = HEADS_COUNT, poses: PoseDistribution | None = None
+    data: str | None,
+    resolution: int,
+    *,
+    heads: int = HEADS_COUNT,
+    poses: PoseDistribution | None = None,
+    fov_degrees: float = FOV_DEGREES,
 ) -> ImageFiles | SyntheticHeads:
     """The pictures of a folder or zip, or synthetic heads where no data are named.
 
@@ -22,12 +28,13 @@ def open_training_source(
         resolution: side that pictures are resized to.
         heads: how many synthetic heads there shall be.
         poses: distribution of the cameras that see the synthetic heads.
+        fov_degrees: their angle of view.
 
     Raises:
         UserError: the data cannot be read, or hold no image.
     """
     if data is None:
-        return load_heads(resolution, heads, poses=poses)
+        return load_heads(resolution, heads, poses=poses, fov_degrees=fov_degrees)
     return open_images(data, resolution)
 
 

@@ -91,7 +91,7 @@ def view_consistency(
         raise ValueError(f"views must be at least 2 and largest_yaw in (0, π/2), got {views} and {largest_yaw}")
     yaw = equal_angles(largest_yaw, views)
     poses, sums = loaded.poses, _Sums()
-    pitch = torch.full((views,), poses.pitch_mean)
+    pitch = torch.full((views,), poses.front_pitch)
     cameras = Cameras.from_angles(pitch, poses.yaw_mean + yaw, loaded.fov_degrees).to(dtype=loaded.generator.dtype)
     for seen in seen_from(loaded, faces, torch.zeros(views), yaw, title="consistency", depth=True):
         for left in range(views - 1):

@@ -22,7 +22,7 @@ from cips3d.evaluation.catalogue import METRICS, check_counts, check_side, chose
 from cips3d.evaluation.chirality import chirality
 from cips3d.evaluation.consistency import DifferenceMap, view_consistency
 from cips3d.evaluation.fidelity import BATCH_SIZE, FIDELITY_METRICS, FeatureNetworks, fidelity
-from cips3d.evaluation.frechet import features_of, frechet_distance
+from cips3d.evaluation.frechet import features_of, frechet_distance, random_conv_digest
 from cips3d.evaluation.image_sets import GeneratedImages, SourceImages, WithProgress, identity, size_of
 from cips3d.evaluation.judges import Teaching, chirality_judge, pose_judge
 from cips3d.evaluation.perceptual import lpips_map
@@ -190,7 +190,7 @@ def _measure_images(
 def _frechet(images: Dataset, real: RealImages, settings: EvaluationSettings) -> float:
     """The real pictures' features are kept, as those of torch-fidelity are."""
     folder = (settings.cache or cache_folder()) / "features"
-    file = folder / f"{identity(real)}-random-conv.pt"
+    file = folder / f"{identity(real)}-random-conv-{random_conv_digest()}.pt"
 
     def made() -> dict[str, Tensor]:
         return {"features": features_of(_batches(SourceImages(real), "real pictures", settings))}
@@ -248,7 +248,13 @@ def _smoothness(subject: _Subject) -> None:
 
 def _pose(subject: _Subject) -> None:
     settings = subject.settings
-    judge = pose_judge(subject.resolution, teaching=settings.teaching, cache=settings.cache, progress=settings.progress)
+    judge = pose_judge(
+        subject.resolution,
+        fov_degrees=subject.loaded.fov_degrees,
+        teaching=settings.teaching,
+        cache=settings.cache,
+        progress=settings.progress,
+    )
     found = pose_accuracy(subject.loaded, judge.network, subject.faces, resolution=judge.resolution)
     subject.add(
         pose_error_degrees=found.error_degrees,
@@ -271,7 +277,11 @@ def _symmetry(subject: _Subject) -> None:
 def _chirality(subject: _Subject) -> None:
     settings = subject.settings
     judge = chirality_judge(
-        subject.resolution, teaching=settings.teaching, cache=settings.cache, progress=settings.progress
+        subject.resolution,
+        fov_degrees=subject.loaded.fov_degrees,
+        teaching=settings.teaching,
+        cache=settings.cache,
+        progress=settings.progress,
     )
     found = chirality(subject.loaded, judge.network, subject.faces, resolution=judge.resolution)
     subject.add(

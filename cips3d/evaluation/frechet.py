@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+RANDOM_CONV_FORMAT = 1  # counted up whenever the same seed and channels would give other features
 RANDOM_CONV_SEED = 5
 RANDOM_CONV_CHANNELS = (3, 32, 48, 32)
 
@@ -62,6 +65,12 @@ def random_conv_features(images: Tensor) -> Tensor:
         weight = torch.randn(width_out, width_in, 3, 3, generator=generator) * math.sqrt(2 / (9 * width_in))
         x = F.relu(F.conv2d(x, weight.to(x), stride=2, padding=1))
     return F.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def random_conv_digest() -> str:
+    """What the features depend on besides the pictures, for the names of files that keep some."""
+    made = {"format": RANDOM_CONV_FORMAT, "seed": RANDOM_CONV_SEED, "channels": RANDOM_CONV_CHANNELS}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @torch.no_grad()

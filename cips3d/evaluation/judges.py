@@ -15,7 +15,7 @@ import torch
 from cips3d.cameras import PoseDistribution
 from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.data.heads.dataset import FORMAT as HEADS_FORMAT
-from cips3d.data.heads.dataset import cache_folder
+from cips3d.data.heads.dataset import FOV_DEGREES, cache_folder, described_fov
 from cips3d.evaluation.cache import cached
 from cips3d.evaluation.chirality import ChiralityClassifier, chirality_accuracy, train_chirality_classifier
 from cips3d.evaluation.image_network import Network, all_pixels, seeded
@@ -58,25 +58,51 @@ def judge_resolution(resolution: int) -> int:
 
 
 def pose_judge(
-    resolution: int, *, teaching: Teaching = Teaching(), cache: Path | None = None, progress: bool = False
+    resolution: int,
+    *,
+    fov_degrees: float = FOV_DEGREES,
+    teaching: Teaching = Teaching(),
+    cache: Path | None = None,
+    progress: bool = False,
 ) -> Judge[PoseRegressor]:
-    """A pose regressor for a model of this resolution; its quality is √(mean of |seen - true|²) in degrees."""
+    """A pose regressor for a model of this resolution and angle of view.
+
+    Its quality is √(mean of |seen - true|²) in degrees.
+    """
 
     def teach(heads: SyntheticHeads) -> PoseRegressor:
         return train_pose_regressor(heads, steps=teaching.steps, progress=progress)
 
-    return _judge("pose", PoseRegressor, teach, _pose_error, resolution, teaching, cache, progress)
+    return _judge("pose", PoseRegressor, teach, _pose_error, resolution, fov_degrees, teaching, cache, progress)
 
 
 def chirality_judge(
-    resolution: int, *, teaching: Teaching = Teaching(), cache: Path | None = None, progress: bool = False
+    resolution: int,
+    *,
+    fov_degrees: float = FOV_DEGREES,
+    teaching: Teaching = Teaching(),
+    cache: Path | None = None,
+    progress: bool = False,
 ) -> Judge[ChiralityClassifier]:
-    """A chirality classifier for a model of this resolution; its quality is the share of right calls."""
+    """A chirality classifier for a model of this resolution and angle of view.
+
+    Its quality is the share of right calls.
+    """
 
     def teach(heads: SyntheticHeads) -> ChiralityClassifier:
         return train_chirality_classifier(heads, steps=teaching.steps, progress=progress)
 
-    return _judge("chirality", ChiralityClassifier, teach, chirality_accuracy, resolution, teaching, cache, progress)
+    return _judge(
+        "chirality",
+        ChiralityClassifier,
+        teach,
+        chirality_accuracy,
+        resolution,
+        fov_degrees,
+        teaching,
+        cache,
+        progress,
+    )
 
 
 @torch.no_grad()
@@ -91,18 +117,28 @@ def _judge(
     teach: Callable[[SyntheticHeads], Network],
     examine: Callable[[Network, SyntheticHeads], float],
     resolution: int,
+    fov_degrees: float,
     teaching: Teaching,
     cache: Path | None,
     progress: bool,
 ) -> Judge[Network]:
     """The judge in the cache, or a new one."""
     side = judge_resolution(resolution)
-    made = {"format": FORMAT, "heads_format": HEADS_FORMAT, "resolution": side, **asdict(teaching)}
+    made = {
+        "format": FORMAT,
+        "heads_format": HEADS_FORMAT,
+        "resolution": side,
+        **described_fov(fov_degrees),
+        **asdict(teaching),
+    }
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
 
     def taught() -> dict[str, Any]:
-        network = teach(load_heads(side, teaching.heads, TEACHING_SEED, cache=cache, poses=WIDE, progress=progress))
-        held_out = load_heads(side, teaching.held_out, HELD_OUT_SEED, cache=cache, poses=REQUESTED, progress=progress)
+        def heads(count: int, seed: int, poses: PoseDistribution) -> SyntheticHeads:
+            return load_heads(side, count, seed, cache=cache, poses=poses, fov_degrees=fov_degrees, progress=progress)
+
+        network = teach(heads(teaching.heads, TEACHING_SEED, WIDE))
+        held_out = heads(teaching.held_out, HELD_OUT_SEED, REQUESTED)
         return {"weights": network.state_dict(), "quality": examine(network, held_out)}
 
     content = cached((cache or cache_folder()) / "judges" / f"{name}-{side}-{digest}.pt", taught)

@@ -18,6 +18,7 @@ from cips3d.evaluation.views import FaceSample, equal_angles, resized, seen_from
 from cips3d.models.family import AnyGenerator
 from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
+from cips3d.pictures import from_uint8
 from cips3d.rendering import LoadedGenerator
 
 LARGEST_YAW, LARGEST_PITCH, VIEWS = 0.6, 0.3, 9
@@ -53,7 +54,7 @@ def train_pose_regressor(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             index = torch.randint(len(pixels), (batch_size,), generator=generator)
-            rough, order = roughened(pixels[index].float() / 127.5 - 1, generator)
+            rough, order = roughened(from_uint8(pixels[index]), generator)
             yield rough, targets[index[order]]
 
     teach(regressor, batches(), F.mse_loss, steps=steps, title="pose regressor", progress=progress)
@@ -151,7 +152,7 @@ def pose_accuracy(
     yaws, pitches, still = equal_angles(largest_yaw, views), equal_angles(largest_pitch, views), torch.zeros(views)
     requested = torch.stack([torch.cat([yaws, still]), torch.cat([still, pitches])], dim=1)  # [2 V, 2]
     # The regressor sees angles from the front of the heads, and cameras are asked for from that of the model.
-    front = torch.tensor([loaded.poses.yaw_mean - FRONT, loaded.poses.pitch_mean - FRONT])
+    front = torch.tensor([loaded.poses.yaw_mean - FRONT, loaded.poses.front_pitch - FRONT])
     seen = torch.cat(
         [
             regressor(resized(chunk.image.flatten(0, 1), resolution)).view(-1, 2 * views, 2) - front

@@ -62,7 +62,7 @@ def seen_from(
     """All faces from every view, without jitter, some faces at a time; a GPU renders the next ones meanwhile.
 
     Args:
-        pitch, yaw: [V] radians from the front, the mean of the training cameras.
+        pitch, yaw: [V] radians from the front, the median of the training cameras.
         title: what the progress bar says.
         depth: also give depth maps.
 
@@ -79,7 +79,7 @@ def seen_from(
         render_views(
             loaded,
             styles_of_seeds(loaded, chunk, faces.truncation),
-            loaded.poses.pitch_mean + pitch,
+            loaded.poses.front_pitch + pitch,
             loaded.poses.yaw_mean + yaw,
             look,
         )

@@ -125,7 +125,7 @@ def _sides(loaded: LoadedGenerator, found: Inversion, resolution: int) -> Tensor
     assert camera is not None
     poses = loaded.poses
     yaw = torch.tensor([*(poses.yaw_mean + turn for turn in VIEW_YAWS), camera.yaw])
-    pitch = torch.tensor([*(poses.pitch_mean for _ in VIEW_YAWS), camera.pitch])
+    pitch = torch.tensor([*(poses.front_pitch for _ in VIEW_YAWS), camera.pitch])
     cameras = Cameras.from_angles(pitch, yaw, loaded.fov_degrees)
     styles = chosen(found.styles, torch.zeros(len(yaw), dtype=torch.long, device=loaded.device))
     taken = take_pictures(loaded, styles, cameras, Look(resolution, ("image", "depth")))

@@ -50,7 +50,7 @@ def search(
     coordinates = objective.space.coordinates(loaded.generator.mapping(*random))
     faces = tuple(torch.cat([torch.zeros_like(u[:1]), u]) for u in coordinates)
     if not loaded.generator.is_3d:
-        pose = (loaded.poses.pitch_mean, loaded.poses.yaw_mean)  # the picture does not depend on it
+        pose = (loaded.poses.front_pitch, loaded.poses.yaw_mean)  # the picture does not depend on it
     pitch, yaw = pose_grid(loaded.poses) if pose is None else (torch.tensor([angle]) for angle in pose)
     cameras = len(pitch)
     pairs = torch.arange(FACES * cameras)

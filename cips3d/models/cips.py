@@ -294,10 +294,11 @@ class CIPS(WGenerator):
         embedding = self.network.embedding if self.training and is_square else None
         sizes = [(height, width)] * self.network.layers
         maps = noise_maps(noise, sizes, kinds=get_args(Noise), batch=len(w[0]), like=w[0], generator=generator)
-        if torch.is_grad_enabled():
-            image = self.network(coords, embedding, w, maps)
-        else:
-            image = self._in_chunks(coords, embedding, w, maps, chunk_pixels or default_chunk_rays(self.device))
+        with self.as_precise():
+            if torch.is_grad_enabled():
+                image = self.network(coords, embedding, w, maps)
+            else:
+                image = self._in_chunks(coords, embedding, w, maps, chunk_pixels or default_chunk_rays(self.device))
         return Picture(image, aux_image=None, depth=None)
 
     def coordinates_of(self, resolution: int | tuple[int, int], window: Window | None = None) -> Tensor:

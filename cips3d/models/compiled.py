@@ -27,7 +27,7 @@ class Renders(Protocol[TakenT]):
 
 
 class CompiledRender(Generic[StylesT]):
-    """`Generator.render` of one view, without gradients, at the cost of a single launch.
+    """`Generator.render` of one view, without gradients: one replay and a copy of each tensor of styles and cameras.
 
     On a GPU the first call captures everything from styles and cameras to the picture in a CUDA graph, and every call
     replays it; small pictures then take as long as their kernels, not as long as their launches. The pictures of a call

@@ -216,7 +216,7 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         """Pictures of styles."""
 
     def compiled_render(self, view: View) -> CompiledRender[StylesT]:
-        """`render` of one view again and again, without gradients: on a GPU one launch a call (see `CompiledRender`).
+        """`render` of one view again and again, without gradients: on a GPU one replay a call (see `CompiledRender`).
 
         Example:
             >>> from cips3d.cameras import Cameras
@@ -290,7 +290,8 @@ class Generator(nn.Module, ABC, Generic[StylesT]):
         "highest" and "high" leave pixels to PyTorch's float32 products, which are TF32's where
         `torch.set_float32_matmul_precision` says so; with "fast" they are of 16 bits, colours apart. The volume's
         products are those of `render_rays`. Relative errors of pictures with "fast": about 1e-3 from the volume, 1e-2
-        from bfloat16 pixels.
+        from bfloat16 pixels. The convolutions of StyleGAN2 and CIPS, which cuDNN takes TF32 for by itself, are of
+        float32 with "highest"; their gradients are so inside `cips3d.ops.precision.product_precision`, as in training.
 
         Args:
             precision: of all parts, see `Precision`; None: as PyTorch is set.

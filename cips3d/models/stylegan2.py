@@ -144,7 +144,8 @@ class StyleGAN2(WGenerator):
         check_styles(styles, WStyles)
         w = styles.by_layer(self.style_layers, self.config.style_dim)
         check_input("styles.w", styles.w, self.network.constant)
-        image = self.network(w, self._noise(noise, w[0], generator))
+        with self.as_precise():
+            image = self.network(w, self._noise(noise, w[0], generator))
         return Picture(image, aux_image=None, depth=None)
 
     def _noise(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from cips3d.models.generator import Generator, ParameterGroups, at_layers, mixed_layers
 from cips3d.models.style_mapping import StyleMapping, WStyles
+from cips3d.ops.precision import Precision, product_precision
 
 
 class WGenerator(Generator[WStyles]):
@@ -21,10 +24,27 @@ class WGenerator(Generator[WStyles]):
     is_3d: ClassVar[bool] = False
     style_mapping: StyleMapping
     network: nn.Module
+    precision: Precision | None = None
+    """of the network's products and convolutions; None: as PyTorch is set"""
 
     @property
     def z_dims(self) -> tuple[int]:
         return (self.style_mapping.z_dim,)
+
+    def set_precision(
+        self,
+        precision: Precision | None = None,
+        *,
+        nerf: Precision | None = None,
+        inr: Precision | None = None,
+        fast_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().set_precision(precision, nerf=nerf, inr=inr, fast_dtype=fast_dtype)
+        self.precision = inr or precision
+
+    def as_precise(self) -> AbstractContextManager[object]:
+        """Inside, products and convolutions are as precise as was set; compiled code goes by PyTorch's settings."""
+        return nullcontext() if torch.compiler.is_compiling() else product_precision(self.precision)
 
     def parameter_groups(self) -> ParameterGroups:
         return ParameterGroups(nerf=(), inr=(self.network,), mapping=(self.style_mapping,))

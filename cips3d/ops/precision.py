@@ -25,7 +25,7 @@ Precision = Literal["highest", "high", "fast"]
 
 None, wherever a precision is asked for, is what `torch.set_float32_matmul_precision` is set to: "highest" and "high"
 are those above, "medium" is "fast". Plain PyTorch computes sine layers in float32 whatever is asked for, and as that
-setting says.
+setting says. Convolutions are cuDNN's, which by itself takes TF32 for them: `product_precision` sets both.
 """
 
 
@@ -72,10 +72,10 @@ IN_PYTORCH: dict[Precision, str] = {"highest": "highest", "high": "high", "fast"
 
 
 @contextmanager
-def matmul_precision(precision: Precision | None) -> Iterator[None]:
-    """Inside, PyTorch's products and all ops have this precision; None changes nothing.
+def product_precision(precision: Precision | None) -> Iterator[None]:
+    """Inside, PyTorch's products and convolutions and all ops have this precision; None changes nothing.
 
-    It sets `torch.set_float32_matmul_precision`.
+    It sets `torch.set_float32_matmul_precision`, and lets cuDNN's convolutions have TF32 unless it is "highest".
 
     Raises:
         ValueError: the precision is unknown.
@@ -84,12 +84,14 @@ def matmul_precision(precision: Precision | None) -> Iterator[None]:
         yield
         return
     _meant(precision)  # raises where it is unknown
-    before = _settings_of_pytorch()
+    restore = _settings_of_pytorch(), _settings_of_cudnn()
     torch.set_float32_matmul_precision(IN_PYTORCH[precision])
+    _let_cudnn_have_tf32(precision != "highest")
     try:
         yield
     finally:
-        before()
+        for each in restore:
+            each()
 
 
 def _settings_of_pytorch() -> Callable[[], None]:
@@ -106,6 +108,33 @@ def _settings_of_pytorch() -> Callable[[], None]:
 
     restore()
     return restore
+
+
+def _settings_of_cudnn() -> Callable[[], None]:
+    """A function that restores cuDNN's settings as they are now: the one for all operators, and each operator's."""
+    operators, for_all = _operators_of_cudnn(), None
+    each = [operator.fp32_precision for operator in operators]
+    with suppress(RuntimeError):  # there is none where theirs differ
+        for_all = torch.backends.cudnn.allow_tf32
+
+    def restore() -> None:
+        if for_all is not None:
+            torch.backends.cudnn.allow_tf32 = for_all
+        _set(operators, each)
+
+    return restore
+
+
+def _let_cudnn_have_tf32(is_allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    operators = _operators_of_cudnn()
+    _set(operators, ["tf32" if is_allowed else "ieee"] * len(operators))
+
+
+def _operators_of_cudnn() -> list[Any]:
+    """Those that have settings of their own: none before PyTorch 2.9."""
+    cudnn: Any = torch.backends.cudnn
+    return [cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
 
 
 def _setting_for_all(backends: list[Any]) -> str:

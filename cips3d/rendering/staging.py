@@ -179,7 +179,7 @@ def _check_model(loaded: LoadedGenerator, options: Options, resolution: int) -> 
     if options.lock_view and not generator.has_view_dependence:
         raise UserError(f"--lock-view is for pi-GAN; the colours of {name} are the same from all sides, leave it out")
     check_resolution_of(loaded, resolution)
-    front = loaded.poses.pitch_mean
+    front = loaded.poses.front_pitch
     for pitch in options.pitch or ():
         if not 0 < front + pitch < math.pi:
             raise UserError(
@@ -207,15 +207,15 @@ def _cameras(loaded: LoadedGenerator, options: Options, faces: int) -> Cameras:
         return read_cameras(
             options.camera_file,
             fov_degrees=loaded.fov_degrees,
-            pitch_mean=poses.pitch_mean,
-            yaw_mean=poses.yaw_mean,
+            front_pitch=poses.front_pitch,
+            front_yaw=poses.yaw_mean,
         )
     if options.has_frames:
         return _trajectory(loaded, options, _frame_count(options, faces))
     one_view = options.mix is not None or not loaded.generator.is_3d
     yaws = options.yaw or ((0.0,) if one_view else VIEW_YAWS)
     views = [(pitch, yaw) for pitch in options.pitch or (0.0,) for yaw in yaws]
-    pitch = torch.tensor([poses.pitch_mean + pitch for pitch, _ in views])
+    pitch = torch.tensor([poses.front_pitch + pitch for pitch, _ in views])
     yaw = torch.tensor([poses.yaw_mean + yaw for _, yaw in views])
     return Cameras.from_angles(pitch.clamp(PITCH_MARGIN, math.pi - PITCH_MARGIN), yaw, loaded.fov_degrees)
 
@@ -239,7 +239,7 @@ def _trajectory(loaded: LoadedGenerator, options: Options, frames: int) -> Camer
     left, right = ends("yaw", options.yaw, YAW_ENDS)
     poses = loaded.poses
     extent = CameraRange(
-        pitch=(max(poses.pitch_mean + low, PITCH_MARGIN), min(poses.pitch_mean + high, math.pi - PITCH_MARGIN)),
+        pitch=(max(poses.front_pitch + low, PITCH_MARGIN), min(poses.front_pitch + high, math.pi - PITCH_MARGIN)),
         yaw=(poses.yaw_mean + left, poses.yaw_mean + right),
         distance=options.distance or CameraRange.distance,
         fov_degrees=loaded.fov_degrees,

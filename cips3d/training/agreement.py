@@ -90,7 +90,10 @@ def pictures_of_all(
 
     def open_pictures() -> None:
         if not opened:
-            opened.append(open_training_source(config.data, resolution, heads=config.heads, poses=config.poses))
+            source = open_training_source(
+                config.data, resolution, heads=config.heads, poses=config.poses, fov_degrees=config.fov_degrees
+            )
+            opened.append(source)
 
     def prepare() -> bool:
         try:

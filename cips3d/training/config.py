@@ -172,7 +172,7 @@ class TrainConfig:
     volume: VolumeSettings = field(default_factory=VolumeSettings)
     poses: PoseDistribution = field(default_factory=PoseDistribution)
     fov_degrees: float = 12.0
-    """cameras' angle of view"""
+    """cameras' angle of view; synthetic heads are seen with it too"""
 
     loss: LossName = "logistic"
     """adversarial loss"""
@@ -222,7 +222,7 @@ class TrainConfig:
     reuse_fakes: bool = False
     """one generated batch serves both networks' updates of a step, instead of two"""
     precision: Precision | None = None
-    """of products of float32 numbers: highest, high (as exact as TF32) or fast (16 bits); None: as PyTorch is set"""
+    """of float32 products: highest (convolutions too), high (as TF32) or fast (16 bits); None: as PyTorch is set"""
     amp: Amp = field(default_factory=Amp)
     reports: Reports = field(default_factory=Reports)
 

@@ -18,7 +18,7 @@ from cips3d.checkpoints.trained import (
 from cips3d.data.source import contents_of
 from cips3d.errors import UserError
 from cips3d.files import only_writer
-from cips3d.ops.precision import matmul_precision
+from cips3d.ops.precision import product_precision
 from cips3d.process.devices import memory_explained
 from cips3d.process.signals import Interrupted, StopRequest, stop_on_signals
 from cips3d.process.versions import versions
@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     processes = join_processes(config.device)
     try:
         given = processes.by_all(lambda: resolved(config))
-        with matmul_precision(given.precision), started(given, processes) as training:
+        with product_precision(given.precision), started(given, processes) as training:
             outcome = training.folder, training.run()
     except BaseException as error:
         processes.leave(failed=True)

@@ -177,7 +177,7 @@ def as_loaded(generator: AnyGenerator, config: TrainConfig, resolution: int, ste
 def turntable(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Tensor, ...]:
     """Frames [faces, 3, R, R] of the seeds 0, 1, ... swinging from side to side."""
     yaw = loaded.poses.yaw_mean + yaw_sweep((-SWING, SWING), frames)
-    pitch = torch.full_like(yaw, loaded.poses.pitch_mean)
+    pitch = torch.full_like(yaw, loaded.poses.front_pitch)
     styles = styles_of_seeds(loaded, range(faces))
     return render_views(loaded, styles, pitch, yaw, Look(loaded.resolution), progress=True).image.unbind(1)
 
@@ -198,7 +198,7 @@ def interpolation(loaded: LoadedGenerator, faces: int, frames: int) -> tuple[Ten
 
 def front_view(loaded: LoadedGenerator) -> tuple[Tensor, Tensor]:
     """Pitch and yaw [1] of the camera in front."""
-    return torch.tensor([loaded.poses.pitch_mean]), torch.tensor([loaded.poses.yaw_mean])
+    return torch.tensor([loaded.poses.front_pitch]), torch.tensor([loaded.poses.yaw_mean])
 
 
 def face_rows(loaded: LoadedGenerator, faces: int) -> dict[str, Tensor]:
@@ -218,7 +218,7 @@ def rows_of_views(loaded: LoadedGenerator, styles: tuple[Tensor, ...]) -> dict[s
     """The faces from the front, from above, from both sides, as the volume alone and as depth."""
     poses, settings = loaded.poses, loaded.settings
     yaw = poses.yaw_mean + torch.tensor([0.0, 0.0, -TURN, TURN])
-    pitch = poses.pitch_mean + torch.tensor([0.0, -TILT, 0.0, 0.0])
+    pitch = poses.front_pitch + torch.tensor([0.0, -TILT, 0.0, 0.0])
     kinds: tuple[PictureKind, ...] = ("image", "aux", "depth") if loaded.generator.has_aux_image else ("image", "depth")
     views = render_views(loaded, styles, pitch, yaw, Look(loaded.resolution, kinds))
     assert views.depth is not None

@@ -60,7 +60,7 @@ class StageImages:
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             position=position,
-            pin_memory=self.processes.device.type == "cuda",
+            device=self.processes.device,
         )
         self.stage_index = now.stage_index
         return True
@@ -69,7 +69,7 @@ class StageImages:
         """A batch [B, 3, H, W] in [-1, 1] on the device, or why there is none."""
         assert self._batches is not None
         try:
-            return next(self._batches).to(self.processes.device, non_blocking=True), None
+            return next(self._batches), None
         except UserError as error:
             return None, error
 

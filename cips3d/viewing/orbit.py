@@ -14,7 +14,8 @@ from cips3d.cameras.poses import PITCH_MARGIN, TRUNCATION
 NEAREST = 0.25  # share of the trained distance; a picture's side then shows a quarter of the trained picture's
 FARTHEST = 1.0  # beyond it, rays would leave the field that pictures of the training showed
 
-# How far training cameras went, in standard deviations, where their distribution does not end by itself: 95 of 100.
+# How far training cameras went, in standard deviations: to the end of distributions that end, else 95 of 100.
+REACH = {"uniform": 1.0, "spherical_uniform": 1.0, "truncated_gaussian": TRUNCATION, "fixed": 0.0}
 GAUSSIAN_REACH = 2.0
 
 
@@ -66,17 +67,19 @@ def orbit_at(position: Sequence[float], target: Sequence[float]) -> Orbit:
 
 @dataclass(frozen=True)
 class OrbitLimits:
-    """The views that are offered; ranges in radians, around a middle."""
+    """The views that are offered, in radians."""
 
     yaw_middle: float
     yaw_reach: float
     """to both sides; π or more: all around"""
     pitch: tuple[float, float]
+    front_pitch: float
+    """within that range, not always in its middle"""
 
     @property
     def front(self) -> Orbit:
-        """The middle."""
-        return Orbit(self.yaw_middle, sum(self.pitch) / 2)
+        """Where the training cameras' median stands."""
+        return Orbit(self.yaw_middle, self.front_pitch)
 
     def held(self, orbit: Orbit) -> Orbit:
         """The view within the limits that is nearest in each angle and in zoom."""
@@ -90,27 +93,21 @@ class OrbitLimits:
 
 def trained_limits(poses: PoseDistribution) -> OrbitLimits:
     """The views that training showed: all of a distribution that ends, and ±2 standard deviations of a Gaussian."""
-    reach = {"uniform": 1.0, "fixed": 0.0, "truncated_gaussian": TRUNCATION}.get(poses.kind, GAUSSIAN_REACH)
-    if poses.kind == "spherical_uniform":
-        share, half = poses.pitch_mean / math.pi, poses.pitch_std / math.pi  # of the sphere's height, from +y
-        low, high = (math.acos(1 - 2 * _clamped(height, 0, 1)) for height in (share - half, share + half))
-        return OrbitLimits(poses.yaw_mean, poses.yaw_std, _off_the_poles(low, high))
-    spread = reach * poses.pitch_std
-    return OrbitLimits(
-        poses.yaw_mean,
-        reach * poses.yaw_std,
-        _off_the_poles(poses.pitch_mean - spread, poses.pitch_mean + spread),
-    )
+    reach = REACH.get(poses.kind, GAUSSIAN_REACH)
+    return _limits(poses, reach * poses.yaw_std, poses.pitch_at(-reach), poses.pitch_at(reach))
 
 
 def all_limits(poses: PoseDistribution) -> OrbitLimits:
-    """Views from all around the head; their middle is that of the trained ones."""
-    return OrbitLimits(poses.yaw_mean, math.pi, _off_the_poles(0.0, math.pi))
+    """Views from all around the head; their front is that of the trained ones."""
+    return _limits(poses, math.pi, 0.0, math.pi)
 
 
-def _off_the_poles(low: float, high: float) -> tuple[float, float]:
-    """The range of pitches without the poles, where up and the viewing direction are parallel."""
-    return _clamped(low, PITCH_MARGIN, math.pi - PITCH_MARGIN), _clamped(high, PITCH_MARGIN, math.pi - PITCH_MARGIN)
+def _limits(poses: PoseDistribution, yaw_reach: float, low: float, high: float) -> OrbitLimits:
+    """Limits without the poles, where up and the viewing direction are parallel."""
+    low, front, high = (
+        _clamped(pitch, PITCH_MARGIN, math.pi - PITCH_MARGIN) for pitch in (low, poses.front_pitch, high)
+    )
+    return OrbitLimits(poses.yaw_mean, yaw_reach, (low, high), front)
 
 
 def _clamped(value: float, low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-// Arithmetic, casts of bits and loads that CUDA has as functions, those that are used.
+// Arithmetic, casts of bits and loads that CUDA has as functions: those that kernels like these need.
 #pragma once
 #include <algorithm>
 #include <cmath>

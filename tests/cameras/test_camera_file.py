@@ -47,8 +47,8 @@ class TestAngles:
             tmp_path,
             [{"yaw": 0.3, "pitch": -0.2, "radius": 1.5, "fov_degrees": 20}, {"yaw": -0.4}],
             fov_degrees=30.0,
-            pitch_mean=1.2,
-            yaw_mean=0.7,
+            front_pitch=1.2,
+            front_yaw=0.7,
         )
         expected = Cameras.from_angles(tensor(1.0, 1.2), tensor(1.0, 0.3), tensor(20, 30), tensor(1.5, 1.0))
         torch.testing.assert_close(cameras.position, expected.position, **SAME)

@@ -149,6 +149,21 @@ def test_kept_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(decoded) == 5
 
 
+@pytest.mark.parametrize("container", ["folder", "zip"])
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_prepared_sets_are_not_decoded_to_look_at_them(
+    container: str, recorded: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there are as many pictures as were made."""
+    looked_at: list[bytes] = []
+    monkeypatch.setattr(images_module, "read_rgb", lambda data, **_: looked_at.append(data))
+    manifest = json.dumps({"cips3d": {"complete": True, "images": recorded}}).encode()
+    path = make(container, tmp_path, {"a.png": grey(1), "b.png": grey(2), "dataset.json": manifest})
+    source = open_images(path, 4, decoded_limit=0)
+    assert source.names == ["a.png", "b.png"]
+    assert len(looked_at) == (0 if recorded == 2 else 2)
+
+
 def test_as_many_are_kept_decoded_as_the_limit_holds(tmp_path: Path) -> None:
     write_files(tmp_path, {f"{i}.png": grey(i) for i in range(3)})
     size = 3 * 3 * 4**2

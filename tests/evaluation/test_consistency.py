@@ -44,8 +44,9 @@ def test_texture_of_the_surface_against_one_of_the_picture() -> None:
     assert true.psnr > 40
     assert false.psnr < 15
     assert true.overlap == pytest.approx(false.overlap)  # it is a matter of depth alone
-    aside = PoseDistribution(yaw_mean=FRONT + 0.5, pitch_mean=FRONT - 0.3)
-    assert view_consistency(replace(loaded_of(Analytic(sphere(RADIUS)), 64), poses=aside), FACES).psnr > 40
+    for kind in ("gaussian", "spherical_uniform"):
+        aside = PoseDistribution(kind, yaw_mean=FRONT + 0.5, pitch_mean=FRONT - 0.3)
+        assert view_consistency(replace(loaded_of(Analytic(sphere(RADIUS)), 64), poses=aside), FACES).psnr > 40
 
 
 def test_neighbours_are_compared_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,15 @@ from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.errors import UserError
 from cips3d.evaluation import evaluate
 from cips3d.evaluation.catalogue import METRICS, VALUES, MetricName, chosen_metrics, deciding_value, is_better
+from cips3d.evaluation.chirality import ChiralityClassifier
 from cips3d.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate_generator, evaluate_images
 from cips3d.evaluation.fidelity import FeatureNetworks
 from cips3d.evaluation.frechet import features_of, frechet_distance
+from cips3d.evaluation.image_network import ImageNetwork, seeded
 from cips3d.evaluation.image_sets import GeneratedImages, SourceImages
-from cips3d.evaluation.judges import Teaching
+from cips3d.evaluation.judges import Judge, Teaching
 from cips3d.evaluation.perceptual import lpips_map
+from cips3d.evaluation.pose import PoseRegressor
 from cips3d.evaluation.smoothness import DepthSmoothness
 from cips3d.evaluation.views import FaceSample
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
@@ -129,6 +132,45 @@ def test_features_of_other_real_pictures_are_not_taken(settings: EvaluationSetti
         real = load_heads(32, IMAGES, seed, cache=cache, progress=False)
         found.append(evaluate_generator(BALL, ["frechet"], settings, real=real).values["frechet"])
     assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("constant", "value"),
+    [("RANDOM_CONV_FORMAT", 2), ("RANDOM_CONV_SEED", 6), ("RANDOM_CONV_CHANNELS", (3, 32, 48, 16))],
+)
+def test_features_of_other_convolutions_are_not_taken(
+    settings: EvaluationSettings, heads: SyntheticHeads, monkeypatch: pytest.MonkeyPatch, constant: str, value: object
+) -> None:
+    titles: list[str] = []
+    batches = evaluate._batches
+    monkeypatch.setattr(
+        evaluate, "_batches", lambda _, title, chosen: titles.append(title) or batches(_, title, chosen)
+    )
+
+    def looked_at() -> list[str]:
+        titles.clear()
+        evaluate_images(SourceImages(heads), ["frechet"], settings, real=heads)
+        return titles
+
+    looked_at()
+    assert looked_at() == ["generating"]
+    monkeypatch.setattr(f"cips3d.evaluation.frechet.{constant}", value)
+    assert looked_at() == ["real pictures", "generating"]
+
+
+@pytest.mark.parametrize(("name", "network"), [("pose", PoseRegressor), ("chirality", ChiralityClassifier)])
+def test_judges_are_of_the_model_s_lens(
+    settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch, name: str, network: type[ImageNetwork]
+) -> None:
+    asked: list[float] = []
+
+    def judge(resolution: int, *, fov_degrees: float, **_: object) -> Judge:
+        asked.append(fov_degrees)
+        return Judge(seeded(network, 0).eval(), 32, quality=1.0)
+
+    monkeypatch.setattr(evaluate, f"{name}_judge", judge)
+    evaluate_generator(replace(BALL, fov_degrees=20.0), [name], settings)
+    assert asked == [20.0]
 
 
 def test_fidelity_of_generated_pictures(settings: EvaluationSettings, heads: SyntheticHeads, cache: Path) -> None:

@@ -62,6 +62,25 @@ def test_judges_are_examined_on_other_heads(tmp_path: Path, monkeypatch: pytest.
     assert asked == [(8, 2000, 0.9), (4, 3000, 0.6)]
 
 
+@pytest.mark.parametrize("judge", [pose_judge, chirality_judge])
+def test_judges_know_heads_as_the_model_s_lens_shows_them(
+    judge: Callable[..., object], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = load_heads(32, 8, cache=cache, progress=False)
+    asked: list[float] = []
+
+    def loaded(*_: object, fov_degrees: float, **others: object) -> SyntheticHeads:
+        asked.append(fov_degrees)
+        return heads
+
+    monkeypatch.setattr("cips3d.evaluation.judges.load_heads", loaded)
+    teaching = Teaching(heads=8, held_out=8, steps=1)
+    for lens in ({}, {"fov_degrees": 12.0}, {"fov_degrees": 20.0}, {"fov_degrees": 20.0}):
+        judge(32, teaching=teaching, cache=tmp_path, **lens)
+    assert asked == [12.0, 12.0, 20.0, 20.0]  # to learn from and to be examined on, of two judges
+    assert len(list((tmp_path / "judges").iterdir())) == 2
+
+
 @pytest.mark.parametrize("network", [PoseRegressor, ChiralityClassifier])
 def test_first_weights_are_those_of_the_seed(network: type[ImageNetwork]) -> None:
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -142,9 +143,11 @@ def test_accuracy_counts_the_other_angle_too() -> None:
     assert found.pitch.correlation < 1
 
 
-def test_accuracy_is_from_the_model_s_own_front() -> None:
+@pytest.mark.parametrize("kind", ["gaussian", "spherical_uniform"])
+def test_accuracy_is_from_the_model_s_own_front(kind: Any) -> None:
     """Training cameras need not lie around π/2: a model that follows them is as accurate."""
-    loaded = replace(loaded_of(followed(1.0)), poses=PoseDistribution(yaw_mean=FRONT + 0.1, pitch_mean=FRONT - 0.1))
+    poses = PoseDistribution(kind, yaw_mean=FRONT + 0.1, pitch_mean=FRONT - 0.1)
+    loaded = replace(loaded_of(followed(1.0)), poses=poses)
     found = pose_accuracy(loaded, Reader().eval(), FaceSample(2), resolution=32)
     assert found.error_degrees < 0.05  # the plane ends within the outermost view; the offsets are 8 degrees
     assert found.yaw.seen == pytest.approx(found.yaw.requested, abs=2e-3)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from inversion.small_models import small
 
+from cips3d.cameras import PoseDistribution
 from cips3d.evaluation.views import FACES_AT_ONCE, FaceSample, equal_angles, resized, seen_from
-from cips3d.rendering import LoadedGenerator
+from cips3d.rendering import LoadedGenerator, Look, render_views, styles_of_seeds
 
 
 def seen_by(loaded: LoadedGenerator) -> tuple[list[int], torch.Tensor]:
@@ -42,6 +45,15 @@ def test_typical_faces() -> None:
     torch.testing.assert_close(views.image[0], views.image[1])
     (others,) = seen_from(small("cips3d"), replace(faces, truncation=1.0), front, front, title="test")
     assert not torch.allclose(others.image[0], others.image[1])
+
+
+@pytest.mark.parametrize(("kind", "front"), [("gaussian", math.pi / 4), ("spherical_uniform", math.pi / 3)])
+def test_angles_are_counted_from_the_median_training_camera(kind: Any, front: float) -> None:
+    loaded = replace(small("cips3d"), poses=PoseDistribution(kind, yaw_mean=1.9, pitch_mean=math.pi / 4))
+    pitch, yaw = torch.tensor([0.0, 0.1]), torch.tensor([0.0, -0.3])
+    (seen,) = seen_from(loaded, FaceSample(1), pitch, yaw, title="test")
+    styles = styles_of_seeds(loaded, FaceSample(1).seeds())
+    torch.testing.assert_close(seen.image, render_views(loaded, styles, front + pitch, 1.9 + yaw, Look(8)).image)
 
 
 def test_pictures_of_other_sides() -> None:

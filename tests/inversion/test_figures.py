@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from inversion.small_models import own_picture, small
+from inversion.small_models import ONE_CAMERA, own_picture, small
 from PIL import Image
 
 from cips3d import pictures
+from cips3d.cameras import PoseDistribution
 from cips3d.inversion import InversionSettings, Record, invert
 from cips3d.inversion.figures import (
     BOTTOM,
@@ -106,16 +107,20 @@ def test_comparison(system: str, tuned: bool) -> None:
     assert torch.isfinite(found.picture).all()
 
 
-def test_sides_are_seen_from_where_training_cameras_stood() -> None:
+@pytest.mark.parametrize(
+    ("poses", "pitch"),
+    [(ONE_CAMERA, FRONT), (PoseDistribution("spherical_uniform", 1.9, 0.0, math.pi / 4, 0.0), math.pi / 3)],
+)
+def test_sides_are_seen_from_where_training_cameras_stood(poses: PoseDistribution, pitch: float) -> None:
     """Whatever camera has taken the photograph."""
-    loaded = small("cips3d")
+    loaded = replace(small("cips3d"), poses=poses)
     photo = own_picture(loaded, 3, FRONT, FRONT)
     found = invert(loaded, photo, InversionSettings(steps=1, starts=1))
     found = replace(found, camera=CameraAngles(FRONT + 0.5, FRONT - 0.2, 12.0))
     cell, width = 128 + pictures.GAP, 7 * 128 + 6 * pictures.GAP
     grid = np.asarray(comparison(loaded, photo, found))[-128:, -width:].astype(int)
     for column, turn in enumerate(VIEW_YAWS, start=3):
-        angles = (torch.tensor([angle]) for angle in (FRONT, FRONT + turn))
+        angles = (torch.tensor([angle]) for angle in (pitch, poses.yaw_mean + turn))
         expected = pictures.to_uint8(seen_by(loaded, found.styles, *angles, 8)[0]).permute(1, 2, 0).numpy()
         shown = grid[8::16, column * cell + 8 :: 16][:, :8]
         assert abs(shown - expected).max() <= 1  # batches of other sizes may round otherwise

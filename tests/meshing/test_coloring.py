@@ -37,6 +37,11 @@ class TestViews:
         assert yaw.max().item() == pytest.approx(FRONT + 0.6, abs=0.05)
         assert pitch.min().item() == pytest.approx(FRONT - 0.31, abs=0.03)
 
+    def test_sides_are_seen_from_the_front_pitch(self) -> None:
+        for poses in (PoseDistribution(pitch_mean=1.2), PoseDistribution("spherical_uniform", pitch_mean=0.7)):
+            pitch, _ = coloring_views(poses)
+            assert pitch[:5].tolist() == pytest.approx([poses.front_pitch] * 5, abs=0.02)
+
     def test_all_around_and_fixed(self) -> None:
         _, yaw = coloring_views(PoseDistribution("spherical_uniform", yaw_std=math.pi))
         assert (yaw.max() - yaw.min()).item() > 1.8 * math.pi

@@ -18,8 +18,10 @@ from cips3d.models.cips import CIPS, CIPSConfig
 from cips3d.models.cips3d import CIPS3D, CIPS3DConfig
 from cips3d.models.pigan import PiGAN
 from cips3d.models.pigan_field import PiGANConfig
+from cips3d.models.stylegan2 import StyleGAN2, StyleGAN2Config
 from cips3d.models.view import View
 from cips3d.models.volume import VolumeSettings
+from cips3d.models.w_generator import WGenerator
 from cips3d.ops import Precision, kernels
 
 AnyModel = CIPS3D | PiGAN
@@ -147,6 +149,24 @@ def test_models_in_full_precision_say_so() -> None:
         generator.set_precision("fast")
     with pytest.raises(UserError, match="no INR"):
         make("pigan").set_precision(inr="fast")
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_convolutions_of_generators_of_pictures(grad: bool) -> None:
+    """cuDNN takes TF32 for them, unless it is told not to."""
+    cameras = Cameras.from_angles(torch.ones(1), torch.ones(1))
+    cips = CIPS(CIPSConfig(resolution=8, hidden=8, widths=(8, 8), z_dim=8, style_dim=8, mapping_layers=2))
+    stylegan2 = StyleGAN2(StyleGAN2Config(channels={4: 8, 8: 8}, z_dim=8, style_dim=8, mapping_layers=2))
+    for generator in (cips, stylegan2):
+        assert isinstance(generator, WGenerator)
+        allowed: list[bool] = []
+        generator.network.register_forward_hook(lambda *_, into=allowed: into.append(torch.backends.cudnn.allow_tf32))
+        for precision in (None, "high", "highest"):
+            generator.set_precision(precision)  # type: ignore[arg-type]  # of a tuple of words
+            with torch.set_grad_enabled(grad):
+                generator.render(generator.mapping(*generator.sample_z(1)), View(8, cameras))
+        assert allowed == [True, True, False]
+        assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("model", ["cips3d", "pigan"])

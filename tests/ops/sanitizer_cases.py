@@ -373,7 +373,7 @@ def render_deep_rays(module: ModuleType) -> None:
 
 def field_samples(module: ModuleType) -> None:
     """With and without a head; channels that fill no strip, one to three strips, samples that fill no tile."""
-    images, rays, samples, depth, color = 2, 29, 9, 3, 70
+    images, rays, samples, depth, color = 2, 15, 9, 3, 70
     origins, directions, depths = normal(images, rays, 3), normal(images, rays, 3), normal(images, rays, samples)
     wide_color, all_samples, scales = 128, images * rays * samples, np.ones(2, np.float32)
     density, colors, of_density = normal(all_samples), normal(all_samples, 3), normal(all_samples)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cips3d.ops import kernels
 from cips3d.ops.film_siren import FoldedLayer, film_siren, sine_field
 from cips3d.ops.march import RayDraws
-from cips3d.ops.precision import Precision, is_fast, matmul_precision, takes_float16
+from cips3d.ops.precision import Precision, is_fast, product_precision, takes_float16
 from cips3d.ops.render_rays import render_rays
 from cips3d.ops.siren_field import SirenField
 
@@ -91,11 +91,11 @@ def test_other_words_are_refused(backend: Backend, op: Any) -> None:
 def test_words_are_set_in_pytorch() -> None:
     before = torch.get_float32_matmul_precision()
     for precision in ("highest", "high", "fast"):
-        with matmul_precision(precision):  # type: ignore[arg-type]
+        with product_precision(precision):  # type: ignore[arg-type]
             assert is_fast(None) == (precision == "fast")
             assert takes_float16(None) == (precision != "highest")
         assert torch.get_float32_matmul_precision() == before
-    with pytest.raises(ValueError, match="precision must be"), matmul_precision("medium"):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision must be"), product_precision("medium"):  # type: ignore[arg-type]
         pass
 
 
@@ -128,7 +128,7 @@ def test_settings_by_backend_come_back(for_all: str, by_backend: tuple[str, str]
         if by_backend is not None:
             set_each(by_backend)
         each = [backend.fp32_precision for backend in backends]
-        with matmul_precision("fast"):
+        with product_precision("fast"):
             assert is_fast(None)
         assert [backend.fp32_precision for backend in backends] == each
         set_each(made)
@@ -136,6 +136,39 @@ def test_settings_by_backend_come_back(for_all: str, by_backend: tuple[str, str]
     finally:
         torch.set_float32_matmul_precision(before)
         set_each(each_before)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_convolutions_follow(allowed: bool) -> None:
+    """By itself, cuDNN takes TF32 for them, whatever PyTorch's setting for products is."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        for precision in ("highest", "high", "fast"):
+            with product_precision(precision):  # type: ignore[arg-type]
+                assert torch.backends.cudnn.allow_tf32 == (precision != "highest")
+                if hasattr(torch.backends.cudnn, "conv"):
+                    assert torch.backends.cudnn.conv.fp32_precision == ("ieee" if precision == "highest" else "tf32")
+            assert torch.backends.cudnn.allow_tf32 == allowed
+        with product_precision(None):
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch has one setting for all operators")
+@pytest.mark.parametrize("each", [("ieee", "none"), ("ieee", "tf32"), ("tf32", "ieee")])
+def test_settings_by_operator_come_back(each: tuple[str, str]) -> None:
+    operators: list[Any] = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for operator, setting in zip(operators, each, strict=True):
+            operator.fp32_precision = setting
+        with product_precision("highest"):
+            assert [operator.fp32_precision for operator in operators] == ["ieee", "ieee"]
+        assert tuple(operator.fp32_precision for operator in operators) == each
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_contexts_that_are_left_in_another_order(kernel_backend: Backend) -> None:

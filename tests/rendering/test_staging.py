@@ -21,6 +21,7 @@ from rendering.command import RenderCommand, frames_of, shown_in
 from cips3d import pictures
 from cips3d.cameras import TRAJECTORIES, CameraRange, Cameras, PoseDistribution
 from cips3d.cameras.poses import PITCH_MARGIN
+from cips3d.errors import UserError
 from cips3d.models.cips import CIPS
 from cips3d.models.generator import Generator
 from cips3d.models.pigan import PiGAN
@@ -61,6 +62,43 @@ def test_angles_are_counted_from_the_front_of_the_training_cameras(
     cameras = stage(model, Options(tmp_path, tmp_path / "out.png", **flags)).sequence.cameras
     torch.testing.assert_close(cameras.pitch, torch.tensor(pitch))
     torch.testing.assert_close(cameras.yaw, torch.tensor(yaw))
+
+
+CARLA = PoseDistribution("spherical_uniform", yaw_std=math.pi, pitch_mean=math.pi / 4, pitch_std=math.pi / 4)
+BAND = replace(CARLA, pitch_std=math.pi / 20)
+
+
+@pytest.mark.parametrize(
+    ("poses", "flags"),
+    [
+        (CARLA, {}),
+        (CARLA, {"trajectory": "circle", "frames": 8}),
+        (CARLA, {"trajectory": "dolly", "frames": 8}),
+        (BAND, {}),
+        (BAND, {"trajectory": "yaw", "frames": 4}),
+        (BAND, {"trajectory": "front", "frames": 2}),
+        (BAND, {"pitch": (-0.1, 0.1)}),
+        (BAND, {"trajectory": "way.json"}),
+    ],
+)
+def test_views_lie_where_cameras_were_trained(
+    loaded: LoadedGenerator, tmp_path: Path, poses: PoseDistribution, flags: dict[str, Any]
+) -> None:
+    (tmp_path / "way.json").write_text('[{"pitch": 0.0, "yaw": -0.2}, {"pitch": 0.1}]')
+    if flags.get("trajectory") == "way.json":
+        flags = {"trajectory": str(tmp_path / "way.json")}
+    model = replace(loaded, poses=poses)
+    pitch = stage(model, Options(tmp_path, tmp_path / "out.png", **flags)).sequence.cameras.pitch
+    trained, _ = poses.sample(4096, generator=torch.Generator().manual_seed(0))
+    assert trained.min() < pitch.min() <= pitch.max() < trained.max()
+
+
+def test_pitch_may_go_as_far_as_the_pole(loaded: LoadedGenerator, tmp_path: Path) -> None:
+    """Counted from the front, which is at π/3 here."""
+    model = replace(loaded, poses=BAND)
+    stage(model, Options(tmp_path, tmp_path / "out.png", pitch=(-1.0, 2.0)))
+    with pytest.raises(UserError, match=r"--pitch -1\.1 goes over a pole; give angles between -1\.05 and 2\.09"):
+        stage(model, Options(tmp_path, tmp_path / "out.png", pitch=(-1.1,)))
 
 
 @pytest.mark.parametrize(

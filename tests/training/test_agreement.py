@@ -15,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cips3d.cameras import PoseDistribution
 from cips3d.checkpoints import trained
+from cips3d.data.heads import SyntheticHeads, load_heads
 from cips3d.errors import UserError
 from cips3d.process.signals import StopRequest
 from cips3d.training.agreement import check_settings, checkpoint_of_all, networks_of_all, pictures_of_all
@@ -70,6 +72,17 @@ def test_the_same_pictures(small_config: TrainConfig) -> None:
         pictures_of_all(small_config, 8, Others(other=lambda own: "--data is gone" if own is None else own), stop)
     stop.signal = signal.SIGTERM
     assert pictures_of_all(small_config, 8, Others(), stop) is None  # what the first one has heard
+
+
+def test_heads_are_seen_by_the_cameras_of_training(
+    small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "cache"))
+    poses = PoseDistribution("uniform")
+    config = replace(small_config, data=None, heads=3, poses=poses, fov_degrees=30.0)
+    source = pictures_of_all(config, 8, Processes(), StopRequest())
+    assert isinstance(source, SyntheticHeads)
+    assert source.folder == load_heads(8, 3, poses=poses, fov_degrees=30.0, progress=False).folder
 
 
 def test_the_same_checkpoint(small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,9 +192,10 @@ def test_pictures_come_as_they_are_asked_for(small_config: TrainConfig, monkeypa
 
     monkeypatch.setattr(stage_images, "TrainingImages", Asked)
     monkeypatch.setattr(agreement, "open_training_source", open_asked)
-    config = replace(small_config, steps=1, seed=5, x_flip=True, workers=1, heads=7, poses=PoseDistribution("uniform"))
+    config = replace(small_config, steps=1, seed=5, x_flip=True, workers=1, heads=7)
+    config = replace(config, poses=PoseDistribution("uniform"), fov_degrees=20.0)
     train(config)
-    for name in ("seed", "x_flip", "workers", "heads", "poses"):
+    for name in ("seed", "x_flip", "workers", "heads", "poses", "fov_degrees"):
         assert asked[name] == getattr(config, name), name
 
 
@@ -224,11 +225,11 @@ def test_a_signal_ends_the_making_of_a_later_stages_heads(
     config = replace(two_stages(small_config), data=None, heads=70)
     made: list[int] = []
 
-    def render_and_stop(resolution: int, seed: int, block: int, poses: PoseDistribution) -> dict[str, torch.Tensor]:
+    def render_and_stop(resolution: int, *others: Any) -> dict[str, torch.Tensor]:
         made.append(resolution)
         if resolution == 16:
             os.kill(os.getpid(), signal.SIGTERM)
-        return render_block(resolution, seed, block, poses)
+        return render_block(resolution, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "render_block", render_and_stop)

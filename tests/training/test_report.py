@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from contextlib import nullcontext
 from dataclasses import replace
@@ -142,6 +143,20 @@ def test_turntable() -> None:
         torch.testing.assert_close(
             frame, render_views(loaded, styles_of_seeds(loaded, [0]), pitch, yaw, Look(8)).image[:, 0]
         )
+
+
+def test_front_of_cameras_on_a_sphere() -> None:
+    """Half of them stand higher: the mean of their pitches' v is not that of the pitches."""
+    poses = PoseDistribution("spherical_uniform", pitch_mean=math.pi / 4, pitch_std=math.pi / 20)
+    loaded = replace(small("cips3d"), poses=poses)
+    styles = styles_of_seeds(loaded, range(1))
+    pitch, yaw = torch.tensor([math.pi / 3]), torch.tensor([math.pi / 2])
+    torch.testing.assert_close(front_view(loaded), (pitch, yaw))
+    rows = face_rows(loaded, 1)
+    for name, up in (("front", 0.0), ("tilted", -0.25)):
+        torch.testing.assert_close(rows[name], render_views(loaded, styles, pitch + up, yaw, Look(8)).image[:, 0])
+    first = turntable(loaded, faces=1, frames=3)[0]
+    torch.testing.assert_close(first, render_views(loaded, styles, pitch, yaw, Look(8)).image[:, 0])
 
 
 def test_faces_turn_into_each_other_and_back() -> None:

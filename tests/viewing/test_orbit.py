@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -68,14 +69,29 @@ def test_trained_views_are_within_the_limits(kind: str) -> None:
     assert pitch.max() > high - 0.03 * (high - low) - TOLERANCE
 
 
+@pytest.mark.parametrize("kind", POSE_DISTRIBUTIONS)
+@pytest.mark.parametrize("limits_of", [trained_limits, all_limits])
+def test_begins_at_the_front_of_the_training_cameras(
+    kind: str, limits_of: Callable[[PoseDistribution], OrbitLimits]
+) -> None:
+    poses = PoseDistribution(kind, yaw_mean=1.9, pitch_mean=0.9, pitch_std=0.3)  # type: ignore[arg-type]
+    assert limits_of(poses).front == Orbit(1.9, poses.front_pitch)
+
+
+@pytest.mark.parametrize("mean", [0.0, math.pi])
+def test_front_keeps_clear_of_the_poles(mean: float) -> None:
+    limits = trained_limits(PoseDistribution(pitch_mean=mean))
+    assert 0 < limits.pitch[0] <= limits.front.pitch <= limits.pitch[1] < math.pi
+
+
 def test_held_at_the_nearest_view() -> None:
-    limits = OrbitLimits(FRONT, 0.5, (1.3, 1.8))
+    limits = OrbitLimits(FRONT, 0.5, (1.3, 1.8), front_pitch=1.5)
     inside = Orbit(1.4, 1.5, 0.7)
     assert limits.held(inside) == inside
     assert limits.held(Orbit(FRONT + 0.6, 2.5, 3.0)) == Orbit(FRONT + 0.5, 1.8, FARTHEST)
     assert limits.held(Orbit(-FRONT + 0.1, 0.1, 0.01)) == Orbit(FRONT - 0.5, 1.3, NEAREST)
     assert limits.held(Orbit(1.4 + 2 * math.pi, 1.5, 0.7)).yaw == pytest.approx(1.4)
-    assert limits.front == Orbit(FRONT, 1.55)
+    assert limits.front == Orbit(FRONT, 1.5)
 
 
 def test_all_around() -> None:

@@ -29,6 +29,7 @@ FORMAT = 2  # of the cache; counted up whenever a head would look different
 BLOCK = 64  # heads drawn and rendered together: head i depends on (seed, i) alone, since blocks are always whole
 DESCRIPTION = "heads.json"  # written last: a folder without it is not complete
 MASK_LEVELS = 255
+FOV_DEGREES = 12.0  # angle of view where nobody asks for another
 ABANDONED = 24 * 3600  # seconds without a write, of a set in the making
 
 
@@ -85,6 +86,14 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cips3d"
 
 
+def described_fov(fov_degrees: float) -> dict[str, float]:
+    """What a cached thing's description says of the angle of view of its heads.
+
+    Nothing where it is `FOV_DEGREES`: what was made before there were others is found as before.
+    """
+    return {} if fov_degrees == FOV_DEGREES else {"fov_degrees": float(fov_degrees)}
+
+
 def load_heads(
     resolution: int,
     count: int,
@@ -92,10 +101,11 @@ def load_heads(
     cache: Path | None = None,
     poses: PoseDistribution | None = None,
     progress: bool = True,
+    fov_degrees: float = FOV_DEGREES,
 ) -> SyntheticHeads:
     """Synthetic heads, rendered at the first use and taken from the cache from then on.
 
-    Head i depends on the seed, i, the resolution and the poses only: a larger set begins with the smaller one.
+    Head i depends on the seed, i, the resolution and the cameras only: a larger set begins with the smaller one.
 
     Args:
         resolution: side of the pictures in pixels.
@@ -104,6 +114,7 @@ def load_heads(
         cache: folder to keep them in; default: `cache_folder()`.
         poses: distribution of the cameras; default: that of training.
         progress: show a bar on stderr while heads are made.
+        fov_degrees: the cameras' angle of view. They stay where they are: in a wider one heads are smaller.
 
     Raises:
         UserError: nothing can be made of these numbers, or the cache cannot be written.
@@ -114,13 +125,20 @@ def load_heads(
         raise UserError(f"--resolution {resolution} is too small for heads; give 2 or more")
     poses = poses or PoseDistribution()
     cache = cache or cache_folder()
-    made = {"format": FORMAT, "resolution": resolution, "count": count, "seed": seed, "poses": to_plain(poses)}
+    made = {
+        "format": FORMAT,
+        "resolution": resolution,
+        "count": count,
+        "seed": seed,
+        "poses": to_plain(poses),
+        **described_fov(fov_degrees),
+    }
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"heads-{resolution}-{count}-seed{seed}-{digest}"
     heads = _open(folder)
     if heads is None:
         try:
-            _make(folder, made, poses, progress)
+            _make(folder, made, poses, fov_degrees, progress)
         except OSError as error:
             raise UserError(
                 f"synthetic heads cannot be kept in {cache} ({error.strerror}); set CIPS3D_CACHE to a folder with "
@@ -138,13 +156,13 @@ def _open(folder: Path) -> SyntheticHeads | None:
         return None
 
 
-def _make(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress: bool) -> None:
+def _make(folder: Path, made: dict[str, Any], poses: PoseDistribution, fov_degrees: float, progress: bool) -> None:
     """Render into a temporary folder and give it its name when complete; whoever comes second keeps the first's."""
     _remove_left_overs(folder.parent)
     temporary = temporary_beside(folder)
     temporary.mkdir(parents=True)
     try:
-        _render_into(temporary, made, poses, progress)
+        _render_into(temporary, made, poses, fov_degrees, progress)
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -188,7 +206,9 @@ def _layout(resolution: int, count: int) -> dict[str, tuple[np.dtype[Any], tuple
     }
 
 
-def _render_into(folder: Path, made: dict[str, Any], poses: PoseDistribution, progress: bool) -> None:
+def _render_into(
+    folder: Path, made: dict[str, Any], poses: PoseDistribution, fov_degrees: float, progress: bool
+) -> None:
     """Write the arrays block by block (not through a memory map, for which a full disk is a crash)."""
     resolution, count = made["resolution"], made["count"]
     title = f"making synthetic heads ({resolution}²)"
@@ -201,7 +221,8 @@ def _render_into(folder: Path, made: dict[str, Any], poses: PoseDistribution, pr
         bar = stack.enter_context(tqdm(total=count, desc=title, unit="head", disable=not progress))
         for start in range(0, count, BLOCK):
             length = min(BLOCK, count - start)
-            for name, values in render_block(resolution, made["seed"], start // BLOCK, poses).items():
+            block = render_block(resolution, made["seed"], start // BLOCK, poses, fov_degrees)
+            for name, values in block.items():
                 files[name].write(np.ascontiguousarray(values[:length].numpy()).data)
             bar.update(length)
         for file in files.values():
@@ -211,13 +232,15 @@ def _render_into(folder: Path, made: dict[str, Any], poses: PoseDistribution, pr
         description.write(json.dumps(made, indent=2).encode())
 
 
-def render_block(resolution: int, seed: int, block: int, poses: PoseDistribution) -> dict[str, Tensor]:
+def render_block(
+    resolution: int, seed: int, block: int, poses: PoseDistribution, fov_degrees: float
+) -> dict[str, Tensor]:
     """The heads BLOCK·block, ..., of a seed: images, depth, mask (in levels of 1/255) and poses (pitch, yaw)."""
     word = int(random_words(seed, block)[0] >> np.uint64(32))  # torch's generator takes 32 bits of a seed
     generator = torch.Generator().manual_seed(word)
     heads = sample_heads(BLOCK, generator)
     pitch, yaw = poses.sample(BLOCK, generator=generator)
-    rendered = render_heads(heads, Cameras.from_angles(pitch, yaw), resolution)
+    rendered = render_heads(heads, Cameras.from_angles(pitch, yaw, fov_degrees), resolution)
     return {
         "images": rendered.images,
         "depth": rendered.depth,

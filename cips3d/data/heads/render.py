@@ -150,7 +150,9 @@ def _trace_cones(distance: Callable[[Points], Tensor], rays: Rays, side: int) ->
     tiles = middle.shape[-1]
     middle = F.normalize(middle.flatten(2).transpose(1, 2), dim=-1)  # [N, tiles², 3]
     spacing = (grid[:, :, 0, 0] - grid[:, :, -1, -1]).norm(dim=1).max() / max(side - 1, 1)  # of the diagonal
-    radius = FAR * 0.5 * TILE * spacing
+    half = side // 2  # wide lenses spread rays most in the middle, where half a tile's diagonal has to be covered too
+    widest = (grid[:, :, half, half] - grid[:, :, half - 1, half - 1]).norm(dim=1).max()
+    radius = torch.maximum(FAR * 0.5 * TILE * spacing, FAR * 0.5 * (TILE - 1) * widest)
     cone = Rays(rays.origins[:, : tiles * tiles], middle)
     t = torch.full(middle.shape[:2], NEAR, dtype=middle.dtype, device=middle.device)
     origins, directions = _gather(cone, None)

@@ -1,5 +1,6 @@
 """The cache of synthetic heads: what is made, what is trusted, and what is left after an accident."""
 
+import json
 import math
 import os
 import pickle
@@ -76,6 +77,30 @@ def test_poses_are_those_of_the_distribution(tmp_path):
     assert wide.yaw.std() > 0.3
 
 
+def test_a_wider_lens_sees_the_same_heads_smaller(tmp_path):
+    """A picture of twice the side, whose pixels lie as close, shows in its middle what the narrower one shows."""
+    half = math.tan(math.radians(6)) * (2 * SIZE - 1) / (SIZE - 1)
+    narrow = load(tmp_path)
+    wide = load_heads(2 * SIZE, 10, cache=tmp_path, progress=False, fov_degrees=2 * math.degrees(math.atan(half)))
+    assert torch.equal(wide.yaw, narrow.yaw)
+    middle = slice(SIZE // 2, -SIZE // 2)
+    for index in range(10):
+        mask, inner = narrow.mask(index), wide.mask(index)[middle, middle]
+        assert (inner - mask).abs().mean() < 0.02  # a ray or two at an edge
+        difference = (wide.depth(index)[middle, middle] - narrow.depth(index)).abs()[(inner == 1) & (mask == 1)]
+        assert difference.mean() < 1e-3
+        assert wide.mask(index)[: SIZE // 4].max() == 0  # nothing above the head
+
+
+def test_sets_of_the_usual_lens_keep_their_names(tmp_path):
+    usual, other = load(tmp_path), load(tmp_path, fov_degrees=20)
+    assert load(tmp_path, fov_degrees=12).folder == usual.folder != other.folder
+    assert "fov_degrees" not in json.loads((usual.folder / "heads.json").read_bytes())
+    assert json.loads((other.folder / "heads.json").read_bytes())["fov_degrees"] == 20
+    assert load(tmp_path, fov_degrees=20.0).folder == other.folder
+    assert other.images.mean() != usual.images.mean()
+
+
 def test_a_made_set_is_not_made_again(tmp_path, monkeypatch):
     first = load(tmp_path)
     monkeypatch.setattr(dataset, "render_block", lambda *_: pytest.fail("rendered again"))
@@ -115,10 +140,10 @@ def test_a_damaged_set_is_made_anew(tmp_path, damage):
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     render = dataset.render_block
 
-    def interrupted(resolution: int, seed: int, block: int, poses: PoseDistribution) -> dict[str, torch.Tensor]:
+    def interrupted(resolution: int, seed: int, block: int, *cameras: object) -> dict[str, torch.Tensor]:
         if block == 1:
             raise KeyboardInterrupt
-        return render(resolution, seed, block, poses)
+        return render(resolution, seed, block, *cameras)
 
     monkeypatch.setattr(dataset, "render_block", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -179,6 +204,8 @@ def test_heads_are_what_is_trained_on_when_nothing_is_given(tmp_path, monkeypatc
     monkeypatch.setenv("CIPS3D_CACHE", str(tmp_path / "here"))
     assert isinstance(open_training_source(None, SIZE, heads=4), SyntheticHeads)
     assert len(list((tmp_path / "here").iterdir())) == 1
+    wide = open_training_source(None, SIZE, heads=4, fov_degrees=30.0)
+    assert wide.folder == load(tmp_path / "here", 4, fov_degrees=30.0).folder
 
 
 def test_a_folder_that_cannot_be_written_is_a_users_mistake(tmp_path, monkeypatch):

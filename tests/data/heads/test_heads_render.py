@@ -66,6 +66,18 @@ def test_tracing_an_analytic_sphere(side, centre, radius):
     assert error.mean() < 1e-4
 
 
+@pytest.mark.parametrize("fov_degrees", [12.0, 60.0, 120.0, 150.0])
+def test_no_lens_is_too_wide_for_a_sphere_in_the_middle(fov_degrees):
+    """There a wide lens spreads its rays most: a tile's cone that is too narrow passes what the tile's rays meet."""
+    side, radius = 128, 0.7
+    rays = Cameras.from_angles(torch.tensor([FRONT, 1.3]), torch.tensor([FRONT, 1.8]), fov_degrees).rays(side)
+    t = trace(lambda points: (points.x**2 + points.y**2 + points.z**2).sqrt() - radius, rays, side)
+    miss = HEAD_UNITS * torch.linalg.cross(rays.origins, rays.directions).norm(dim=-1)
+    clear = (miss - radius).abs() > 0.04
+    assert (miss < radius).any()
+    assert torch.equal(torch.isfinite(t)[clear], (miss < radius)[clear])
+
+
 def test_the_nearer_of_two_bodies_hides_the_other():
     rays = frontal_cameras(1).rays(31)
 
