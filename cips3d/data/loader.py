@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -118,13 +119,21 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _start_method() -> str:
+    """Of workers: Python's own, but for servers that fork (Python 3.14), which would not hold back what is below."""
+    usual = multiprocessing.get_start_method()
+    return "spawn" if usual == "forkserver" else usual
+
+
 @contextmanager
 def _termination_held_back() -> Iterator[None]:
-    """Inside, processes are forked of which no thread is open to SIGTERM, also none that Python's tidying up starts
-    before `_heed_the_parent_alone`."""
-    if not hasattr(signal, "sigtimedwait") or multiprocessing.get_start_method() != "fork":
+    """Inside, processes are started of which no thread is open to SIGTERM, also none that libraries and Python's
+    tidying up start before `_heed_the_parent_alone`."""
+    if not hasattr(signal, "sigtimedwait"):
         yield
         return
+    if _start_method() != "fork":
+        resource_tracker.ensure_running()  # to start it inside would let SIGTERM in again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -146,7 +155,6 @@ def _heed_the_parent_alone(worker: int) -> None:
 def _end_with(parent: BaseProcess) -> None:
     """End this process, however busy, when its parent has ended or asks for it by SIGTERM, as torch does in need.
 
-    The system's parent is the training process itself or, from Python 3.14 on, a server of its own that ends with it.
     What Python watches alone would not do: forked processes keep it open for each other.
     """
     forked_by = os.getppid()
@@ -208,6 +216,7 @@ class TrainingImages:
             batch_size=None,  # the sampler makes the batches
             sampler=_Batches(order, batch_size, rank, world_size, position),
             num_workers=workers,
+            multiprocessing_context=_start_method() if workers > 0 else None,
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
             worker_init_fn=_heed_the_parent_alone,

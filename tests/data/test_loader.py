@@ -218,8 +218,10 @@ def test_a_stuck_worker_ends_when_its_parent_asks() -> None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_no_forks(method: str) -> None:
-    """Python 3.14 starts them by a server, which is then their parent for the system."""
+def test_workers_that_are_no_forks(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """A server's are Python's own choice from 3.14 on. Threads of libraries are none that would take a signal."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "4")
     before, usual = multiprocessing.active_children(), multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)
     try:
