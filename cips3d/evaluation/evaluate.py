@@ -23,8 +23,9 @@ from cips3d.evaluation.chirality import chirality
 from cips3d.evaluation.consistency import DifferenceMap, view_consistency
 from cips3d.evaluation.fidelity import BATCH_SIZE, FIDELITY_METRICS, FeatureNetworks, fidelity
 from cips3d.evaluation.frechet import features_of, frechet_distance, random_conv_digest
+from cips3d.evaluation.image_network import Network
 from cips3d.evaluation.image_sets import GeneratedImages, SourceImages, WithProgress, identity, size_of
-from cips3d.evaluation.judges import Teaching, chirality_judge, pose_judge
+from cips3d.evaluation.judges import Judge, Teaching, chirality_judge, pose_judge
 from cips3d.evaluation.perceptual import lpips_map
 from cips3d.evaluation.pose import pose_accuracy
 from cips3d.evaluation.smoothness import depth_smoothness
@@ -224,6 +225,16 @@ class _Subject:
     def resolution(self) -> int:
         return self.faces.resolution_of(self.loaded)
 
+    def taught(self, judge: Callable[..., Judge[Network]]) -> Judge[Network]:
+        """The judge of models of this resolution and angle of view."""
+        return judge(
+            self.resolution,
+            fov_degrees=self.loaded.fov_degrees,
+            teaching=self.settings.teaching,
+            cache=self.settings.cache,
+            progress=self.settings.progress,
+        )
+
     def add(self, **values: float) -> None:
         self.evaluation.values.update(values)
 
@@ -247,14 +258,7 @@ def _smoothness(subject: _Subject) -> None:
 
 
 def _pose(subject: _Subject) -> None:
-    settings = subject.settings
-    judge = pose_judge(
-        subject.resolution,
-        fov_degrees=subject.loaded.fov_degrees,
-        teaching=settings.teaching,
-        cache=settings.cache,
-        progress=settings.progress,
-    )
+    judge = subject.taught(pose_judge)
     found = pose_accuracy(subject.loaded, judge.network, subject.faces, resolution=judge.resolution)
     subject.add(
         pose_error_degrees=found.error_degrees,
@@ -275,14 +279,7 @@ def _symmetry(subject: _Subject) -> None:
 
 
 def _chirality(subject: _Subject) -> None:
-    settings = subject.settings
-    judge = chirality_judge(
-        subject.resolution,
-        fov_degrees=subject.loaded.fov_degrees,
-        teaching=settings.teaching,
-        cache=settings.cache,
-        progress=settings.progress,
-    )
+    judge = subject.taught(chirality_judge)
     found = chirality(subject.loaded, judge.network, subject.faces, resolution=judge.resolution)
     subject.add(
         chirality_mirrored=found.mirrored, chirality_changes=found.changes, chirality_judge_accuracy=judge.quality
