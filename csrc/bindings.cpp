@@ -46,31 +46,51 @@ class DeviceGuard {
 #endif
 };
 
-#if defined(CIPS3D_EMULATED)
-using WhileCalled = py::call_guard<>;  // the emulation has one launch at a time
-#else
 // A launch waits where the device's queue is full: other threads of the process go on meanwhile.
-using WhileCalled = py::call_guard<py::gil_scoped_release>;
+#if defined(CIPS3D_EMULATED)
+struct WithoutLock {
+  WithoutLock() {}  // the emulation has one launch at a time
+};
+#else
+using WithoutLock = py::gil_scoped_release;
 #endif
+
+template <class...>
+struct Types {};
+
+// Binds call(arguments...). They are converted one by one, out of the tuple in which Python brings them: what pybind11
+// makes of so many signatures of up to 50 arguments takes most of this file's time to compile.
+template <class... Arguments, size_t... i, class Call>
+void define(py::module_& module, const char* name, Types<Arguments...>, std::index_sequence<i...>, Call call) {
+  module.def(name, [name, call](const py::args& given) {
+    if (given.size() != sizeof...(i))
+      throw py::type_error(name + (" takes " + std::to_string(sizeof...(i))) + " arguments, got " +
+                           std::to_string(given.size()));
+    return call(given[i].template cast<Arguments>()...);
+  });
+}
 
 // Binds a launcher as name(device, stream, ...).
 template <class... Arguments>
 void bind(py::module_& module, const char* name, void (*launcher)(cudaStream_t, Arguments...)) {
   const auto call = [launcher](int device, uintptr_t stream, Arguments... arguments) {
+    const WithoutLock others_go_on;
     const DeviceGuard guard(device);
     launcher(reinterpret_cast<cudaStream_t>(stream), arguments...);
   };
-  module.def(name, call, WhileCalled());
+  using All = Types<int, uintptr_t, Arguments...>;
+  define(module, name, All(), std::make_index_sequence<2 + sizeof...(Arguments)>(), call);
 }
 
 // Binds a question about a device as name(device, ...).
 template <class Result, class... Arguments>
 void bind_query(py::module_& module, const char* name, Result (*query)(Arguments...)) {
   const auto call = [query](int device, Arguments... arguments) {
+    const WithoutLock others_go_on;
     const DeviceGuard guard(device);
     return query(arguments...);
   };
-  module.def(name, call, WhileCalled());
+  define(module, name, Types<int, Arguments...>(), std::make_index_sequence<1 + sizeof...(Arguments)>(), call);
 }
 
 }  // namespace

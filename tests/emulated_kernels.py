@@ -177,7 +177,7 @@ def _manifest(command: str, library: str, sources: Sequence[Path], variant: Vari
             folder = variant if sanitize else "plain"
         else:
             folder = variant if variant == "ptx" else "plain"
-            flags = ["-O2", f"-DCIPS3D_MODULE={MODULE}", *_python_flags(), *(PTX_FLAGS if variant == "ptx" else [])]
+            flags = ["-O1", f"-DCIPS3D_MODULE={MODULE}", *_python_flags(), *(PTX_FLAGS if variant == "ptx" else [])]
         objects.append(f"{folder}/{_relative(source)}.o")
         lines += [f"build {to_ninja(objects[-1])}: compile {to_ninja(str(source))}", f"  flags = {to_shell(flags)}"]
     lines.append(f"build {to_ninja(library)}: link {' '.join(map(to_ninja, objects))}")

@@ -35,6 +35,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MIXING = {"aten::copy_", "aten::_to_copy", "aten::set_", "aten::index", "aten::index_put", "aten::index_put_"}
 NO_SCALARS = {"aten::cat", "aten::stack", "aten::mm", "aten::bmm", "aten::addmm"}  # of the CPU beside a GPU's tensors
 TRAINING = "test_every_preset_trains_and_resumes"  # on whatever device there is
+LONG = "test_whole_run"  # 200 steps, of which the first show what devices do
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 
 _true_device: Callable[[Tensor], torch.device] = torch._C.TensorBase.device.__get__
@@ -378,13 +379,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The tests of a GPU, by their own or their file's name, but for those that compile, or look at how ops are
-    registered: PyTorch would look inside.
+    registered: PyTorch would look inside. And but for a long one.
     """
     kept, left = [], []
     for item in items:
         file, _, test = item.nodeid.partition("::")
         looks_inside = "torch_compile" in file or any(word in test for word in ("compile", "inductor", "registration"))
         is_for_gpu = ("cuda" in item.nodeid and not looks_inside) or item.name.startswith(TRAINING)
+        is_for_gpu = is_for_gpu and not item.name.startswith(LONG)
         (kept if is_for_gpu else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept

@@ -19,7 +19,7 @@ from cips3d.rendering import LoadedGenerator, Look, render_views
 
 POSE_SAMPLES = 4096  # random training poses, whose quantiles give the range of training views
 OUTER_SHARE = 0.025  # of poses on either side that are beyond the outermost views: ± 2 std of a Gaussian
-VIEW_YAWS = 5
+SIDE_TO_SIDE = 5  # views from one side to the other
 
 DEPTH_TOLERANCE = 0.05  # of t_far - t_near: between a voxel and the height of a nose
 FACING = 0.5  # cosine from which on a vertex counts as facing a camera, so that its depth is reliable
@@ -53,9 +53,9 @@ def coloring_views(poses: PoseDistribution) -> tuple[Tensor, Tensor]:
     ends = torch.tensor([OUTER_SHARE, 0.5, 1 - OUTER_SHARE])
     low_pitch, middle_pitch, high_pitch = torch.quantile(pitch, ends)
     low_yaw, middle_yaw, high_yaw = torch.quantile(yaw, ends)
-    share = torch.linspace(0, 1, VIEW_YAWS)
+    share = torch.linspace(0, 1, SIDE_TO_SIDE)
     yaws = torch.cat([low_yaw + (high_yaw - low_yaw) * share, middle_yaw.expand(2)])
-    return torch.cat([middle_pitch.expand(VIEW_YAWS), torch.stack([low_pitch, high_pitch])]), yaws
+    return torch.cat([middle_pitch.expand(SIDE_TO_SIDE), torch.stack([low_pitch, high_pitch])]), yaws
 
 
 def vertex_colors(

@@ -55,3 +55,12 @@ def test_what_cannot_be_counted(
     launcher = getattr(kernels.module_for(kernel_backend.device), name)
     with pytest.raises(ValueError, match=message):
         launcher(kernel_backend.device.index or 0, 0, *before, *[0] * tensors, *sizes)
+
+
+def test_arguments_of_another_number_or_type(kernel_backend: Backend) -> None:
+    launcher = kernels.module_for(kernel_backend.device).accumulate
+    device = kernel_backend.device.index or 0
+    with pytest.raises(TypeError, match="accumulate takes 9 arguments, got 3"):
+        launcher(device, 0, FLOAT32)
+    with pytest.raises(RuntimeError, match="cast"):
+        launcher(device, 0, FLOAT32, *[0] * 3, 1, 2, "3")

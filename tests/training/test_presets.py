@@ -27,7 +27,7 @@ from cips3d.training.schedule import plan_at
 from cips3d.training.state import TrainingState
 from cips3d.training.step import TrainingStep
 
-SIDE = 16
+SIDE = 8
 
 # Fields of each configuration that make its networks small and leave everything else as it is.
 SMALL: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small(name: str, folder: Path, data: Path) -> TrainConfig:
-    """A preset with its schedule cut to a few steps at 16² and its networks narrowed."""
+    """A preset with its schedule cut to a few steps at 8² and its networks narrowed."""
     config = preset(name)
     if config.discriminator.kind == "pigan":
         tables: dict[str, Any] = {"channels": pigan_channel_table(SIDE, base=64, cap=8), "latent_dim": 0}
