@@ -45,6 +45,8 @@ class DatasetConfig:
     """How many synthetic heads; 4096 unless given."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Seed of the synthetic heads; 0 unless given."""
+    fov_degrees: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Angle of view of the cameras that see the synthetic heads; 12 unless given. Train on them with the same."""
 
 
 def prepare(config: DatasetConfig) -> int:
@@ -57,6 +59,7 @@ def prepare(config: DatasetConfig) -> int:
         workers=config.workers,
         count=config.count,
         seed=config.seed,
+        fov_degrees=config.fov_degrees,
     )
     size = f"{config.resolution} x {config.resolution}"
     state = "was complete already" if prepared.found_complete else "is complete"

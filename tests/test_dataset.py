@@ -73,7 +73,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "Example: python -m cips3d.dataset ~/photos ffhq256.zip --resolution 256" in text
-    for word in ("SOURCE", "DEST", "--resolution", "--format", "--workers", "--count", "--seed"):
+    for word in ("SOURCE", "DEST", "--resolution", "--format", "--workers", "--count", "--seed", "--fov-degrees"):
         assert word in text
 
 

@@ -18,6 +18,7 @@ TRAINING_DISTANCE = 1.0  # scene units from the origin to every training camera,
 # Degrees. The focal length of much narrower cameras has no square in float32, and rays no length; wider ones round to
 # 180 there.
 NARROWEST_FOV, WIDEST_FOV = 1e-15, 179.99999
+TRAINING_FOV = (0.1, 170.0)  # what can be trained on
 # Scene units from the origin, of cameras that are asked for: much farther ones have rays whose ends are one float32.
 NEAREST_CAMERA, FARTHEST_CAMERA = 1e-3, 1e4
 SHORTEST = 1e-12  # of a unit vector's horizontal part: `F.normalize` gives no direction to what is shorter

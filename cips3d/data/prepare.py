@@ -29,8 +29,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cips3d.cameras.camera import TRAINING_FOV
 from cips3d.data.decoding import UNREADABLE_ERRORS, check_resolution, decode_image, describe
 from cips3d.data.heads import load_heads
+from cips3d.data.heads.dataset import FOV_DEGREES
 from cips3d.data.images import (
     MANIFEST,
     MANIFEST_KEY,
@@ -42,7 +44,7 @@ from cips3d.data.images import (
     read_manifest,
 )
 from cips3d.data.source import HEADS, HEADS_COUNT
-from cips3d.errors import UserError
+from cips3d.errors import UserError, require_range
 from cips3d.files import atomic_file, is_left_over, only_writer, printable
 
 ImageFormat = Literal["png", "webp", "jpg"]
@@ -105,6 +107,7 @@ def prepare_dataset(
     workers: int = 0,
     count: int | None = None,
     seed: int | None = None,
+    fov_degrees: float | None = None,
 ) -> PreparedSet:
     """Write a source's pictures as squares of one resolution, or go on where an earlier call was interrupted.
 
@@ -116,6 +119,7 @@ def prepare_dataset(
         workers: threads; 0 takes one a processor core, 16 at most.
         count: number of heads, 4096 unless given.
         seed: of the heads, 0 unless given.
+        fov_degrees: angle of view of the cameras that see the heads, 12 unless given.
 
     Raises:
         UserError: an argument is wrong, the destination holds something else or another process writes it, nothing
@@ -131,9 +135,10 @@ def prepare_dataset(
     if destination.suffix.lower() in OTHER_ARCHIVES:
         raise UserError(f"DEST {destination} is no kind of archive that is written here; give a folder or a .zip")
     if source == HEADS:  # a Path is never the word
-        job = _heads_job(HEADS_COUNT if count is None else count, seed or 0, resolution, image_format)
-    elif count is not None or seed is not None:
-        raise UserError(f"--count and --seed are for SOURCE heads, but it is {source}; leave them out")
+        fov_degrees = FOV_DEGREES if fov_degrees is None else fov_degrees
+        job = _heads_job(HEADS_COUNT if count is None else count, seed or 0, fov_degrees, resolution, image_format)
+    elif not (count is None and seed is None and fov_degrees is None):
+        raise UserError(f"--count, --seed and --fov-degrees are for SOURCE heads, but it is {source}; leave them out")
     else:
         job = _files_job(source, destination, resolution, image_format)
     write = _write_zip if destination.suffix.lower() == ".zip" else _write_alone
@@ -160,12 +165,15 @@ def _files_job(source: str | Path, destination: Path, resolution: int, image_for
     return _Job(str(place), names, digest, picture, UNREADABLE_ERRORS, resolution, image_format)
 
 
-def _heads_job(count: int, seed: int, resolution: int, image_format: str) -> _Job:
+def _heads_job(count: int, seed: int, fov_degrees: float, resolution: int, image_format: str) -> _Job:
     if count < 1:
         raise UserError(f"--count {count} is not a number of heads; give 1 or more")
-    heads: ImageSource = load_heads(resolution, count, seed=seed)
+    require_range("--fov-degrees", fov_degrees, *TRAINING_FOV)
+    heads: ImageSource = load_heads(resolution, count, seed=seed, fov_degrees=fov_degrees)
     names = [str(index) for index in range(count)]
-    return _Job(f"{count} heads of seed {seed}", names, _digest(names), heads.__getitem__, (), resolution, image_format)
+    lens = "" if fov_degrees == FOV_DEGREES else f" at {fov_degrees:g} degrees"
+    source = f"{count} heads of seed {seed}{lens}"
+    return _Job(source, names, _digest(names), heads.__getitem__, (), resolution, image_format)
 
 
 def _digest(lines: Iterable[str]) -> str:

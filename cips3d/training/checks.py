@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from cips3d.cameras.camera import TRAINING_FOV
 from cips3d.errors import LARGEST_COUNT, UserError, require_range
 from cips3d.evaluation.catalogue import METRICS, chosen_metrics
 from cips3d.models.family import AnyDiscriminatorConfig, generator_class
@@ -41,7 +42,7 @@ def _numbers(config: TrainConfig) -> Iterator[tuple[str, float, float, float]]:
     if config.ada_target > 0:
         yield "ada_kimg", config.ada_kimg, 1e-3, most
     yield "top_k", config.top_k, 1e-3, 1
-    yield "fov_degrees", config.fov_degrees, 0.1, 170
+    yield "fov_degrees", config.fov_degrees, *TRAINING_FOV
     yield from (("adam_betas", beta, 0, below_one) for beta in config.adam_betas)
     for index, stage in enumerate(config.stages):
         yield from ((f"stages.{index}.{name}", getattr(stage, name), 1, most) for name in ("steps", "accumulation"))

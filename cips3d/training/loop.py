@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> tuple[Path, int]:
     processes = join_processes(config.device)
     try:
         given = processes.by_all(lambda: resolved(config))
-        with product_precision(given.precision), started(given, processes) as training:
+        with product_precision(given.precision), Training(given, processes) as training:
             outcome = training.folder, training.run()
     except BaseException as error:
         processes.leave(failed=True)
@@ -67,15 +67,6 @@ def train(config: TrainConfig) -> tuple[Path, int]:
         raise
     processes.leave()
     return outcome
-
-
-def started(config: TrainConfig, processes: Processes) -> Training:
-    """A run before its first step; where memory has no room even for the networks, nothing can be saved or resumed."""
-    with memory_explained(
-        f"{processes.device} has too little memory for the networks; give smaller ones (--generator..., "
-        "--discriminator...), or end what else takes its memory"
-    ):
-        return Training(config, processes)
 
 
 class Training:
@@ -89,16 +80,12 @@ class Training:
         processes.by_first(lambda: check_out(config.out))
         if config.reports.measures:
             processes.by_first(lambda: prepare_metrics(config.reports))
-        found = None if config.resume is None else checkpoint_of_all(config.resume, processes)
-        self.state = TrainingState(config, processes)
-        self.resumed: Path | None = None
-        if found is not None:
-            self.resumed, checkpoint = found
-            self._restore(checkpoint)
-        elif config.init_from is not None:
-            self.state.start_from(networks_of_all(config.init_from, processes))
-        processes.broadcast(self.state.generator)
-        processes.broadcast(self.state.discriminator)
+        with memory_explained(
+            f"{processes.device} has too little memory for the networks; give smaller ones (--generator..., "
+            "--discriminator...), or end what else takes its memory"
+        ):
+            self.state = TrainingState(config, processes)
+            self.resumed = self._fill_networks()
         self.step = TrainingStep(self.state, config)
         self.images = StageImages(config, processes)
         self.alone = ExitStack()  # holds the lock that keeps other processes out of the folder
@@ -340,6 +327,18 @@ class Training:
             self.reporter.say(
                 f"done: checkpoint {path}, pictures in {self.reporter.picture_folder}, {animation.stem} {animation}"
             )
+
+    def _fill_networks(self) -> Path | None:
+        """With what they go on from, the same in every process; returns the checkpoint that was resumed."""
+        resumed = None
+        if self.config.resume is not None:
+            resumed, checkpoint = checkpoint_of_all(self.config.resume, self.processes)
+            self._restore(checkpoint)
+        elif self.config.init_from is not None:
+            self.state.start_from(networks_of_all(self.config.init_from, self.processes))
+        self.processes.broadcast(self.state.generator)
+        self.processes.broadcast(self.state.discriminator)
+        return resumed
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         check_reached(self.config, TrainConfig.from_json(checkpoint["config"]), checkpoint.get("stage_index", -1))

@@ -168,8 +168,11 @@ def test_a_zip_is_not_prepared_onto_itself(photos: Path, tmp_path: Path) -> None
         ({"resolution": 13378}, "--resolution 13378 is too large for a picture; give 13377 or less"),
         ({"workers": -1}, "--workers -1"),
         ({"image_format": "gif"}, "--format gif is unknown; choose one of png, webp, jpg"),
-        ({"count": 3}, "--count and --seed are for SOURCE heads"),
-        ({"seed": 0}, "--count and --seed are for SOURCE heads"),
+        ({"count": 3}, "--count, --seed and --fov-degrees are for SOURCE heads"),
+        ({"seed": 0}, "--count, --seed and --fov-degrees are for SOURCE heads"),
+        ({"fov_degrees": 12.0}, "--count, --seed and --fov-degrees are for SOURCE heads"),
+        ({"source": "heads", "fov_degrees": 200.0}, "--fov-degrees 200"),
+        ({"source": "heads", "fov_degrees": float("nan")}, "--fov-degrees nan"),
         ({"source": "heads", "count": 0}, "--count 0"),
         ({"source": ""}, 'SOURCE "" names nothing'),
         ({"source": "nowhere"}, "SOURCE nowhere does not exist"),
@@ -191,14 +194,15 @@ def test_a_source_with_nothing_readable_is_refused(tmp_path: Path) -> None:
 
 
 class FakeHeads:
-    def __init__(self, resolution: int, count: int, *, seed: int) -> None:
-        self.count, self.resolution, self.seed = count, resolution, seed
+    def __init__(self, resolution: int, count: int, *, seed: int, fov_degrees: float) -> None:
+        self.count, self.resolution, self.seed, self.fov_degrees = count, resolution, seed, fov_degrees
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.full((3, self.resolution, self.resolution), 10 * self.seed + index, dtype=torch.uint8)
+        level = 10 * self.seed + index + int(self.fov_degrees - 12)
+        return torch.full((3, self.resolution, self.resolution), level, dtype=torch.uint8)
 
 
 def test_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +215,11 @@ def test_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run("heads", tmp_path / "set", count=4)
     with pytest.raises(UserError, match="begun with source 4 heads of seed 2, not 5 heads of seed 2"):
         run("heads", tmp_path / "set", count=5, seed=2)
+    assert run("heads", tmp_path / "wide", count=4, seed=2, fov_degrees=20.0).images == 4
+    source = open_images(tmp_path / "wide", 8)
+    assert [int(source[i][0, 0, 0]) for i in range(4)] == [28, 29, 30, 31]
+    with pytest.raises(UserError, match="begun with source 4 heads of seed 2 at 20 degrees, not 4 heads of seed 2;"):
+        run("heads", tmp_path / "wide", count=4, seed=2)
 
 
 def test_errors_in_rendering_heads_are_not_taken_for_unreadable_files(
