@@ -149,7 +149,9 @@ struct StepGradients {
 
   const Weights& weights;
   const Buffers& buffers;
-  int first_row, lane, pair, own, own_color;  // pair, own: first channels of eight and of all
+  int first_row, lane;
+  int pair;            // the first of the lane's two channels among every eight
+  int own, own_color;  // the first of the warp's channels in the sine layers, and of its colours
   int row[2];
   float3 point[2];
 
