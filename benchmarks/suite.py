@@ -45,6 +45,7 @@ WARPGROUP_TESTS = dict(
             "tests/ops/test_render_rays_warpgroups.py",
             "tests/ops/test_render_rays_backward_warpgroups.py",
             "tests/ops/test_split_matmul_warpgroups.py",
+            "tests/ops/test_streamed_field_warpgroups.py",
         ),
         strict=True,
     )

@@ -1,4 +1,4 @@
-"""The NeRF branch, the INR and float32 products with the kernels for compute capability 9.0, and without them.
+"""Volumes, the INR and float32 products with the kernels for compute capability 9.0, and without them.
 
     python benchmarks/warpgroup_speed.py
 
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from apart import Part, measure_for_another
 from figures import MOST_DIFFERENT, Lines, Results, relative_l2, result_of
-from nerf_speed import PRODUCTS, CIPS3DVolumes
+from nerf_speed import PRODUCTS, CIPS3DVolumes, PiGANVolumes, Volumes
 from op_cases import Case, inr_cases, network_cases
 from ops_speed import directions, tensors_of
 from picture_speed import pictures_256, work_of
@@ -24,6 +24,7 @@ from timing import Ceilings, Stopwatch, Work
 from torch import Tensor
 
 from cips3d.models.cips3d import CIPS3DConfig
+from cips3d.models.pigan import PiGANConfig
 from cips3d.models.volume import VolumeSettings
 from cips3d.ops import kernels
 from cips3d.process.ending import exit_on_user_error
@@ -31,8 +32,8 @@ from cips3d.process.ending import exit_on_user_error
 VARIABLE = "CIPS3D_WGMMA"
 WITHOUT, WITH = "without_warpgroups", "warpgroups"
 """in the names of lines"""
-OPS = ("modulated_inr", "render_rays", "render_rays_backward", "split_matmul")
-"""that have such kernels"""
+OPS = ("modulated_inr", "render_rays", "render_rays_backward", "split_matmul", "streamed_field")
+"""that have such kernels, as the variable names them"""
 
 
 def part_of(op: str) -> str:
@@ -116,6 +117,13 @@ class Comparison:
             width = CIPS3DConfig().inr_width
             over_rows = module.split_matmul_over_rows_warpgroups(index, width, width)
             return bool(module.split_matmul_warpgroups(index, width) and over_rows)
+        if self.op == "streamed_field":
+            pigan = PiGANConfig()
+            sizes = (pigan.layers, pigan.width, pigan.width)
+            march = module.render_deep_rays_warpgroups(index, volume.samples, volume.fine, *sizes, False)
+            of_samples = (module.field_samples_warpgroups, module.field_samples_backward_warpgroups)
+            chosen = {bool(march), *(bool(has(index, *sizes, True, False)) for has in of_samples)}
+            return chosen == {True}
         return bool(module.render_rays_backward_warpgroups(index, False, False))
 
 
@@ -149,16 +157,22 @@ def product_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
         yield f"split_matmul_{name}_backward", of(stopwatch(gradients), work=of_backward)
 
 
-def nerf_lines(stopwatch: Stopwatch, ceilings: Ceilings, op: str, direction: str) -> Lines:
-    comparison, volumes = Comparison(op, stopwatch.device), CIPS3DVolumes(stopwatch.device)
+def volume_lines(
+    stopwatch: Stopwatch, ceilings: Ceilings, op: str, volumes_of: Callable[[torch.device], Volumes], *names: str
+) -> Lines:
+    """Names are those of `nerf_speed`: whose, the direction, the resolution."""
+    comparison, volumes = Comparison(op, stopwatch.device), volumes_of(stopwatch.device)
     volumes.set_precision("fast")
-    work = Work(flops=PRODUCTS[direction] * volumes.flops, dtype="float16")
-    for name in comparison.kinds():
+    directions = [name.split("_")[1] for name in names]
+    for kind in comparison.kinds():
         image, *gradients = volumes.seen()
-        difference = comparison.difference([image] if direction == "forward" else gradients)
-        timing = getattr(volumes.timed(volumes.ours, stopwatch), direction)
-        line = result_of(timing, work=work, ceilings=ceilings, images=volumes.images, difference=difference)
-        yield f"nerf_{direction}_256_{name}", line
+        compared = [*([image] if "forward" in directions else []), *(gradients if "backward" in directions else [])]
+        difference, timings = comparison.difference(compared), volumes.timed(volumes.ours, stopwatch)
+        for name, direction in zip(names, directions, strict=True):
+            work = Work(flops=PRODUCTS[direction] * volumes.flops, dtype="float16")
+            timing, images = getattr(timings, direction), volumes.images
+            line = result_of(timing, work=work, ceilings=ceilings, images=images, difference=difference)
+            yield f"{name}_{kind}", line
 
 
 @torch.no_grad()
@@ -175,11 +189,13 @@ def picture_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
 def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Part]:
     """One for each op, so that it is known which kernel hangs."""
     part = partial(Part.of_lines, results)
+    volumes = partial(volume_lines, stopwatch, ceilings)
     lines: dict[str, Callable[[], Lines]] = {
         "modulated_inr": partial(inr_lines, stopwatch, ceilings),
-        "render_rays": partial(nerf_lines, stopwatch, ceilings, "render_rays", "forward"),
-        "render_rays_backward": partial(nerf_lines, stopwatch, ceilings, "render_rays_backward", "backward"),
+        "render_rays": partial(volumes, "render_rays", CIPS3DVolumes, "nerf_forward_256"),
+        "render_rays_backward": partial(volumes, "render_rays_backward", CIPS3DVolumes, "nerf_backward_256"),
         "split_matmul": partial(product_lines, stopwatch, ceilings),
+        "streamed_field": partial(volumes, "streamed_field", PiGANVolumes, "pigan_forward_64", "pigan_backward_64"),
     }
     return [part(part_of(op), 5, lines[op]) for op in allowed()]
 

@@ -152,11 +152,15 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   module.def("render_rays_block_floats", render_rays_block_floats);
   bind(module, "render_wide_rays", render_wide_rays);
   bind_query(module, "render_wide_rays_fits", render_wide_rays_fits);
+  bind_query(module, "render_wide_rays_warpgroups", render_wide_rays_warpgroups);
   module.def("render_wide_rays_workspace", render_wide_rays_workspace);
   bind(module, "render_deep_rays", render_deep_rays);
+  bind_query(module, "render_deep_rays_warpgroups", render_deep_rays_warpgroups);
   module.def("render_deep_rays_workspace", render_deep_rays_workspace);
   bind(module, "field_samples", field_samples);
   bind(module, "field_samples_backward", field_samples_backward);
+  bind_query(module, "field_samples_warpgroups", field_samples_warpgroups);
+  bind_query(module, "field_samples_backward_warpgroups", field_samples_backward_warpgroups);
   module.def("field_samples_workspace", field_samples_workspace);
   module.def("field_samples_backward_workspace", field_samples_backward_workspace);
 #if defined(CIPS3D_EMULATED)

@@ -16,26 +16,31 @@ struct BulkStages {
   half* stages;       // [kStages, kHalves]
   uint64_t* filled;   // [kStages] whose phases end when a stage is there
   unsigned* emptied;  // [kStages] how many warps are done with a stage, of all times it was filled
-  int next, count;    // which slab comes next, of how many
+  int next, count;    // which slab comes next, and which one behind the last, from `first` on
+  int first;
 
   __device__ __forceinline__ explicit BulkStages(SharedArrays& shared)
       : stages(shared.take<half>(kStages * kHalves)),
         filled(shared.take<uint64_t>(kStages)),
         emptied(shared.take<unsigned>(kStages)),
         next(0),
-        count(0) {}
+        count(0),
+        first(0) {}
 
-  // By all threads, with a barrier of the block. copy(i, to, barrier) starts to copy kHalves of slab i.
+  // By all threads, in front of a barrier of the block.
+  __device__ __forceinline__ void init() const {
+    if (threadIdx.x > 0) return;
+    for (int stage = 0; stage < kStages; stage++) phase_barrier_init(filled + stage, 1), emptied[stage] = 0;
+    phase_barrier_init_fence();
+  }
+  // By all threads, once all warps have left the last slab and met at a barrier. copy(i, to, barrier) starts to copy
+  // kHalves of slab i.
   template <class Copy>
   __device__ __forceinline__ void begin(int slabs, const Copy& copy) {
-    count = slabs;
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < kStages; stage++) phase_barrier_init(filled + stage, 1), emptied[stage] = 0;
-      phase_barrier_init_fence();
-    }
-    __syncthreads();
+    first = next % (2 * kStages);  // the same stage, and the same parity of its phase
+    next = first, count = first + slabs;
     if (threadIdx.x == 0)
-      for (int i = 0; i < min(kStages, count); i++) fetch(i, copy);
+      for (int i = first; i < min(first + kStages, count); i++) fetch(i, copy);
   }
 
   // The next slab, once it is there.
@@ -59,7 +64,7 @@ struct BulkStages {
   __device__ __forceinline__ void fetch(int i, const Copy& copy) const {
     const int stage = i % kStages;
     phase_barrier_expect(filled + stage, kHalves * sizeof(half));
-    copy(i, stages + stage * kHalves, filled + stage);
+    copy(i - first, stages + stage * kHalves, filled + stage);
   }
 };
 

@@ -7,8 +7,8 @@
 // (4). Layer by layer it would be 18, with the phase computed once more, a product in four. In the accurate mode all of
 // it is float32, twice as much.
 #include "pack_field.h"
-#include "recorded_samples.h"
-#include "streamed_gradients.h"
+#include "streamed_field_warpgroups.h"
+#include "streamed_gradients_warpgroups.h"
 
 namespace cips3d {
 namespace {
@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     Field field(shared, layers);
     tiles.each([&](int image, int first, int count) {
       field.begin(image);
+      __syncthreads();
       field.evaluate(RecordedPass<typename Field::Record>{rays, records, layers, first, count});
     });
   }
@@ -100,11 +101,27 @@ auto with_kernel(bool accurate, bool head, int widest, F f) {
   return with_room<Of<128, 16, true, false, kHalf>, Of<64, 16, true, false, kHalf>>(f);
 }
 
+// The same for Of<kHead>, whose stages have a fixed number.
+template <template <bool> class Of, class F>
+void with_warpgroups(bool head, F f) {
+  head ? f(KindType<Of<true>>{}, 0) : f(KindType<Of<false>>{}, 0);
+}
+// Whether it is launched: WarpgroupStreamedField or WarpgroupStreamedGradients.
+template <template <bool> class Of, class Layers>
+bool chooses_warpgroups(const Layers& layers, bool head, bool accurate) {
+  const auto serves = [&](auto type) {
+    using Kind = typename decltype(type)::Type;
+    return Kind::serves(layers) && Kind::bytes(layers) <= device_limits().shared_block;
+  };
+  return !accurate && uses_warpgroups(kStreamedField) &&
+         (head ? serves(KindType<Of<true>>{}) : serves(KindType<Of<false>>{}));
+}
+
 // Packs the transposed matrices of the products: block (image, outputs of the layer, product); threads have inputs.
 // The colour layer's slabs come first, then the trunk's from the last to the second.
 template <class E>
 __global__ void __launch_bounds__(kFieldWidth)
-    pack_transposed_kernel(const FieldTensors from, int slab_columns, int64_t image_halves, int parts,
+    pack_transposed_kernel(const FieldTensors from, const SlabFormat format, int64_t image_halves,
                            E* __restrict__ slabs) {  // [I] of Slabs
   const int output = blockIdx.y, product = blockIdx.z, input = threadIdx.x, width = whole_strips(from.width);
   const int64_t image = blockIdx.x;
@@ -119,12 +136,14 @@ __global__ void __launch_bounds__(kFieldWidth)
               : from.hidden_weight + ((image * (from.depth - 1) + layer) * from.width + output) * from.width;
     value = weight[input];
   }
+  const int slab_columns = format.slab, in_slab = output % slab_columns;
   const int before = color ? 0 : whole_strips(from.color) / slab_columns + (product - 1) * (width / slab_columns);
   const int64_t slab = before + output / slab_columns;
-  E* to = slabs + image * image_halves + (slab * parts * width + input) * slab_columns + output % slab_columns;
+  E* to = slabs + image * image_halves + slab * format.parts * width * slab_columns;
+  to += format.core_matrices ? (in_slab / 8 * width + input) * 8 + in_slab % 8 : input * slab_columns + in_slab;
   const E high = from_float<E>(value);
   *to = high;
-  if (parts > 1) to[width * slab_columns] = from_float<E>(value - to_float(high));
+  if (format.parts > 1) to[width * slab_columns] = from_float<E>(value - to_float(high));
 }
 
 int64_t transposed_halves(int depth, int width, int color, bool accurate) {  // of an image
@@ -137,6 +156,16 @@ void check_samples(int64_t images, int64_t samples) {
 }
 
 }  // namespace
+
+bool field_samples_warpgroups(int depth, int width, int color, bool head, bool accurate) {
+  return chooses_warpgroups<WarpgroupStreamedField>(layer_sizes(depth, width, color), head, accurate);
+}
+
+bool field_samples_backward_warpgroups(int depth, int width, int color, bool head, bool accurate) {
+  GradientLayers layers = {};
+  layers.products = depth, layers.width = whole_strips(width), layers.color = whole_strips(color);
+  return chooses_warpgroups<WarpgroupStreamedGradients>(layers, head, accurate);
+}
 
 int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate) {
   return packed_field_bytes(images, depth, width, color, head, accurate);
@@ -160,15 +189,19 @@ void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Poi
     using T = typename Field::Record;
     const SampleRecords<T> records = {output<T>(inputs),      output<T>(slopes),      output<T>(color_slopes),
                                       output<T>(activations), output<float>(density), output<float>(colors)};
-    StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, Field::kParts, workspace);
+    StreamedLayers layers = pack_field(stream, tensors, images, SlabFormat::of<Field>(), workspace);
     layers.slabs.stages = stages;
     layers.density_bias = input<float>(density_bias), layers.head_bias = input<float>(head_bias);
     layers.ball = {static_cast<float>(ball_density), static_cast<float>(ball_radius)};
-    const TilesOfImages tiles(images, rays * samples, Field::Product::kRows);
-    launch(record_samples_kernel<Field>, dim3(tiles.blocks()), dim3(kStreamThreads), Field::bytes(stages), stream,
+    const TilesOfImages tiles(images, rays * samples, Field::step(kStreamWarps));
+    launch(record_samples_kernel<Field>, dim3(tiles.blocks()), dim3(kStreamThreads), Field::bytes(layers), stream,
            of_rays, records, layers, tiles);
   };
-  with_kernel<StreamedField>(accurate, tensors.has_head(), std::max(width, color), run);
+  const bool head = tensors.has_head();
+  if (field_samples_warpgroups(depth, width, color, head, accurate))
+    with_warpgroups<WarpgroupStreamedField>(head, run);
+  else
+    with_kernel<StreamedField>(accurate, head, std::max(width, color), run);
 }
 
 int64_t field_samples_backward_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate) {
@@ -187,7 +220,6 @@ void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_
     using Gradients = typename decltype(type)::Type;
     using E = typename Gradients::E;
     using Number = typename Gradients::Number;
-    constexpr int kSlab = Gradients::Product::kSlab;
     const int wide = whole_strips(width), wide_color = whole_strips(color);
     const SampleGradients<Number> gradients = {input<float>(of_density),     input<float>(of_colors),
                                                input<float>(scales),         output<Number>(slopes),
@@ -196,9 +228,9 @@ void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_
     E* slabs = output<E>(workspace);
     launch(pack_transposed_kernel<E>,
            dim3(tensors.has_head() ? 1 : blocks_for(images, 1), std::max(wide, wide_color), depth), dim3(kFieldWidth),
-           0, stream, tensors, kSlab, image_halves, Gradients::Product::kParts, slabs);
+           0, stream, tensors, SlabFormat::of<Gradients>(), image_halves, slabs);
     const GradientLayers layers = {
-        {reinterpret_cast<const half*>(slabs), (wide_color + (depth - 1) * wide) / kSlab, wide, stages},
+        {reinterpret_cast<const half*>(slabs), (wide_color + (depth - 1) * wide) / Gradients::kSlab, wide, stages},
         tensors.has_head() ? 0 : image_halves,
         tensors.trunk_gain,
         tensors.color_gain,
@@ -209,11 +241,15 @@ void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_
         wide_color,
         width,
         color};
-    const TilesOfImages tiles(images, samples, Gradients::Product::kRows);
+    const TilesOfImages tiles(images, samples, Gradients::kRows);
     launch(differentiate_samples_kernel<Gradients>, dim3(tiles.blocks()), dim3(kStreamThreads),
-           Gradients::bytes(stages), stream, layers, gradients, tiles);
+           Gradients::bytes(layers), stream, layers, gradients, tiles);
   };
-  with_kernel<StreamedGradients>(accurate, tensors.has_head(), std::max(width, color), run);
+  const bool head = tensors.has_head();
+  if (field_samples_backward_warpgroups(depth, width, color, head, accurate))
+    with_warpgroups<WarpgroupStreamedGradients>(head, run);
+  else
+    with_kernel<StreamedGradients>(accurate, head, std::max(width, color), run);
 }
 
 }  // namespace cips3d

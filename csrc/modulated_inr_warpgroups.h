@@ -6,24 +6,21 @@
 // in bulk. All channels of a pixel belong to one warpgroup, even to one lane in four: nothing but the weights is waited
 // for together, and while one of them works on activations the other one multiplies. The stages between them let one be
 // 128 input channels ahead.
-//
-// Slabs have no padding and no swizzle. A core matrix is 128 bytes in a row, which lie in all banks; the weights are
-// packed so, and a thread's fragment of eight columns of activations is its lane's word of a core matrix.
 #pragma once
-#include "bulk_stages.h"
 #include "modulated_inr.h"
+#include "warpgroup_rows.h"
 
 namespace cips3d {
 
 struct WarpgroupPass {
-  static constexpr int kWarpgroups = 2, kGroupRows = 64, kRows = kWarpgroups * kGroupRows;
-  static constexpr int kThreads = kWarpgroups * 128, kWarps = kThreads / 32;
   static constexpr int kSlab = 32, kStages = 5;
-  static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = kSlab * kStreamColumns;
-  static constexpr int kCore = 8 * 8;                       // halves of a core matrix
-  static constexpr int kColumnGroups = kStreamColumns / 8;  // of eight columns of a chunk
+  using Rows = WarpgroupRows<kSlab>;
+  static constexpr int kWarpgroups = 2, kGroupRows = Rows::kRows, kRows = kWarpgroups * kGroupRows;
+  static constexpr int kThreads = kWarpgroups * Rows::kThreads, kWarps = kThreads / 32;
+  static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = Rows::kStageHalves;
+  static constexpr int kColumnGroups = Rows::kColumnGroups;  // of eight columns of a chunk
   static constexpr int kSkipUnits = kInrChunks * kColumnGroups / 2 * kThreads;
-  using Stages = BulkStages<kStages, kStageHalves, kWarps>;  // a stage is [kSlab / 8, kColumnGroups, kCore]
+  using Stages = BulkStages<kStages, kStageHalves, kWarps>;
   static constexpr size_t kBytes = shared_bytes<half>(kWarpgroups * kGroupHalves) + Stages::kBytes +
                                    4 * shared_bytes<float>(kRows) + shared_bytes<float2>(kWarpgroups * kStreamColumns) +
                                    shared_bytes<float4>(kWarpgroups * kStreamColumns) +
@@ -33,10 +30,10 @@ struct WarpgroupPass {
   using Held = uint32_t[kColumnGroups][2];  // activations of a chunk, pairs of halves of rows r
 
   const InrLayers& layers;
-  half* activations;  // of the warpgroup: [kInrWidth / 8, kGroupRows / 8, kCore]
-  Stages weights;     // slabs of all layers, once more for every tile
-  float* inverse;     // [kRows] of the scales
-  float* rgb;         // [kRows, 3]
+  Rows rows;       // of the warpgroup, kInrWidth channels
+  Stages weights;  // slabs of all layers, once more for every tile
+  float* inverse;  // [kRows] of the scales
+  float* rgb;      // [kRows, 3]
   // Of the chunk that a warpgroup multiplies; there before its product is. From memory they would be waited for in
   // every column group, since there are no registers to have them early.
   float2* scales;       // [kWarpgroups, kStreamColumns] see InrLayers
@@ -48,7 +45,7 @@ struct WarpgroupPass {
 
   __device__ __forceinline__ WarpgroupPass(SharedArrays& shared, const InrLayers& given)
       : layers(given),
-        activations(shared.take<half>(kWarpgroups * kGroupHalves) + warpgroup() * kGroupHalves),
+        rows{shared.take<half>(kWarpgroups * kGroupHalves) + warpgroup() * kGroupHalves},
         weights(shared),
         inverse(shared.take<float>(kRows)),
         rgb(shared.take<float>(3 * kRows)),
@@ -70,6 +67,8 @@ struct WarpgroupPass {
     const int tiles = layers.images * tiles_an_image();
     if (threadIdx.x == 0)
       for (int group = 0; group < kWarpgroups; group++) phase_barrier_init(described + group, 1);
+    weights.init();
+    __syncthreads();
     weights.begin(tile < tiles ? ceil_div<int>(tiles - tile, gridDim.x) * layers.slabs.count : 0, copy());
 #pragma unroll 1
     for (; tile < tiles; tile += gridDim.x) {
@@ -77,7 +76,7 @@ struct WarpgroupPass {
       if (layers.skip_from == 0) place_skips();
 #pragma unroll 1
       for (int layer = 0; layer < layers.products; layer++) {
-        publish();
+        Rows::publish();
         Held held;
         const bool two_chunks = layers.width > kStreamColumns;
         if (two_chunks) {
@@ -85,7 +84,8 @@ struct WarpgroupPass {
           describe(layer, 0);
           accumulate(sums, layer);
           finish<true>(sums, held, layer, 0);
-          publish();  // all its warps have read what describes the chunk, before a copy of the other proxy replaces it
+          Rows::publish();  // all its warps have read what describes the chunk, before a copy of the other proxy
+                            // replaces it
         }
         Sums sums;
         describe(layer, two_chunks);
@@ -100,19 +100,15 @@ struct WarpgroupPass {
   }
 
  private:
-  __device__ __forceinline__ static int lane() { return threadIdx.x % 32; }
-  __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128; }
-  __device__ __forceinline__ static int warp() { return threadIdx.x / 32 % 4; }  // of its group
-  // The thread's columns of a column group: this one and the one behind.
-  __device__ __forceinline__ static int column() { return lane() % 4 * 2; }
+  __device__ __forceinline__ static int lane() { return Rows::lane(); }
+  __device__ __forceinline__ static int warpgroup() { return threadIdx.x / Rows::kThreads; }
+  __device__ __forceinline__ static int column() { return Rows::column(); }
 
   // Computed anew wherever they are needed: registers are few.
   __device__ __forceinline__ int tiles_an_image() const { return ceil_div(layers.pixels, kRows); }
   __device__ __forceinline__ int image() const { return tile / tiles_an_image(); }
   // Row r of the thread, 0 or 1, among those of the tile.
-  __device__ __forceinline__ static int row(int r) {
-    return warpgroup() * kGroupRows + warp() * 16 + 8 * r + lane() / 4;
-  }
+  __device__ __forceinline__ static int row(int r) { return warpgroup() * kGroupRows + Rows::row(r); }
   // Where it is among the pixels of all images; negative beyond those of the image.
   __device__ __forceinline__ int64_t pixel_of(int r) const {
     const int pixel = tile % tiles_an_image() * kRows + row(r);
@@ -122,19 +118,6 @@ struct WarpgroupPass {
   __device__ __forceinline__ uint4* skips(int chunk, int pair) const {
     return layers.skips + static_cast<int64_t>(blockIdx.x) * kSkipUnits +
            (chunk * kColumnGroups / 2 + pair) * kThreads + threadIdx.x;
-  }
-
-  // Writes the thread's two activations of row r and column group n.
-  __device__ __forceinline__ void put(int r, int n, uint32_t pair) const {
-    half* core = activations + (n * (kGroupRows / 8) + 2 * warp() + r) * kCore;
-    reinterpret_cast<uint32_t*>(core)[lane()] = pair;
-  }
-
-  // What the warpgroup's threads have written is there for its products; what they have read may be overwritten by
-  // copies. Both are of another proxy than the threads' own accesses, hence the fence.
-  __device__ __forceinline__ void publish() const {
-    fence_for_async_reads();
-    warpgroup_sync();
   }
 
   // The features of a tile as the first operand, and the scales of its rows.
@@ -152,7 +135,7 @@ struct WarpgroupPass {
         const int c = 8 * n + column();
         const float x = c < count ? scale * from[c] * modulation[c] : 0.0f;
         const float y = c + 1 < count ? scale * from[c + 1] * modulation[c + 1] : 0.0f;
-        put(r, n, Operand<half>::pack(x, y));
+        rows.put(r, n, Operand<half>::pack(x, y));
       }
       factor[r] = 1.0f, largest[r] = 0.0f;
       if (lane() % 4 > 0) continue;
@@ -193,32 +176,9 @@ struct WarpgroupPass {
                              barrier);
   }
 
-  // The product of a layer, for a chunk of its columns.
+  // The product of a layer, for a chunk of its columns. There are features without channels.
   __device__ __forceinline__ void accumulate(Sums& sums, int layer) {
-    const int count = ceil_div(layer == 0 ? layers.channels : layers.width, kSlab);
-#pragma unroll
-    for (int i = 0; i < kStreamColumns / 2; i++) sums[i] = 0.0f;
-#pragma unroll 1
-    for (int k = 0; k < count; k++) {
-      const half* slab = weights.wait();
-      wgmma_fence(sums);
-#pragma unroll
-      for (int step = 0; step < kSlab / 16; step++) {
-        constexpr int kRowBytes = kCore * sizeof(half);
-        constexpr int kGroupStep = kGroupRows / 8 * kRowBytes, kSlabStep = kColumnGroups * kRowBytes;
-        const half* a = activations + (kSlab * k + 16 * step) * kGroupRows;
-        const half* b = slab + 16 * step * kStreamColumns;
-        wgmma_m64n256k16_f16(sums, matrix_operand(a, kGroupStep, kRowBytes), matrix_operand(b, kSlabStep, kRowBytes));
-      }
-      wgmma_commit();
-      if (k > 0) {
-        wgmma_wait<1>(sums);
-        weights.leave(weights.next - 1, copy());
-      }
-      weights.next++;
-    }
-    wgmma_wait<0>(sums);
-    if (count > 0) weights.leave(weights.next - 1, copy());  // there are features without channels
+    rows.multiply(sums, ceil_div(layer == 0 ? layers.channels : layers.width, kSlab), weights, copy());
   }
 
   // What follows a product: activations for the next one, which kHold keeps in registers; skips; colours; and the
@@ -283,7 +243,7 @@ struct WarpgroupPass {
             if (kHold)
               held[n][r] = activation;
             else
-              put(r, chunk * kColumnGroups + n, activation);
+              rows.put(r, chunk * kColumnGroups + n, activation);
           }
         }
         if (is_skip) *skips(chunk, first + i) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
@@ -305,14 +265,10 @@ struct WarpgroupPass {
 #pragma unroll
     for (int n = 0; n < kColumnGroups; n++)
 #pragma unroll
-      for (int r = 0; r < 2; r++) put(r, n, held[n][r]);
+      for (int r = 0; r < 2; r++) rows.put(r, n, held[n][r]);
   }
 
   // Of the four lanes that share a row.
-  __device__ __forceinline__ static float sum_of_row(float part) {
-    part += __shfl_xor_sync(~0u, part, 1);
-    return part + __shfl_xor_sync(~0u, part, 2);
-  }
   __device__ __forceinline__ static float largest_of_row(float most) {
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
     return fmaxf(most, __shfl_xor_sync(~0u, most, 2));

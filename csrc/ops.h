@@ -180,6 +180,7 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
 // render_wide_rays.cu: the same for wider layers; `workspace`: as many bytes as render_wide_rays_workspace says.
 bool render_wide_rays_fits(int coarse, int fine, int width, int color,
                            bool accurate);  // into the current device's shared memory
+bool render_wide_rays_warpgroups(int coarse, int fine, int width, int color, bool accurate);
 int64_t render_wide_rays_workspace(int64_t images, int width, int color, bool accurate);
 void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                       Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer first_bias,
@@ -191,6 +192,7 @@ void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
 
 // render_deep_rays.cu: the same for a deep field, whose tensors are listed there; `workspace`: as many bytes as
 // render_deep_rays_workspace says.
+bool render_deep_rays_warpgroups(int coarse, int fine, int depth, int width, int color, bool accurate);
 int64_t render_deep_rays_workspace(int64_t images, int depth, int width, int color, bool accurate);
 void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,
                       Pointer coarse_noise, Pointer merged_noise, Pointer first_weight, Pointer hidden_weight,
@@ -205,6 +207,8 @@ void render_deep_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
 // field's tensors are listed in pack_field.h, those that are kept in recorded_samples.h; of_density and of_colors in
 // streamed_gradients.h. slopes and color_slopes hold cosines between the two calls; behind them the gradients of
 // phases: float32 if accurate, else bfloat16 with a head, else float16 times `scales` [2] (GradientScale; null: 1).
+bool field_samples_warpgroups(int depth, int width, int color, bool head, bool accurate);
+bool field_samples_backward_warpgroups(int depth, int width, int color, bool head, bool accurate);
 int64_t field_samples_workspace(int64_t images, int depth, int width, int color, bool head, bool accurate);
 void field_samples(cudaStream_t stream, Pointer origins, Pointer directions, Pointer depths, Pointer first_weight,
                    Pointer first_bias, Pointer hidden_weight, Pointer hidden_bias, Pointer trunk_gain,

@@ -35,11 +35,12 @@ struct Workspace {
 // A warp packs one row of a matrix: block (image, row, product). Rows are scaled by a power of two, so that what
 // float16 cannot hold of small weights is small against the row's largest.
 __global__ void __launch_bounds__(32)
-    pack_field_weights_kernel(const FieldTensors from, int slab_columns, int parts, int64_t image_halves,
+    pack_field_weights_kernel(const FieldTensors from, const SlabFormat format, int64_t image_halves,
                               half* __restrict__ slabs,    // [I] of Slabs
                               float* __restrict__ unscale  // [I, L, kFieldWidth]
     ) {
   const int row = blockIdx.y, product = blockIdx.z, directions = from.has_head() ? 3 : 0;
+  const int slab_columns = format.slab;
   const int64_t image = blockIdx.x;
   const bool color = product + 1 == from.depth;
   const int padded = whole_strips(from.width), columns = gridDim.y;
@@ -57,9 +58,11 @@ __global__ void __launch_bounds__(32)
   const float scale = pack_row<half>(depth, depth_steps(depth), read, [=](int i, uint4 unit) {
     const int k = 4 * i;
     const int64_t slab = static_cast<int64_t>(product) * (padded / slab_columns) + k / slab_columns;
-    half* to = slabs + image * image_halves + (slab * parts * columns + row) * slab_columns + k % slab_columns;
+    half* to = slabs + image * image_halves + slab * format.parts * columns * slab_columns;
+    to += format.core_matrices ? (k % slab_columns / 8 * columns + row) * 8 + k % 8
+                               : row * slab_columns + k % slab_columns;
     *reinterpret_cast<uint2*>(to) = {unit.x, unit.y};
-    if (parts > 1) *reinterpret_cast<uint2*>(to + columns * slab_columns) = {unit.z, unit.w};
+    if (format.parts > 1) *reinterpret_cast<uint2*>(to + columns * slab_columns) = {unit.z, unit.w};
   });
   if (threadIdx.x == 0 && row < kFieldWidth)
     unscale[(image * from.depth + product) * kFieldWidth + row] = inverse_scale(scale);
@@ -111,22 +114,21 @@ int64_t packed_field_bytes(int64_t images, int depth, int width, int color, bool
   return Workspace(0, images, depth, width, color, head, accurate ? 2 : 1).bytes;
 }
 
-StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int64_t images, int slab, int parts,
+StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int64_t images, SlabFormat format,
                           Pointer workspace) {
   const bool head = tensors.has_head();
   const int depth = tensors.depth, width = whole_strips(tensors.width);
-  const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, parts);
+  const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, format.parts);
   const int columns = static_cast<int>(padded_columns_of(tensors.width, tensors.color));
   const unsigned matrices = head ? 1 : blocks_for(images, 1);
-  launch(pack_field_weights_kernel, dim3(matrices, columns, depth), dim3(32), 0, stream, tensors, slab, parts,
+  launch(pack_field_weights_kernel, dim3(matrices, columns, depth), dim3(32), 0, stream, tensors, format,
          packed.image_halves, packed.slabs, packed.unscale);
   launch(pack_field_modulation_kernel, dim3(blocks_for(images, 1), depth + 1), dim3(kFieldWidth), 0, stream, tensors,
          packed.unscale, packed.first, packed.heads, packed.modulation);
-  StreamedLayers layers = {};
-  layers.slabs = {packed.slabs, depth * (width / slab) + head, columns, 0};
+  StreamedLayers layers = layer_sizes(depth, tensors.width, tensors.color);
+  layers.slabs = {packed.slabs, depth * (width / format.slab) + head, columns, 0};
   layers.image_halves = head ? 0 : packed.image_halves;
   layers.first = packed.first, layers.modulation = packed.modulation, layers.heads = packed.heads;
-  layers.products = depth, layers.width = width, layers.color = whole_strips(tensors.color);
   layers.channels = tensors.color;
   return layers;
 }

@@ -48,9 +48,20 @@ inline FieldTensors field_tensors(Pointer first_weight, Pointer first_bias, Poin
 // Bytes of the memory that pack_field() writes.
 int64_t packed_field_bytes(int64_t images, int depth, int width, int color, bool head, bool accurate);
 
-// Packs B images' layers into `workspace`, as slabs of `slab` input channels in `parts` parts. What else StreamedLayers
-// has is left to the caller.
-StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int64_t images, int slab, int parts,
+// How a field wants its slabs.
+struct SlabFormat {
+  int slab, parts;     // input channels, and parts of float16
+  bool core_matrices;  // within a part the inputs of a column follow each other, all of them, or with this eight by
+                       // eight
+
+  template <class Field>
+  static SlabFormat of() {
+    return {Field::kSlab, Field::kParts, Field::kCoreMatrices};
+  }
+};
+
+// Packs B images' layers into `workspace`. What else StreamedLayers has is left to the caller.
+StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int64_t images, SlabFormat format,
                           Pointer workspace);
 
 }  // namespace cips3d

@@ -139,6 +139,9 @@ struct SamplePass {
     const Vector<Color, 2> pair = {{from_float<Color>(x), from_float<Color>(y)}};
     *reinterpret_cast<Vector<Color, 2>*>(scratch.colors + at * color_row + channel) = pair;
   }
+  __device__ __forceinline__ void keep_pair(int at, int color_row, int channel, uint32_t pair) const {
+    *reinterpret_cast<uint32_t*>(scratch.colors + at * color_row + channel) = pair;
+  }
 };
 
 // Coarse weights of rays, and from them their fine depths: of `first` and those behind it, kRays times as many as a

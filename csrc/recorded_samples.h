@@ -51,11 +51,15 @@ struct RecordedPass {
     color[0] = red, color[1] = green, color[2] = blue;
   }
 
-  // A product's operands of a tile from `base` on, by all threads.
+  // Rows of a product's operands, from `base` on.
+  __device__ __forceinline__ T* inputs_of(int base, int product) const {
+    return to.inputs + (int64_t{product} * from.all + first + base) * layers.width;
+  }
+  // Writes those of a tile, by all threads.
   template <class Product>
   __device__ __forceinline__ void keep_inputs(int base, int product, const half* activations) const {
     constexpr int kRows = Product::kRows, kRow = Product::kRow;
-    T* inputs = to.inputs + (int64_t{product} * from.all + first + base) * layers.width;
+    T* inputs = inputs_of(base, product);
     if constexpr (kAccurate)
       store_rows<kRows>(activations, kRows * kRow, kRow, inputs, layers.width, count - base);
     else

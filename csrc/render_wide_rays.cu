@@ -1,5 +1,6 @@
 // render_rays for the NeRF branch where shared memory has no room for its weights: they stream.
 #include "pack_field.h"
+#include "streamed_field_warpgroups.h"
 
 namespace cips3d {
 namespace {
@@ -11,8 +12,9 @@ constexpr int kSineLayers = 2;
 template <class F>
 auto with_wide_field(bool accurate, int width, int color, const RaySettings& s, F f) {
   constexpr int kHalf = kFieldWidth / 2;
-  StreamedLayers layers = {};
-  layers.color = whole_strips(color);
+  const StreamedLayers layers = layer_sizes(kSineLayers, width, color);
+  const Plan plan = plan_warpgroups<false>(layers, s, accurate);
+  if (plan.rays > 0) return f(FieldType<WarpgroupStreamedField<false>>{}, layers, plan);
   if (accurate && std::max(width, color) <= kHalf)
     return with_field<StreamedField<128, 16, true, false, kHalf>, StreamedField<64, 16, true, false, kHalf>>(layers, s,
                                                                                                              f);
@@ -27,6 +29,12 @@ bool render_wide_rays_fits(int coarse, int fine, int width, int color, bool accu
   s.coarse = coarse, s.fine = fine;
   return with_wide_field(accurate, width, color, s,
                          [](auto, const StreamedLayers&, const Plan& plan) { return plan.rays > 0; });
+}
+
+bool render_wide_rays_warpgroups(int coarse, int fine, int width, int color, bool accurate) {
+  RaySettings s = {};
+  s.coarse = coarse, s.fine = fine;
+  return plan_warpgroups<false>(layer_sizes(kSineLayers, width, color), s, accurate).rays > 0;
 }
 
 int64_t render_wide_rays_workspace(int64_t images, int width, int color, bool accurate) {
@@ -49,7 +57,7 @@ void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, 
   const RaySettings s = ray_settings(images, rays, coarse, fine, near, far, softplus, last_back);
   with_wide_field(accurate, width, color, s, [&](auto type, const StreamedLayers& planned, const Plan& plan) {
     using Field = typename decltype(type)::Type;
-    StreamedLayers layers = pack_field(stream, tensors, images, Field::Product::kSlab, Field::kParts, workspace);
+    StreamedLayers layers = pack_field(stream, tensors, images, SlabFormat::of<Field>(), workspace);
     layers.slabs.stages = planned.slabs.stages;
     layers.density_bias = input<float>(density_bias);
     layers.ball = {static_cast<float>(ball_density), static_cast<float>(ball_radius)};

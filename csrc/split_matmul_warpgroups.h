@@ -118,6 +118,8 @@ struct SplitProduct {
   // Every gridDim.x-th tile; those of one row tile follow each other, so that L2 has its rows for all of them.
   __device__ __forceinline__ void run() {
     const int tiles = column_tiles * ceil_div(rows, kSplitRows);
+    weights.init();
+    __syncthreads();
     weights.begin(ceil_div<int>(tiles - tile, gridDim.x) * chunks, copy());
 #pragma unroll 1
     for (int stage = 0; stage < kStages - 1; stage++) fill(stage, tiles);

@@ -35,9 +35,17 @@ struct StreamedLayers {
   Ball ball;
 };
 
+// All that plans need to know of layers.
+inline StreamedLayers layer_sizes(int depth, int width, int color) {
+  StreamedLayers layers = {};
+  layers.products = depth, layers.width = whole_strips(width), layers.color = whole_strips(color);
+  return layers;
+}
+
 // kColumns: the most channels of a layer.
-template <int kRows, int kSlab, bool kAccurate, bool kHead, int kColumns = kFieldWidth>
+template <int kRows, int kSlab_, bool kAccurate, bool kHead, int kColumns = kFieldWidth>
 struct StreamedField {
+  static constexpr int kSlab = kSlab_;
   using Layers = StreamedLayers;
   using Color = std::conditional_t<kHead || kAccurate, float, half>;
   using Record = std::conditional_t<kAccurate, float, half>;  // what recorded_samples.h keeps
@@ -45,6 +53,7 @@ struct StreamedField {
   using Product = StreamedProduct<kRows, kSlab, kColumns + (kHead ? kSlab : 0), kAccurate, half, kColumns>;
   using Team = BlockTeam;
   static constexpr int kFewestWarps = kStreamWarps, kMostWarps = kStreamWarps, kMostThreads = kStreamThreads;
+  static constexpr bool kCoreMatrices = false;
   static constexpr int kParts = Product::kParts, kTiles = Product::kTiles, kStrips = Product::kStrips;
   static_assert(kRows <= kStreamThreads, "");
 

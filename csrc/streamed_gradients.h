@@ -22,6 +22,22 @@ struct GradientLayers {
   const float* head_weight;     // [3, channels of the colour layer], with a head
   int products, width, color;   // widths in whole strips
   int trunk_channels, color_channels;
+
+  // The density's weight of a channel, and with a head the colour's three.
+  template <bool kHead>
+  __device__ __forceinline__ float4 head_of(int channel) const {
+    const bool in_head = kHead && channel < color_channels;
+    const float* head = head_weight + channel;
+    return make_float4(channel < trunk_channels ? density_weight[channel] : 0.0f, in_head ? head[0] : 0.0f,
+                       in_head ? head[color_channels] : 0.0f, in_head ? head[2 * color_channels] : 0.0f);
+  }
+  // The gain of the layer behind product `layer`. Without a head gains are in the matrices.
+  __device__ __forceinline__ float gain_of(int image, int layer, int channel) const {
+    const bool is_color = layer + 1 == products;
+    const int channels = is_color ? color_channels : trunk_channels;
+    const int64_t row = is_color ? image : int64_t{image} * products + layer + 1;
+    return channel < channels ? (is_color ? color_gain : trunk_gain)[row * channels + channel] : 0.0f;
+  }
 };
 
 // Number: float in the accurate mode, else 16 bits.
@@ -35,6 +51,17 @@ struct SampleGradients {
   Number* slopes;        // [products, B, N, width] the trunk's
   Number* color_slopes;  // [B, N, color]
   int all;               // B N
+
+  // The samples of a tile, from `first` of all on, in a tensor of one layer.
+  struct Tile {
+    Number* numbers;  // [rows, width]
+    int width, rows;
+  };
+  // Of product `layer`, whose phases are behind it; -1: of the first layer.
+  __device__ __forceinline__ Tile tile_of(const GradientLayers& layers, int layer, int first, int rows) const {
+    if (layer + 1 == layers.products) return {color_slopes + int64_t{layers.color} * first, layers.color, rows};
+    return {slopes + (int64_t{layer + 1} * all + first) * layers.width, layers.width, rows};
+  }
 };
 
 // Two gradients as operands.
@@ -46,12 +73,13 @@ __device__ __forceinline__ void pack_gradients(float x, float y, uint32_t& high,
     split<E, kLow>(x, y, high, low);
 }
 
-template <int kRows, int kSlab, bool kAccurate, bool kHead, int kColumns = kFieldWidth>
+template <int kRows_, int kSlab_, bool kAccurate, bool kHead, int kColumns = kFieldWidth>
 struct StreamedGradients {
+  static constexpr int kRows = kRows_, kSlab = kSlab_;
   using E = std::conditional_t<kHead || kAccurate, bfloat16, half>;
   using Number = std::conditional_t<kAccurate, float, uint16_t>;
   using Product = StreamedProduct<kRows, kSlab, kColumns, kAccurate, E, kColumns>;
-  static constexpr int kRow = Product::kRow, kTiles = Product::kTiles;
+  static constexpr int kRow = Product::kRow, kTiles = Product::kTiles, kParts = Product::kParts;
   static constexpr int kUnit = 16 / sizeof(Number);  // channels in 16 bytes
   static_assert(kFieldWidth == kStreamThreads && kRows <= kStreamThreads, "");
 
@@ -60,13 +88,10 @@ struct StreamedGradients {
            shared_bytes<float4>(kFieldWidth) + shared_bytes<float>(kFieldWidth) + shared_bytes<float>(kRows) +
            shared_bytes<float>(2);
   }
-  static constexpr bool kFits = bytes(2) <= kSharedOfCode;
+  static size_t bytes(const GradientLayers& layers) { return bytes(layers.slabs.stages); }
+  static constexpr bool kFits = bytes(2) <= kSharedOfCode, kCoreMatrices = false;
 
-  // The samples of a tile in a tensor of one layer.
-  struct Tile {
-    Number* numbers;  // [rows, width]
-    int width, rows;
-  };
+  using Tile = typename SampleGradients<Number>::Tile;
   // A thread's, where its sums are: read ahead in the accurate mode, in which shared memory has no room for them.
   using Cosines = float2[kAccurate ? kStrip / 8 : 1][2 * kTiles];
 
@@ -90,13 +115,9 @@ struct StreamedGradients {
         of_density(shared.take<float>(kRows)),
         scales(shared.take<float>(2)) {
     product.take_stages(shared, given.slabs);
-    const int channel = threadIdx.x, color = layers.color_channels;
+    const int channel = threadIdx.x;
     if (channel < 2) scales[channel] = samples.scales == nullptr ? 1.0f : samples.scales[channel];
-    const bool in_head = kHead && channel < color;
-    const float* head = layers.head_weight + channel;
-    heads[channel] =
-        make_float4(channel < layers.trunk_channels ? layers.density_weight[channel] : 0.0f, in_head ? head[0] : 0.0f,
-                    in_head ? head[color] : 0.0f, in_head ? head[2 * color] : 0.0f);
+    heads[channel] = layers.head_of<kHead>(channel);
   }
 
   // Samples [first, first + count) of all, which belong to one image.
@@ -145,21 +166,14 @@ struct StreamedGradients {
   }
 
  private:
-  // Of product `layer`, whose phases are behind it; -1: of the first layer.
   __device__ __forceinline__ Tile tile_of(int layer, int first, int rows) const {
-    if (layer + 1 == layers.products) return {samples.color_slopes + int64_t{layers.color} * first, layers.color, rows};
-    return {samples.slopes + (int64_t{layer + 1} * samples.all + first) * layers.width, layers.width, rows};
+    return samples.tile_of(layers, layer, first, rows);
   }
   __device__ __forceinline__ static int unit_channel() { return threadIdx.x % 32 * kUnit; }
 
-  // The gains of the layer behind product `layer`, whose thread has the channel.
+  // The gains of the layer behind product `layer`.
   __device__ __forceinline__ void load_gain(int image, int layer) {
-    if (!kHead) return;  // without a head they are in the matrices
-    const bool color = layer + 1 == layers.products;
-    const int channels = color ? layers.color_channels : layers.trunk_channels, channel = threadIdx.x;
-    const float* gains = color ? layers.color_gain : layers.trunk_gain;
-    const int64_t row = color ? image : int64_t{image} * layers.products + layer + 1;
-    gain[channel] = channel < channels ? gains[row * channels + channel] : 0.0f;
+    if (kHead) gain[threadIdx.x] = layers.gain_of(image, layer, threadIdx.x);
   }
 
   // The colour layer's phases: a warp has a row, a lane a unit of its channels. What several rows need is read at once:

@@ -3,13 +3,13 @@
 // matrix instructions" and "cp.async.bulk".
 //
 // A warpgroup is four warps in a row, from a multiple of 128 threads on. Together they multiply: A [64, 16] times B
-// [N, 16] transposed, both float16, added to [64, N] fp32. Warp w of the group has rows 16 w to 16 w + 15, its thread
-// (lane = 4 * g + t) sums[4 * n + i]: (16 w + g + i / 2 * 8, 8 * n + 2 * t + i % 2). B lies in shared memory; so does
-// A, or its rows are in the warps' registers, as operands A of mma_m16n8k16.
+// [N, 16] transposed, both float16 (or bfloat16, of 256 columns), added to [64, N] fp32. Warp w of the group has rows
+// 16 w to 16 w + 15, its thread (lane = 4 * g + t) sums[4 * n + i]: (16 w + g + i / 2 * 8, 8 * n + 2 * t + i % 2). B
+// lies in shared memory; so does A, or its rows are in the warps' registers, as operands A of mma_m16n8k16.
 //
 // The order of things:
 //   wgmma_fence(registers...)   the thread's accesses to the sums and to operands in registers are over
-//   wgmma_m64n..k16_f16(...)    any number of them; they start, and are added in this order
+//   wgmma_m64n..k16_..(...)     any number of them; they start, and are added in this order
 //   wgmma_commit()              closes a group of them
 //   wgmma_wait<N>(registers...) all groups but the last N are over, their operands read; of these registers, those that
 //                               no later group has are the thread's again
@@ -86,23 +86,28 @@ __device__ __forceinline__ void wgmma_wait(Registers&... registers) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define CIPS3D_SUMS_32(i) CIPS3D_SUMS_8(i), CIPS3D_SUMS_8(i + 8), CIPS3D_SUMS_8(i + 16), CIPS3D_SUMS_8(i + 24)
+// Both operands in shared memory. Behind them: add to d, and take neither operand's negative nor transpose.
+#define CIPS3D_WGMMA_256(type)                                                                      \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type                         \
+               " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                           \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                   \
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                   \
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"                   \
+               "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"                   \
+               "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"                   \
+               "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"       \
+               "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, " \
+               "%128, %129, 1, 1, 1, 0, 0;"                                                         \
+               : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32), CIPS3D_SUMS_32(64), CIPS3D_SUMS_32(96)      \
+               : "l"(a.descriptor()), "l"(b.descriptor())                                           \
+               : "memory")
 __device__ __forceinline__ void wgmma_m64n256k16_f16(float (&d)[128], MatrixOperand a, MatrixOperand b) {
-  // Behind the operands: add to d, and take neither operand's negative nor transpose.
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
-      "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
-      "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
-      "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, "
-      "%128, %129, 1, 1, 1, 0, 0;"
-      : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32), CIPS3D_SUMS_32(64), CIPS3D_SUMS_32(96)
-      : "l"(a.descriptor()), "l"(b.descriptor())
-      : "memory");
+  CIPS3D_WGMMA_256("f16");
 }
+__device__ __forceinline__ void wgmma_m64n256k16_bf16(float (&d)[128], MatrixOperand a, MatrixOperand b) {
+  CIPS3D_WGMMA_256("bf16");
+}
+#undef CIPS3D_WGMMA_256
 // The operand A of four registers; without kAdds the sums begin with this product.
 template <bool kAdds>
 __device__ __forceinline__ void wgmma_m64n64k16_f16(float (&d)[32], const uint32_t (&a)[4], MatrixOperand b) {

@@ -157,11 +157,14 @@ void find_elements(void** by_lane, uint32_t) {
 
 }  // namespace
 
-void multiply_halves(const uint32_t (&a)[16][8], const uint32_t (&b)[8][8], float (&d)[16][8]) {
+void multiply_elements(Element element, const uint32_t (&a)[16][8], const uint32_t (&b)[8][8], float (&d)[16][8]) {
   Floats sums[16];
   static_assert(sizeof sums == sizeof d, "");
   std::memcpy(sums, d, sizeof sums);
-  multiply_tile<HalfElements>(a, b, sums);
+  if (element == Element::kHalf)
+    multiply_tile<HalfElements>(a, b, sums);
+  else
+    multiply_tile<BFloat16Elements>(a, b, sums);
   std::memcpy(d, sums, sizeof sums);
 }
 

@@ -10,8 +10,8 @@ namespace cips3d::emulation {
 enum class Element { kHalf, kBFloat16 };
 void mma_m16n8k16(Element element, float* d, const uint32_t* a, const uint32_t* b, const float* c, Site site);
 
-// d[m][n] += Σ_k a[m][k] b[n][k]; a and b hold pairs of k in float16.
-void multiply_halves(const uint32_t (&a)[16][8], const uint32_t (&b)[8][8], float (&d)[16][8]);
+// d[m][n] += Σ_k a[m][k] b[n][k]; a and b hold pairs of k.
+void multiply_elements(Element element, const uint32_t (&a)[16][8], const uint32_t (&b)[8][8], float (&d)[16][8]);
 
 // Where the elements that ldmatrix gives this lane lie: sources[2 * m + h] for half h of register m.
 void exchange_rows(const Operation& operation, const void* row, int matrices, bool transposed, const uint16_t** sources,

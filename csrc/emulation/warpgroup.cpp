@@ -147,7 +147,7 @@ void add(Product& product, unsigned warp) {
           f(d[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2], product.sums[lane]->values[4 * n + r]);
     };
     each([&](float& of_tile, const float& of_lane) { of_tile = operands.adds ? of_lane : 0.0f; });
-    multiply_halves(a, b, d);
+    multiply_elements(operands.element, a, b, d);
     each([](const float& of_tile, float& of_lane) { of_lane = of_tile; });
   }
   product.added = true;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "engine.h"
+#include "tensor_core.h"
 #include "types.h"
 
 namespace cips3d::emulation {
@@ -25,6 +26,7 @@ struct StartedProduct {
   int columns;
   bool adds;                        // to what the sums are
   bool a_transposed, b_transposed;  // core matrices have elements of the sum as rows
+  Element element = Element::kHalf;
 };
 
 // Until the wait the sums hold NaN. Operands are read at once or at the wait, as the schedule has it.
@@ -88,11 +90,19 @@ template <class... Registers>
 void wgmma_fence(Registers&...) {
   emulation::fence_products();
 }
-inline void wgmma_m64n256k16_f16(float (&sums)[128], MatrixOperand a, MatrixOperand b,
-                                 emulation::Site site = emulation::Site::here()) {
-  const emulation::StartedProduct product = {a, nullptr, b, 256, true, false, false};
+inline void wgmma_m64n256k16(emulation::Element element, float (&sums)[128], MatrixOperand a, MatrixOperand b,
+                             emulation::Site site) {
+  const emulation::StartedProduct product = {a, nullptr, b, 256, true, false, false, element};
   emulation::touch_operands(product, site);
   emulation::start_product("wgmma_m64n256k16", sums, product, site);
+}
+inline void wgmma_m64n256k16_f16(float (&sums)[128], MatrixOperand a, MatrixOperand b,
+                                 emulation::Site site = emulation::Site::here()) {
+  wgmma_m64n256k16(emulation::Element::kHalf, sums, a, b, site);
+}
+inline void wgmma_m64n256k16_bf16(float (&sums)[128], MatrixOperand a, MatrixOperand b,
+                                  emulation::Site site = emulation::Site::here()) {
+  wgmma_m64n256k16(emulation::Element::kBFloat16, sums, a, b, site);
 }
 template <bool kAdds>
 void wgmma_m64n64k16_f16(float (&sums)[32], const uint32_t (&a)[4], MatrixOperand b,

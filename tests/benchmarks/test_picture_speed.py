@@ -122,7 +122,7 @@ def test_every_op_has_its_turn_with_the_compiler() -> None:
 
 def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the variable; it is what it was afterwards, and what it refused is refused still."""
-    asked = "modulated_inr,render_rays_backward,split_matmul"
+    asked = "modulated_inr,render_rays_backward,split_matmul,streamed_field"
     monkeypatch.setenv(warpgroup_speed.VARIABLE, asked)
     seen: list[str | None] = []
 
@@ -150,11 +150,13 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         "split_matmul_without_warpgroups_backward",
         "split_matmul_warpgroups_forward",
         "split_matmul_warpgroups_backward",
+        *(f"pigan_{way}_64_{kind}" for kind in ("without_warpgroups", "warpgroups") for way in ("forward", "backward")),
         "render_256_without_warpgroups",
         "render_256_warpgroups",
     ]
     assert results["modulated_inr_warpgroups_forward"].difference == 0  # plain PyTorch here, twice
     others = ["0"] * 3 + ["render_rays_backward"] * 3 + ["0"] * 2 + ["split_matmul"] * 2
+    others += ["0"] * 3 + ["streamed_field"] * 3
     assert seen == ["0", "modulated_inr", *others, "0", asked]
     assert os.environ[warpgroup_speed.VARIABLE] == asked
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
@@ -162,7 +164,7 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         compiled = SimpleNamespace(render_rays_backward_has_warpgroups=lambda: False)
         patch.setattr(warpgroup_speed.kernels, "compiled", lambda: compiled)
-        assert warpgroup_speed.allowed() == ["modulated_inr", "render_rays", "split_matmul"]
+        assert warpgroup_speed.allowed() == ["modulated_inr", "render_rays", "split_matmul", "streamed_field"]
     with warpgroup_speed.asked_for("0"):
         assert warpgroup_speed.allowed() == [] and not warpgroup_speed.are_compared(CPU)
         assert warpgroup_speed.parts(Watch(), ceilings, results) == []  # type: ignore[arg-type]

@@ -137,6 +137,12 @@ def compare(found: RenderedRays, expected: RenderedRays, precision: Precision) -
         assert error < factor * TOLERANCE[precision], f"{name}: {error:.1e}"
 
 
+@pytest.fixture(autouse=True)
+def kernels_of_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of 9.0 alone have tests of their own (test_streamed_field_warpgroups.py)."""
+    monkeypatch.setenv("CIPS3D_WGMMA", "0")
+
+
 @pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("name", SETTINGS)
 def test_outputs_and_gradients(backend: Backend, name: str, precision: Precision) -> None:

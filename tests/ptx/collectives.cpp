@@ -140,7 +140,7 @@ void multiply(Warp& warp, const Instruction& i, uint32_t lanes) {
 
 // wgmma: D [64, columns] (+)= A [64, 16] B [16, columns], of a group of four warps, whose registers may be A. It is
 // computed when the warp waits for it, from what shared memory and registers hold then.
-template <int kColumns>
+template <int kColumns, double (*kValue)(uint16_t) = of_half>
 void start_product(Warp& warp, const Instruction& i, uint32_t lanes) {
   all_lanes(warp, lanes);
   if (warp.block.launch.block.x % 128 != 0) warp.fail("a group of fewer than four warps");
@@ -152,7 +152,7 @@ void start_product(Warp& warp, const Instruction& i, uint32_t lanes) {
   const auto is_transposed = [&](int k) { return warp.get<int32_t>(i.operands[transposes + k], 0) != 0; };
   const bool a_transposed = !registers && is_transposed(0), b_transposed = is_transposed(registers ? 0 : 1);
   const uint64_t a = registers ? 0 : warp.get<uint64_t>(i.operands[kA], 0);
-  warp.products.push_back({&i, kColumns, registers, a_transposed, b_transposed, a,
+  warp.products.push_back({&i, kValue, kColumns, registers, a_transposed, b_transposed, a,
                            warp.get<uint64_t>(i.operands[of_b], 0), (warp.get<uint8_t>(i.operands[adds], 0) & 1) != 0,
                            warp.committed_products});
 }
@@ -163,25 +163,25 @@ void commit_products(Warp& warp, const Instruction&, uint32_t lanes) {
 
 // A matrix descriptor without swizzle, rows of the sum's elements or, transposed, of the other ones: core matrices of 8
 // rows of 16 bytes; 8 elements of the sum on lies the leading offset away, 8 others on the stride offset.
-double element(Warp& warp, uint64_t descriptor, int row, int k, bool transposed) {
+double element(Warp& warp, const GroupProduct& of, uint64_t descriptor, int row, int k, bool transposed) {
   if (descriptor >> 62 != 0) warp.fail("swizzled operands are not known");
   const uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
                  stride = (descriptor >> 32 & 0x3fff) << 4;
   const uint64_t core = start + row / 8 * stride + k / 8 * leading + (transposed ? k : row) % 8 * 16;
   uint16_t bits;
   std::memcpy(&bits, row_at(warp, core) + (transposed ? row : k) % 8 * 2, sizeof bits);
-  return of_half(bits);
+  return of.value(bits);
 }
 // The warp's rows of A: as they lie in its registers, those of mma.m16n8k16.
 void read_rows(Warp& warp, const GroupProduct& product, double (&a)[16][16]) {
   for (int k = 0; k < 16; k++)
     for (int row = 0; row < 16; row++) {
       if (!product.a_in_registers) {
-        a[row][k] = element(warp, product.a, warp.index % 4 * 16 + row, k, product.a_transposed);
+        a[row][k] = element(warp, product, product.a, warp.index % 4 * 16 + row, k, product.a_transposed);
         continue;
       }
       const Operand pair = product.instruction->operands[product.columns / 2 + row / 8 + k / 8 * 2];
-      a[row][k] = of_half(warp.get<uint32_t>(pair, row % 8 * 4 + k % 8 / 2) >> k % 2 * 16 & 0xffff);
+      a[row][k] = product.value(warp.get<uint32_t>(pair, row % 8 * 4 + k % 8 / 2) >> k % 2 * 16 & 0xffff);
     }
 }
 void compute(Warp& warp, const GroupProduct& product) {
@@ -189,7 +189,7 @@ void compute(Warp& warp, const GroupProduct& product) {
   read_rows(warp, product, a);
   for (int k = 0; k < 16; k++)
     for (int column = 0; column < product.columns; column++)
-      b[column][k] = element(warp, product.b, column, k, product.b_transposed);
+      b[column][k] = element(warp, product, product.b, column, k, product.b_transposed);
   for (int l = 0; l < kLanes; l++) {
     const int g = l / 4, t = l % 4;
     for (int s = 0; s < product.columns / 2; s++) {
@@ -238,6 +238,7 @@ Handler collective_handler(const std::string& opcode) {
       {"wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", start_product<64>},
       {"wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16", start_product<128>},
       {"wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", start_product<256>},
+      {"wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16", start_product<256, of_bfloat>},
       {"wgmma.commit_group.sync.aligned", commit_products},
       {"wgmma.wait_group.sync.aligned", wait_for_products},
   };

@@ -68,6 +68,7 @@ struct LaneCopy {
 // wgmma, from its start to its wait
 struct GroupProduct {
   const Instruction* instruction;
+  double (*value)(uint16_t);  // of an element
   int columns;
   bool a_in_registers, a_transposed, b_transposed;
   uint64_t a, b;  // matrix descriptors
