@@ -33,8 +33,8 @@ struct BulkStages {
     for (int stage = 0; stage < kStages; stage++) phase_barrier_init(filled + stage, 1), emptied[stage] = 0;
     phase_barrier_init_fence();
   }
-  // By all threads, once all warps have left the last slab and met at a barrier. copy(i, to, barrier) starts to copy
-  // kHalves of slab i.
+  // By all threads, once all warps have left the last slab and met at a barrier. copy(i, to, barrier) has the barrier
+  // expect slab i, kHalves at most, and starts to copy it.
   template <class Copy>
   __device__ __forceinline__ void begin(int slabs, const Copy& copy) {
     first = next % (2 * kStages);  // the same stage, and the same parity of its phase
@@ -63,7 +63,6 @@ struct BulkStages {
   template <class Copy>
   __device__ __forceinline__ void fetch(int i, const Copy& copy) const {
     const int stage = i % kStages;
-    phase_barrier_expect(filled + stage, kHalves * sizeof(half));
     copy(i - first, stages + stage * kHalves, filled + stage);
   }
 };

@@ -229,18 +229,18 @@ void field_samples_backward(cudaStream_t stream, Pointer of_density, Pointer of_
     launch(pack_transposed_kernel<E>,
            dim3(tensors.has_head() ? 1 : blocks_for(images, 1), std::max(wide, wide_color), depth), dim3(kFieldWidth),
            0, stream, tensors, SlabFormat::of<Gradients>(), image_halves, slabs);
-    const GradientLayers layers = {
-        {reinterpret_cast<const half*>(slabs), (wide_color + (depth - 1) * wide) / Gradients::kSlab, wide, stages},
-        tensors.has_head() ? 0 : image_halves,
-        tensors.trunk_gain,
-        tensors.color_gain,
-        tensors.density_weight,
-        tensors.head_weight,
-        depth,
-        wide,
-        wide_color,
-        width,
-        color};
+    const GradientLayers layers = {{reinterpret_cast<const half*>(slabs),
+                                    (wide_color + (depth - 1) * wide) / Gradients::kSlab, wide, stages, 0, 0},
+                                   tensors.has_head() ? 0 : image_halves,
+                                   tensors.trunk_gain,
+                                   tensors.color_gain,
+                                   tensors.density_weight,
+                                   tensors.head_weight,
+                                   depth,
+                                   wide,
+                                   wide_color,
+                                   width,
+                                   color};
     const TilesOfImages tiles(images, samples, Gradients::kRows);
     launch(differentiate_samples_kernel<Gradients>, dim3(tiles.blocks()), dim3(kStreamThreads),
            Gradients::bytes(layers), stream, layers, gradients, tiles);

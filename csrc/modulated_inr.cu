@@ -267,7 +267,7 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
   launch(pack_inr_scales_kernel, dim3(blocks_for(images, 1), layers), dim3(kInrWidth),
          shared_bytes<float>(2 * kInrWidth / 32), stream, tensors, packed.unscale, packed.first_modulation,
          packed.scales, packed.rgb_weight);
-  const InrLayers planned = {{packed.slabs, order.before(layers), columns, plan.stages},
+  const InrLayers planned = {{packed.slabs, order.before(layers), columns, plan.stages, 0, 0},
                              input<float>(features),
                              packed.first_modulation,
                              packed.scales,

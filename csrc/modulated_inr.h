@@ -212,7 +212,7 @@ struct InrPass {
 #pragma unroll 1
     for (int k = 0; k < slabs; k++) {
       const int stage = product.next(layers.slabs, NothingBeside());
-      if (multiplies) product.multiply(layers.slabs, chunk, stage, k);
+      if (multiplies) product.multiply(layers.slabs.columns, chunk, stage, k);
     }
   }
 

@@ -57,6 +57,7 @@ struct WarpgroupPass {
   // Of slab i of all tiles.
   __device__ __forceinline__ auto copy() const {
     return [this](int i, half* to, uint64_t* barrier) {
+      phase_barrier_expect(barrier, kStageHalves * sizeof(half));
       copy_bulk<kStageHalves * sizeof(half)>(
           to, layers.slabs.halves + static_cast<int64_t>(i % layers.slabs.count) * kStageHalves, barrier);
     };

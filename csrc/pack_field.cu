@@ -7,7 +7,10 @@ namespace {
 
 constexpr int kWidestSlab = 32;
 
-int64_t padded_columns_of(int width, int color) { return std::max(whole_strips(width), whole_strips(color)); }
+// Columns of the colour layer's slabs: with core matrices one strip or all.
+int color_columns_of(int color, bool core_matrices) {
+  return core_matrices && color > kStrip ? kFieldWidth : whole_strips(color);
+}
 
 // What packing writes, one array after the other. Floats come first: halves need no alignment that they could break.
 struct Workspace {
@@ -18,11 +21,11 @@ struct Workspace {
   half* slabs;         // [I, image_halves]
   int64_t image_halves, bytes;
 
-  Workspace(Pointer memory, int64_t images, int depth, int width, int color, bool head, int parts) {
+  Workspace(Pointer memory, int64_t images, int depth, int width, int color, bool head, int parts, bool core_matrices) {
     const int64_t matrices = head ? 1 : images;
-    // All products have `width` columns, and with a head the last one a slab of the direction besides.
-    const int64_t rows = static_cast<int64_t>(depth) * whole_strips(width) + (head ? kWidestSlab : 0);
-    image_halves = rows * padded_columns_of(width, color) * parts;
+    // With a head the colour layer has a slab of the direction besides.
+    const int64_t inputs = whole_strips(width), color_inputs = inputs + (head ? kWidestSlab : 0);
+    image_halves = ((depth - 1) * inputs * inputs + color_inputs * color_columns_of(color, core_matrices)) * parts;
     first = output<float4>(memory);
     heads = first + images * kFieldWidth;
     modulation = reinterpret_cast<float2*>(heads + kFieldWidth);
@@ -35,7 +38,7 @@ struct Workspace {
 // A warp packs one row of a matrix: block (image, row, product). Rows are scaled by a power of two, so that what
 // float16 cannot hold of small weights is small against the row's largest.
 __global__ void __launch_bounds__(32)
-    pack_field_weights_kernel(const FieldTensors from, const SlabFormat format, int64_t image_halves,
+    pack_field_weights_kernel(const FieldTensors from, const SlabFormat format, int color_columns, int64_t image_halves,
                               half* __restrict__ slabs,    // [I] of Slabs
                               float* __restrict__ unscale  // [I, L, kFieldWidth]
     ) {
@@ -43,7 +46,8 @@ __global__ void __launch_bounds__(32)
   const int slab_columns = format.slab;
   const int64_t image = blockIdx.x;
   const bool color = product + 1 == from.depth;
-  const int padded = whole_strips(from.width), columns = gridDim.y;
+  const int padded = whole_strips(from.width), columns = color ? color_columns : padded;
+  if (row >= columns) return;
   const int rows = color ? from.color : from.width;
   const float* weight =
       color ? from.color_weight + (image * from.color + row) * (directions + from.width)
@@ -57,8 +61,9 @@ __global__ void __launch_bounds__(32)
   const int depth = color && directions > 0 ? padded + slab_columns : padded;
   const float scale = pack_row<half>(depth, depth_steps(depth), read, [=](int i, uint4 unit) {
     const int k = 4 * i;
-    const int64_t slab = static_cast<int64_t>(product) * (padded / slab_columns) + k / slab_columns;
-    half* to = slabs + image * image_halves + slab * format.parts * columns * slab_columns;
+    const int64_t before =
+        int64_t{product} * padded * padded + k / slab_columns * slab_columns * columns;  // halves a part
+    half* to = slabs + image * image_halves + before * format.parts;
     to += format.core_matrices ? (k % slab_columns / 8 * columns + row) * 8 + k % 8
                                : row * slab_columns + k % slab_columns;
     *reinterpret_cast<uint2*>(to) = {unit.x, unit.y};
@@ -111,22 +116,24 @@ __global__ void __launch_bounds__(kFieldWidth)
 }  // namespace
 
 int64_t packed_field_bytes(int64_t images, int depth, int width, int color, bool head, bool accurate) {
-  return Workspace(0, images, depth, width, color, head, accurate ? 2 : 1).bytes;
+  return Workspace(0, images, depth, width, color, head, accurate ? 2 : 1, !accurate).bytes;  // with most columns
 }
 
 StreamedLayers pack_field(cudaStream_t stream, const FieldTensors& tensors, int64_t images, SlabFormat format,
                           Pointer workspace) {
   const bool head = tensors.has_head();
   const int depth = tensors.depth, width = whole_strips(tensors.width);
-  const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, format.parts);
-  const int columns = static_cast<int>(padded_columns_of(tensors.width, tensors.color));
+  const Workspace packed(workspace, images, depth, tensors.width, tensors.color, head, format.parts,
+                         format.core_matrices);
+  const int color_columns = color_columns_of(tensors.color, format.core_matrices);
   const unsigned matrices = head ? 1 : blocks_for(images, 1);
-  launch(pack_field_weights_kernel, dim3(matrices, columns, depth), dim3(32), 0, stream, tensors, format,
-         packed.image_halves, packed.slabs, packed.unscale);
+  launch(pack_field_weights_kernel, dim3(matrices, std::max(width, color_columns), depth), dim3(32), 0, stream, tensors,
+         format, color_columns, packed.image_halves, packed.slabs, packed.unscale);
   launch(pack_field_modulation_kernel, dim3(blocks_for(images, 1), depth + 1), dim3(kFieldWidth), 0, stream, tensors,
          packed.unscale, packed.first, packed.heads, packed.modulation);
   StreamedLayers layers = layer_sizes(depth, tensors.width, tensors.color);
-  layers.slabs = {packed.slabs, depth * (width / format.slab) + head, columns, 0};
+  const int tail = width / format.slab + head;
+  layers.slabs = {packed.slabs, (depth - 1) * (width / format.slab) + tail, width, 0, tail, color_columns};
   layers.image_halves = head ? 0 : packed.image_halves;
   layers.first = packed.first, layers.modulation = packed.modulation, layers.heads = packed.heads;
   layers.channels = tensors.color;

@@ -107,6 +107,7 @@ struct SplitProduct {
   // Of slab i of all tiles: its panels, one after the other.
   __device__ __forceinline__ auto copy() const {
     return [this](int i, half* to, uint64_t* barrier) {
+      phase_barrier_expect(barrier, kSlab * sizeof(half));
       const int of_tile = blockIdx.x + i / chunks * gridDim.x, panel = of_tile % column_tiles * kPanels;
 #pragma unroll
       for (int k = 0; k < kPanels; k++)

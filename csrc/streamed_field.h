@@ -116,7 +116,7 @@ struct StreamedField {
           if constexpr (Pass::kRecords) {
             if (k == 0) pass.template keep_inputs<Product>(base, layer, product.activations);
           }
-          if (has_columns) product.multiply(slabs, phase, stage, k);
+          if (has_columns) product.multiply(color ? slabs.tail_columns : slabs.columns, phase, stage, k);
         }
         __syncthreads();  // all warps have read the activations
         if (!has_columns) continue;

@@ -150,7 +150,7 @@ struct StreamedGradients {
             if (layer > 0) load_gain(image, layer - 1);
           }
           if (kAccurate && k + 1 == count_slabs && has_columns && layer > 0) read(cosines, tile);
-          if (has_columns) product.multiply(slabs, sums, stage, k);
+          if (has_columns) product.multiply(slabs.columns, sums, stage, k);
         }
         if (!kAccurate) cp_async_wait<0>();  // the cosines, which came with the second slab at the latest
         __syncthreads();

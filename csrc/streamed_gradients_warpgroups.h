@@ -96,6 +96,7 @@ struct WarpgroupStreamedGradients {
   __device__ __forceinline__ auto copy() const {
     return [this](int i, half* to, uint64_t* barrier) {
       const half* slabs = layers.slabs.halves + image_halves;
+      phase_barrier_expect(barrier, Rows::kStageHalves * sizeof(half));
       copy_bulk<Rows::kStageHalves * sizeof(half)>(
           to, slabs + static_cast<int64_t>(i % layers.slabs.count) * Rows::kStageHalves, barrier);
     };

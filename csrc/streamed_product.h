@@ -17,10 +17,19 @@ __host__ __device__ constexpr int whole_strips(int channels) { return ceil_div(c
 
 // What streams, over and over: all matrices of a pass.
 struct Slabs {
-  const half* halves;  // [count, parts, columns, slab] in the order of use; parts: high, and low in the accurate mode
-  int count;           // of one pass
-  int columns;         // of the products, in whole strips, at most kStreamColumns
-  int stages;          // 2 or 3
+  const half*
+      halves;   // [count] of [parts, columns, slab] in the order of use; parts: high, and low in the accurate mode
+  int count;    // of one pass
+  int columns;  // of the products, in whole strips, at most kStreamColumns
+  int stages;   // 2 or 3
+  int tail, tail_columns;  // the last `tail` slabs have so many columns instead
+
+  __host__ __device__ int columns_of(int slab) const { return slab < count - tail ? columns : tail_columns; }
+  // Of all slabs in front of one.
+  __host__ __device__ int columns_before(int slab) const {
+    const int in_tail = slab < count - tail ? 0 : slab - (count - tail);
+    return (slab - in_tail) * columns + in_tail * tail_columns;
+  }
 };
 
 // Rows of 16-bit numbers from shared memory, `from_row` apart, to device memory, `width` apart: the first `rows` of
@@ -148,10 +157,10 @@ class StreamedProduct {
     if (kAccurate) *reinterpret_cast<uint32_t*>(activations + (kRows + row) * kRow + channel) = low;
   }
 
-  // Adds the products of the warp's rows and slab k of a matrix, which is in `stage`, for its strip. Matrix
+  // Adds the products of the warp's rows and slab k of a matrix of so many columns, in `stage`, for its strip. Matrix
   // instructions round sums toward zero, a bias that grows with every step and every layer: in the accurate mode they
   // add up one step each, and ordinary additions, which round to nearest, do the rest.
-  __device__ __forceinline__ void multiply(const Slabs& from, Sums& sums, int stage, int k) const {
+  __device__ __forceinline__ void multiply(int columns, Sums& sums, int stage, int k) const {
     const half* weight = stages_ + stage * kStage + strip() * kStrip * kSlabRow;
     const half* row = activations + (group() * 16 * kTiles + lane() % 16) * kRow + kSlab * k + lane() / 16 * 8;
 #pragma unroll
@@ -166,7 +175,7 @@ class StreamedProduct {
       for (int n = 0; n < kStrip / 16; n++) {
         float step[kTiles][2][4] = {};
         multiply_step<kTiles, kAccurate, kSlabRow, E>(kAccurate ? step : sums[n], high, low, weight,
-                                                      anew(from.columns) * kSlabRow, 16 * n, column, lane());
+                                                      anew(columns) * kSlabRow, 16 * n, column, lane());
 #pragma unroll
         for (int i = 0; i < 8 * kTiles && kAccurate; i++)
           sums[n][i / 8][i / 4 % 2][i % 4] += step[i / 8][i / 4 % 2][i % 4];
@@ -184,8 +193,8 @@ class StreamedProduct {
   __device__ __forceinline__ void copy(const Slabs& from, int stage, Beside beside) {
     if (left_ > 0) {
       constexpr int kUnits = kSlab / 8;  // of 16 bytes a row
-      const int rows = kParts * from.columns;
-      const half* halves = from.halves + static_cast<int64_t>(slab_) * rows * kSlab;
+      const int rows = kParts * from.columns_of(slab_);
+      const half* halves = from.halves + int64_t{from.columns_before(slab_)} * (kParts * kSlab);
 #pragma unroll 1  // registers are few
       for (int i = threadIdx.x; i < rows * kUnits; i += kStreamThreads) {
         const int row = i / kUnits, place = place_of<kSlabRow>(row, i % kUnits);

@@ -10,7 +10,7 @@
 
 namespace cips3d {
 
-// kSlab: input channels of a slab. Of kStreamColumns columns, in every slab.
+// kSlab: input channels of a slab.
 template <int kSlab>
 struct WarpgroupRows {
   static constexpr int kThreads = 128, kRows = 64;
@@ -40,13 +40,13 @@ struct WarpgroupRows {
     warpgroup_sync();
   }
 
-  // The product with `count` slabs [kSlab / 8, kColumnGroups, kCore], those of the stages that come next; sums[4 n] and
-  // the three behind are of column group n (warpgroup.h). 128 sums a thread are all columns, 32 the first 64. E:
-  // what the operands are.
+  // The product with `count` slabs [kSlab / 8, column groups, kCore], those of the stages that come next; sums[4 n] and
+  // the three behind are of column group n (warpgroup.h): 128 sums a thread for all columns, 32 where slabs have 64.
+  // E: what the operands are.
   template <class E = half, int kSums, class Stages, class Copy>
   __device__ __forceinline__ void multiply(float (&sums)[kSums], int count, Stages& slabs, const Copy& copy) const {
     constexpr int kRowBytes = kCore * sizeof(half);
-    constexpr int kGroupStep = kRows / 8 * kRowBytes, kSlabStep = kColumnGroups * kRowBytes;
+    constexpr int kGroupStep = kRows / 8 * kRowBytes, kSlabStep = kSums / 4 * kRowBytes;
 #pragma unroll
     for (int i = 0; i < kSums; i++) sums[i] = 0.0f;
 #pragma unroll 1
@@ -56,7 +56,7 @@ struct WarpgroupRows {
 #pragma unroll
       for (int step = 0; step < kSlab / 16; step++) {
         const MatrixOperand a = matrix_operand(activations + (kSlab * k + 16 * step) * kRows, kGroupStep, kRowBytes);
-        const MatrixOperand b = matrix_operand(slab + 16 * step * kStreamColumns, kSlabStep, kRowBytes);
+        const MatrixOperand b = matrix_operand(slab + 16 * step * 2 * kSums, kSlabStep, kRowBytes);
         if constexpr (!std::is_same<E, half>::value)
           wgmma_m64n256k16_bf16(sums, a, b);
         else if constexpr (kSums == kStreamColumns / 2)
