@@ -136,14 +136,14 @@ __global__ void __launch_bounds__(kFieldWidth)
               : from.hidden_weight + ((image * (from.depth - 1) + layer) * from.width + output) * from.width;
     value = weight[input];
   }
-  const int slab_columns = format.slab, in_slab = output % slab_columns;
-  const int before = color ? 0 : whole_strips(from.color) / slab_columns + (product - 1) * (width / slab_columns);
-  const int64_t slab = before + output / slab_columns;
-  E* to = slabs + image * image_halves + slab * format.parts * width * slab_columns;
-  to += format.core_matrices ? (in_slab / 8 * width + input) * 8 + in_slab % 8 : input * slab_columns + in_slab;
+  const int slab_inputs = format.slab, in_slab = output % slab_inputs;
+  const int before = color ? 0 : whole_strips(from.color) / slab_inputs + (product - 1) * (width / slab_inputs);
+  const int64_t slab = before + output / slab_inputs;
+  E* to = slabs + image * image_halves + slab * format.parts * width * slab_inputs;
+  to += format.core_matrices ? (in_slab / 8 * width + input) * 8 + in_slab % 8 : input * slab_inputs + in_slab;
   const E high = from_float<E>(value);
   *to = high;
-  if (format.parts > 1) to[width * slab_columns] = from_float<E>(value - to_float(high));
+  if (format.parts > 1) to[width * slab_inputs] = from_float<E>(value - to_float(high));
 }
 
 int64_t transposed_halves(int depth, int width, int color, bool accurate) {  // of an image

@@ -3,8 +3,8 @@
 //
 // Matrix instructions of four warps (wgmma) read both operands from shared memory and are the only ones that reach the
 // full rate there. Two warpgroups take 64 pixels each through all layers and share the weights, which one thread copies
-// in bulk. All channels of a pixel belong to one warpgroup, even to one lane in four: nothing but the weights is waited
-// for together, and while one of them works on activations the other one multiplies. The stages between them let one be
+// in bulk. All channels of a pixel belong to the four lanes of a row: nothing but the weights is waited for together,
+// and while one of them works on activations the other one multiplies. The stages between them let one be
 // 128 input channels ahead.
 #pragma once
 #include "modulated_inr.h"

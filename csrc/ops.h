@@ -180,6 +180,7 @@ void render_rays(cudaStream_t stream, Pointer origins, Pointer directions, Point
 // render_wide_rays.cu: the same for wider layers; `workspace`: as many bytes as render_wide_rays_workspace says.
 bool render_wide_rays_fits(int coarse, int fine, int width, int color,
                            bool accurate);  // into the current device's shared memory
+// Whether warpgroups do it, as for the others below (9.0).
 bool render_wide_rays_warpgroups(int coarse, int fine, int width, int color, bool accurate);
 int64_t render_wide_rays_workspace(int64_t images, int width, int color, bool accurate);
 void render_wide_rays(cudaStream_t stream, Pointer origins, Pointer directions, Pointer stratified, Pointer importance,

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(32)
                               float* __restrict__ unscale  // [I, L, kFieldWidth]
     ) {
   const int row = blockIdx.y, product = blockIdx.z, directions = from.has_head() ? 3 : 0;
-  const int slab_columns = format.slab;
+  const int slab_inputs = format.slab;
   const int64_t image = blockIdx.x;
   const bool color = product + 1 == from.depth;
   const int padded = whole_strips(from.width), columns = color ? color_columns : padded;
@@ -58,16 +58,16 @@ __global__ void __launch_bounds__(32)
     if (k < padded) return k < from.width ? weight[color ? directions + k : k] : 0.0f;
     return k < padded + directions ? weight[k - padded] : 0.0f;
   };
-  const int depth = color && directions > 0 ? padded + slab_columns : padded;
+  const int depth = color && directions > 0 ? padded + slab_inputs : padded;
   const float scale = pack_row<half>(depth, depth_steps(depth), read, [=](int i, uint4 unit) {
     const int k = 4 * i;
     const int64_t before =
-        int64_t{product} * padded * padded + k / slab_columns * slab_columns * columns;  // halves a part
+        int64_t{product} * padded * padded + k / slab_inputs * slab_inputs * columns;  // halves a part
     half* to = slabs + image * image_halves + before * format.parts;
-    to += format.core_matrices ? (k % slab_columns / 8 * columns + row) * 8 + k % 8
-                               : row * slab_columns + k % slab_columns;
+    to +=
+        format.core_matrices ? (k % slab_inputs / 8 * columns + row) * 8 + k % 8 : row * slab_inputs + k % slab_inputs;
     *reinterpret_cast<uint2*>(to) = {unit.x, unit.y};
-    if (format.parts > 1) *reinterpret_cast<uint2*>(to + columns * slab_columns) = {unit.z, unit.w};
+    if (format.parts > 1) *reinterpret_cast<uint2*>(to + columns * slab_inputs) = {unit.z, unit.w};
   });
   if (threadIdx.x == 0 && row < kFieldWidth)
     unscale[(image * from.depth + product) * kFieldWidth + row] = inverse_scale(scale);

@@ -139,7 +139,7 @@ struct SamplePass {
     const Vector<Color, 2> pair = {{from_float<Color>(x), from_float<Color>(y)}};
     *reinterpret_cast<Vector<Color, 2>*>(scratch.colors + at * color_row + channel) = pair;
   }
-  __device__ __forceinline__ void keep_pair(int at, int color_row, int channel, uint32_t pair) const {
+  __device__ __forceinline__ void keep_pair(int at, int color_row, int channel, uint32_t pair) const {  // of halves
     *reinterpret_cast<uint32_t*>(scratch.colors + at * color_row + channel) = pair;
   }
 };

@@ -3,7 +3,7 @@
 //
 // Two warpgroups take 64 samples each through all layers (warpgroup_rows.h) and share the weights. While one of them
 // computes the sines of a layer, the other one multiplies: the stages between them let one be so many slabs ahead. All
-// channels of a sample belong to one lane in four, so that densities and heads are two shuffles.
+// channels of a sample belong to the four lanes of a row, so that densities and heads are two shuffles.
 #pragma once
 #include "recorded_samples.h"
 #include "warpgroup_rows.h"
@@ -17,7 +17,7 @@ struct WarpgroupStreamedField {
   using Color = std::conditional_t<kHead, float, half>;
   using Record = half;
   static constexpr int kSlab = 32, kParts = 1, kStages = kHead ? 6 : 5;  // composited colours need room
-  static constexpr bool kHasHead = kHead, kCoreMatrices = true;
+  static constexpr bool kCoreMatrices = true;
   using Rows = WarpgroupRows<kSlab>;
   static constexpr int kWarpgroups = 2, kRows = kWarpgroups * Rows::kRows;
   static constexpr int kMostThreads = kWarpgroups * Rows::kThreads, kMostWarps = kMostThreads / 32;
@@ -199,7 +199,7 @@ struct WarpgroupStreamedField {
     read(0);
 #pragma unroll
     for (int n = 0; n < kGroups; n += kAhead) {
-      if (Pass::kRecords && !kKeep && 8 * n >= layers.color) break;  // rows are no longer
+      if (Pass::kRecords && !kKeep && 8 * n >= layers.color) break;  // what is kept of a sample ends there
       float2 phases[kAhead][2];
 #pragma unroll
       for (int i = 0; i < 2 * kAhead; i++) {
@@ -302,15 +302,17 @@ struct WarpgroupStreamedField {
 
 // By this name the environment may refuse the kernels of all streamed fields.
 constexpr const char* kStreamedField = "streamed_field";
+constexpr double kWorthWarpgroups =
+    0.7;  // of a pass filled: with less, mma.sync's kernel would be as quick; a prediction
 
-// How warpgroups march along rays; without rays where there is no kernel for such layers, where passes would be empty
-// for the most part, and where the environment refuses.
+// How warpgroups march along rays; without rays where there is no kernel for such layers, where passes would be less
+// filled than that, and where the environment refuses.
 template <bool kHead>
 Plan plan_warpgroups(const StreamedLayers& layers, const RaySettings& s, bool accurate) {
   using Field = WarpgroupStreamedField<kHead>;
   if (accurate || !Field::serves(layers) || !uses_warpgroups(kStreamedField)) return {};
   const Plan plan = plan_blocks<Field>(layers, s);
-  return plan.filled > kWellFilled ? plan : Plan{};
+  return plan.filled > kWorthWarpgroups ? plan : Plan{};
 }
 
 }  // namespace cips3d

@@ -13,7 +13,7 @@ struct WarpgroupStreamedGradients {
   using E = std::conditional_t<kHead, bfloat16, half>;
   using Number = uint16_t;
   static constexpr int kSlab = 32, kParts = 1, kStages = 5;
-  static constexpr bool kFits = kHasWarpgroups, kHasHead = kHead, kCoreMatrices = true;
+  static constexpr bool kFits = kHasWarpgroups, kCoreMatrices = true;
   using Rows = WarpgroupRows<kSlab>;
   static constexpr int kWarpgroups = 2, kRows = kWarpgroups * Rows::kRows, kThreads = kWarpgroups * Rows::kThreads;
   static constexpr int kGroupHalves = Rows::kRows * kFieldWidth;
@@ -64,7 +64,8 @@ struct WarpgroupStreamedGradients {
     weights.begin(ceil_div(count, kRows) * layers.slabs.count, copy());
 #pragma unroll 1
     for (int base = 0; base < count; base += kRows) {
-      const int before = warpgroup() * Rows::kRows, at = first + base + before, there = count - base - before;
+      const int before = warpgroup() * Rows::kRows, there = count - base - before;  // the warpgroup's, if any
+      const int at = first + base + (there > 0 ? before : 0);
       differentiate_colors(tile_of(top, at, there), at);
 #pragma unroll 1
       for (int layer = top; layer >= 0; layer--) {
@@ -144,28 +145,36 @@ struct WarpgroupStreamedGradients {
         }
       }
 #pragma unroll
-      for (int i = 0; i < kAtOnce; i++) {
+      for (int i = 0; i < kAtOnce; i += 2) {  // two rows of the same channels, which are read for both
         const int channel = kUnit * Rows::unit_group(begin + i);
         if (channel >= tile.width) continue;
-        const float* of_row = of_head[i % 2];
-        const uint32_t words[4] = {cosines[i].x, cosines[i].y, cosines[i].z, cosines[i].w};
-        uint32_t phases[4], operands[4];
+        uint32_t phases[2][4], operands[2][4];
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
-          const float2 cosine = Operand<half>::unpack(words[pair]), gains = gains_of(top, channel + 2 * pair);
-          float x, y;
-          if constexpr (kHead) {
-            const float4 a = heads[channel + 2 * pair], b = heads[channel + 2 * pair + 1];
-            x = fmaf(of_row[0], a.y, fmaf(of_row[1], a.z, of_row[2] * a.w));
-            y = fmaf(of_row[0], b.y, fmaf(of_row[1], b.z, of_row[2] * b.w));
-          } else {
-            x = given[i][2 * pair], y = given[i][2 * pair + 1];
+          const float2 gains = gains_of(top, channel + 2 * pair);
+          float4 a = {}, b = {};
+          if (kHead) a = heads[channel + 2 * pair], b = heads[channel + 2 * pair + 1];
+#pragma unroll
+          for (int r = 0; r < 2; r++) {
+            const uint4 unit = cosines[i + r];
+            const uint32_t words[4] = {unit.x, unit.y, unit.z, unit.w};
+            const float2 cosine = Operand<half>::unpack(words[pair]);
+            float x, y;
+            if constexpr (kHead) {
+              x = fmaf(of_head[r][0], a.y, fmaf(of_head[r][1], a.z, of_head[r][2] * a.w));
+              y = fmaf(of_head[r][0], b.y, fmaf(of_head[r][1], b.z, of_head[r][2] * b.w));
+            } else {
+              x = given[i + r][2 * pair], y = given[i + r][2 * pair + 1];
+            }
+            x *= cosine.x, y *= cosine.y;
+            phases[r][pair] = packed(x, y), operands[r][pair] = packed(gains.x * x, gains.y * y);
           }
-          x *= cosine.x, y *= cosine.y;
-          phases[pair] = packed(x, y), operands[pair] = packed(gains.x * x, gains.y * y);
         }
-        *slopes.unit(begin + i) = make_uint4(phases[0], phases[1], phases[2], phases[3]);
-        *rows.unit(begin + i) = make_uint4(operands[0], operands[1], operands[2], operands[3]);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          *slopes.unit(begin + i + r) = make_uint4(phases[r][0], phases[r][1], phases[r][2], phases[r][3]);
+          *rows.unit(begin + i + r) = make_uint4(operands[r][0], operands[r][1], operands[r][2], operands[r][3]);
+        }
       }
     }
   }

@@ -17,11 +17,12 @@ __host__ __device__ constexpr int whole_strips(int channels) { return ceil_div(c
 
 // What streams, over and over: all matrices of a pass.
 struct Slabs {
-  const half*
-      halves;   // [count] of [parts, columns, slab] in the order of use; parts: high, and low in the accurate mode
-  int count;    // of one pass
-  int columns;  // of the products, in whole strips, at most kStreamColumns
-  int stages;   // 2 or 3
+  // [count] of [parts, columns, slab] in the order of use; parts: high, and low in the accurate mode. With core
+  // matrices (warpgroup.h) [slab / 8, columns / 8, 8, 8].
+  const half* halves;
+  int count;               // of one pass
+  int columns;             // of the products but for the tail, in whole strips, at most kStreamColumns
+  int stages;              // 2 or 3, for kernels that do not have a fixed number
   int tail, tail_columns;  // the last `tail` slabs have so many columns instead
 
   __host__ __device__ int columns_of(int slab) const { return slab < count - tail ? columns : tail_columns; }

@@ -3,7 +3,7 @@
 //
 // Neither operand has padding or swizzle. A core matrix is 128 bytes in a row, which lie in all banks; weights are
 // packed so, and a thread's fragment of eight columns of activations is its lane's word of a core matrix. All columns
-// of a row belong to one warpgroup, even to one lane in four: nothing of a row crosses warps.
+// of a row belong to four lanes of one warp, a quarter each: nothing of a row crosses warps.
 #pragma once
 #include "bulk_stages.h"
 #include "streamed_product.h"
@@ -34,7 +34,7 @@ struct WarpgroupRows {
   __device__ __forceinline__ void put(int r, int n, uint32_t activations) const { *pair(r, n) = activations; }
 
   // What the warpgroup's threads have written is there for its products; what they have read may be overwritten by
-  // copies. Both are of another proxy than the threads' own accesses, hence the fence.
+  // bulk copies. Both are of another proxy than the threads' own accesses, hence the fence.
   __device__ __forceinline__ static void publish() {
     fence_for_async_reads();
     warpgroup_sync();
@@ -75,9 +75,9 @@ struct WarpgroupRows {
     if (count > 0) slabs.leave(slabs.next - 1, copy);
   }
 
-  // Whole rows move in units of 16 bytes, eight channels of a row. The lanes of a core matrix read or write 128 bytes
-  // of it in a row, and 16 of eight rows in device memory, beside them three others: whole sectors. Of unit i of a
-  // lane: its column group and its row, 16 of each are one warp's for kStreamColumns channels.
+  // To and from device memory, the warp's rows move in units of 16 bytes, eight channels of a row. Eight lanes have a
+  // core matrix, 128 bytes in a row; a warp has four side by side, 64 bytes of each of eight rows: whole sectors. Which
+  // column group and which row unit i of a lane is of, i < kUnits:
   static constexpr int kUnits = 2 * kColumnGroups / 4;
   __device__ __forceinline__ static int unit_group(int i) { return i / 2 * 4 + lane() / 8; }
   __device__ __forceinline__ static int unit_row(int i) { return 16 * warp() + i % 2 * 8 + lane() % 8; }

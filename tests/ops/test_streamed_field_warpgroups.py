@@ -56,9 +56,9 @@ class Case:
 
 CASES = {
     "pi-GAN": Case(deep.Setting(8, 256, 256, rays=4, coarse=12, fine=12, images=1, last_back=True)),
-    "deep, odd widths": Case(deep.Setting(2, 200, 140, rays=30, coarse=9, fine=8, images=3, noise=True)),
+    "deep, odd widths": Case(deep.Setting(2, 200, 140, rays=20, coarse=9, fine=8, images=3, noise=True)),
     "deep, coarse only": Case(deep.Setting(3, 256, 60, rays=22, coarse=12, fine=0)),
-    "one strip of colours": Case(shallow.Setting(250, 40, rays=29, last_back=True, ball=0.08), images=3),
+    "one strip of colours": Case(shallow.Setting(250, 40, rays=19, last_back=True, ball=0.08), images=3),
     "odd colours": Case(shallow.Setting(256, 70, rays=11, fine=0, noise=False)),
     "widest colours": Case(shallow.Setting(193, 255, rays=30, coarse=7, fine=0, activation="softplus")),
 }
@@ -117,7 +117,7 @@ def test_outputs_and_gradients(warpgroup_backend: Backend, name: str) -> None:
             assert error < case.gradient_tolerance, f"gradient {k}: {error:.1e}"
 
 
-@pytest.mark.parametrize("name", ["deep, odd widths", "one strip of colours", "odd colours"])
+@pytest.mark.parametrize("name", ["deep, odd widths", "odd colours"])
 def test_every_schedule_gives_the_same(warpgroup_backend: Backend, name: str) -> None:
     case = CASES[name]
     ours = case.inputs().to(warpgroup_backend.device, torch.float32)
@@ -129,7 +129,7 @@ def test_every_schedule_gives_the_same(warpgroup_backend: Backend, name: str) ->
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
-@pytest.mark.parametrize("name", ["deep, odd widths", "one strip of colours", "odd colours"])
+@pytest.mark.parametrize("name", ["deep, odd widths", "one strip of colours"])
 def test_same_as_of_every_architecture(warpgroup_backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The products' operands are the same numbers: what differs is the order of sums."""
     case = CASES[name]
