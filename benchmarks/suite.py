@@ -42,6 +42,7 @@ WARPGROUP_TESTS = dict(
         OPS,
         (
             "tests/ops/test_modulated_inr_kernels.py",
+            "tests/ops/test_clusters.py",
             "tests/ops/test_render_rays_warpgroups.py",
             "tests/ops/test_render_rays_backward_warpgroups.py",
             "tests/ops/test_split_matmul_warpgroups.py",

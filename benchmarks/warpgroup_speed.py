@@ -1,4 +1,5 @@
-"""Volumes, the INR and float32 products with the kernels for compute capability 9.0, and without them.
+"""Volumes, the INR and float32 products with the kernels for compute capability 9.0, and without them; the INR with
+blocks that share weights, and without.
 
     python benchmarks/warpgroup_speed.py
 
@@ -32,8 +33,9 @@ from cips3d.process.ending import exit_on_user_error
 VARIABLE = "CIPS3D_WGMMA"
 WITHOUT, WITH = "without_warpgroups", "warpgroups"
 """in the names of lines"""
-OPS = ("modulated_inr", "render_rays", "render_rays_backward", "split_matmul", "streamed_field")
-"""that have such kernels, as the variable names them"""
+CLUSTERS = "clusters"
+OPS = ("modulated_inr", CLUSTERS, "render_rays", "render_rays_backward", "split_matmul", "streamed_field")
+"""that have such kernels, as the variable names them; and clusters of blocks, for those that it names beside them"""
 
 
 def part_of(op: str) -> str:
@@ -87,9 +89,12 @@ class Comparison:
         Raises:
             RuntimeError: other kernels are chosen than those whose names the lines will have.
         """
-        for name, value in ((WITHOUT, "0"), (WITH, self.op)):
+        kinds = {WITHOUT: "0", WITH: self.op}
+        if self.op == CLUSTERS:
+            kinds = {f"without_{CLUSTERS}": "modulated_inr", CLUSTERS: f"modulated_inr,{CLUSTERS}"}
+        for chosen, (name, value) in enumerate(kinds.items()):
             with asked_for(value):
-                if self.device.type == "cuda" and self._chosen() is not (name == WITH):
+                if self.device.type == "cuda" and self._chosen() is not bool(chosen):
                     raise RuntimeError(f"{VARIABLE}={value} does not decide on the kernel of {self.op}")
                 yield name
 
@@ -109,8 +114,11 @@ class Comparison:
 
     def _chosen(self) -> bool:
         module, index, volume = kernels.module_for(self.device), self.device.index or 0, VolumeSettings()
-        if self.op == "modulated_inr":
-            return bool(module.modulated_inr_warpgroups(index, 1, 256**2, CIPS3DConfig().inr_width, False))
+        if self.op in ("modulated_inr", CLUSTERS):
+            of_images = (1, 256**2, CIPS3DConfig().inr_width, False)
+            if self.op == CLUSTERS:
+                return bool(module.modulated_inr_cluster(index, *of_images) > 1)
+            return bool(module.modulated_inr_warpgroups(index, *of_images))
         if self.op == "render_rays":
             return bool(module.render_rays_warpgroups(index, volume.samples, volume.fine, False))
         if self.op == "split_matmul":
@@ -134,8 +142,8 @@ def case_of(name: str, build: Callable[..., list[Case]], device: torch.device) -
 
 
 @torch.no_grad()
-def inr_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:
-    comparison = Comparison("modulated_inr", stopwatch.device)
+def inr_lines(stopwatch: Stopwatch, ceilings: Ceilings, op: str) -> Lines:
+    comparison = Comparison(op, stopwatch.device)
     case = case_of("modulated_inr_fast", inr_cases, stopwatch.device)
     run = partial(case.ours, *case.inputs)
     for name in comparison.kinds():
@@ -191,7 +199,8 @@ def parts(stopwatch: Stopwatch, ceilings: Ceilings, results: Results) -> list[Pa
     part = partial(Part.of_lines, results)
     volumes = partial(volume_lines, stopwatch, ceilings)
     lines: dict[str, Callable[[], Lines]] = {
-        "modulated_inr": partial(inr_lines, stopwatch, ceilings),
+        "modulated_inr": partial(inr_lines, stopwatch, ceilings, "modulated_inr"),
+        CLUSTERS: partial(inr_lines, stopwatch, ceilings, CLUSTERS),
         "render_rays": partial(volumes, "render_rays", CIPS3DVolumes, "nerf_forward_256"),
         "render_rays_backward": partial(volumes, "render_rays_backward", CIPS3DVolumes, "nerf_backward_256"),
         "split_matmul": partial(product_lines, stopwatch, ceilings),

@@ -113,6 +113,7 @@ PYBIND11_MODULE(CIPS3D_MODULE, module) {
   bind(module, "modulated_inr", modulated_inr);
   bind_query(module, "modulated_inr_rows", modulated_inr_rows);
   bind_query(module, "modulated_inr_warpgroups", modulated_inr_warpgroups);
+  bind_query(module, "modulated_inr_cluster", modulated_inr_cluster);
   bind_query(module, "modulated_inr_workspace", modulated_inr_workspace);
   bind(module, "upfirdn2d_four_taps", upfirdn2d_four_taps);
   bind(module, "upfirdn2d_filter", upfirdn2d_filter);

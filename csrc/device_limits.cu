@@ -76,6 +76,8 @@ bool uses_warpgroups(const char* op) {
   return is_allowed && device_limits().warpgroups;
 }
 
+bool uses_clusters() { return uses_warpgroups("clusters") && device_limits().multiprocessors > 1; }
+
 void pretend_multiprocessors(int count) { pretended_multiprocessors = count; }
 
 void pretend_shared_memory(int64_t bytes) { pretended_shared = bytes; }

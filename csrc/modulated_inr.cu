@@ -162,6 +162,7 @@ struct InrPlan {
   void (*kernel)(InrLayers) = nullptr;              // null: there is no room for any
   int rows = 0, slab = 0, stages = 0, threads = 0;  // pixels and threads of a block, its stages of weights
   bool warpgroups = false;
+  int cluster = 1;    // blocks that share weights
   size_t shared = 0;  // bytes of a block
   int64_t block_skip_units = 0, blocks = 0;
   double time = 0.0;
@@ -174,9 +175,10 @@ constexpr double kAPass = 10.0;
 
 // Makes the best of two plans, where a row of the second takes `a_row` of another one's time.
 void consider(InrPlan& best, InrPlan plan, const DeviceLimits& device, int64_t images, int64_t pixels, double a_row) {
-  const int64_t tiles = images * ceil_div<int64_t>(pixels, plan.rows);
-  plan.blocks = std::min<int64_t>(tiles, device.multiprocessors);
-  plan.time = double(ceil_div<int64_t>(tiles, device.multiprocessors)) * (a_row * plan.rows + kAPass);
+  const int64_t tiles = ceil_div<int64_t>(images * ceil_div<int64_t>(pixels, plan.rows), plan.cluster);  // of a cluster
+  const int clusters = device.multiprocessors / plan.cluster;
+  plan.blocks = plan.cluster * std::min<int64_t>(tiles, clusters);
+  plan.time = double(ceil_div<int64_t>(tiles, clusters)) * (a_row * plan.rows + kAPass);
   if (best.kernel == nullptr || plan.time < best.time) best = plan;
 }
 
@@ -185,7 +187,7 @@ void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t
   using Product = typename Pass::Product;
   for (const int stages : {3, 2}) {
     if (Pass::bytes(stages) > device.shared_block) continue;
-    const InrPlan plan = {modulated_inr_kernel<Pass>, Product::kRows,  Product::kSlab, stages, kStreamThreads, false,
+    const InrPlan plan = {modulated_inr_kernel<Pass>, Product::kRows,  Product::kSlab, stages, kStreamThreads, false, 1,
                           Pass::bytes(stages),        Pass::kSkipUnits};
     return consider(best, plan, device, images, pixels, 1.0);
   }
@@ -197,16 +199,20 @@ void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t imag
   if (!uses_warpgroups("modulated_inr") || whole_strips(width) % kStreamColumns != 0 ||
       device.shared_block < Pass::kBytes)
     return;
-  constexpr double kARow = 2.0 / 3;  // a prediction
-  const InrPlan plan = {modulated_inr_warpgroups_kernel<Pass>,
-                        Pass::kRows,
-                        Pass::kSlab,
-                        Pass::kStages,
-                        Pass::kThreads,
-                        true,
-                        Pass::kBytes,
-                        Pass::kSkipUnits};
-  consider(best, plan, device, images, pixels, kARow);
+  for (const int cluster : {2, 1}) {
+    if (cluster > 1 && !uses_clusters()) continue;
+    const double a_row = cluster > 1 ? 0.6 : 2.0 / 3;  // predictions
+    const InrPlan plan = {modulated_inr_warpgroups_kernel<Pass>,
+                          Pass::kRows,
+                          Pass::kSlab,
+                          Pass::kStages,
+                          Pass::kThreads,
+                          true,
+                          cluster,
+                          Pass::kBytes,
+                          Pass::kSkipUnits};
+    consider(best, plan, device, images, pixels, a_row);
+  }
 }
 
 InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
@@ -232,6 +238,10 @@ int modulated_inr_rows(int64_t images, int64_t pixels, int width, bool accurate)
 
 bool modulated_inr_warpgroups(int64_t images, int64_t pixels, int width, bool accurate) {
   return plan_inr(images, pixels, width, accurate).warpgroups;
+}
+
+int modulated_inr_cluster(int64_t images, int64_t pixels, int width, bool accurate) {
+  return plan_inr(images, pixels, width, accurate).cluster;
 }
 
 int64_t modulated_inr_workspace(int64_t images, int64_t pixels, int channels, int width, int layers, int colors,
@@ -282,7 +292,8 @@ void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, 
                              skip_from,
                              rgb_from,
                              static_cast<float>(slope)};
-  launch(plan.kernel, dim3(blocks_for(plan.blocks, 1)), dim3(plan.threads), plan.shared, stream, planned);
+  launch_clusters(plan.kernel, plan.cluster, dim3(blocks_for(plan.blocks, 1)), dim3(plan.threads), plan.shared, stream,
+                  planned);
 }
 
 }  // namespace cips3d

@@ -20,7 +20,7 @@ struct WarpgroupPass {
   static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = Rows::kStageHalves;
   static constexpr int kColumnGroups = Rows::kColumnGroups;  // of eight columns of a chunk
   static constexpr int kSkipUnits = kInrChunks * kColumnGroups / 2 * kThreads;
-  using Stages = BulkStages<kStages, kStageHalves, kWarps>;
+  using Stages = BulkStages<kStages, kStageHalves, kWarps, true>;
   static constexpr size_t kBytes = shared_bytes<half>(kWarpgroups * kGroupHalves) + Stages::kBytes +
                                    4 * shared_bytes<float>(kRows) + shared_bytes<float2>(kWarpgroups * kStreamColumns) +
                                    shared_bytes<float4>(kWarpgroups * kStreamColumns) +
@@ -52,27 +52,28 @@ struct WarpgroupPass {
         scales(shared.take<float2>(kWarpgroups * kStreamColumns)),
         rgb_weight(shared.take<float4>(kWarpgroups * kStreamColumns)),
         described(shared.take<uint64_t>(kWarpgroups)),
-        tile(blockIdx.x) {}
+        tile(0) {}
 
   // Of slab i of all tiles.
   __device__ __forceinline__ auto copy() const {
-    return [this](int i, half* to, uint64_t* barrier) {
-      phase_barrier_expect(barrier, kStageHalves * sizeof(half));
-      copy_bulk<kStageHalves * sizeof(half)>(
-          to, layers.slabs.halves + static_cast<int64_t>(i % layers.slabs.count) * kStageHalves, barrier);
+    return [this](int i, const auto& stage) {
+      stage.template fill<kStageHalves * sizeof(half)>(layers.slabs.halves +
+                                                       static_cast<int64_t>(i % layers.slabs.count) * kStageHalves);
     };
   }
 
-  // Every gridDim.x-th tile.
+  // Every gridDim.x-th tile. The blocks of a cluster go through as many, for the weights that they share; where there
+  // is none left for one of them, it computes the last one again.
   __device__ __forceinline__ void run() {
-    const int tiles = layers.images * tiles_an_image();
     if (threadIdx.x == 0)
       for (int group = 0; group < kWarpgroups; group++) phase_barrier_init(described + group, 1);
     weights.init();
-    __syncthreads();
-    weights.begin(tile < tiles ? ceil_div<int>(tiles - tile, gridDim.x) * layers.slabs.count : 0, copy());
+    cluster_sync();
+    const int of_block = blockIdx.x, of_first = of_block - static_cast<int>(cluster_rank());
+    weights.begin(of_first < tiles() ? ceil_div<int>(tiles() - of_first, gridDim.x) * layers.slabs.count : 0, copy());
 #pragma unroll 1
-    for (; tile < tiles; tile += gridDim.x) {
+    for (int ahead = 0; of_first + ahead < tiles(); ahead += gridDim.x) {
+      tile = min(of_block + ahead, tiles() - 1);
       place();
       if (layers.skip_from == 0) place_skips();
 #pragma unroll 1
@@ -96,8 +97,9 @@ struct WarpgroupPass {
         finish<false>(sums, held, layer, two_chunks);
         if (layer % 2 == 1) rescale();
       }
-      store();
+      if (of_block + ahead < tiles()) store();
     }
+    cluster_sync();
   }
 
  private:
@@ -107,6 +109,7 @@ struct WarpgroupPass {
 
   // Computed anew wherever they are needed: registers are few.
   __device__ __forceinline__ int tiles_an_image() const { return ceil_div(layers.pixels, kRows); }
+  __device__ __forceinline__ int tiles() const { return layers.images * tiles_an_image(); }
   __device__ __forceinline__ int image() const { return tile / tiles_an_image(); }
   // Row r of the thread, 0 or 1, among those of the tile.
   __device__ __forceinline__ static int row(int r) { return warpgroup() * kGroupRows + Rows::row(r); }

@@ -135,6 +135,8 @@ void modulated_epilogue_backward(cudaStream_t stream, int dtype, Pointer product
 int modulated_inr_rows(int64_t images, int64_t pixels, int width, bool accurate);
 // Whether it is the kernel for warpgroups, which the environment variable CIPS3D_WGMMA=0 refuses.
 bool modulated_inr_warpgroups(int64_t images, int64_t pixels, int width, bool accurate);
+// How many blocks share the weights that they read, as a cluster; without "clusters" in CIPS3D_WGMMA it is 1.
+int modulated_inr_cluster(int64_t images, int64_t pixels, int width, bool accurate);
 int64_t modulated_inr_workspace(int64_t images, int64_t pixels, int channels, int width, int layers, int colors,
                                 bool accurate);
 void modulated_inr(cudaStream_t stream, Pointer features, Pointer first_weight, Pointer hidden_weight,

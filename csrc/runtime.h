@@ -123,12 +123,15 @@ DeviceLimits device_limits();
 // Whether an op's kernel for sm_90a is to be launched: the environment may refuse all (CIPS3D_WGMMA=0) or all but some
 // ("render_rays,..."), to compare, or to look for a mistake.
 bool uses_warpgroups(const char* op);
+// Whether their blocks are to share what they read, as clusters of two. "clusters" allows it where it allows some.
+bool uses_clusters();
 
-// launch(kernel<A, B>, grid, block, shared bytes, stream, arguments...): `kernel<<<...>>>` that checks itself and that
-// a C++ compiler can read. Throws std::runtime_error where the launch was refused.
+// launch_clusters(kernel<A, B>, blocks of a cluster, grid, block, shared bytes, stream, arguments...):
+// `kernel<<<...>>>` that checks itself and that a C++ compiler can read; for 9.0 and newer, unless clusters have one
+// block. Throws std::runtime_error where the launch was refused.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-            Arguments... arguments) {
+void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block, size_t shared,
+                     cudaStream_t stream, Arguments... arguments) {
 #if defined(__CUDACC__)
   constexpr size_t kAlwaysAllowed = 48 * 1024;
   if (shared > kAlwaysAllowed) {  // always the same limit: a graph may hold launches that took more than this one
@@ -138,16 +141,32 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
     // two were planned.
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   }
-  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
-  check(cudaGetLastError());
+  if (cluster == 1) {
+    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+    return check(cudaGetLastError());
+  }
+  cudaLaunchAttribute blocks_of_cluster = {};
+  blocks_of_cluster.id = cudaLaunchAttributeClusterDimension;
+  blocks_of_cluster.val.clusterDim.x = cluster;
+  blocks_of_cluster.val.clusterDim.y = blocks_of_cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t configuration = {};
+  configuration.gridDim = grid, configuration.blockDim = block;
+  configuration.dynamicSmemBytes = shared, configuration.stream = stream;
+  configuration.attrs = &blocks_of_cluster, configuration.numAttrs = 1;
+  check(cudaLaunchKernelEx(&configuration, kernel, static_cast<Parameters>(arguments)...));
 #elif defined(CIPS3D_PTX)  // what nvcc made of the kernel, run by tests/ptx
   (void)stream;
-  ptx::launch(reinterpret_cast<const void*>(kernel), grid, block, shared,
+  ptx::launch(reinterpret_cast<const void*>(kernel), cluster, grid, block, shared,
               ptx::packed(static_cast<Parameters>(arguments)...));
 #else
   (void)stream;
-  emulation::run_grid(grid, block, shared, [=] { kernel(static_cast<Parameters>(arguments)...); });
+  emulation::run_grid(grid, block, cluster, shared, [=] { kernel(static_cast<Parameters>(arguments)...); });
 #endif
+}
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+            Arguments... arguments) {
+  launch_clusters(kernel, 1, grid, block, shared, stream, arguments...);
 }
 
 // Registers that a thread of a kernel takes, in the steps in which they are given out. The emulation has no registers;

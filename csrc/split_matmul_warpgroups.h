@@ -106,13 +106,10 @@ struct SplitProduct {
 
   // Of slab i of all tiles: its panels, one after the other.
   __device__ __forceinline__ auto copy() const {
-    return [this](int i, half* to, uint64_t* barrier) {
-      phase_barrier_expect(barrier, kSlab * sizeof(half));
+    return [this](int i, const auto& stage) {
       const int of_tile = blockIdx.x + i / chunks * gridDim.x, panel = of_tile % column_tiles * kPanels;
-#pragma unroll
-      for (int k = 0; k < kPanels; k++)
-        copy_bulk<2 * kPanelPart * sizeof(half)>(
-            to + k * 2 * kPanelPart, panels + (int64_t{panel + k} * chunks + i % chunks) * 2 * kPanelPart, barrier);
+      const half* from = panels + (int64_t{panel} * chunks + i % chunks) * 2 * kPanelPart;
+      stage.template fill<2 * kPanelPart * sizeof(half), kPanels>(from, int64_t{chunks} * 2 * kPanelPart);
     };
   }
 

@@ -110,14 +110,13 @@ struct WarpgroupStreamedField {
 
   // Of slab i of a pass.
   __device__ __forceinline__ auto copy() const {
-    return [this](int i, half* to, uint64_t* barrier) {
+    return [this](int i, const auto& stage) {
       constexpr int kBytes = Rows::kStageHalves * sizeof(half), kStripBytes = kBytes * kStrip / kStreamColumns;
       const Slabs& slabs = layers.slabs;
       const int slab = i % slabs.count;
       const bool is_strip = slabs.columns_of(slab) == kStrip;
       const half* from = slabs.halves + image_halves + int64_t{slabs.columns_before(slab)} * kSlab;
-      phase_barrier_expect(barrier, is_strip ? kStripBytes : kBytes);
-      is_strip ? copy_bulk<kStripBytes>(to, from, barrier) : copy_bulk<kBytes>(to, from, barrier);
+      is_strip ? stage.template fill<kStripBytes>(from) : stage.template fill<kBytes>(from);
     };
   }
 

@@ -95,11 +95,10 @@ struct WarpgroupStreamedGradients {
 
   // Of slab i of a pass.
   __device__ __forceinline__ auto copy() const {
-    return [this](int i, half* to, uint64_t* barrier) {
+    return [this](int i, const auto& stage) {
       const half* slabs = layers.slabs.halves + image_halves;
-      phase_barrier_expect(barrier, Rows::kStageHalves * sizeof(half));
-      copy_bulk<Rows::kStageHalves * sizeof(half)>(
-          to, slabs + static_cast<int64_t>(i % layers.slabs.count) * Rows::kStageHalves, barrier);
+      stage.template fill<Rows::kStageHalves * sizeof(half)>(slabs + static_cast<int64_t>(i % layers.slabs.count) *
+                                                                         Rows::kStageHalves);
     };
   }
 

@@ -227,15 +227,56 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
                : "memory");
 }
 
-// How often a counter in shared memory has been arrived at before. What comes before an arrival comes before what
-// follows later ones.
+// How often a counter in shared memory has been arrived at before. It orders nothing that threads read or write: with
+// that, each arrival would wait for all that the thread has on its way, at a cluster's counter for the whole device's
+// memory, and give up its first cache. What matrix instructions have read is read when they are waited for.
 __device__ __forceinline__ unsigned arrive_at_counter(unsigned* counter) {
   unsigned before;
-  asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;"
+  asm volatile("atom.relaxed.cta.shared::cta.add.u32 %0, [%1], 1;"
                : "=r"(before)
                : "r"(shared_address(counter))
                : "memory");
   return before;
+}
+
+// Clusters: blocks that run at the same time and reach each other's shared memory, in which all have the same arrays.
+// A launch without has clusters of one block.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned blocks;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return blocks;
+}
+// A barrier of all threads of a cluster. No block may end before others are done with its shared memory.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// As arrive_at_counter, at the first block's counter.
+__device__ __forceinline__ unsigned arrive_at_cluster_counter(unsigned* counter) {
+  unsigned before;
+  asm volatile(
+      "{\n.reg .b32 first;\n"
+      "mapa.shared::cluster.u32 first, %1, 0;\n"
+      "atom.relaxed.cluster.shared::cluster.add.u32 %0, [first], 1;\n}"
+      : "=r"(before)
+      : "r"(shared_address(counter))
+      : "memory");
+  return before;
+}
+// Starts a copy into the same place of all blocks, which reports to the barrier of each.
+template <int kBytes>
+__device__ __forceinline__ void copy_bulk_to_cluster(void* shared, const void* global, uint64_t* barrier) {
+  static_assert(kBytes % 16 == 0, "");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(shared_address(shared)),
+      "l"(global), "r"(kBytes), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>((1u << cluster_size()) - 1))
+      : "memory");
 }
 
 }  // namespace cips3d

@@ -1,5 +1,6 @@
 // The emulated CUDA execution model: what launches and device functions call. The threads of a block are fibers of the
-// calling thread; one runs until it waits, then another does. Blocks run one after the other.
+// calling thread; one runs until it waits, then another does. Blocks run one after the other, those of a cluster
+// together.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -21,11 +22,12 @@ struct Site {
 };
 std::string describe(Site site);  // file:line
 
-// A launch. Throws std::runtime_error where the launch is invalid or a thread did what it must not.
-void run_grid(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context);
+// A launch, of clusters of so many blocks that are neighbours in x. Throws std::runtime_error where the launch is
+// invalid or a thread did what it must not.
+void run_grid(dim3 grid, dim3 block, unsigned cluster, size_t shared, void (*body)(void*), void* context);
 template <class Body>
-void run_grid(dim3 grid, dim3 block, size_t shared, Body body) {
-  run_grid(grid, block, shared, [](void* context) { (*static_cast<Body*>(context))(); }, &body);
+void run_grid(dim3 grid, dim3 block, unsigned cluster, size_t shared, Body body) {
+  run_grid(grid, block, cluster, shared, [](void* context) { (*static_cast<Body*>(context))(); }, &body);
 }
 
 // The order in which blocks, warps and lanes run where nothing orders them is drawn from `seed`; 0 is index order.

@@ -121,8 +121,8 @@ void SharedMemory::copy_arrays(char* to) const {
 }
 
 bool SharedMemory::allows(const void* p, size_t bytes) const {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(arena_);
-  if (at >= arena_bytes_) return true;
+  if (!holds(p)) return true;
+  const size_t at = place(p);
   for (unsigned k = 0; k < count_; k++)
     if (at >= arrays_[k].start && at + bytes <= arrays_[k].start + arrays_[k].bytes) return true;
   return false;

@@ -22,6 +22,9 @@ class SharedMemory {
   size_t size() const { return arena_bytes_; }
   // Where an address of an array is in such a copy.
   size_t place(const void* p) const { return static_cast<const char*>(p) - arena_; }
+  char* at(size_t place) const { return arena_ + place; }
+  // Whether an address lies in it, in an array or between them.
+  bool holds(const void* p) const { return place(p) < arena_bytes_; }
 
  private:
   static constexpr unsigned kMostArrays = 32;

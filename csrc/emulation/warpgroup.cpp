@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "block.h"
+#include "cluster.h"
 #include "sanitizers.h"
 #include "tensor_core.h"
 
@@ -39,7 +39,7 @@ struct Warp {
   std::unique_ptr<char[]> seen;
 };
 
-struct Warpgroup {
+struct ThreadBarrier {  // of a warpgroup, or of all blocks of the cluster
   std::vector<unsigned> waiting;
   Site site{};
   char order[2];
@@ -53,6 +53,7 @@ struct BulkCopy {
 
 struct PhaseBarrier {
   void* address;
+  unsigned rank;  // of its block
   unsigned arrivals, pending;
   int64_t bytes = 0;    // expected and not arrived
   unsigned parity = 0;  // of the phase that is not complete
@@ -61,15 +62,13 @@ struct PhaseBarrier {
   char order;
 };
 
-constexpr unsigned kWarpgroupThreads = 128;
-
 struct State {
   Lane lanes[kMostThreads];
   Warp warps[kMostWarps];
-  Warpgroup warpgroups[kMostThreads / kWarpgroupThreads];
+  ThreadBarrier warpgroups[kMostThreads / kWarpgroupThreads], cluster;
   std::vector<std::unique_ptr<PhaseBarrier>> barriers;
 };
-std::unique_ptr<State> state;  // of the running block; null until a thread needs it
+std::unique_ptr<State> state;  // of the running cluster; null until a thread needs it
 
 State& the_state() {
   const IgnoreAccesses ours;
@@ -90,8 +89,7 @@ struct Wait {
 };
 
 // What the products of a warp see; as wiped as shared memory is at the start of a block.
-char* seen_by(Warp& warp) {
-  const SharedMemory& shared = the_block.shared();
+char* seen_by(Warp& warp, const SharedMemory& shared) {
   if (warp.seen == nullptr) {
     warp.seen.reset(new char[shared.size()]);
     std::memset(warp.seen.get(), 0xff, shared.size());
@@ -119,11 +117,11 @@ void read_rows(uint32_t (*words)[8], int rows, const MatrixOperand& from, int ro
 
 // Whether products of a warp see rows of an operand as they are.
 bool sees(Warp& warp, int rows, const MatrixOperand& of, int row_group) {
-  const char* seen = seen_by(warp);
+  const char* seen = seen_by(warp, the_cluster.shared());
   for (int k = 0; k < 2; k++)
     for (int i = 0; i < rows; i += 8) {
       const char* core = of.first + k * of.k_bytes + (row_group + i / 8) * of.row_bytes;
-      if (std::memcmp(core, seen + the_block.shared().place(core), 128) != 0) return false;
+      if (std::memcmp(core, seen + the_cluster.shared().place(core), 128) != 0) return false;
     }
   return true;
 }
@@ -175,7 +173,7 @@ const char* take_sums(Lane& lane, const Start& start, const StartedProduct& firs
 void start(void** by_lane, uint32_t) {
   const IgnoreAccesses ours;
   Start** lanes = reinterpret_cast<Start**>(by_lane);
-  const unsigned warp = the_block.running()->index / kLanes;
+  const unsigned warp = the_cluster.running()->index / kLanes;
   Warp& of = the_state().warps[warp];
   const StartedProduct& first = *lanes[0]->product;
   Product product{first, {}, {}, of.committed, false};
@@ -185,7 +183,7 @@ void start(void** by_lane, uint32_t) {
     if (lanes[lane]->error != nullptr) return;
   }
   if (of.fenced == ~0u) {
-    the_block.shared().copy_arrays(seen_by(of));
+    the_cluster.shared().copy_arrays(seen_by(of, the_cluster.shared()));
     of.fenced = 0;
   }
   const bool sees_a = first.a_registers != nullptr || sees(of, 16, first.a, static_cast<int>(warp % 4) * 2);
@@ -193,7 +191,7 @@ void start(void** by_lane, uint32_t) {
     lanes[0]->error = "an operand was written without fence_for_async_reads";
     return;
   }
-  if (!the_block.reads_late()) add(product, warp);
+  if (!the_cluster.reads_late()) add(product, warp);
   of.products.push_back(product);
 }
 
@@ -216,7 +214,7 @@ const char* give_back(Lane& lane, unsigned index, const Wait& wait, const std::v
 void wait(void** by_lane, uint32_t) {
   const IgnoreAccesses ours;
   Wait** lanes = reinterpret_cast<Wait**>(by_lane);
-  const unsigned warp = the_block.running()->index / kLanes;
+  const unsigned warp = the_cluster.running()->index / kLanes;
   Warp& of = the_state().warps[warp];
   auto product = of.products.begin();
   for (; product != of.products.end() && product->group < of.committed - lanes[0]->groups_left; ++product)
@@ -236,20 +234,39 @@ PhaseBarrier& find_barrier(void* address, const char* operation, Site site) {
 void complete(PhaseBarrier& barrier) {
   if (barrier.pending > 0 || barrier.bytes != 0) return;
   barrier.parity ^= 1, barrier.pending = barrier.arrivals;
-  the_block.wake_listed(barrier.waiting);
+  the_cluster.wake_listed(barrier.waiting);
 }
 
 void deliver(PhaseBarrier& barrier) {
+  const SharedMemory& shared = the_cluster.shared(barrier.rank);
+  const unsigned warps = the_cluster.block_threads() / kLanes;
   for (const BulkCopy& copy : barrier.copies) {
     std::memcpy(copy.destination, copy.bytes.data(), copy.bytes.size());
-    for (unsigned warp = 0; kLanes * warp < the_block.threads(); warp++)
-      std::memcpy(seen_by(the_state().warps[warp]) + the_block.shared().place(copy.destination), copy.bytes.data(),
+    for (unsigned warp = barrier.rank * warps; warp < (barrier.rank + 1) * warps; warp++)
+      std::memcpy(seen_by(the_state().warps[warp], shared) + shared.place(copy.destination), copy.bytes.data(),
                   copy.bytes.size());
     barrier.bytes -= static_cast<int64_t>(copy.bytes.size());
   }
   if (barrier.copies.empty()) return;
   barrier.copies.clear();
   complete(barrier);
+}
+
+// Waits until so many threads have come.
+void meet(ThreadBarrier& group, unsigned threads, const char* operation, Site site) {
+  if (group.waiting.empty())
+    group.site = site;
+  else if (group.site.line != site.line || std::strcmp(group.site.file, site.file) != 0)
+    fail("barrier divergence: " + std::string(operation) + ", of other threads at " + describe(group.site), site);
+  char* order = &group.order[group.turn];
+  release(order);
+  if (group.waiting.size() + 1 == threads) {
+    group.turn ^= 1;
+    the_cluster.wake_listed(group.waiting);
+  } else {
+    the_cluster.wait_in(group.waiting, operation, site);
+  }
+  acquire(order);
 }
 
 }  // namespace
@@ -261,10 +278,10 @@ void start_product(const char* name, float* sums, const StartedProduct& product,
   if (arguments.error != nullptr) fail(std::string(name) + ": " + arguments.error, site);
 }
 
-void fence_products() { the_state().lanes[the_block.running()->index].fenced = true; }
+void fence_products() { the_state().lanes[the_cluster.running()->index].fenced = true; }
 
 void fence_for_asynchronous_reads() {
-  const unsigned thread = the_block.running()->index;
+  const unsigned thread = the_cluster.running()->index;
   const IgnoreAccesses ours;
   the_state().warps[thread / kLanes].fenced |= 1u << thread % kLanes;
 }
@@ -273,11 +290,11 @@ void commit_products(Site site) {
   static constexpr Operation kOperation{"wgmma_commit", true, false};
   collective(
       kOperation, ~0u, nullptr,
-      [](void**, uint32_t) { the_state().warps[the_block.running()->index / kLanes].committed++; }, site);
+      [](void**, uint32_t) { the_state().warps[the_cluster.running()->index / kLanes].committed++; }, site);
 }
 
 const StartedProduct* ending_product(int groups_left, unsigned i) {
-  const Warp& warp = the_state().warps[the_block.running()->index / kLanes];
+  const Warp& warp = the_state().warps[the_cluster.running()->index / kLanes];
   if (i >= warp.products.size() || warp.products[i].group >= warp.committed - groups_left) return nullptr;
   return &warp.products[i].operands;
 }
@@ -290,29 +307,24 @@ void wait_for_products(int groups_left, float* const* sums, int arrays, Site sit
 }
 
 void warpgroup_barrier(Site site) {
-  const unsigned thread = the_block.running()->index;
-  Warpgroup& group = the_state().warpgroups[thread / kWarpgroupThreads];
-  if (group.waiting.empty())
-    group.site = site;
-  else if (group.site.line != site.line || std::strcmp(group.site.file, site.file) != 0)
-    fail("barrier divergence: warpgroup_sync, of other threads at " + describe(group.site), site);
-  char* order = &group.order[group.turn];
-  release(order);
-  if (group.waiting.size() + 1 == kWarpgroupThreads) {
-    group.turn ^= 1;
-    the_block.wake_listed(group.waiting);
-  } else {
-    the_block.wait_in(group.waiting, "warpgroup_sync", site);
-  }
-  acquire(order);
+  meet(the_state().warpgroups[the_cluster.running()->index / kWarpgroupThreads], kWarpgroupThreads, "warpgroup_sync",
+       site);
 }
+
+unsigned cluster_rank() { return the_cluster.running()->rank; }
+unsigned cluster_size() { return the_cluster.ranks(); }
+void cluster_barrier(Site site) {
+  meet(the_state().cluster, the_cluster.ranks() * the_cluster.block_threads(), "cluster_sync", site);
+}
+void* mapped(const void* p, unsigned rank, Site site) { return the_cluster.mapped(p, rank, site); }
 
 void init_phase_barrier(void* address, unsigned arrivals, Site site) {
   for (const auto& barrier : the_state().barriers)
     if (barrier->address == address) fail("phase_barrier_init: the barrier is there already", site);
   const IgnoreAccesses ours;
   auto barrier = std::make_unique<PhaseBarrier>();
-  barrier->address = address, barrier->arrivals = barrier->pending = arrivals;
+  barrier->address = address, barrier->rank = the_cluster.running()->rank;
+  barrier->arrivals = barrier->pending = arrivals;
   the_state().barriers.push_back(std::move(barrier));
 }
 
@@ -340,7 +352,7 @@ void wait_for_phase(void* address, unsigned parity, Site site) {
     const IgnoreAccesses ours;
     deliver(barrier);
   }
-  while (barrier.parity == (parity & 1)) the_block.wait_in(barrier.waiting, "phase_barrier_wait", site);
+  while (barrier.parity == (parity & 1)) the_cluster.wait_in(barrier.waiting, "phase_barrier_wait", site);
   acquire(&barrier.order);
 }
 

@@ -41,6 +41,12 @@ const StartedProduct* ending_product(int groups_left, unsigned i);
 
 void warpgroup_barrier(Site site);
 
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_barrier(Site site);
+// Where the block of that rank has what lies at p in the running thread's dynamic shared memory.
+void* mapped(const void* p, unsigned rank, Site site);
+
 void init_phase_barrier(void* barrier, unsigned arrivals, Site site);
 void expect_bytes(void* barrier, int bytes, Site site);
 // Of bytes that the caller has read; they arrive when somebody waits for them.
@@ -197,5 +203,19 @@ void copy_bulk(void* shared, const void* global, uint64_t* barrier, emulation::S
 }
 
 inline unsigned arrive_at_counter(unsigned* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_ACQ_REL); }
+
+inline unsigned cluster_rank() { return emulation::cluster_rank(); }
+inline unsigned cluster_size() { return emulation::cluster_size(); }
+inline void cluster_sync(emulation::Site site = emulation::Site::here()) { emulation::cluster_barrier(site); }
+inline unsigned arrive_at_cluster_counter(unsigned* counter, emulation::Site site = emulation::Site::here()) {
+  return arrive_at_counter(static_cast<unsigned*>(emulation::mapped(counter, 0, site)));
+}
+template <int kBytes>
+void copy_bulk_to_cluster(void* shared, const void* global, uint64_t* barrier,
+                          emulation::Site site = emulation::Site::here()) {
+  for (unsigned rank = 0; rank < cluster_size(); rank++)
+    copy_bulk<kBytes>(emulation::mapped(shared, rank, site), global,
+                      static_cast<uint64_t*>(emulation::mapped(barrier, rank, site)), site);
+}
 
 }  // namespace cips3d

@@ -65,7 +65,7 @@ def test_tests_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CASES = [
     ([], "1"),
-    (["render_rays"], "modulated_inr,render_rays_backward,split_matmul,streamed_field"),
+    (["render_rays"], "modulated_inr,clusters,render_rays_backward,split_matmul,streamed_field"),
     (list(OPS), "0"),
 ]
 

@@ -122,7 +122,7 @@ def test_every_op_has_its_turn_with_the_compiler() -> None:
 
 def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the variable; it is what it was afterwards, and what it refused is refused still."""
-    asked = "modulated_inr,render_rays_backward,split_matmul,streamed_field"
+    asked = "modulated_inr,clusters,render_rays_backward,split_matmul,streamed_field"
     monkeypatch.setenv(warpgroup_speed.VARIABLE, asked)
     seen: list[str | None] = []
 
@@ -144,6 +144,8 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(results) == [
         "modulated_inr_without_warpgroups_forward",
         "modulated_inr_warpgroups_forward",
+        "modulated_inr_without_clusters_forward",
+        "modulated_inr_clusters_forward",
         "nerf_backward_256_without_warpgroups",
         "nerf_backward_256_warpgroups",
         "split_matmul_without_warpgroups_forward",
@@ -157,14 +159,14 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert results["modulated_inr_warpgroups_forward"].difference == 0  # plain PyTorch here, twice
     others = ["0"] * 3 + ["render_rays_backward"] * 3 + ["0"] * 2 + ["split_matmul"] * 2
     others += ["0"] * 3 + ["streamed_field"] * 3
-    assert seen == ["0", "modulated_inr", *others, "0", asked]
+    assert seen == ["0", "modulated_inr", "modulated_inr", "modulated_inr,clusters", *others, "0", asked]
     assert os.environ[warpgroup_speed.VARIABLE] == asked
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
     assert warpgroup_speed.allowed() == list(warpgroup_speed.OPS)
     with monkeypatch.context() as patch:
         compiled = SimpleNamespace(render_rays_backward_has_warpgroups=lambda: False)
         patch.setattr(warpgroup_speed.kernels, "compiled", lambda: compiled)
-        assert warpgroup_speed.allowed() == ["modulated_inr", "render_rays", "split_matmul", "streamed_field"]
+        assert warpgroup_speed.allowed() == [op for op in warpgroup_speed.OPS if op != "render_rays_backward"]
     with warpgroup_speed.asked_for("0"):
         assert warpgroup_speed.allowed() == [] and not warpgroup_speed.are_compared(CPU)
         assert warpgroup_speed.parts(Watch(), ceilings, results) == []  # type: ignore[arg-type]

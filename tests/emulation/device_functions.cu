@@ -169,6 +169,31 @@ __global__ void warpgroup_kernel(bool rows_first, const uint16_t* a, const uint1
 }
 
 // d = a bT, or added to c: a [64, 16] in registers, b [64, 16].
+// The last block of a cluster to arrive copies 128 numbers to all of them.
+__global__ void cluster_kernel(const float* in, float* out, int* found) {
+  SharedArrays arrays;
+  float* numbers = arrays.take<float>(128);
+  uint64_t* arrived = arrays.take<uint64_t>(1);
+  unsigned* counter = arrays.take<unsigned>(1);
+  if (threadIdx.x == 0) {
+    phase_barrier_init(arrived, 1);
+    phase_barrier_init_fence();
+    *counter = 0;
+  }
+  cluster_sync();
+  if (threadIdx.x == 0) {
+    phase_barrier_expect(arrived, 512);
+    const unsigned before = arrive_at_cluster_counter(counter);
+    if (before + 1 == cluster_size())
+      copy_bulk_to_cluster<512>(numbers, in + blockIdx.x / cluster_size() * 128, arrived);
+    int* of_block = found + 3 * blockIdx.x;
+    of_block[0] = cluster_rank(), of_block[1] = cluster_size(), of_block[2] = before;
+  }
+  phase_barrier_wait(arrived, 0);
+  out[128 * blockIdx.x + threadIdx.x] = numbers[threadIdx.x];
+  cluster_sync();
+}
+
 template <bool kAdds>
 __global__ void warpgroup_registers_kernel(const uint16_t* a, const uint16_t* b, const float* c, float* d) {
   SharedArrays arrays;
@@ -200,13 +225,17 @@ namespace {
 std::string error;
 
 // launch, for callers that no exception can reach.
-template <class... Arguments>
-void run(Arguments... arguments) {
+template <class Kernel, class... Arguments>
+void run_clusters(Kernel kernel, int cluster, Arguments... arguments) {
   try {
-    launch(arguments...);
+    launch_clusters(kernel, cluster, arguments...);
   } catch (const std::exception& e) {
     error = e.what();
   }
+}
+template <class Kernel, class... Arguments>
+void run(Kernel kernel, Arguments... arguments) {
+  run_clusters(kernel, 1, arguments...);
 }
 
 }  // namespace
@@ -230,6 +259,10 @@ EXPORTED void warpgroup(int rows_first, const uint16_t* a, const uint16_t* b, co
 EXPORTED void warpgroup_registers(int adds, const uint16_t* a, const uint16_t* b, const float* c, float* d) {
   const auto kernel = adds ? warpgroup_registers_kernel<true> : warpgroup_registers_kernel<false>;
   run(kernel, 1, 128, shared_bytes<uint16_t>(64 * 16), nullptr, a, b, c, d);
+}
+EXPORTED void cluster(int size, int blocks, const float* in, float* out, int* found) {
+  const size_t bytes = shared_bytes<float>(128) + shared_bytes<uint64_t>(1) + shared_bytes<unsigned>(1);
+  run_clusters(cluster_kernel, size, blocks, 128, bytes, nullptr, in, out, found);
 }
 EXPORTED void ldmatrix(int matrices, int transposed, const uint16_t* in, uint32_t* out) {
   const auto kernel = matrices == 4 ? (transposed ? ldmatrix_kernel<4, true> : ldmatrix_kernel<4, false>)

@@ -295,6 +295,7 @@ struct Case {
   void (*kernel)(const float*, float*, bool);
   int blocks, threads;
   size_t shared;
+  int cluster = 1;
 };
 
 constexpr size_t kOneArray = shared_bytes<float>(kThreads);
@@ -302,6 +303,7 @@ constexpr size_t kSecondOperand = shared_bytes<half>(16 * 64);
 constexpr size_t kOperands = shared_bytes<half>(16 * kOperandRows) + shared_bytes<half>(16 * kOperandColumns);
 constexpr size_t kBulkCopy = shared_bytes<float>(128) + shared_bytes<uint64_t>(2);
 #define CASE(kernel, blocks, threads, shared) {#kernel, kernel, blocks, threads, shared}
+#define CLUSTER_CASE(kernel) {#kernel, kernel, 2, 128, kBulkCopy + shared_bytes<unsigned>(1), 2}
 const Case kCases[] = {
     CASE(missing_syncthreads, 1, kThreads, kOneArray),
     CASE(hidden_by_index_order, 1, kThreads, kOneArray),
@@ -347,6 +349,9 @@ const Case kCases[] = {
     CASE(bulk_copy_out_of_bounds, 1, 128, kBulkCopy),
     CASE(more_bytes_expected_than_copied, 1, 128, kBulkCopy),
     CASE(bulk_copy_nobody_waits_for, 1, 128, kBulkCopy),
+    CLUSTER_CASE(cluster_reached_too_early),
+    CLUSTER_CASE(cluster_left_too_early),
+    CLUSTER_CASE(cluster_copy_over_what_is_read),
 #if defined(__CUDACC__) || defined(CIPS3D_PTX)
     CASE(written_and_read_only, 1, kThreads, 0),
 #endif
@@ -374,22 +379,23 @@ EXPORTED void run_case(int index, int bug, uint64_t seed, const float* in, float
   emulation::set_schedule(seed);
 #endif
   try {
-    launch(c.kernel, c.blocks, c.threads, c.shared, nullptr, in, out, bug != 0);
+    launch_clusters(c.kernel, c.cluster, c.blocks, c.threads, c.shared, nullptr, in, out, bug != 0);
   } catch (const std::runtime_error& e) {
     std::snprintf(error, 512, "%s", e.what());
   }
 }
 
 // Launches a kernel that does nothing.
-EXPORTED void run_configuration(const unsigned* grid, const unsigned* block, uint64_t shared, char* error) {
+EXPORTED void run_configuration(const unsigned* grid, const unsigned* block, int cluster, uint64_t shared,
+                                char* error) {
   using namespace cips3d;
   const float* in = nullptr;
   float* out = nullptr;
   error[0] = '\0';
   try {
     const auto nothing = +[](const float*, float*, bool) {};
-    launch(nothing, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), shared, nullptr, in, out,
-           true);
+    launch_clusters(nothing, cluster, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), shared,
+                    nullptr, in, out, true);
   } catch (const std::runtime_error& e) {
     std::snprintf(error, 512, "%s", e.what());
   }

@@ -46,15 +46,23 @@ class PlantedBugs:
         assert np.isfinite(right).all()
         return {seed for seed in seeds if not np.array_equal(self.run(name, bug=True, seed=seed), right)}
 
+    def error_of(self, name: str, seed: int) -> str | None:
+        """What is said of the wrong kernel with a schedule, if anything."""
+        try:
+            self.run(name, bug=True, seed=seed)
+        except RuntimeError as error:
+            return str(error)
+        return None
+
     def load_ptx(self, path: Path) -> None:
         """What nvcc has made of SOURCE, where the library runs that."""
         self._library.load_ptx(str(path).encode())
 
-    def launch_nothing(self, grid: Sequence[int], block: Sequence[int], shared: int) -> None:
+    def launch_nothing(self, grid: Sequence[int], block: Sequence[int], shared: int, cluster: int = 1) -> None:
         """A launch of an empty kernel. Raises RuntimeError where it is refused."""
         error = ctypes.create_string_buffer(512)
         sizes = [(ctypes.c_uint * 3)(*size) for size in (grid, block)]
-        self._library.run_configuration(*sizes, ctypes.c_uint64(shared), error)
+        self._library.run_configuration(*sizes, cluster, ctypes.c_uint64(shared), error)
         if error.value:
             raise RuntimeError(error.value.decode())
 

@@ -1,4 +1,4 @@
-// Kernels of one warpgroup, right and with `bug` wrong in one way each; see planted_bugs.cu.
+// Kernels of one warpgroup, or of two in a cluster, right and with `bug` wrong in one way each; see planted_bugs.cu.
 #pragma once
 #include "operand.h"
 #include "warpgroup.h"
@@ -246,6 +246,68 @@ __global__ void bulk_copy_nobody_waits_for(const float* in, float* out, bool bug
   copy.start(in);
   if (!bug) phase_barrier_wait(copy.arrived, 0);
   out[threadIdx.x] = in[threadIdx.x];
+}
+
+// What two blocks share: a copy for both, once both have arrived at the first one's counter.
+struct ClusterCopy : BulkCopy {
+  unsigned* counter;
+
+  __device__ explicit ClusterCopy(SharedArrays& arrays) : BulkCopy(arrays), counter(arrays.take<unsigned>(1)) {
+    if (threadIdx.x == 0) *counter = 0;
+  }
+  __device__ void expect(int barrier) const { phase_barrier_expect(arrived + barrier, 512); }
+  __device__ void start_for_both(const float* in, int barrier) const {
+    copy_bulk_to_cluster<512>(numbers, in, arrived + barrier);
+  }
+};
+
+// Keeps the second block busy.
+__device__ void be_late() {
+  for (int i = 0; cluster_rank() == 1 && i < 8; i++) __syncthreads();
+}
+
+__global__ void cluster_reached_too_early(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  be_late();
+  const ClusterCopy copy(arrays);
+  if (!bug) cluster_sync();
+  if (threadIdx.x == 0) {
+    copy.expect(0);
+    if (cluster_rank() == 0) copy.start_for_both(in, 0);
+  }
+  phase_barrier_wait(copy.arrived, 0);
+  out[128 * blockIdx.x + threadIdx.x] = copy.numbers[127 - threadIdx.x];
+}
+
+__global__ void cluster_left_too_early(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const ClusterCopy copy(arrays);
+  cluster_sync();
+  be_late();
+  if (cluster_rank() == 1 && threadIdx.x == 0) out[256] = static_cast<float>(arrive_at_cluster_counter(copy.counter));
+  out[128 * blockIdx.x + threadIdx.x] = in[threadIdx.x];
+  if (!bug) cluster_sync();
+}
+
+__global__ void cluster_copy_over_what_is_read(const float* in, float* out, bool bug) {
+  SharedArrays arrays;
+  const ClusterCopy copy(arrays);
+  cluster_sync();
+  if (threadIdx.x == 0) {
+    copy.expect(0);
+    if (arrive_at_cluster_counter(copy.counter) == 1) copy.start_for_both(in, 0);
+  }
+  phase_barrier_wait(copy.arrived, 0);
+  be_late();
+  out[128 * blockIdx.x + threadIdx.x] = copy.numbers[127 - threadIdx.x];  // cluster_copy_over_what_is_read
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    copy.expect(1);
+    if (bug ? cluster_rank() == 0 : arrive_at_cluster_counter(copy.counter) == 3) copy.start_for_both(in + 128, 1);
+  }
+  phase_barrier_wait(copy.arrived + 1, 0);
+  out[256 + 128 * blockIdx.x + threadIdx.x] = copy.numbers[127 - threadIdx.x];
+  cluster_sync();
 }
 
 }  // namespace

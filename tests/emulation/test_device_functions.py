@@ -139,6 +139,17 @@ def test_product_of_registers(scheduled: DeviceFunctions, adds: bool) -> None:
     np.testing.assert_allclose(d, x @ y.T + adds * c, rtol=0, atol=17 * 10 * 2**-24)
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_cluster(scheduled: DeviceFunctions, blocks: int) -> None:
+    clusters = 3
+    values = np.random.default_rng(8).normal(size=(clusters, 128)).astype(np.float32)
+    out, found = np.empty((clusters, blocks, 128), np.float32), np.empty((clusters, blocks, 3), np.int32)
+    scheduled("cluster", blocks, clusters * blocks, values, out, found)
+    assert np.array_equal(out, np.broadcast_to(values[:, None], out.shape))
+    assert (found[..., 0] == np.arange(blocks)).all() and (found[..., 1] == blocks).all()
+    assert (np.sort(found[..., 2]) == np.arange(blocks)).all()
+
+
 def exponent(x: float) -> int:
     """Of the leading bit."""
     return math.frexp(x)[1] - 1

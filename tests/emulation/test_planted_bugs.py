@@ -59,6 +59,11 @@ ERRORS = {
     "more_bytes_expected_than_copied": r"128 thread\(s\) wait in phase_barrier_wait at .*LINE",
     "bulk_copy_nobody_waits_for": r"the block ended before its bulk copies arrived",
 }
+# So too, in some orders.
+ERRORS_IN_SOME_ORDER = {
+    "cluster_reached_too_early": r"another block of the cluster has not come so far|no barrier was initialised there",
+    "cluster_left_too_early": r"another block of the cluster has ended at ",
+}
 # Found by a sanitizer, which names the marked line.
 REPORTS: dict[Sanitizer, dict[str, str]] = {
     "address": {
@@ -81,6 +86,7 @@ REPORTS: dict[Sanitizer, dict[str, str]] = {
         "operands_overwritten_in_flight": "data race",
         "missing_warpgroup_sync": "data race",
         "bulk_copy_over_what_is_read": "data race",
+        "cluster_copy_over_what_is_read": "data race",
     },
 }
 
@@ -100,7 +106,7 @@ def output(sanitizer: Sanitizer) -> dict[str, str]:
 
 
 def test_every_case_is_expected_somewhere(planted: PlantedBugs) -> None:
-    some = {*WRONG_NUMBERS_IN_SOME_ORDER, WRONG_NUMBERS_FROM_LOCALS}
+    some = {*WRONG_NUMBERS_IN_SOME_ORDER, *ERRORS_IN_SOME_ORDER, WRONG_NUMBERS_FROM_LOCALS}
     assert {*WRONG_NUMBERS, *some, *ERRORS, *REPORTS["address"], *REPORTS["thread"]} == set(planted.names)
 
 
@@ -138,6 +144,13 @@ def test_errors(planted: PlantedBugs, name: str) -> None:
         with pytest.raises(RuntimeError, match=words):
             planted.run(name, bug=True, seed=seed)
         planted.run(name, bug=False, seed=seed)  # the next launch is not affected
+
+
+@pytest.mark.parametrize("name", ERRORS_IN_SOME_ORDER)
+def test_errors_in_some_order(planted: PlantedBugs, name: str) -> None:
+    found = [error for seed in SEEDS if (error := planted.error_of(name, seed)) is not None]
+    assert len(found) >= 2
+    assert all(re.search(ERRORS_IN_SOME_ORDER[name], error) for error in found)
 
 
 @pytest.mark.parametrize("sanitizer", REPORTS)
@@ -180,3 +193,12 @@ def test_launches_that_are_refused(
 def test_the_largest_launches(planted: PlantedBugs) -> None:
     planted.launch_nothing((1, 65535, 1), (1, 1, 1), 0)
     planted.launch_nothing((1, 1, 1), (1024, 1, 1), 232448)
+    planted.launch_nothing((16, 1, 1), (128, 1, 1), 232448, cluster=8)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "threads", "cluster"), [(3, 128, 2), (16, 128, 16), (8, 256, 8), (2, 96, 2), (1, 128, 0)]
+)
+def test_clusters_that_are_refused(planted: PlantedBugs, blocks: int, threads: int, cluster: int) -> None:
+    with pytest.raises(RuntimeError, match=f"invalid launch configuration: clusters of {cluster} blocks"):
+        planted.launch_nothing((blocks, 1, 1), (threads, 1, 1), 0, cluster)

@@ -148,14 +148,14 @@ def modulated_epilogue(module: ModuleType) -> None:
 def modulated_inr(module: ModuleType) -> None:
     """Every kernel: pixels that fill no tile, channels that fill no strip and no slab, two chunks of columns or one."""
     most = module.shared_limit()
-    for accurate, limit, warpgroups, sizes in (
-        (False, 227, False, (1, 140, 37, 262, 4)),
-        (False, 163, False, (1, 140, 20, 70, 2)),
-        (False, 99, False, (2, 70, 262, 262, 2)),
-        (False, 227, True, (1, 140, 37, 460, 2)),
-        (False, 227, True, (3, 70, 200, 200, 4)),
-        (True, 227, False, (2, 9, 37, 262, 4)),
-        (True, 163, False, (2, 40, 20, 70, 2)),
+    for accurate, limit, allowed, sizes in (
+        (False, 227, "0", (1, 140, 37, 262, 4)),
+        (False, 163, "0", (1, 140, 20, 70, 2)),
+        (False, 99, "0", (2, 70, 262, 262, 2)),
+        (False, 227, "modulated_inr", (1, 140, 37, 460, 2)),
+        (False, 227, "modulated_inr,clusters", (3, 70, 200, 200, 4)),
+        (True, 227, "0", (2, 9, 37, 262, 4)),
+        (True, 163, "0", (2, 40, 20, 70, 2)),
     ):
         images, pixels, channels, width, layers = sizes
         blocks, skip_from = layers // 2, int(channels != width)
@@ -163,9 +163,10 @@ def modulated_inr(module: ModuleType) -> None:
         tensors += [normal(images, channels), normal(images, layers - 1, width), normal(images, layers, width)]
         tensors += [normal(blocks, 3, width)]
         module.set_shared_limit(limit << 10)
-        os.environ["CIPS3D_WGMMA"] = str(int(warpgroups))
+        os.environ["CIPS3D_WGMMA"] = allowed
         assert module.modulated_inr_rows(DEVICE, images, pixels, width, accurate) > 0
-        assert module.modulated_inr_warpgroups(DEVICE, images, pixels, width, accurate) == warpgroups
+        assert module.modulated_inr_warpgroups(DEVICE, images, pixels, width, accurate) == (allowed != "0")
+        assert module.modulated_inr_cluster(DEVICE, images, pixels, width, accurate) == 1 + ("clusters" in allowed)
         size = module.modulated_inr_workspace(DEVICE, *sizes, blocks, accurate)
         workspace, rgb = np.empty(size, np.uint8), normal(images, pixels, 3)
         given = map(address, [*tensors, workspace, rgb])

@@ -106,7 +106,8 @@ std::vector<Counted> counted() {
   return all;
 }
 
-void launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::vector<unsigned char>& parameters) {
+void launch(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t shared,
+            const std::vector<unsigned char>& parameters) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   const Function& function = function_at(kernel);
@@ -115,11 +116,12 @@ void launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std:
                              std::to_string(parameters.size()));
   if (shared > cips3d::emulation::shared_limit())
     throw std::runtime_error(function.name + ": " + std::to_string(shared) + " bytes of shared memory");
+  if (grid.x % cluster != 0) throw std::runtime_error(function.name + ": a grid that is not made of clusters");
   Launch of = {function, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, parameters.data(), {}};
   std::mt19937 random(static_cast<unsigned>(cips3d::emulation::schedule()));
   for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) Block(of, {x, y, z}, random).run();
+      for (unsigned x = 0; x < grid.x; x += cluster) Cluster(of, cluster, {x, y, z}, random).run();
 }
 
 }  // namespace ptx

@@ -23,7 +23,9 @@ void count();
 using Counted = std::tuple<std::string, std::string, std::string, uint64_t, uint64_t, uint64_t>;
 std::vector<Counted> counted();
 
-void launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::vector<unsigned char>& parameters);
+// In clusters of so many blocks.
+void launch(const void* kernel, unsigned cluster, dim3 grid, dim3 block, size_t shared,
+            const std::vector<unsigned char>& parameters);
 
 // The arguments of a kernel as they lie in memory.
 template <class... Arguments>

@@ -29,6 +29,8 @@ Warp::Warp(Block& block_, const Function& function_, int index_, uint32_t lanes)
         case Preset::Is::kCtaid: value = of_axis(block.index, value); break;
         case Preset::Is::kNtid: value = of_axis(launch.block, value); break;
         case Preset::Is::kNctaid: value = of_axis(launch.grid, value); break;
+        case Preset::Is::kRank: value = block.rank; break;
+        case Preset::Is::kRanks: value = block.cluster.ranks; break;
         case Preset::Is::kLocal: value += reinterpret_cast<uint64_t>(&local[local.size() / kLanes * lane]); break;
         case Preset::Is::kParameters: value += reinterpret_cast<uint64_t>(launch.parameters); break;
         case Preset::Is::kShared:
@@ -50,11 +52,13 @@ void Warp::fail(const std::string& what) const {
                            std::to_string(block.index.y) + ", " + std::to_string(block.index.z) + ")");
 }
 
-void Warp::select() {
+void Warp::select(uint32_t except) {
   current_ = join_ = INT_MAX;
   active_ = 0;
   if ((alive & ~waiting_) == 0) waiting_ = 0;  // those that they waited for have returned
-  for_lanes(alive & ~waiting_, [&](int lane) { current_ = std::min(current_, at_[lane]); });
+  uint32_t candidates = alive & ~waiting_ & ~except;
+  if (candidates == 0) candidates = alive & ~waiting_;
+  for_lanes(candidates, [&](int lane) { current_ = std::min(current_, at_[lane]); });
   for_lanes(alive, [&](int lane) {
     if (at_[lane] == current_)
       active_ |= 1u << lane;
@@ -77,6 +81,8 @@ bool Warp::join_or_wait(const Instruction& instruction, uint32_t lanes) {
 }
 
 Warp::State Warp::run(int instructions) {
+  if (polls_) select(active_);
+  polls_ = false;
   for (; instructions > 0; instructions--) {
     if (alive == 0) return State::kFinished;
     const Instruction& instruction = function.code[current_];
@@ -97,7 +103,7 @@ Warp::State Warp::run(int instructions) {
       case Kind::kRetry:
         retries = false;
         instruction.run(*this, instruction, lanes);
-        if (retries) instructions = 1;  // let others go on
+        if (retries) instructions = 1, polls_ = true;  // let others go on
         break;
       case Kind::kBranch:
         if (lanes == alive) {
@@ -151,13 +157,10 @@ void Warp::run_called() {
   }
 }
 
-Block::Block(Launch& launch_, Dim3 index_, std::mt19937& random_) : launch(launch_), index(index_), random(random_) {
+Block::Block(Launch& launch_, Cluster& cluster_, unsigned rank_, Dim3 index_)
+    : launch(launch_), cluster(cluster_), rank(rank_), index(index_) {
   shared_bytes = (launch.function.shared_bytes + 127) / 128 * 128 + launch.dynamic_shared;
   shared.assign((shared_bytes + 7) / 8 + 1, kUnwritten);
-  const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
-  for (unsigned first = 0; first < threads; first += kLanes)
-    warps_.push_back(std::make_unique<Warp>(*this, launch.function, first / kLanes,
-                                            threads - first < kLanes ? (1u << (threads - first)) - 1 : ~0u));
 }
 
 unsigned char* Block::shared_at(uint64_t address, size_t bytes) {
@@ -179,17 +182,53 @@ void Block::deliver(size_t copy) {
   complete(of.barrier);
 }
 
-void Block::run() {
-  std::vector<size_t> ready(warps_.size());
-  for (size_t i = 0; i < ready.size(); i++) ready[i] = i;
-  std::vector<size_t> waiting;
+size_t Block::alive() const {
+  size_t count = 0;
+  for (const auto& warp : warps) count += warp->alive != 0;
+  return count;
+}
+
+Cluster::Cluster(Launch& launch, unsigned ranks_, Dim3 first, std::mt19937& random) : ranks(ranks_), random_(random) {
+  const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
+  for (unsigned rank = 0; rank < ranks; rank++) {
+    blocks.push_back(std::make_unique<Block>(launch, *this, rank, Dim3{first.x + rank, first.y, first.z}));
+    Block& block = *blocks.back();
+    for (unsigned i = 0; i < threads; i += kLanes)
+      block.warps.push_back(std::make_unique<Warp>(block, launch.function, i / kLanes,
+                                                   threads - i < kLanes ? (1u << (threads - i)) - 1 : ~0u));
+  }
+}
+
+// A barrier opens when the threads it counts have come; one without a count waits for all that there are.
+void Cluster::open_barriers(std::vector<Warp*>& waiting, std::vector<Warp*>& ready) {
+  for (const Warp* one : std::vector<Warp*>(waiting)) {
+    const bool of_all = one->barrier == kClusterBarrier;
+    const auto meets = [&](const Warp* other) {
+      return other->barrier == one->barrier && (of_all || &other->block == &one->block);
+    };
+    size_t here = 0, alive = of_all ? 0 : one->block.alive();
+    for (size_t i = 0; of_all && i < blocks.size(); i++) alive += blocks[i]->alive();
+    for (const Warp* other : waiting) here += meets(other);
+    if (here < (one->barrier_threads == 0 ? alive : one->barrier_threads / kLanes)) continue;
+    std::vector<Warp*> still;
+    for (Warp* other : waiting) (meets(other) ? ready : still).push_back(other);
+    waiting = still;
+    return;
+  }
+}
+
+void Cluster::run() {
+  std::vector<Warp*> ready, waiting;
+  for (const auto& block : blocks)
+    for (const auto& warp : block->warps) ready.push_back(warp.get());
   long fruitless = 0;
   while (!ready.empty()) {
-    if (!bulk_copies.empty() && random() % 4 == 0) deliver(random() % bulk_copies.size());
-    const size_t turn = random() % ready.size(), which = ready[turn];
-    Warp& warp = *warps_[which];
+    for (const auto& block : blocks)
+      if (!block->bulk_copies.empty() && random_() % 4 == 0) block->deliver(random_() % block->bulk_copies.size());
+    const size_t turn = random_() % ready.size();
+    Warp& warp = *ready[turn];
     warp.retries = false;
-    const int instructions = 1 + static_cast<int>(random() % 300);
+    const int instructions = 1 + static_cast<int>(random_() % 300);
     const Warp::State state = warp.run(instructions);
     if (warp.retries)
       fruitless++;
@@ -198,26 +237,15 @@ void Block::run() {
     if (fruitless > 20000) warp.fail("a phase that never ends");
     if (state == Warp::State::kReady) continue;
     ready.erase(ready.begin() + static_cast<ptrdiff_t>(turn));
-    if (state == Warp::State::kAtBarrier) {
-      waiting.push_back(which);
-    }
-    // A barrier opens when the threads it counts have come; one without a count waits for all that there are.
-    for (size_t w : std::vector<size_t>(waiting)) {
-      const unsigned barrier = warps_[w]->barrier, threads = warps_[w]->barrier_threads;
-      size_t here = 0, alive = 0;
-      for (const auto& one : warps_) alive += one->alive != 0;
-      for (size_t v : waiting) here += warps_[v]->barrier == barrier;
-      if (threads == 0 ? here < alive : here < threads / kLanes) continue;
-      std::vector<size_t> still;
-      for (size_t v : waiting) (warps_[v]->barrier == barrier ? ready : still).push_back(v);
-      waiting = still;
-      break;
-    }
+    if (state == Warp::State::kAtBarrier) waiting.push_back(&warp);
+    open_barriers(waiting, ready);
   }
-  if (!waiting.empty()) warps_[waiting[0]]->fail("some threads never come");
-  bool unseen = !bulk_copies.empty();
-  for (const auto& [address, barrier] : phase_barriers) unseen |= barrier.unseen;
-  if (unseen) throw std::runtime_error(launch.function.name + ": a copy that nothing waits for");
+  if (!waiting.empty()) waiting[0]->fail("some threads never come");
+  for (const auto& block : blocks) {
+    bool unseen = !block->bulk_copies.empty();
+    for (const auto& [address, barrier] : block->phase_barriers) unseen |= barrier.unseen;
+    if (unseen) throw std::runtime_error(block->launch.function.name + ": a copy that nothing waits for");
+  }
 }
 
 }  // namespace ptx

@@ -1,5 +1,5 @@
 // Runs kernels of PTX on a CPU: the threads of a warp together as far as they agree, the warps of a block by turns of
-// random length, the blocks one after the other.
+// random length, the blocks one after the other but for those of a cluster.
 #pragma once
 #include <cstring>
 #include <random>
@@ -35,15 +35,19 @@ struct BulkCopy {
 };
 
 constexpr uint64_t kSharedBase = 1024;  // what the system takes of every block's shared memory
+constexpr int kRankShift = 24;          // addresses of other blocks' shared memory have their rank + 1 above
+
+class Cluster;
 
 class Block {
  public:
-  Block(Launch& launch, Dim3 index, std::mt19937& random);
-  void run();
+  Block(Launch& launch, Cluster& cluster, unsigned rank, Dim3 index);
 
   Launch& launch;
+  Cluster& cluster;
+  const unsigned rank;
   const Dim3 index;
-  std::mt19937& random;
+  std::vector<std::unique_ptr<Warp>> warps;
   std::vector<uint64_t> shared;  // of all kinds, from kSharedBase on
   size_t shared_bytes;
   std::unordered_map<uint64_t, PhaseBarrier> phase_barriers;
@@ -51,11 +55,22 @@ class Block {
 
   void complete(uint64_t barrier);  // a phase, if nothing is left to wait for
   unsigned char* shared_at(uint64_t address, size_t bytes);
+  void deliver(size_t copy);
+  size_t alive() const;  // warps
+};
+
+class Cluster {
+ public:
+  Cluster(Launch& launch, unsigned ranks, Dim3 first, std::mt19937& random);
+  void run();
+
+  const unsigned ranks;
+  std::vector<std::unique_ptr<Block>> blocks;
 
  private:
-  void deliver(size_t copy);
+  void open_barriers(std::vector<Warp*>& waiting, std::vector<Warp*>& ready);
 
-  std::vector<std::unique_ptr<Warp>> warps_;
+  std::mt19937& random_;
 };
 
 // cp.async
@@ -118,8 +133,8 @@ class Warp {
   bool retries = false;  // what it asked for last had not come yet
 
  private:
-  // The lanes that are furthest behind go on, but for those that wait for others.
-  void select();
+  // The lanes that are furthest behind go on, but for those that wait for others; `except`: if there are no others.
+  void select(uint32_t except = 0);
   bool join_or_wait(const Instruction& instruction, uint32_t lanes);
 
   int at_[kLanes] = {};
@@ -127,6 +142,7 @@ class Warp {
   int join_ = 0;     // where the next of the others wait
   uint32_t active_ = 0;
   uint32_t waiting_ = 0;  // lanes at an instruction that others have to execute with them
+  bool polls_ = false;    // the active lanes have asked for something that may need other lanes to come
 };
 
 extern bool counting;  // transfers of memory, which takes time

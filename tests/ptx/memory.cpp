@@ -224,6 +224,28 @@ void arrive_and_expect(Warp& warp, const Instruction& i, uint32_t lanes) {
     warp.block.complete(address);
   });
 }
+// mapa: the address of the same place in another block of the cluster.
+void map_address(Warp& warp, const Instruction& i, uint32_t lanes) {
+  for_lanes(lanes, [&](int l) {
+    const auto rank = warp.get<uint32_t>(i.operands[2], l);
+    if (rank >= warp.block.cluster.blocks.size()) warp.fail("no block of that rank");
+    warp.set<uint32_t>(i.operands[0], l, warp.address(i.operands[1], l, false) | (rank + 1) << kRankShift);
+  });
+}
+void add_in_cluster(Warp& warp, const Instruction& i, uint32_t lanes) {
+  for_lanes(lanes, [&](int l) {
+    const uint64_t address = warp.address(i.operands[1], l, false), rank = address >> kRankShift;
+    Block& block = rank == 0 ? warp.block : *warp.block.cluster.blocks.at(rank - 1);
+    if (block.alive() == 0) warp.fail("a block that has ended");
+    unsigned char* at = block.shared_at(address & ((1u << kRankShift) - 1), sizeof(uint32_t));
+    if (at == nullptr) warp.fail("shared memory out of bounds");
+    uint32_t before;
+    std::memcpy(&before, at, sizeof before);
+    const uint32_t after = before + warp.get<uint32_t>(i.operands[2], l);
+    std::memcpy(at, &after, sizeof after);
+    warp.set<uint32_t>(i.operands[0], l, before);
+  });
+}
 void try_wait(Warp& warp, const Instruction& i, uint32_t lanes) {
   for_lanes(lanes, [&](int l) {
     PhaseBarrier& barrier = phases_at(warp, warp.address(i.operands[1], l, false));
@@ -242,8 +264,13 @@ void start_bulk_copy(Warp& warp, const Instruction& i, uint32_t lanes) {
     if (copy.bytes % 16 != 0 || copy.shared % 16 != 0 || copy.global % 16 != 0)
       warp.fail("addresses and bytes have to be multiples of 16");
     if (warp.block.shared_at(copy.shared, copy.bytes) == nullptr) warp.fail("shared memory out of bounds");
-    phases_at(warp, copy.barrier);
-    warp.block.bulk_copies.push_back(copy);
+    const uint32_t ranks = i.operands.size() > 4 ? warp.get<uint16_t>(i.operands[4], l) : 1u << warp.block.rank;
+    const auto& blocks = warp.block.cluster.blocks;
+    if (ranks >> blocks.size() != 0) warp.fail("no block of that rank");
+    for_lanes(ranks, [&](int rank) {
+      if (blocks[rank]->phase_barriers.count(copy.barrier) == 0) warp.fail("no barrier was initialised there");
+      blocks[rank]->bulk_copies.push_back(copy);
+    });
   });
 }
 
@@ -259,7 +286,7 @@ Handler memory_handler(const std::string& opcode) {
       {"red.shared.max.s32", atomic<int32_t, true, larger>},
       {"atom.global.max.s32", atomic<int32_t, false, larger>},
       {"red.global.max.s32", atomic<int32_t, false, larger>},
-      {"atom.acq_rel.cta.shared::cta.add.u32", atomic<uint32_t, true, sum<uint32_t>>},
+      {"atom.relaxed.cta.shared::cta.add.u32", atomic<uint32_t, true, sum<uint32_t>>},
       {"prefetch.global.L1", nothing},
       {"fence.proxy.async.shared::cta", nothing},
       {"fence.mbarrier_init.release.cluster", nothing},
@@ -276,6 +303,10 @@ Handler memory_handler(const std::string& opcode) {
       {"mbarrier.arrive.expect_tx.shared::cta.b64", arrive_and_expect},
       {"mbarrier.try_wait.parity.shared::cta.b64", try_wait},
       {"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", start_bulk_copy},
+      {"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster", start_bulk_copy},
+      {"mapa.shared::cluster.u32", map_address},
+      {"atom.relaxed.cluster.shared::cluster.add.u32", add_in_cluster},
+      {"barrier.cluster.arrive.release.aligned", nothing},
   };
   const auto known = table.find(opcode);
   return known != table.end() ? known->second : access_handler(opcode);

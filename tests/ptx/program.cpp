@@ -247,7 +247,9 @@ class Parser {
     const std::pair<const char*, Preset::Is> special[] = {{"%tid.", Preset::Is::kTid},
                                                           {"%ctaid.", Preset::Is::kCtaid},
                                                           {"%ntid.", Preset::Is::kNtid},
-                                                          {"%nctaid.", Preset::Is::kNctaid}};
+                                                          {"%nctaid.", Preset::Is::kNctaid},
+                                                          {"%cluster_ctarank", Preset::Is::kRank},
+                                                          {"%cluster_nctarank", Preset::Is::kRanks}};
     for (const auto& [start, is] : special)
       if (name.rfind(start, 0) == 0) return preset(is, name.back() - 'x');
     const size_t digits = name.find_last_not_of("0123456789") + 1;
@@ -307,7 +309,9 @@ class Parser {
         expect("]");
         instruction.operands.push_back(address);
       }
-      instruction.kind = opcode == "bar.sync"                        ? Kind::kBarrier
+      const bool of_cluster = opcode.rfind("barrier.cluster.wait", 0) == 0;
+      if (of_cluster) instruction.operands.push_back({preset(Preset::Is::kConstant, kClusterBarrier), 0});
+      instruction.kind = opcode == "bar.sync" || of_cluster          ? Kind::kBarrier
                          : opcode.rfind("mbarrier.try_wait", 0) == 0 ? Kind::kRetry
                                                                      : Kind::kPlain;
       // Arguments of a function are registers here, those of an entry lie in memory.

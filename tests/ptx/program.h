@@ -10,6 +10,7 @@
 namespace ptx {
 
 constexpr int kLanes = 32;
+constexpr uint64_t kClusterBarrier = 1 << 16;  // the number of barrier.cluster's, beside those of bar.sync
 
 class Warp;
 struct Instruction;
@@ -48,7 +49,7 @@ struct Instruction {
 
 // What the slots of a frame hold before the first instruction.
 struct Preset {
-  enum class Is { kConstant, kTid, kCtaid, kNtid, kNctaid, kParameters, kShared, kLocal } is;
+  enum class Is { kConstant, kTid, kCtaid, kNtid, kNctaid, kRank, kRanks, kParameters, kShared, kLocal } is;
   int slot;
   uint64_t value;  // the constant, the axis, or the offset
 };
