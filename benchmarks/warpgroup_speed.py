@@ -115,10 +115,10 @@ class Comparison:
     def _chosen(self) -> bool:
         module, index, volume = kernels.module_for(self.device), self.device.index or 0, VolumeSettings()
         if self.op in ("modulated_inr", CLUSTERS):
-            of_images = (1, 256**2, CIPS3DConfig().inr_width, False)
+            sizes_of_image = (1, 256**2, CIPS3DConfig().inr_width)
             if self.op == CLUSTERS:
-                return bool(module.modulated_inr_cluster(index, *of_images) > 1)
-            return bool(module.modulated_inr_warpgroups(index, *of_images))
+                return all(module.modulated_inr_cluster(index, *sizes_of_image, of) > 1 for of in (False, True))
+            return all(module.modulated_inr_warpgroups(index, *sizes_of_image, of) for of in (False, True))
         if self.op == "render_rays":
             return bool(module.render_rays_warpgroups(index, volume.samples, volume.fine, False))
         if self.op == "split_matmul":
@@ -144,12 +144,13 @@ def case_of(name: str, build: Callable[..., list[Case]], device: torch.device) -
 @torch.no_grad()
 def inr_lines(stopwatch: Stopwatch, ceilings: Ceilings, op: str) -> Lines:
     comparison = Comparison(op, stopwatch.device)
-    case = case_of("modulated_inr_fast", inr_cases, stopwatch.device)
-    run = partial(case.ours, *case.inputs)
-    for name in comparison.kinds():
-        difference = comparison.difference([run()])
-        line = result_of(stopwatch(run), work=case.forward, ceilings=ceilings, difference=difference)
-        yield f"modulated_inr_{name}_forward", line
+    cases = [case_of(name, inr_cases, stopwatch.device) for name in ("modulated_inr", "modulated_inr_fast")]
+    for kind in comparison.kinds():
+        runs = [partial(case.ours, *case.inputs) for case in cases]
+        difference = comparison.difference([run() for run in runs])
+        for case, run in zip(cases, runs, strict=True):
+            line = result_of(stopwatch(run), work=case.forward, ceilings=ceilings, difference=difference)
+            yield f"{case.name}_{kind}_forward", line
 
 
 def product_lines(stopwatch: Stopwatch, ceilings: Ceilings) -> Lines:

@@ -193,15 +193,17 @@ void consider(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t
   }
 }
 
-void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width) {
-  using Pass = WarpgroupPass;
+// a_row: as in `consider`, with clusters and without.
+template <bool kAccurate>
+void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t images, int64_t pixels, int width,
+                         double a_row_of_cluster, double a_row) {
+  using Pass = WarpgroupPass<kAccurate>;
   // Their chunks are whole ones, so of other widths they would compute more than there is.
   if (!uses_warpgroups("modulated_inr") || whole_strips(width) % kStreamColumns != 0 ||
       device.shared_block < Pass::kBytes)
     return;
   for (const int cluster : {2, 1}) {
     if (cluster > 1 && !uses_clusters()) continue;
-    const double a_row = cluster > 1 ? 0.6 : 2.0 / 3;  // predictions
     const InrPlan plan = {modulated_inr_warpgroups_kernel<Pass>,
                           Pass::kRows,
                           Pass::kSlab,
@@ -211,7 +213,7 @@ void consider_warpgroups(InrPlan& best, const DeviceLimits& device, int64_t imag
                           cluster,
                           Pass::kBytes,
                           Pass::kSkipUnits};
-    consider(best, plan, device, images, pixels, a_row);
+    consider(best, plan, device, images, pixels, cluster > 1 ? a_row_of_cluster : a_row);
   }
 }
 
@@ -221,11 +223,12 @@ InrPlan plan_inr(int64_t images, int64_t pixels, int width, bool accurate) {
   if (accurate) {
     consider<AccuratePass>(best, device, images, pixels);
     consider<SmallAccuratePass>(best, device, images, pixels);
+    consider_warpgroups<true>(best, device, images, pixels, width, 0.65, 0.9);  // predictions, like those below
   } else {
     consider<FastPass>(best, device, images, pixels);
     consider<NarrowPass>(best, device, images, pixels);  // as good as the one before, so only where that has no room
     consider<SmallPass>(best, device, images, pixels);
-    consider_warpgroups(best, device, images, pixels, width);
+    consider_warpgroups<false>(best, device, images, pixels, width, 0.6, 0.67);
   }
   return best;
 }

@@ -1,58 +1,69 @@
-// The pass of modulated_inr.h for compute capability 9.0, with float16 operands: the same arithmetic, other
-// instructions.
+// The pass of modulated_inr.h for compute capability 9.0: the same arithmetic, other instructions.
 //
 // Matrix instructions of four warps (wgmma) read both operands from shared memory and are the only ones that reach the
 // full rate there. Two warpgroups take 64 pixels each through all layers and share the weights, which one thread copies
 // in bulk. All channels of a pixel belong to the four lanes of a row: nothing but the weights is waited for together,
 // and while one of them works on activations the other one multiplies. The stages between them let one be
 // 128 input channels ahead.
+//
+// In the accurate mode high and low parts of 64 pixels take all the room. Both warpgroups have these pixels, and each
+// half of a chunk's columns: they meet wherever activations are replaced, and what is one number a pixel they put
+// together.
 #pragma once
 #include "modulated_inr.h"
 #include "warpgroup_rows.h"
 
 namespace cips3d {
 
+template <bool kAccurate>
 struct WarpgroupPass {
-  static constexpr int kSlab = 32, kStages = 5;
+  static constexpr int kParts = kAccurate ? 2 : 1, kSlab = 32 / kParts, kStages = 5;
   using Rows = WarpgroupRows<kSlab>;
-  static constexpr int kWarpgroups = 2, kGroupRows = Rows::kRows, kRows = kWarpgroups * kGroupRows;
+  static constexpr int kWarpgroups = 2, kGroupRows = Rows::kRows;
+  static constexpr int kAllRows = kWarpgroups * kGroupRows;  // of the warpgroups, those of the same pixels too
+  static constexpr int kRows = kAllRows / kParts;            // of a tile
   static constexpr int kThreads = kWarpgroups * Rows::kThreads, kWarps = kThreads / 32;
-  static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = Rows::kStageHalves;
-  static constexpr int kColumnGroups = Rows::kColumnGroups;  // of eight columns of a chunk
-  static constexpr int kSkipUnits = kInrChunks * kColumnGroups / 2 * kThreads;
+  static constexpr int kGroupHalves = kGroupRows * kInrWidth, kStageHalves = kParts * Rows::kStageHalves;
+  // Columns of a chunk that a warpgroup has, and the groups of eight that they are.
+  static constexpr int kColumns = kStreamColumns / kParts, kColumnGroups = kColumns / 8;
+  // A thread's unit of 16 bytes of skips, two rows of so many column groups: halves, or floats if accurate.
+  static constexpr int kUnitGroups = 2 / kParts, kUnits = kColumnGroups / kUnitGroups;
+  static constexpr int kSkipUnits = kInrChunks * kUnits * kThreads;
   using Stages = BulkStages<kStages, kStageHalves, kWarps, true>;
   static constexpr size_t kBytes = shared_bytes<half>(kWarpgroups * kGroupHalves) + Stages::kBytes +
-                                   4 * shared_bytes<float>(kRows) + shared_bytes<float2>(kWarpgroups * kStreamColumns) +
-                                   shared_bytes<float4>(kWarpgroups * kStreamColumns) +
-                                   shared_bytes<uint64_t>(kWarpgroups);
+                                   3 * shared_bytes<float>(kAllRows) + shared_bytes<float>(2 * kAllRows) +
+                                   shared_bytes<float2>(kWarpgroups * kColumns) +
+                                   shared_bytes<float4>(kWarpgroups * kColumns) + shared_bytes<uint64_t>(kWarpgroups);
 
-  using Sums = float[kStreamColumns / 2];   // of a chunk: [column group, r, 2], see warpgroup.h
-  using Held = uint32_t[kColumnGroups][2];  // activations of a chunk, pairs of halves of rows r
+  using Sums = float[kColumns / 2];                 // of a chunk: [column group, r, 2], see warpgroup.h
+  using Held = uint32_t[kColumnGroups][2][kParts];  // activations of a chunk, pairs of halves of rows r
 
   const InrLayers& layers;
-  Rows rows;       // of the warpgroup, kInrWidth channels
-  Stages weights;  // slabs of all layers, once more for every tile
-  float* inverse;  // [kRows] of the scales
-  float* rgb;      // [kRows, 3]
-  // Of the chunk that a warpgroup multiplies; there before its product is. From memory they would be waited for in
+  Rows rows;        // kInrWidth channels of the warpgroup's pixels; low parts kGroupHalves behind
+  Stages weights;   // slabs of all layers, once more for every tile
+  float* inverse;   // [kAllRows] of the scales
+  float* rgb;       // [kAllRows, 3]
+  float* exchange;  // [kAllRows] the largest number of a row so far, for the other warpgroup with that row
+  // Of the columns that a warpgroup multiplies; there before its product is. From memory they would be waited for in
   // every column group, since there are no registers to have them early.
-  float2* scales;       // [kWarpgroups, kStreamColumns] see InrLayers
-  float4* rgb_weight;   // [kWarpgroups, kStreamColumns]
+  float2* scales;       // [kWarpgroups, kColumns] see InrLayers
+  float4* rgb_weight;   // [kWarpgroups, kColumns]
   uint64_t* described;  // [kWarpgroups] whose phases end when both are there
-  int tile;             // of kRows pixels of an image, counted through all images
+  int before;           // tiles of all blocks, up to now
   float factor[2];      // of the scales of the thread's rows, new in this block
   float largest[2];     // of a block's output so far, of the thread's columns
 
   __device__ __forceinline__ WarpgroupPass(SharedArrays& shared, const InrLayers& given)
       : layers(given),
-        rows{shared.take<half>(kWarpgroups * kGroupHalves) + warpgroup() * kGroupHalves},
+        rows{shared.take<half>(kWarpgroups * kGroupHalves) + (kAccurate ? 0 : warpgroup() * kGroupHalves)},
         weights(shared),
-        inverse(shared.take<float>(kRows)),
-        rgb(shared.take<float>(3 * kRows)),
-        scales(shared.take<float2>(kWarpgroups * kStreamColumns)),
-        rgb_weight(shared.take<float4>(kWarpgroups * kStreamColumns)),
+        inverse(shared.take<float>(kAllRows)),
+        rgb(shared.take<float>(3 * kAllRows)),
+        exchange(shared.take<float>(kAllRows)),
+        scales(shared.take<float2>(kWarpgroups * kColumns)),
+        rgb_weight(shared.take<float4>(kWarpgroups * kColumns)),
         described(shared.take<uint64_t>(kWarpgroups)),
-        tile(0) {}
+        before(0) {}
 
   // Of slab i of all tiles.
   __device__ __forceinline__ auto copy() const {
@@ -69,16 +80,15 @@ struct WarpgroupPass {
       for (int group = 0; group < kWarpgroups; group++) phase_barrier_init(described + group, 1);
     weights.init();
     cluster_sync();
-    const int of_block = blockIdx.x, of_first = of_block - static_cast<int>(cluster_rank());
+    const int of_first = static_cast<int>(blockIdx.x - cluster_rank());
     weights.begin(of_first < tiles() ? ceil_div<int>(tiles() - of_first, gridDim.x) * layers.slabs.count : 0, copy());
 #pragma unroll 1
-    for (int ahead = 0; of_first + ahead < tiles(); ahead += gridDim.x) {
-      tile = min(of_block + ahead, tiles() - 1);
+    for (; next_tile() - static_cast<int>(cluster_rank()) < tiles(); before += gridDim.x) {
       place();
       if (layers.skip_from == 0) place_skips();
 #pragma unroll 1
       for (int layer = 0; layer < layers.products; layer++) {
-        Rows::publish();
+        publish();
         Held held;
         const bool two_chunks = layers.width > kStreamColumns;
         if (two_chunks) {
@@ -86,18 +96,19 @@ struct WarpgroupPass {
           describe(layer, 0);
           accumulate(sums, layer);
           finish<true>(sums, held, layer, 0);
-          Rows::publish();  // all its warps have read what describes the chunk, before a copy of the other proxy
-                            // replaces it
+          publish();  // all its warps have read what describes the chunk, before a copy of the other proxy replaces it
         }
         Sums sums;
         describe(layer, two_chunks);
         accumulate(sums, layer);
-        warpgroup_sync();  // all its warps have read the activations
+        meet();  // all warps have read the activations
         if (two_chunks) release(held);
         finish<false>(sums, held, layer, two_chunks);
         if (layer % 2 == 1) rescale();
       }
-      if (of_block + ahead < tiles()) store();
+      if (kAccurate) __syncthreads();  // the colours are complete
+      if (next_tile() < tiles()) store();
+      if (kAccurate) __syncthreads();  // and stored
     }
     cluster_sync();
   }
@@ -106,22 +117,56 @@ struct WarpgroupPass {
   __device__ __forceinline__ static int lane() { return Rows::lane(); }
   __device__ __forceinline__ static int warpgroup() { return threadIdx.x / Rows::kThreads; }
   __device__ __forceinline__ static int column() { return Rows::column(); }
+  // The first column group of a chunk that the warpgroup has.
+  __device__ __forceinline__ static int first_group() { return kAccurate ? warpgroup() * kColumnGroups : 0; }
+
+  // All warps with the same pixels have come.
+  __device__ __forceinline__ static void meet() { kAccurate ? __syncthreads() : warpgroup_sync(); }
+  // And what they have written is there for products; what they have read may be overwritten by bulk copies.
+  __device__ __forceinline__ static void publish() {
+    fence_for_async_reads();
+    meet();
+  }
 
   // Computed anew wherever they are needed: registers are few.
   __device__ __forceinline__ int tiles_an_image() const { return ceil_div(layers.pixels, kRows); }
   __device__ __forceinline__ int tiles() const { return layers.images * tiles_an_image(); }
-  __device__ __forceinline__ int image() const { return tile / tiles_an_image(); }
-  // Row r of the thread, 0 or 1, among those of the tile.
+  __device__ __forceinline__ int next_tile() const { return static_cast<int>(blockIdx.x) + anew(before); }
+  // Of kRows pixels of an image, counted through all images.
+  __device__ __forceinline__ int tile() const { return min(next_tile(), tiles() - 1); }
+  __device__ __forceinline__ int image() const { return tile() / tiles_an_image(); }
+  // Row r of the thread, 0 or 1, among those of all warpgroups.
   __device__ __forceinline__ static int row(int r) { return warpgroup() * kGroupRows + Rows::row(r); }
   // Where it is among the pixels of all images; negative beyond those of the image.
   __device__ __forceinline__ int64_t pixel_of(int r) const {
-    const int pixel = tile % tiles_an_image() * kRows + row(r);
+    const int pixel = tile() % tiles_an_image() * kRows + (kAccurate ? Rows::row(r) : row(r));
     return pixel < layers.pixels ? static_cast<int64_t>(image()) * layers.pixels + pixel : -1;
   }
-  // The thread's unit of two column groups.
-  __device__ __forceinline__ uint4* skips(int chunk, int pair) const {
-    return layers.skips + static_cast<int64_t>(blockIdx.x) * kSkipUnits +
-           (chunk * kColumnGroups / 2 + pair) * kThreads + threadIdx.x;
+  // The thread's units of column groups, and what they have of group j of a unit.
+  __device__ __forceinline__ uint4* skips(int chunk, int unit) const {
+    return layers.skips + static_cast<int64_t>(blockIdx.x) * kSkipUnits + (chunk * kUnits + unit) * kThreads +
+           threadIdx.x;
+  }
+  using Words = uint32_t[4];
+  __device__ __forceinline__ static float2 kept(const Words& words, int j, int r) {
+    return kAccurate ? make_float2(__uint_as_float(words[2 * r]), __uint_as_float(words[2 * r + 1]))
+                     : Operand<half>::unpack(words[2 * j + r]);
+  }
+  __device__ __forceinline__ static void keep(Words& words, int j, int r, float x, float y) {
+    if (kAccurate)
+      words[2 * r] = __float_as_uint(x), words[2 * r + 1] = __float_as_uint(y);
+    else
+      words[2 * j + r] = Operand<half>::pack(x, y);
+  }
+
+  __device__ __forceinline__ void put(int r, int n, const uint32_t (&parts)[kParts]) const {
+#pragma unroll
+    for (int part = 0; part < kParts; part++) Rows{rows.activations + part * kGroupHalves}.put(r, n, parts[part]);
+  }
+  __device__ __forceinline__ static void pack(float x, float y, uint32_t (&parts)[kParts]) {
+    uint32_t low = 0;
+    pack_activations<kAccurate>(x, y, parts[0], low);
+    if (kAccurate) parts[kParts - 1] = low;
   }
 
   // The features of a tile as the first operand, and the scales of its rows.
@@ -135,11 +180,15 @@ struct WarpgroupPass {
       float most = 0.0f;
       for (int c = lane() % 4; c < count; c += 4) most = fmaxf(most, fabsf(from[c]));
       const float scale = row_scale(largest_of_row(most));
-      for (int n = 0; n < ceil_div(layers.channels, kSlab) * kSlab / 8; n++) {
+      // With the same pixels, warpgroups take turns.
+      const int groups = ceil_div(layers.channels, kSlab) * kSlab / 8;
+      for (int n = kAccurate ? warpgroup() : 0; n < groups; n += kParts) {
         const int c = 8 * n + column();
         const float x = c < count ? scale * from[c] * modulation[c] : 0.0f;
         const float y = c + 1 < count ? scale * from[c + 1] * modulation[c + 1] : 0.0f;
-        rows.put(r, n, Operand<half>::pack(x, y));
+        uint32_t parts[kParts];
+        pack(x, y, parts);
+        put(r, n, parts);
       }
       factor[r] = 1.0f, largest[r] = 0.0f;
       if (lane() % 4 > 0) continue;
@@ -152,26 +201,27 @@ struct WarpgroupPass {
   // The features as the skip of block 0.
   __device__ __forceinline__ void place_skips() const {
 #pragma unroll 1
-    for (int pair = 0; pair < layers.width / 16; pair++) {
-      uint32_t words[2][2];  // [column group, r]
+    for (int i = 0; i < layers.width / kStreamColumns * kUnits; i++) {
+      const int chunk = i / kUnits, unit = i % kUnits;
+      const int first = chunk * kStreamColumns + 8 * (first_group() + kUnitGroups * unit) + column();
+      Words words;
 #pragma unroll
-      for (int k = 0; k < 4; k++) {
+      for (int k = 0; k < 2 * kUnitGroups; k++) {
         const int64_t pixel = pixel_of(k % 2);
-        const int count = pixel < 0 ? 0 : layers.channels, c = 8 * (2 * pair + k / 2) + column();
+        const int count = pixel < 0 ? 0 : layers.channels, c = first + k / 2 * 8;
         const float* from = layers.features + pixel * count;
         const float scale = inverse_scale(inverse[row(k % 2)]);
-        words[k / 2][k % 2] =
-            Operand<half>::pack(c < count ? scale * from[c] : 0.0f, c + 1 < count ? scale * from[c + 1] : 0.0f);
+        keep(words, k / 2, k % 2, c < count ? scale * from[c] : 0.0f, c + 1 < count ? scale * from[c + 1] : 0.0f);
       }
-      *skips(0, pair) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
+      *skips(chunk, unit) = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 
   // Starts to copy the scales and the colours' weights of a chunk, which none of the warpgroup reads any more.
   __device__ __forceinline__ void describe(int layer, int chunk) const {
-    constexpr int kScaleBytes = kStreamColumns * sizeof(float2), kColorBytes = kStreamColumns * sizeof(float4);
+    constexpr int kScaleBytes = kColumns * sizeof(float2), kColorBytes = kColumns * sizeof(float4);
     if (threadIdx.x % 128 > 0) return;
-    const int first = chunk * kStreamColumns, own = warpgroup() * kStreamColumns;
+    const int first = chunk * kStreamColumns + 8 * first_group(), own = warpgroup() * kColumns;
     uint64_t* barrier = described + warpgroup();
     phase_barrier_expect(barrier, kScaleBytes + (layers.has_rgb(layer) ? kColorBytes : 0));
     copy_bulk<kScaleBytes>(scales + own, layers.scales + layers.scales_of(image(), layer) + first, barrier);
@@ -182,7 +232,11 @@ struct WarpgroupPass {
 
   // The product of a layer, for a chunk of its columns. There are features without channels.
   __device__ __forceinline__ void accumulate(Sums& sums, int layer) {
-    rows.multiply(sums, ceil_div(layer == 0 ? layers.channels : layers.width, kSlab), weights, copy());
+    const int slabs = ceil_div(layer == 0 ? layers.channels : layers.width, kSlab);
+    if constexpr (kAccurate)
+      rows.template multiply_parts<kGroupHalves>(sums, first_group(), slabs, weights, copy());
+    else
+      rows.multiply(sums, slabs, weights, copy());
   }
 
   // What follows a product: activations for the next one, which kHold keeps in registers; skips; colours; and the
@@ -202,14 +256,14 @@ struct WarpgroupPass {
     // block has more is computed in any case. And the scales of the next group are read before the activations of this
     // one are stored, since loads never move up across stores.
     const auto scales_of = [&](int n) {
-      return *reinterpret_cast<const float4*>(scales + own * kStreamColumns + 8 * n + column());
+      return *reinterpret_cast<const float4*>(scales + own * kColumns + 8 * n + column());
     };
     const float inside[2] = {ends_block ? 1.0f : factor[0], ends_block ? 1.0f : factor[1]};
     float4 next = scales_of(0);
     float colors[2][3] = {};
     constexpr int kAhead = 4;  // units of skips on their way at a time: they come from L2
 #pragma unroll
-    for (int first = 0; first < kColumnGroups / 2; first += kAhead) {
+    for (int first = 0; first < kUnits; first += kAhead) {
       uint4 units[kAhead] = {};
       if (has_skip) {
 #pragma unroll
@@ -217,15 +271,15 @@ struct WarpgroupPass {
       }
 #pragma unroll
       for (int i = 0; i < kAhead; i++) {
-        uint32_t words[2][2] = {{units[i].x, units[i].y}, {units[i].z, units[i].w}};  // [column group, r]
+        Words words = {units[i].x, units[i].y, units[i].z, units[i].w};
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const int n = 2 * (first + i) + j;
+        for (int j = 0; j < kUnitGroups; j++) {
+          const int n = kUnitGroups * (first + i) + j;
           const float4 scale = next;
           if (n + 1 < kColumnGroups) next = scales_of(n + 1);
           float4 a = {}, b = {};
           if (colored) {
-            const float4* weight = rgb_weight + own * kStreamColumns + 8 * n + column();
+            const float4* weight = rgb_weight + own * kColumns + 8 * n + column();
             a = weight[0], b = weight[1];
           }
 #pragma unroll
@@ -233,24 +287,22 @@ struct WarpgroupPass {
             float x = sums[4 * n + 2 * r] * scale.x * inside[r], y = sums[4 * n + 2 * r + 1] * scale.z * inside[r];
             x = fmaxf(x, layers.slope * x), y = fmaxf(y, layers.slope * y);
             if (has_skip) {
-              const float2 before = Operand<half>::unpack(words[j][r]);
+              const float2 before = kept(words, j, r);
               x = fmaf(factor[r], before.x, x), y = fmaf(factor[r], before.y, y);
             }
-            words[j][r] = Operand<half>::pack(x, y);
+            keep(words, j, r, x, y);
             largest[r] = fmaxf(largest[r], fmaxf(fabsf(x), fabsf(y)));
             if (colored) {
               colors[r][0] = fmaf(x, a.x, fmaf(y, b.x, colors[r][0]));
               colors[r][1] = fmaf(x, a.y, fmaf(y, b.y, colors[r][1]));
               colors[r][2] = fmaf(x, a.z, fmaf(y, b.z, colors[r][2]));
             }
-            const uint32_t activation = Operand<half>::pack(x * scale.y, y * scale.w);
-            if (kHold)
-              held[n][r] = activation;
-            else
-              rows.put(r, chunk * kColumnGroups + n, activation);
+            uint32_t parts[kParts];
+            pack(x * scale.y, y * scale.w, kHold ? held[n][r] : parts);
+            if (!kHold) put(r, chunk * (kStreamColumns / 8) + first_group() + n, parts);
           }
         }
-        if (is_skip) *skips(chunk, first + i) = make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
+        if (is_skip) *skips(chunk, first + i) = make_uint4(words[0], words[1], words[2], words[3]);
       }
     }
     if (!ends_block) largest[0] = largest[1] = 0.0f;
@@ -269,7 +321,7 @@ struct WarpgroupPass {
 #pragma unroll
     for (int n = 0; n < kColumnGroups; n++)
 #pragma unroll
-      for (int r = 0; r < 2; r++) rows.put(r, n, held[n][r]);
+      for (int r = 0; r < 2; r++) put(r, first_group() + n, held[n][r]);
   }
 
   // Of the four lanes that share a row.
@@ -281,8 +333,18 @@ struct WarpgroupPass {
   // The scale of a block's output, applied behind the next product.
   __device__ __forceinline__ void rescale() {
 #pragma unroll
+    for (int r = 0; r < 2; r++) largest[r] = largest_of_row(largest[r]);
+    if constexpr (kAccurate) {
+#pragma unroll
+      for (int r = 0; r < 2; r++)
+        if (lane() % 4 == 0) exchange[row(r)] = largest[r];
+      __syncthreads();
+#pragma unroll
+      for (int r = 0; r < 2; r++) largest[r] = fmaxf(largest[r], exchange[row(r) ^ kGroupRows]);
+    }
+#pragma unroll
     for (int r = 0; r < 2; r++) {
-      factor[r] = row_scale(largest_of_row(largest[r]));
+      factor[r] = row_scale(largest[r]);
       largest[r] = 0.0f;
       if (lane() % 4 == 0) inverse[row(r)] *= inverse_scale(factor[r]);
     }
@@ -290,11 +352,12 @@ struct WarpgroupPass {
 
   // The colours of a tile.
   __device__ __forceinline__ void store() const {
-    if (lane() % 4 > 0) return;
+    if (lane() % 4 > 0 || (kAccurate && warpgroup() > 0)) return;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const int64_t pixel = pixel_of(r);
-      for (int c = 0; pixel >= 0 && c < 3; c++) layers.rgb[3 * pixel + c] = rgb[3 * row(r) + c];
+      for (int c = 0; pixel >= 0 && c < 3; c++)
+        layers.rgb[3 * pixel + c] = rgb[3 * row(r) + c] + (kAccurate ? rgb[3 * (kGroupRows + row(r)) + c] : 0.0f);
     }
   }
 };

@@ -133,7 +133,21 @@ __device__ __forceinline__ void wgmma_m64n128k16_f16(float (&d)[64], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()), "n"(kAdds)
       : "memory");
 }
-// Both operands in shared memory, the second one perhaps transposed.
+// Both operands in shared memory.
+template <bool kAdds>
+__device__ __forceinline__ void wgmma_m64n128k16_f16(float (&d)[64], MatrixOperand a, MatrixOperand b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "%64, %65, %66, 1, 1, 0, 0;"
+      : CIPS3D_SUMS_32(0), CIPS3D_SUMS_32(32)
+      : "l"(a.descriptor()), "l"(b.descriptor()), "n"(kAdds)
+      : "memory");
+}
+// The second one perhaps transposed.
 template <bool kAdds, bool kTransposed>
 __device__ __forceinline__ void wgmma_m64n64k16_f16(float (&d)[32], MatrixOperand a, MatrixOperand b) {
   asm volatile(

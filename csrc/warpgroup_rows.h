@@ -75,6 +75,32 @@ struct WarpgroupRows {
     if (count > 0) slabs.leave(slabs.next - 1, copy);
   }
 
+  // The accurate product, of activations whose low parts lie kLow halves behind the high ones, with `count` slabs of
+  // high parts [kSlab / 8, column groups, kCore], low parts behind them: for half of the columns, from column group
+  // `first` on. Matrix instructions round sums toward zero, a bias that grows with every step; so they add up two
+  // slabs, and ordinary additions, which round to nearest, do the rest.
+  template <int kLow, class Stages, class Copy>
+  __device__ __forceinline__ void multiply_parts(float (&sums)[kStreamColumns / 4], int first, int count, Stages& slabs,
+                                                 const Copy& copy) const {
+    static_assert(kSlab == 16, "a step");
+#pragma unroll
+    for (int i = 0; i < kStreamColumns / 4; i++) sums[i] = 0.0f;
+#pragma unroll 1
+    for (int k = 0; k < count; k += 2) {
+      float part[kStreamColumns / 4];
+      start_parts<kLow, false>(part, k, first, slabs);
+      if (k + 1 < count) {
+        start_parts<kLow, true>(part, k + 1, first, slabs);
+        wgmma_wait<1>(part);
+        slabs.leave(slabs.next - 2, copy);
+      }
+      wgmma_wait<0>(part);
+      slabs.leave(slabs.next - 1, copy);
+#pragma unroll
+      for (int i = 0; i < kStreamColumns / 4; i++) sums[i] += part[i];
+    }
+  }
+
   // To and from device memory, the warp's rows move in units of 16 bytes, eight channels of a row. Eight lanes have a
   // core matrix, 128 bytes in a row; a warp has four side by side, 64 bytes of each of eight rows: whole sectors. Which
   // column group and which row unit i of a lane is of, i < kUnits:
@@ -115,6 +141,23 @@ struct WarpgroupRows {
         cp_async_16(unit(i), from + int64_t{width} * max(min(row, rows - 1), 0) + column, row < rows ? 16 : 0);
     }
     cp_async_commit();
+  }
+
+ private:
+  // Starts the products with slab k, the next one: part begins with them or, with kAdds, goes on. Small ones first.
+  template <int kLow, bool kAdds, class Stages>
+  __device__ __forceinline__ void start_parts(float (&part)[kStreamColumns / 4], int k, int first,
+                                              Stages& slabs) const {
+    constexpr int kRowBytes = kCore * sizeof(half), kGroupStep = kRows / 8 * kRowBytes;
+    const half* slab = slabs.wait() + first * kCore;
+    slabs.next++;
+    const MatrixOperand high = matrix_operand(activations + kSlab * k * kRows, kGroupStep, kRowBytes);
+    const MatrixOperand b = matrix_operand(slab, kColumnGroups * kRowBytes, kRowBytes);
+    wgmma_fence(part);
+    wgmma_m64n128k16_f16<kAdds>(part, high.at(kLow * sizeof(half)), b);
+    wgmma_m64n128k16_f16<true>(part, high, b.at(kStageHalves * sizeof(half)));
+    wgmma_m64n128k16_f16<true>(part, high, b);
+    wgmma_commit();
   }
 };
 

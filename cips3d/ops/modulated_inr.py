@@ -48,9 +48,9 @@ def modulated_inr(
         negative_slope: of the leaky ReLU, not negative.
         precision: of the kernel's products, see `Precision`; under autocast it is "fast". Unless it is "highest", its
             operands are float16, which cannot overflow, since every pixel has a scale of its own. Plain PyTorch goes by
-            autocast and its own settings. Colours are always added up in float32. For float16 operands compute
-            capability 9.0 has a kernel of its own, for widths of 193 to 256 and of 449 to 512; the environment variable
-            CIPS3D_WGMMA=0 refuses it.
+            autocast and its own settings. Colours are always added up in float32. Compute capability
+            9.0 has kernels of its own, for widths of 193 to 256 and of 449 to 512; the environment variable
+            CIPS3D_WGMMA=0 refuses them.
         keep_activations: compute through `composed_inr`, for a backward that is quicker by a forward.
 
     Returns:

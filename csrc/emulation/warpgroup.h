@@ -124,6 +124,13 @@ void wgmma_m64n128k16_f16(float (&sums)[64], const uint32_t (&a)[4], MatrixOpera
   emulation::touch_operands(product, site);
   emulation::start_product("wgmma_m64n128k16", sums, product, site);
 }
+template <bool kAdds>
+void wgmma_m64n128k16_f16(float (&sums)[64], MatrixOperand a, MatrixOperand b,
+                          emulation::Site site = emulation::Site::here()) {
+  const emulation::StartedProduct product = {a, nullptr, b, 128, kAdds, false, false};
+  emulation::touch_operands(product, site);
+  emulation::start_product("wgmma_m64n128k16", sums, product, site);
+}
 template <bool kAdds, bool kTransposed>
 void wgmma_m64n64k16_f16(float (&sums)[32], MatrixOperand a, MatrixOperand b,
                          emulation::Site site = emulation::Site::here()) {

@@ -142,10 +142,11 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, result in warpgroup_speed.picture_lines(Watch(), ceilings):  # type: ignore[arg-type]
         results.add(name, result)
     assert list(results) == [
-        "modulated_inr_without_warpgroups_forward",
-        "modulated_inr_warpgroups_forward",
-        "modulated_inr_without_clusters_forward",
-        "modulated_inr_clusters_forward",
+        *(
+            f"modulated_inr{mode}_{kind}_forward"
+            for kind in ("without_warpgroups", "warpgroups", "without_clusters", "clusters")
+            for mode in ("", "_fast")
+        ),
         "nerf_backward_256_without_warpgroups",
         "nerf_backward_256_warpgroups",
         "split_matmul_without_warpgroups_forward",
@@ -159,7 +160,8 @@ def test_both_kinds_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert results["modulated_inr_warpgroups_forward"].difference == 0  # plain PyTorch here, twice
     others = ["0"] * 3 + ["render_rays_backward"] * 3 + ["0"] * 2 + ["split_matmul"] * 2
     others += ["0"] * 3 + ["streamed_field"] * 3
-    assert seen == ["0", "modulated_inr", "modulated_inr", "modulated_inr,clusters", *others, "0", asked]
+    of_inr = ["0", "modulated_inr", "modulated_inr", "modulated_inr,clusters"]
+    assert seen == [*(value for value in of_inr for _ in range(2)), *others, "0", asked]
     assert os.environ[warpgroup_speed.VARIABLE] == asked
     monkeypatch.delenv(warpgroup_speed.VARIABLE)
     assert warpgroup_speed.allowed() == list(warpgroup_speed.OPS)

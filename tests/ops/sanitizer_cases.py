@@ -155,6 +155,7 @@ def modulated_inr(module: ModuleType) -> None:
         (False, 227, "modulated_inr", (1, 140, 37, 460, 2)),
         (False, 227, "modulated_inr,clusters", (3, 70, 200, 200, 4)),
         (True, 227, "0", (2, 9, 37, 262, 4)),
+        (True, 227, "modulated_inr,clusters", (3, 60, 200, 200, 2)),
         (True, 163, "0", (2, 40, 20, 70, 2)),
     ):
         images, pixels, channels, width, layers = sizes
