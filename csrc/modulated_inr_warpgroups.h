@@ -96,7 +96,8 @@ struct WarpgroupPass {
           describe(layer, 0);
           accumulate(sums, layer);
           finish<true>(sums, held, layer, 0);
-          publish();  // all its warps have read what describes the chunk, before a copy of the other proxy replaces it
+          Rows::publish();  // all its warps have read what describes the chunk, before a copy of the other proxy
+                            // replaces it
         }
         Sums sums;
         describe(layer, two_chunks);
@@ -106,11 +107,10 @@ struct WarpgroupPass {
         finish<false>(sums, held, layer, two_chunks);
         if (layer % 2 == 1) rescale();
       }
-      if (kAccurate) __syncthreads();  // the colours are complete
       if (next_tile() < tiles()) store();
-      if (kAccurate) __syncthreads();  // and stored
+      if (kAccurate) __syncthreads();  // what is one number a pixel has been read, and may be written anew
     }
-    cluster_sync();
+    cluster_sync();  // no copy that this block has started is still on its way to another one
   }
 
  private:
@@ -330,7 +330,8 @@ struct WarpgroupPass {
     return fmaxf(most, __shfl_xor_sync(~0u, most, 2));
   }
 
-  // The scale of a block's output, applied behind the next product.
+  // The scale of a block's output, applied behind the next product. In the accurate mode all warps meet here: behind it
+  // the block's colours are complete.
   __device__ __forceinline__ void rescale() {
 #pragma unroll
     for (int r = 0; r < 2; r++) largest[r] = largest_of_row(largest[r]);
